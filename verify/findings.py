@@ -53,3 +53,70 @@ def verdict(findings: Iterable[Finding]) -> Verdict:
     if Status.FAILED in statuses:
         return Verdict.REFUTED
     return Verdict.VERIFIED if Status.PASSED in statuses else Verdict.UNJUDGED
+
+
+@dataclass(frozen=True)
+class PortReport:
+    """Everything that was found about one port.
+
+    Attributes:
+        error: why the port could not be judged (one line), or None.
+        first_divergence: the earliest site at which an operation is wrong by itself, or None.
+        explained_by: names of faults that explain the divergence.
+        mapping: the port's parameter name → what it is in the checkpoint.
+        logits_floors: RMS error of the logits in noise floors, or None.
+        seconds: wall time spent on this port.
+    """
+
+    name: str
+    dtype: str
+    device: str
+    weights_from: str
+    findings: tuple[Finding, ...] = ()
+    error: str | None = None
+    first_divergence: str | None = None
+    explained_by: tuple[str, ...] = ()
+    mapping: dict[str, str] = field(default_factory=dict)
+    logits_floors: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """Refuted by a finding; otherwise an error leaves it unjudged."""
+        found = verdict(self.findings)
+        if found is Verdict.VERIFIED and self.error:
+            return Verdict.UNJUDGED
+        return found
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run: a checkpoint, the ports that were judged against it, and how to repeat it.
+
+    Attributes:
+        checkpoint: ``path``, ``format``, ``config``, ``parameters``, ``files`` (name → sha256).
+        inputs: ``lengths`` and ``seed``, or ``text``/``tokens``; enough to repeat the run.
+        environment: versions and platform.
+        repeat: the command line that repeats the run.
+    """
+
+    checkpoint: dict[str, Any]
+    ports: tuple[PortReport, ...]
+    inputs: dict[str, Any]
+    environment: dict[str, Any]
+    repeat: str
+
+    @property
+    def verdict(self) -> Verdict:
+        """One refuted port refutes; all must be verified to verify; no port is no verdict."""
+        verdicts = [port.verdict for port in self.ports]
+        if Verdict.REFUTED in verdicts:
+            return Verdict.REFUTED
+        if verdicts and all(v is Verdict.VERIFIED for v in verdicts):
+            return Verdict.VERIFIED
+        return Verdict.UNJUDGED
+
+    @property
+    def exit_status(self) -> int:
+        """0 verified, 1 refuted, 2 could not judge."""
+        return {Verdict.VERIFIED: 0, Verdict.REFUTED: 1, Verdict.UNJUDGED: 2}[self.verdict]
