@@ -1,0 +1,132 @@
+"""Write a checkpoint as a Hugging Face directory, one tensor in memory at a time.
+
+The safetensors file is written by hand because the library's ``save_file`` wants every tensor at
+once, which for the 1558M model is the whole 6 GB. The layout (8 bytes of header length, JSON
+header, raw little-endian data) is the one in the README of huggingface/safetensors, "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference import Config, TensorSpec, tensor_table
+from verify.checkpoint.huggingface import stored_name
+from verify.errors import CheckpointError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def write_huggingface(
+    directory: str | Path,
+    config: Config,
+    tensors: Mapping[str, NDArray[np.float32]],
+    encoder: Path | None = None,
+    merges: Path | None = None,
+) -> None:
+    """Write ``model.safetensors``, ``config.json`` and, where given, the two vocabulary files.
+
+    The head is wte and is stored once, as transformers itself stores a tied model. Each file is
+    written under a temporary name and then renamed, ``config.json`` last, so that an interrupted
+    run leaves no directory that opens.
+
+    Args:
+        directory: made if need be; files of the same names are replaced.
+        config: sizes.
+        tensors: the names and shapes of ``reference.tensor_table``; float32; looked up once each.
+        encoder: ``encoder.json`` of OpenAI, copied to ``vocab.json``.
+        merges: ``vocab.bpe`` of OpenAI, copied to ``merges.txt``.
+
+    Raises:
+        CheckpointError: a tensor is missing, surplus, or of the wrong shape or type.
+        OSError: the directory cannot be written.
+    """
+    directory = Path(directory)
+    table = tensor_table(config)
+    if wrong := sorted(set(table) ^ set(tensors)):
+        kind = "missing" if wrong[0] in table else "surplus"
+        raise CheckpointError(f"{directory}: nothing written: {kind} tensor {wrong[0]}")
+    directory.mkdir(parents=True, exist_ok=True)
+    with _replacing(directory / "model.safetensors") as file:
+        _write_safetensors(file, directory, table, tensors)
+    for source, name in ((encoder, "vocab.json"), (merges, "merges.txt")):
+        if source is not None:
+            with _replacing(directory / name) as file, source.open("rb") as original:
+                shutil.copyfileobj(original, file)
+    end = None if encoder is None else json.loads(encoder.read_bytes()).get(END_OF_TEXT)
+    with _replacing(directory / "config.json") as file:
+        file.write((json.dumps(_config_json(config, end), indent=2) + "\n").encode())
+
+
+def _write_safetensors(
+    file: BinaryIO,
+    directory: Path,
+    table: Mapping[str, TensorSpec],
+    tensors: Mapping[str, NDArray[np.float32]],
+) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, spec in table.items():
+        end = offset + 4 * spec.size
+        header[f"transformer.{stored_name(name)}"] = {
+            "dtype": "F32",
+            "shape": list(spec.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the data aligned to 8 bytes
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name, spec in table.items():
+        value = tensors[name]
+        if value.shape != spec.shape or value.dtype != np.float32:
+            raise CheckpointError(
+                f"{directory}: nothing written: {name} is {value.dtype}{list(value.shape)}, "
+                f"should be float32{list(spec.shape)}"
+            )
+        file.write(np.ascontiguousarray(value, "<f4").data)
+
+
+def _config_json(config: Config, end_of_text: int | None) -> dict[str, object]:
+    """What transformers 4 and 5 read as a GPT2LMHeadModel; dropouts as in the released files."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "attn_pdrop": 0.1,
+        "bos_token_id": end_of_text,
+        "embd_pdrop": 0.1,
+        "eos_token_id": end_of_text,
+        "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-05,
+        "n_ctx": config.n_ctx,
+        "n_embd": config.n_embd,
+        "n_head": config.n_head,
+        "n_inner": None,
+        "n_layer": config.n_layer,
+        "n_positions": config.n_ctx,
+        "resid_pdrop": 0.1,
+        "tie_word_embeddings": True,
+        "vocab_size": config.n_vocab,
+    }
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes its name when it is complete, and is gone if it never is."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
