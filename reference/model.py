@@ -59,7 +59,7 @@ def forward(
     def w(name: str) -> Array:
         return np.asarray(weights[name], dtype)
 
-    x_TD = store(embed(tokens_T, w("wte"), w("wpe")))
+    x_TD = store(embed(tokens_T, weights["wte"], weights["wpe"], dtype))
     yield "embed", x_TD
     for layer in range(config.n_layer):
         for site, value in block(x_TD, layer, config.n_head, w, store):

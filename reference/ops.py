@@ -7,7 +7,7 @@ same formula with float32's rounding.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[np.floating]
 
@@ -80,9 +80,14 @@ def attention_mix(pattern_HTS: Array, v_HSK: Array) -> Array:
     return mix_HTK.transpose(1, 0, 2).reshape(t, h * k)
 
 
-def embed(tokens_T: NDArray[np.integer], wte_VD: Array, wpe_PD: Array) -> Array:
-    """One row for the token plus one row for the position: gpt-2 ``src/model.py:158``."""
-    return wte_VD[tokens_T] + wpe_PD[: len(tokens_T)]
+def embed(
+    tokens_T: NDArray[np.integer], wte_VD: Array, wpe_PD: Array, dtype: DTypeLike = np.float64
+) -> Array:
+    """One row for the token plus one row for the position: gpt-2 ``src/model.py:158``.
+
+    Rows are taken before they are converted, so that the table itself is never copied.
+    """
+    return wte_VD[tokens_T].astype(dtype) + wpe_PD[: len(tokens_T)].astype(dtype)
 
 
 def unembed(x_TD: Array, wte_VD: Array) -> Array:

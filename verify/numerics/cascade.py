@@ -1,0 +1,121 @@
+"""Cascaded comparison: the port's run against the oracle's own run, from the tokens on.
+
+How far may they part? As far as rounding takes them, and that is measured: the same reference,
+run in the port's precision, parts from float64 by the *noise floor* of these weights and this
+input. Both runs advance in step with the port, so that one layer is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.config import Config
+from reference.model import forward
+from reference.ops import unembed
+from verify.numerics.local import vocabulary_tiles
+from verify.numerics.precision import FLOAT32, Precision
+from verify.numerics.weights import DeclaredWeights, Widened
+from verify.sites import sites
+
+Float64 = NDArray[np.float64]
+
+#: Largest ratio of a correct port's error to the floor, by the calibration of
+#: ``scripts/calibrate.py`` (see docs/numerics.md). Set there, not by a failing test.
+LIMIT_FLOORS = 6.0
+
+
+class Lockstep:
+    """The oracle in float64 and in the port's precision, one sequence, advanced site by site."""
+
+    def __init__(
+        self,
+        config: Config,
+        weights: DeclaredWeights,
+        precision: Precision,
+        tokens_T: NDArray[np.integer],
+    ) -> None:
+        self._weights = weights
+        # Rounding noise is proportional to u, so float64's floor is float32's, scaled.
+        narrow = FLOAT32 if precision.name == "float64" else precision
+        self.scale = precision.u / narrow.u
+        self._store = narrow.round
+        self._exact = forward(Widened(weights), config, tokens_T)
+        self._noisy = forward(weights, config, tokens_T, np.float32, narrow.round)
+        self._order = {name: i for i, name in enumerate(sites(config))}
+        self._passed: dict[str, tuple[Float64, Float64]] = {}
+        self._at = -1
+
+    def value(self, name: str) -> tuple[Float64, Float64] | None:
+        """(exact value, noise) of a site; None if it was asked for out of order and is gone."""
+        target = self._order[name]
+        while self._at < target:
+            (site, exact), (_, noisy) = next(self._exact), next(self._noisy)
+            self._at = self._order[site]
+            self._passed[site] = (exact, (noisy - exact) * self.scale)
+            for old in [s for s in self._passed if self._order[s] < self._at - 14]:
+                del self._passed[old]
+        return self._passed.get(name)
+
+    def logits(self) -> Iterator[tuple[int, Float64, Float64]]:
+        """The last site in tiles: ``(first token, exact, noise)``, each [T, tile]."""
+        state = self.value("ln_f")
+        assert state is not None, "ln_f was just advanced to"
+        exact_TD, noise_TD = state
+        noisy_TD = (exact_TD + noise_TD / self.scale).astype(np.float32)
+        wte_VD = self._weights["wte"]
+        for rows in vocabulary_tiles(len(exact_TD), len(wte_VD)):
+            exact = unembed(exact_TD, np.asarray(wte_VD[rows], np.float64))
+            noisy = self._store(unembed(noisy_TD, wte_VD[rows]))
+            yield rows.start, exact, (noisy - exact) * self.scale
+
+
+@dataclass
+class CascadeScores:
+    """Squared error and squared floor of one site, channel by channel, over a whole run.
+
+    The floor of a channel is the measured noise together with the operation's own budget, so
+    that a channel whose noise happened to be small cannot make a correct port look wrong.
+    """
+
+    _error: Float64 = field(default_factory=lambda: np.zeros(0))
+    _floor: Float64 = field(default_factory=lambda: np.zeros(0))
+    _count: int = 0
+
+    def add(
+        self, error: Float64, noise: Float64, budget: Float64 | None, first: int = 0, channels: int = 0
+    ) -> None:
+        """Take in [T, F] (or [H, T, S], s ≤ t): error, noise and local budget, element by element."""
+        floor = noise**2 if budget is None else noise**2 + budget**2
+        squares = np.where(np.isfinite(error), error, np.inf) ** 2
+        if error.ndim == 3:
+            below = np.tri(*error.shape[-2:], dtype=bool)
+            squares, floor = np.where(below, squares, 0.0), np.where(below, floor, 0.0)
+            squares, floor = squares.sum(axis=(1, 2)), floor.sum(axis=(1, 2))
+        else:
+            squares, floor = squares.sum(axis=0), floor.sum(axis=0)
+        size = max(channels, first + len(squares))
+        if len(self._error) < size:
+            self._error = np.pad(self._error, (0, size - len(self._error)))
+            self._floor = np.pad(self._floor, (0, size - len(self._floor)))
+        self._error[first : first + len(squares)] += squares
+        self._floor[first : first + len(squares)] += floor
+        self._count += 1
+
+    @property
+    def seen(self) -> bool:
+        return self._count > 0
+
+    def floors(self) -> float:
+        """Error in floors: root mean over the channels of squared error / squared floor."""
+        used = self._floor > 0
+        wrong = self._error[~used] > 0
+        if wrong.any():
+            return math.inf
+        if not used.any():
+            return 0.0
+        return math.sqrt(float(np.mean(self._error[used] / self._floor[used])))

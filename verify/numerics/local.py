@@ -1,0 +1,112 @@
+"""Local comparison: what an operation should have made of the port's own input.
+
+Errors do not cascade here. Each site that the port shows is computed again by the oracle, in
+float64, from the sites that the port has shown before; the first wrong operation is the only one
+that looks wrong. Sites in between that the port does not show are bridged: they are computed too,
+with the budget that a port may have spent on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.config import Config
+from verify.numerics import budgets
+from verify.numerics.budgets import Measured
+from verify.numerics.precision import Precision
+from verify.numerics.weights import DeclaredWeights
+from verify.sites import Site, sites
+
+#: Tokens × vocabulary elements handled at a time; three float64 arrays of this size are alive.
+TILE_ELEMENTS = 1 << 21
+
+
+class NotShown(Exception):
+    """An input of the operation was not shown and cannot be bridged."""
+
+
+class LocalOracle:
+    """Expected value and budget of each site of one sequence, from what the port has shown."""
+
+    def __init__(
+        self,
+        config: Config,
+        weights: DeclaredWeights,
+        precision: Precision,
+        tokens_T: NDArray[np.integer],
+    ) -> None:
+        self._config = config
+        self._weights = weights
+        self._precision = precision
+        self._tokens_T = tokens_T
+        self._sites = sites(config)
+        self._order = {name: i for i, name in enumerate(self._sites)}
+        self._consumers: dict[str, list[str]] = {name: [] for name in self._sites}
+        for site in self._sites.values():
+            for name in site.inputs:
+                self._consumers[name].append(site.name)
+        self._shown: dict[str, Measured] = {}
+        self._seen: set[str] = set()
+
+    def show(self, name: str, value: NDArray[np.floating]) -> None:
+        """The port has shown this site: later sites are judged from it."""
+        self._shown[name] = budgets.shown(value)
+        self._seen.add(name)
+        now = self._order[name]
+        for kept in [kept for kept in self._shown if not self._needed(kept, now)]:
+            del self._shown[kept]
+
+    def expected(self, name: str, precision: Precision | None = None) -> Measured:
+        """What this site should be; raises NotShown where that cannot be known."""
+        return self._apply(self._sites[name], precision or self._precision, first=True)
+
+    def expected_logits(
+        self, precision: Precision | None = None
+    ) -> Iterator[tuple[int, Measured]]:
+        """The logits in tiles over the vocabulary: ``(first token, [T, tile])``."""
+        p = precision or self._precision
+        x = self._measure("ln_f", p)
+        wte_VD = self._weights["wte"]
+        for rows in vocabulary_tiles(len(x.value), len(wte_VD)):
+            yield rows.start, budgets.unembed(p, x, np.asarray(wte_VD[rows], np.float64))
+
+    def _needed(self, name: str, now: int) -> bool:
+        """Will a site after ``now`` read this one, itself or through sites that stay hidden?"""
+        return any(
+            self._order[consumer] > now
+            or (consumer not in self._seen and self._needed(consumer, now))
+            for consumer in self._consumers[name]
+        )
+
+    def _measure(self, name: str, p: Precision) -> Measured:
+        if name in self._shown:
+            return self._shown[name]
+        return self._apply(self._sites[name], p, first=False)
+
+    def _apply(self, site: Site, p: Precision, first: bool) -> Measured:
+        operation = budgets.OPERATIONS[site.operation]
+        if site.operation == "embed":
+            return operation(p, self._tokens_T, self._weights["wte"], self._weights["wpe"])
+        if not first and site.operation not in BRIDGED:
+            raise NotShown(site.name)
+        inputs = [self._measure(name, p) for name in site.inputs]
+        extra: list[object] = [self._weights.float64(name) for name in site.weights]
+        if site.operation in ("scores", "mix"):
+            extra = [self._config.n_head]
+        return operation(p, *inputs, *extra)
+
+
+#: Operations through which a hidden site is computed rather than given up. The others read
+#: weights or the residual stream: where their result is hidden, what follows is not judged here,
+#: because an error in them would be charged to the next operation.
+BRIDGED = ("scores", "pattern", "mix", "gelu", "add", "layer_norm")
+
+
+def vocabulary_tiles(tokens: int, n_vocab: int) -> Iterator[slice]:
+    """Slices of the vocabulary, each small enough for a tile."""
+    step = max(1, TILE_ELEMENTS // max(tokens, 1))
+    for start in range(0, n_vocab, step):
+        yield slice(start, min(start + step, n_vocab))

@@ -1,0 +1,66 @@
+"""The floating-point formats: how far apart their numbers lie, and rounding to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A format that values are kept in, and the one that sums are accumulated in.
+
+    Attributes:
+        name: ``float32`` …
+        u: unit roundoff of the stored format, 2^-p for p significant bits counting the hidden
+            one (Higham 2002, Accuracy and Stability, section 2.1): the largest relative error
+            of rounding to nearest.
+        u_sum: unit roundoff of the accumulator. CPU and GPU kernels accumulate products of
+            half-precision numbers in float32.
+        tiny: absolute error below which nothing is said. The smallest normal number, because
+            engines may flush what is smaller to zero (TensorFlow does, torch can); for float16,
+            whose subnormals are in ordinary use and not flushed, half their spacing.
+        exp_ulp: error of the exponential, in units of u; see ``budgets``.
+        largest: the largest finite number.
+    """
+
+    name: str
+    u: float
+    u_sum: float
+    tiny: float
+    exp_ulp: float
+    largest: float
+
+    def round(self, x: Floats) -> Floats:
+        """Round to this format (nearest, ties to even); the result is float32, or float64."""
+        if self.name == "float64":
+            return np.asarray(x, np.float64)
+        x = np.asarray(x, np.float32)
+        if self.name == "float16":
+            return x.astype(np.float16).astype(np.float32)
+        if self.name == "bfloat16":
+            return _round_bfloat16(x)
+        return x
+
+
+def _round_bfloat16(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Keep the upper 16 bits of a float32, rounded to nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), np.float32(np.nan), rounded.view(np.float32)).reshape(x.shape)
+
+
+# exp_ulp: torch's vectorised float32 exponential on CPU is specified to 20 units in the last place
+# (``exp_u20`` in ATen/cpu/vec), which its softmax and its fused attention use for float32 and for
+# half precision. The float64 one is SLEEF's, 1 unit; 4 covers every libm in use.
+FLOAT64 = Precision("float64", 2.0**-53, 2.0**-53, 2.0**-1022, 4, float(np.finfo(np.float64).max))
+FLOAT32 = Precision("float32", 2.0**-24, 2.0**-24, 2.0**-126, 20, float(np.finfo(np.float32).max))
+# bfloat16 has 8 significant bits with the hidden one, hence 2^-8; float16 has 11.
+BFLOAT16 = Precision("bfloat16", 2.0**-8, 2.0**-24, 2.0**-126, 20, 3.3895313892515355e38)
+FLOAT16 = Precision("float16", 2.0**-11, 2.0**-24, 2.0**-25, 20, 65504.0)
+
+PRECISIONS = {p.name: p for p in (FLOAT64, FLOAT32, BFLOAT16, FLOAT16)}

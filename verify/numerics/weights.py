@@ -1,0 +1,74 @@
+"""The checkpoint's tensors as a port in a given precision would hold them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verify.numerics.precision import Precision
+
+Array = NDArray[np.floating]
+
+
+class DeclaredWeights(Mapping[str, Array]):
+    """Checkpoint tensors after the declared cast, rounded when they are looked up.
+
+    The last few are kept, because one operation asks for its matrix more than once (the local
+    comparison, the oracle's forward pass, the floor). ``keep_bytes`` bounds what they take.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Array], precision: Precision, keep_bytes: int = 256 << 20
+    ) -> None:
+        self._tensors = tensors
+        self._precision = precision
+        self._keep_bytes = keep_bytes
+        self._kept: OrderedDict[tuple[str, type], Array] = OrderedDict()
+
+    def __getitem__(self, name: str) -> Array:
+        """The tensor in float32, every value a number of the declared format."""
+        if self._precision.name in ("float32", "float64"):
+            return self._tensors[name]
+        return self._keep((name, np.float32), lambda: self._precision.round(self._tensors[name]))
+
+    def float64(self, name: str) -> Array:
+        """The same, widened for the arithmetic."""
+        return self._keep((name, np.float64), lambda: self[name].astype(np.float64))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def _keep(self, key: tuple[str, type], make) -> Array:  # type: ignore[no-untyped-def]
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        value = make()
+        self._kept[key] = value
+        while sum(a.nbytes for a in self._kept.values()) > self._keep_bytes and len(self._kept) > 1:
+            self._kept.popitem(last=False)
+        return value
+
+
+class Widened(Mapping[str, Array]):
+    """View of ``DeclaredWeights`` for the oracle: matrices in float64, tables as they are.
+
+    The embedding tables stay in float32, because the oracle takes rows before it converts.
+    """
+
+    def __init__(self, declared: DeclaredWeights) -> None:
+        self._declared = declared
+
+    def __getitem__(self, name: str) -> Array:
+        return self._declared[name] if name in ("wte", "wpe") else self._declared.float64(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._declared)
+
+    def __len__(self) -> int:
+        return len(self._declared)
