@@ -1,0 +1,40 @@
+"""The command line that repeats a run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from verify.run import Options
+
+
+def repeat_command(checkpoint: Path | None, ports: Sequence[str], options: Options) -> str:
+    """``gpt-verify run …`` with everything that is not a default, quoted for a shell.
+
+    Args:
+        checkpoint: the directory, or None for the default checkpoint.
+        ports: port specifications as they are given on the command line.
+        options: of the run.
+    """
+    words = ["gpt-verify", "run"]
+    if checkpoint is not None:
+        words += ["--checkpoint", str(checkpoint)]
+    for port in ports:
+        words += ["--port", port]
+    defaults = {field.name: field.default for field in fields(options)}
+    for name in ("device", "dtype", "seed"):
+        value = getattr(options, name)
+        if value != defaults[name]:
+            words += [f"--{name}", str(value)]
+    for length in options.lengths or ():
+        words += ["--length", str(length)]
+    if options.tokens is not None:
+        words += ["--tokens", ",".join(str(token) for token in options.tokens)]
+    if options.text is not None:
+        # One word, so that a text that begins with a dash is not read as an option.
+        words += [f"--text={options.text}"]
+    return shlex.join(words)

@@ -1,0 +1,180 @@
+"""The report for a person: what was proved of each port, where it fails, what was not seen."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from verify.findings import Finding, PortReport, Report, Status, Verdict
+from verify.report.text import (
+    failures_by_check,
+    first_failure,
+    label,
+    not_examined,
+    number,
+    one_line,
+    ratio,
+    worst,
+)
+
+#: The table never grows wider, so that it survives a CI log and a terminal split in two.
+WIDTH = 100
+_COLOUR = {Verdict.VERIFIED: "green", Verdict.REFUTED: "bold red", Verdict.UNJUDGED: "yellow"}
+
+
+def _rating(finding: Finding | None) -> str:
+    """How near the worst site comes to its limit, and which site that is."""
+    if finding is None:
+        return "-"
+    value = ratio(finding)
+    return f"{'-' if value is None else number(value)}\n{finding.site or finding.id}"
+
+
+def _row(port: PortReport) -> list[Text]:
+    unseen = sum(f.status is Status.NOT_EXAMINED for f in port.findings)
+    floors = "-" if port.logits_floors is None else number(port.logits_floors)
+    own = "weights converted" if port.weights_from == "checkpoint" else "weights of its own"
+    return [
+        Text.assemble(one_line(port.name), "\n", (own, "dim")),
+        Text(f"{port.dtype}\n{port.device}"),
+        Text.assemble(
+            (port.verdict.value, _COLOUR[port.verdict]), "\n", port.first_divergence or ""
+        ),
+        Text(_rating(worst(port.findings, "local"))),
+        Text(_rating(worst(port.findings, "cascaded"))),
+        Text(floors),
+        Text(str(unseen)),
+    ]
+
+
+def _table(ports: Iterable[PortReport]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    # The widths add up to WIDTH with the blanks between them.
+    table.add_column("port\nweights", min_width=18, max_width=24, overflow="fold")
+    table.add_column("dtype\ndevice", width=8)
+    table.add_column("verdict\ndiverges at", width=17, overflow="fold")
+    table.add_column("worst local\nscore ÷ limit", width=17, overflow="fold")
+    table.add_column("worst cascaded\nscore ÷ limit", width=17, overflow="fold")
+    table.add_column("logits\nfloors", width=7, justify="right")
+    table.add_column("not\nseen", width=5, justify="right")
+    for port in ports:
+        table.add_row(*_row(port))
+    return table
+
+
+class _Page:
+    """Lines of text, in colour where that is wanted; what a port says is never read as markup."""
+
+    def __init__(self, width: int, colour: bool) -> None:
+        self._stream = io.StringIO()
+        self._console = Console(
+            file=self._stream,
+            width=width,
+            force_terminal=colour,
+            color_system="standard" if colour else None,
+            no_color=None if colour else True,
+            markup=False,
+            highlight=False,
+            emoji=False,
+            legacy_windows=False,
+        )
+
+    def line(self, text: str = "", style: str = "") -> None:
+        # Not wrapped: a command is to be copied, a message is to be searched for.
+        self._console.print(Text(text, style=style), soft_wrap=True)
+
+    def table(self, table: Table) -> None:
+        self._console.print(table)
+
+    def text(self) -> str:
+        return "\n".join(line.rstrip() for line in self._stream.getvalue().splitlines()) + "\n"
+
+
+def _failure(page: _Page, port: PortReport, finding: Finding, repeat: str) -> None:
+    at = f" at {finding.site}" if finding.site else ""
+    page.line()
+    page.line(f"{one_line(port.name)}: refuted{at}", style="bold red")
+    head = f"  {label(finding)}"
+    if finding.score is not None and finding.limit is not None:
+        head += f": score {number(finding.score)}, limit {number(finding.limit)}"
+    page.line(head)
+    page.line(f"  {one_line(finding.message)}")
+    if port.explained_by:
+        page.line(f"  explained by: {', '.join(port.explained_by)}")
+    page.line(f"  failed checks: {failures_by_check(port.findings)}")
+    page.line(f"  weights: {_weights(port)}")
+    page.line(f"  repeat: {repeat}")
+
+
+def _weights(port: PortReport) -> str:
+    if port.weights_from == "checkpoint":
+        return "converted from the checkpoint under test"
+    return f"the port's own, from {one_line(port.weights_from)}"
+
+
+def _heading(report: Report) -> str:
+    checkpoint, config = report.checkpoint, report.checkpoint.get("config", {})
+    sizes = ", ".join(f"{name[2:]} {value}" for name, value in config.items())
+    parameters = checkpoint.get("parameters")
+    count = f"{parameters:,} parameters" if isinstance(parameters, int) else "parameters unknown"
+    return f"checkpoint {checkpoint.get('path', '?')}: {count} ({sizes})"
+
+
+def _inputs(report: Report) -> str:
+    return "inputs: " + ", ".join(
+        f"{name} {one_line(value)}" for name, value in report.inputs.items() if value is not None
+    )
+
+
+def render(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
+    """The whole report as text.
+
+    Args:
+        report: of a finished run.
+        width: of the terminal; the table takes at most 100 columns of it.
+        colour: whether to use escape sequences.
+    """
+    page = _Page(min(width, WIDTH), colour and "NO_COLOR" not in os.environ)
+    page.line(_heading(report))
+    page.line(_inputs(report))
+    page.line()
+    page.table(_table(report.ports))
+    for port in report.ports:
+        if port.error is not None:
+            page.line()
+            page.line(f"{one_line(port.name)}: could not be judged", style="bold yellow")
+            page.line(f"  {one_line(port.error)}")
+        failure = first_failure(port)
+        if failure is not None:
+            _failure(page, port, failure, report.repeat)
+    unseen = [(port, groups) for port in report.ports if (groups := not_examined(port))]
+    if unseen:
+        page.line()
+        page.line("Not examined:", style="bold")
+    for port, groups in unseen:
+        for check, sites, why in groups:
+            where = f" at {sites}" if sites else ""
+            page.line(f"  {one_line(port.name)}: {check}{where}: {why}")
+    page.line()
+    page.line(summary(report), style=_COLOUR[report.verdict])
+    return page.text()
+
+
+def summary(report: Report) -> str:
+    """The verdict in one line."""
+    findings = [finding for port in report.ports for finding in port.findings]
+    counts = {status: sum(f.status is status for f in findings) for status in Status}
+    return (
+        f"{report.verdict.value}: {_count(len(report.ports), 'port')}, "
+        f"{_count(len(findings), 'check')}: {counts[Status.PASSED]} passed, "
+        f"{counts[Status.FAILED]} failed, {counts[Status.NOT_EXAMINED]} not examined"
+    )
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
