@@ -1,0 +1,44 @@
+"""TensorFlow, always in a process of its own.
+
+`start` begins that process; the other modules are its inside, and the main process imports none of
+them (nor TensorFlow, ever):
+
+graph.py   the published architecture as a TensorFlow 1 graph
+meta.py    the forward graph that a checkpoint's ``.meta`` may hold
+worker.py  the commands; run as ``python -m verify.tensorflow.worker``
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from verify.errors import GptVerifyError, MissingDependency, PortError
+from verify.worker import Worker
+
+#: Warnings that TensorFlow prints at every start are no news.
+_ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3"}
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def start(
+    *, error: type[GptVerifyError] = PortError, device: str = "cpu", timeout: float = 1800.0
+) -> Worker:
+    """Start a TensorFlow process (about 3 s of import, paid by its first answer).
+
+    Args:
+        error: the class of what goes wrong inside.
+        device: ``cpu``, or ``cuda`` where TensorFlow may see the GPU.
+        timeout: seconds that one answer may take.
+
+    Raises:
+        MissingDependency: TensorFlow is not installed.
+    """
+    if find_spec("tensorflow") is None:
+        raise MissingDependency("TensorFlow is not installed: pip install gpt-verify[tensorflow]")
+    return Worker(
+        "verify.tensorflow.worker",
+        label="the TensorFlow process",
+        error=error,
+        timeout=timeout,
+        environment=_ENVIRONMENT | ({} if device == "cuda" else _NO_GPU),
+    )
