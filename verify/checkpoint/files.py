@@ -1,0 +1,170 @@
+"""Files that nobody has vouched for: measured before they are read, and refused in one line."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import stat
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verify.errors import CheckpointError
+
+#: Large enough for the vocabulary of any GPT-2 and the index of any sharded one.
+LARGEST_JSON = 1 << 26
+
+
+class Malformed(ValueError):
+    """What is wrong with some bytes; ``refusal`` adds the file that they came from."""
+
+
+def refusal(path: Path, what: object) -> CheckpointError:
+    """One line, ``file: what``, however long or unprintable the offending text is."""
+    text = str(what)
+    if len(text) > 600:
+        text = f"{text[:600]} …"
+    line = f"{path}: {text}"
+    return CheckpointError("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+
+
+def listing(names: Iterable[str]) -> str:
+    """The first three, and how many more."""
+    found = list(names)
+    rest = f" … and {len(found) - 3} more" if len(found) > 3 else ""
+    return ", ".join(found[:3]) + rest
+
+
+def size_of(path: Path) -> int:
+    """Length in bytes; CheckpointError for what is missing, or is no regular file.
+
+    A pipe or a device must not be opened: it could block for ever, or never end.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise refusal(path, "no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise refusal(path, f"cannot be read: {error}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise refusal(path, "not a regular file")
+    return status.st_size
+
+
+def read_bytes(path: Path, largest: int) -> bytes:
+    """The whole of a small file; CheckpointError if it is larger than it may be."""
+    if (size := size_of(path)) > largest:
+        raise refusal(path, f"{size} bytes; at most {largest} are read")
+    try:
+        with path.open("rb") as file:
+            return file.read(largest)
+    except OSError as error:
+        raise refusal(path, f"cannot be read: {error}") from None
+
+
+def parse_json(text: bytes, floats: bool = True) -> dict[str, object]:
+    """A JSON object, strictly: no key twice, no NaN or infinity, and no fraction unless asked.
+
+    Raises:
+        Malformed: anything else.
+    """
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise Malformed(f"key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
+        return found
+
+    def not_a_number(text: str) -> object:
+        raise Malformed(f"{text} is not a number of JSON")
+
+    def fraction(text: str) -> float:
+        if not floats:
+            raise Malformed(f"{text} is not an integer")
+        return float(text)
+
+    try:
+        value = json.loads(
+            text.decode(),
+            object_pairs_hook=unique,
+            parse_constant=not_a_number,
+            parse_float=fraction,
+        )
+    except Malformed:
+        raise
+    except RecursionError:
+        raise Malformed("nested too deeply") from None
+    except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits
+        raise Malformed(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Malformed("not a JSON object")
+    return value
+
+
+def read_json(path: Path, floats: bool = True) -> dict[str, object]:
+    """``parse_json`` of a file; CheckpointError names the file and what is wrong with it."""
+    text = read_bytes(path, LARGEST_JSON)
+    if not text:
+        raise refusal(path, "the file is empty")
+    try:
+        return parse_json(text, floats)
+    except Malformed as error:
+        raise refusal(path, error) from None
+
+
+class MappedFile:
+    """A file of which read-only views are handed out without copying.
+
+    The file is mapped at the first view. When a view is no longer in use its pages are given back,
+    so that reading every tensor of a model in turn occupies the memory of one.
+
+    Raises:
+        CheckpointError: the file is missing or is no regular file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = size_of(path)
+        self._map: mmap.mmap | None = None
+
+    def view(self, offset: int, size: int) -> NDArray[np.uint8]:
+        """``size`` bytes from ``offset``: read-only uint8[size], zero-copy.
+
+        Raises:
+            CheckpointError: the file ends before, or has changed its length since it was measured.
+        """
+        if not 0 <= offset <= offset + size <= self.size:
+            end = offset + size
+            raise refusal(self.path, f"bytes {offset} … {end} lie outside its {self.size} bytes")
+        if size == 0:
+            empty = np.zeros(0, np.uint8)
+            empty.setflags(write=False)
+            return empty
+        mapped = self._mapped()
+        view = np.frombuffer(mapped, np.uint8, size, offset)
+        if hasattr(mapped, "madvise"):
+            start = offset - offset % mmap.PAGESIZE
+            # Every array made from this one keeps it as its base, so this runs after the last use;
+            # and a page that is wanted again is merely read again.
+            weakref.finalize(
+                view, mapped.madvise, mmap.MADV_DONTNEED, start, offset + size - start
+            ).atexit = False
+        return view
+
+    def _mapped(self) -> mmap.mmap:
+        try:
+            if self._map is None:
+                with self.path.open("rb") as file:
+                    if os.fstat(file.fileno()).st_size == self.size:
+                        self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
+            # Past the end of a file that has shrunk, a page fault would kill the process.
+            if self._map is None or self._map.size() != self.size:
+                raise refusal(self.path, f"is no longer {self.size} bytes long: it was changed")
+        except (OSError, ValueError) as error:
+            raise refusal(self.path, f"cannot be mapped: {error}") from None
+        return self._map

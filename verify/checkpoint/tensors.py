@@ -1,0 +1,130 @@
+"""What every format's reader shares: the lazy mapping, and the check against the tensor table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference import Config, tensor_table
+from verify.checkpoint.files import listing, refusal
+
+LAYER = re.compile(r"h(0|[1-9][0-9]{0,5})/")
+
+
+class LazyTensors(Mapping[str, NDArray[np.float32]]):
+    """Name → read-only float32 array, read at each look-up and not kept.
+
+    Args:
+        names: in the order of ``reference.tensor_table``.
+        read: reads one tensor, by the checkpoint's own name.
+    """
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], NDArray[np.float32]]) -> None:
+        self._names = dict.fromkeys(names)
+        self._read = read
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # Mapping's own would read the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a file has it: under which name, of which type and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one format writes what the table says.
+
+    Attributes:
+        stored_name: the checkpoint's own name → the file's.
+        leading_one: matrices are stored as ``[1, in, out]``.
+        dtypes: types that can be read as float32 without loss.
+        sizes: size of the config → the key of the file that states it.
+    """
+
+    stored_name: Callable[[str], str]
+    leading_one: bool
+    dtypes: tuple[str, ...]
+    sizes: Mapping[str, str]
+
+
+def check_tensors(
+    found: Mapping[str, Stored], config: Config, weights: Path, stated: Path, format: Format
+) -> None:
+    """Compare names, shapes and types with ``reference.tensor_table``, and report all differences.
+
+    Args:
+        found: the checkpoint's own name → what the file has. A tensor that is no part of a GPT-2
+            stands under the file's name.
+        weights: the file that has the tensors.
+        stated: the file that states the sizes.
+
+    Raises:
+        CheckpointError: a size disagrees with a tensor; or tensors are missing, surplus, or of the
+            wrong shape or type.
+    """
+    _check_sizes(found, config, weights, stated, format)
+    table = tensor_table(config)
+    missing = [format.stored_name(name) for name in table if name not in found]
+    surplus = [tensor.name for name, tensor in found.items() if name not in table]
+    shapes, dtypes = [], []
+    for name, spec in table.items():
+        if (tensor := found.get(name)) is None:
+            continue
+        shape = spec.stored_shape if format.leading_one else spec.shape
+        if tensor.shape != shape:
+            shapes.append(f"{tensor.name} {list(tensor.shape)} (should be {list(shape)})")
+        if tensor.dtype not in format.dtypes:
+            dtypes.append(f"{tensor.name} {tensor.dtype} (should be {' or '.join(format.dtypes)})")
+    kinds = {
+        "missing": missing,
+        "surplus": surplus,
+        "wrong shape": shapes,
+        "wrong type": dtypes,
+    }
+    if wrong := [f"{kind}: {listing(names)}" for kind, names in kinds.items() if names]:
+        raise refusal(weights, "; ".join(wrong))
+
+
+def _check_sizes(
+    found: Mapping[str, Stored], config: Config, weights: Path, stated: Path, format: Format
+) -> None:
+    """Name the size that is wrong, rather than the hundred tensors that then do not fit."""
+    for size, name, axis in (("n_vocab", "wte", 0), ("n_embd", "wte", 1), ("n_ctx", "wpe", 0)):
+        tensor = found.get(name)
+        if tensor is None or len(tensor.shape) != 2:
+            continue
+        if (value := getattr(config, size)) != tensor.shape[axis]:
+            raise refusal(
+                stated,
+                f"{format.sizes[size]} = {value}, but {tensor.name} in {weights.name} is "
+                f"{list(tensor.shape)}, which makes it {tensor.shape[axis]}",
+            )
+    layers = {int(m[1]): tensor.name for name, tensor in found.items() if (m := LAYER.match(name))}
+    if layers and (count := max(layers) + 1) != config.n_layer:
+        raise refusal(
+            stated,
+            f"{format.sizes['n_layer']} = {config.n_layer}, but the last layer in {weights.name} "
+            f"is that of {layers[count - 1]}, which makes it {count}",
+        )
