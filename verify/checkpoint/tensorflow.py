@@ -7,7 +7,6 @@ them to be; the reader is the second witness beside our own. Both work in a Tens
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -42,18 +41,19 @@ def write_openai(
 
     ``checkpoint``, ``model.ckpt.{index,meta,data-00000-of-00001}`` (the ``.meta`` holds the forward
     graph), ``hparams.json``, and where they are given ``encoder.json`` and ``vocab.bpe``. Tensors
-    are looked up one at a time. The directory appears when it is complete, or not at all.
+    are looked up one at a time. All is written beside the directory and appears when it is
+    complete, or not at all.
 
     Args:
-        directory: must not exist, or be empty.
+        directory: made if need be; files of the same names are replaced.
         config: sizes.
         tensors: float32, the names and shapes of ``reference.tensor_table``.
         encoder: the vocabulary to copy.
         merges: the byte-pair merges to copy.
 
     Raises:
-        CheckpointError: a tensor is missing, surplus, or of another shape or dtype; the directory
-            holds something already; it cannot be written.
+        CheckpointError: a tensor is missing, surplus, or of another shape or dtype; or the
+            directory cannot be written.
         MissingDependency: TensorFlow is not installed.
     """
     table = tensor_table(config)
@@ -61,7 +61,7 @@ def write_openai(
         raise CheckpointError(f"cannot write {directory}: missing tensor {missing[0]}")
     if surplus := sorted(set(tensors) - set(table)):
         raise CheckpointError(f"cannot write {directory}: unknown tensor {surplus[0]}")
-    with new_directory(directory) as partial, start(error=CheckpointError) as worker:
+    with filled_directory(directory) as partial, start(error=CheckpointError) as worker:
         worker.call("build", config=config.as_dict())
         for spec in table.values():
             worker.call("assign", as_stored(tensors[spec.name], spec), name=spec.name)
@@ -86,22 +86,22 @@ def as_stored(value: NDArray[Any], spec: TensorSpec) -> NDArray[np.float32]:
 
 
 @contextmanager
-def new_directory(directory: str | Path) -> Iterator[Path]:
-    """A place to write in that becomes ``directory`` on success and vanishes on failure.
+def filled_directory(directory: str | Path) -> Iterator[Path]:
+    """A place to write in, whose files come to lie in ``directory`` on success and vanish if not.
 
     Raises:
-        CheckpointError: ``directory`` holds something already, or cannot be written.
+        CheckpointError: it cannot be written.
     """
     final = Path(directory).absolute()
     partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
     try:
-        if final.exists() and (not final.is_dir() or any(final.iterdir())):
-            raise CheckpointError(f"{directory}: exists already and is not an empty directory")
         partial.mkdir(parents=True)
         yield partial
-        if final.exists():
-            final.rmdir()  # empty; Windows renames onto nothing else
-        os.rename(partial, final)
+        if not final.exists():
+            partial.rename(final)
+            return
+        for file in sorted(partial.iterdir()):
+            file.replace(final / file.name)
     except OSError as error:
         raise CheckpointError(f"cannot write {directory}: {error}") from error
     finally:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from reference import Config, TensorSpec, tensor_table
 from verify.checkpoint.huggingface import stored_name
+from verify.checkpoint.tensorflow import write_openai as write_openai
 from verify.errors import CheckpointError
 
 END_OF_TEXT = "<|endoftext|>"
