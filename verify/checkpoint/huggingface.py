@@ -1,13 +1,36 @@
-"""Read a Hugging Face directory: ``config.json`` and ``model.safetensors``."""
+"""Read a Hugging Face directory.
+
+The files:
+
+    config.json                 sizes, and everything that makes the function GPT-2's
+    model.safetensors           weights (or several files, or pytorch_model.bin)
+    vocab.json, merges.txt      the tokenizer, optional: OpenAI's encoder.json and vocab.bpe
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
-from verify.checkpoint import Checkpoint
+import numpy as np
 
+from reference import tensor_table
+from verify.checkpoint import Checkpoint
+from verify.checkpoint.files import refusal, size_of
+from verify.checkpoint.hf_config import SIZES, read_config
+from verify.checkpoint.hf_weights import READABLE, Weights, open_weights
+from verify.checkpoint.tensors import Format, LazyTensors, Stored, check_tensors
+
+PREFIX = "transformer."
+HEAD = "lm_head.weight"
+#: Causal masks that versions before 4.28 stored with the weights; no version reads them back.
+MASK = re.compile(r"(transformer\.)?h\.[0-9]{1,6}\.attn\.(bias|masked_bias)")
 #: OpenAI's leaf → torch's: gains and matrices are both called ``weight``.
 LEAF = {"w": "weight", "g": "weight", "b": "bias"}
+STORED = re.compile(r"(?:h\.(?P<layer>[0-9]{1,6})\.)?(?P<scope>[a-z_.0-9]+)\.(?P<leaf>weight|bias)")
+#: Bytes of the head and of wte that are compared at a time.
+PIECE = 1 << 22
 
 
 def stored_name(name: str) -> str:
@@ -24,5 +47,87 @@ def stored_name(name: str) -> str:
     return ".".join([*scopes, LEAF[leaf]])
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    raise NotImplementedError
+def own_name(stored: str) -> str | None:
+    """The inverse of ``stored_name``, with or without the prefix; None for any other name."""
+    match = STORED.fullmatch(stored.removeprefix(PREFIX))
+    if match is None:
+        return None
+    layer, scope, leaf = match["layer"], match["scope"].replace(".", "/"), match["leaf"]
+    short = "b" if leaf == "bias" else "g" if scope.startswith("ln_") else "w"
+    own = scope if scope in ("wte", "wpe") else f"{scope}/{short}"
+    own = own if layer is None else f"h{layer}/{own}"
+    # A name that merely resembles ours, such as h0.attn.c_attn.weight, must not pass for it.
+    return own if stored_name(own) == stored.removeprefix(PREFIX) else None
+
+
+FORMAT = Format(
+    stored_name=stored_name,
+    leading_one=False,
+    dtypes=READABLE,
+    sizes={size: keys[0] for size, keys in SIZES.items()},
+)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a Hugging Face directory; tensors are read when they are looked up.
+
+    A looked-up tensor is a read-only float32 array of the table's shape: a view of the mapped
+    file, or a copy where float16 or bfloat16 is widened. A stored head is compared with wte here.
+
+    Raises:
+        CheckpointError: a file is missing or damaged; ``config.json`` is not that of a GPT-2 or
+            disagrees with the tensors; a tensor is missing, surplus, or of the wrong shape or
+            type; ``lm_head.weight`` is not wte, bit for bit.
+        MissingDependency: there is nothing but ``pytorch_model.bin``, and torch is not installed.
+    """
+    path = Path(path)
+    config_json = path / "config.json"
+    config = read_config(config_json)
+    weights = open_weights(path)
+    found: dict[str, Stored] = {}
+    for name, (dtype, shape) in weights.stored.items():
+        if name == HEAD or MASK.fullmatch(name):
+            continue
+        own = own_name(name) or f"/{name}"
+        if own in found:
+            raise refusal(weights.main, f"{found[own].name} and {name} are the same tensor")
+        found[own] = Stored(name, dtype, shape)
+    check_tensors(found, config, weights.main, config_json, FORMAT)
+    if HEAD in weights.stored:
+        _check_head(weights, found["wte"].name)
+    encoder, merges = (_optional(path / name) for name in ("vocab.json", "merges.txt"))
+    tokenizer = [file for file in (encoder, merges) if file]
+    return Checkpoint(
+        path=path,
+        format="huggingface",
+        config=config,
+        tensors=LazyTensors(tensor_table(config), lambda name: weights.read(found[name].name)),
+        files=(config_json, *weights.files, *tokenizer),
+        encoder=encoder,
+        merges=merges,
+    )
+
+
+def _check_head(weights: Weights, wte: str) -> None:
+    """GPT-2's head is wte; a stored copy that differs in one bit makes it another model."""
+    head_is, wte_is = (f"{d}{list(s)}" for d, s in (weights.stored[HEAD], weights.stored[wte]))
+    if head_is != wte_is:
+        raise refusal(weights.main, f"{HEAD} is {head_is}, but {wte} is {wte_is}: not tied")
+    head, table = weights.bits(HEAD), weights.bits(wte)
+    for start in range(0, head.size, PIECE):
+        differs = head[start : start + PIECE] != table[start : start + PIECE]
+        if np.any(differs):
+            rows, columns = weights.stored[wte][1]
+            element = (start + int(np.argmax(differs))) // (head.size // (rows * columns))
+            row, column = divmod(element, columns)
+            raise refusal(
+                weights.main,
+                f"{HEAD} is not {wte} bit for bit: they first differ at [{row}, {column}]",
+            )
+
+
+def _optional(file: Path) -> Path | None:
+    if not os.path.lexists(file):
+        return None
+    size_of(file)
+    return file

@@ -1,5 +1,7 @@
 """Read OpenAI's directory, as ``download_model.py`` of openai/gpt-2 leaves it.
 
+The files:
+
     checkpoint                          which bundle to read
     model.ckpt.{index,data-…,meta}      the bundle; the graph in .meta is not needed to read it
     hparams.json                        sizes
