@@ -1,1 +1,12 @@
 """Loads the plugin in a source checkout; an installed package registers it by entry point."""
+
+import pytest
+
+import verify.plugin
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    # By hand and not by ``pytest_plugins``, which refuses a module that an entry point has already
+    # registered under another name. Registering calls the plugin's own pytest_addoption.
+    if not pluginmanager.is_registered(verify.plugin):
+        pluginmanager.register(verify.plugin, "gpt_verify")

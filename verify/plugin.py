@@ -1,0 +1,244 @@
+"""pytest plugin: each law at each site is a test with a readable id.
+
+    pytest --checkpoint DIR --port FILE.py:factory
+
+needs no test file: with ``--port`` or ``--checkpoint`` the plugin collects the tests by itself, and
+without paths nothing else is collected. A port runs once, when its first test is set up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from verify.errors import GptVerifyError
+from verify.findings import Finding, PortReport, Status, Verdict
+from verify.judge import Judge
+from verify.report.output import OutputFile
+from verify.report.text import failures_by_check, first_failure, label, number, one_line
+
+if TYPE_CHECKING:
+    from verify.checkpoint import Checkpoint
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("gpt-verify", "gpt-verify: judge ports of GPT-2")
+    group.addoption(
+        "--checkpoint",
+        metavar="DIR",
+        help="checkpoint to judge against; default: the one that ships with gpt-verify",
+    )
+    group.addoption(
+        "--port",
+        action="append",
+        metavar="SPEC",
+        help="FILE.py:factory, package.module:factory, or a built-in name (gpt-verify ports); "
+        "repeatable; default: every built-in port that is installed",
+    )
+    group.addoption(
+        "--gpt-verify-dtype", choices=("float32", "bfloat16", "float16"), default="float32"
+    )
+    group.addoption("--gpt-verify-device", choices=("cpu", "cuda"), default="cpu")
+    group.addoption(
+        "--gpt-verify-length",
+        action="append",
+        type=int,
+        metavar="N",
+        help="judge on seeded samples of this many tokens; repeatable",
+    )
+    group.addoption("--gpt-verify-seed", type=int, default=0, metavar="N")
+    group.addoption("--gpt-verify-json", metavar="OUT", help="write the JSON report")
+
+
+_JUDGE = pytest.StashKey[Judge]()
+_OUTPUT = pytest.StashKey[OutputFile]()
+
+
+def _judge(config: pytest.Config) -> Judge:
+    checkpoint, lengths = config.getoption("--checkpoint"), config.getoption("--gpt-verify-length")
+    return Judge(
+        Path(checkpoint) if checkpoint else None,
+        config.getoption("--port"),
+        device=config.getoption("--gpt-verify-device"),
+        dtype=config.getoption("--gpt-verify-dtype"),
+        seed=config.getoption("--gpt-verify-seed"),
+        lengths=tuple(lengths) if lengths else None,
+    )
+
+
+def _active(config: pytest.Config) -> bool:
+    """Whether the plugin collects tests by itself."""
+    return bool(config.getoption("--checkpoint") or config.getoption("--port"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpt_verify: a law of gpt-verify at one site of one port")
+    config.stash[_JUDGE] = _judge(config)
+    out = config.getoption("--gpt-verify-json")
+    if out is None:
+        return
+    if config.getoption("numprocesses", None):
+        raise pytest.UsageError("--gpt-verify-json: not with -n, where no process sees every port")
+    try:
+        config.stash[_OUTPUT] = OutputFile(Path(out))
+    except GptVerifyError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = session.config.stash.get(_OUTPUT, None)
+    report = session.config.stash[_JUDGE].merged()
+    if output is not None and report is not None:
+        from verify.report import json
+
+        output.write(json.render(report))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Put the ports first among what the session collects, or alone where no path was given."""
+    report = yield
+    if isinstance(collector, pytest.Session) and _active(collector.config) and report.passed:
+        ours: list[pytest.Item | pytest.Collector] = [Run.from_parent(collector, name="gpt-verify")]
+        paths = collector.config.args_source is pytest.Config.ArgsSource.ARGS
+        report.result = [*ours, *report.result] if paths else ours
+    return report
+
+
+class Run(pytest.Collector):
+    """All ports; here a checkpoint that cannot be read stops the collection, in one line."""
+
+    def collect(self) -> Iterator[pytest.Collector]:
+        judge = self.config.stash[_JUDGE]
+        try:
+            ports, expected = judge.ports(), judge.expected()
+        except GptVerifyError as error:
+            raise self.CollectError(f"gpt-verify: {one_line(error)}") from error
+        if not ports or not expected:
+            raise self.CollectError("gpt-verify: nothing to compare")
+        for port in ports:
+            yield OnePort.from_parent(self, name=port, nodeid=port, expected=expected)
+
+
+class OnePort(pytest.Collector):
+    """The checks of one port; its node id is the port's name."""
+
+    def __init__(self, *, expected: list[tuple[str, str | None]], **more: object) -> None:
+        super().__init__(**more)  # type: ignore[arg-type]  # pytest's own keyword arguments
+        self.expected = expected
+        self.add_marker(pytest.mark.gpt_verify)
+        if self.config.pluginmanager.hasplugin("xdist"):
+            self.add_marker(pytest.mark.xdist_group(name=self.name))
+
+    def collect(self) -> Iterator[pytest.Item]:
+        for check, site in self.expected:
+            name = f"{check}[{site}]" if site else check
+            yield Check.from_parent(self, name=name, check=check, site=site)
+        yield PortVerdict.from_parent(self, name="verdict")
+
+
+class _PortItem(pytest.Item):
+    """A test about one port; its setup runs the port, so that a port that breaks is an error."""
+
+    port_report: PortReport
+
+    @property
+    def port(self) -> str:
+        assert self.parent is not None
+        return self.parent.name
+
+    def setup(self) -> None:
+        try:
+            self.port_report = self.config.stash[_JUDGE].report(self.port)
+        except GptVerifyError as error:
+            pytest.fail(one_line(error), pytrace=False)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        return self.path, None, self.nodeid
+
+    def fail(self, *lines: str) -> None:
+        repeat = self.config.stash[_JUDGE].repeat(self.port)
+        pytest.fail("\n".join([*lines, f"repeat: {repeat}"]), pytrace=False)
+
+
+class Check(_PortItem):
+    """One check at one site."""
+
+    def __init__(self, *, check: str, site: str | None, **more: object) -> None:
+        super().__init__(**more)  # type: ignore[arg-type]  # pytest's own keyword arguments
+        self.check, self.site = check, site
+        self.findings: list[Finding] = []
+
+    def setup(self) -> None:
+        super().setup()
+        self.findings = [
+            finding
+            for finding in self.port_report.findings
+            if (finding.id, finding.site) == (self.check, self.site)
+        ]
+        # What was found before the port broke still counts.
+        if self.port_report.error is not None and not self.findings:
+            pytest.fail(one_line(self.port_report.error), pytrace=False)
+
+    def runtest(self) -> None:
+        if not self.findings:
+            self.fail("no finding: nothing was compared")
+        failed = [finding for finding in self.findings if finding.status is Status.FAILED]
+        if failed:
+            self.fail(*(words for finding in failed for words in _describe(finding)))
+        unseen = [f for f in self.findings if f.status is Status.NOT_EXAMINED]
+        if unseen:
+            # The name is in the reason: pytest folds skips that have the same reason into one.
+            pytest.skip(f"not examined: {self.nodeid}: {one_line(unseen[0].message)}")
+
+
+class PortVerdict(_PortItem):
+    """Fails unless the port is verified: whatever no other test shows, shows here."""
+
+    def runtest(self) -> None:
+        report = self.port_report
+        if report.verdict is Verdict.VERIFIED:
+            return
+        lines = [f"{one_line(report.name)}: {report.verdict.value}"]
+        if report.error is not None:
+            lines.append(one_line(report.error))
+        elif report.verdict is Verdict.UNJUDGED:
+            lines.append("nothing that was compared passed")
+        if report.first_divergence is not None:
+            lines.append(f"first divergence: {report.first_divergence}")
+        if report.explained_by:
+            lines.append(f"explained by: {', '.join(report.explained_by)}")
+        first = first_failure(report)
+        if first is not None:
+            lines += [f"failed checks: {failures_by_check(report.findings)}", *_describe(first)]
+        self.fail(*lines)
+
+
+def _describe(finding: Finding) -> list[str]:
+    head = label(finding)
+    if finding.score is not None and finding.limit is not None:
+        head += f": score {number(finding.score)}, limit {number(finding.limit)}"
+    return [head, one_line(finding.message)]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(pytestconfig: pytest.Config) -> Checkpoint:
+    """The checkpoint under test: ``--checkpoint``, or the one that ships with gpt-verify."""
+    return pytestconfig.stash[_JUDGE].open()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "port_report" in metafunc.fixturenames:
+        ports = metafunc.config.stash[_JUDGE].ports()
+        metafunc.parametrize("port_report", ports, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def port_report(request: pytest.FixtureRequest) -> PortReport:
+    """The report of each port under test; a test that takes it runs once for each."""
+    return request.config.stash[_JUDGE].report(request.param)
