@@ -66,6 +66,7 @@ class PortReport:
         mapping: the port's parameter name → what it is in the checkpoint.
         logits_floors: RMS error of the logits in noise floors, or None.
         seconds: wall time spent on this port.
+        exception: what ``error`` words, with its traceback; not part of any report file.
     """
 
     name: str
@@ -79,6 +80,7 @@ class PortReport:
     mapping: dict[str, str] = field(default_factory=dict)
     logits_floors: float | None = None
     seconds: float = 0.0
+    exception: Exception | None = field(default=None, compare=False, repr=False)
 
     @property
     def verdict(self) -> Verdict:

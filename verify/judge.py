@@ -1,104 +1,185 @@
-"""Runs each port once, when somebody first asks for its report."""
+"""One port, all the laws: from a spec to a report."""
 
 from __future__ import annotations
 
-import dataclasses
+import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
-from verify.errors import GptVerifyError, PortError
-from verify.findings import PortReport, Report
+from reference.config import Config
+from verify.checkpoint import Checkpoint
+from verify.checks import expected_checks
+from verify.checks.logits import Determinism, LogitsComparison
+from verify.checks.sites import SiteComparison
+from verify.checks.weights import check_tying, check_weights
+from verify.errors import GptVerifyError
+from verify.findings import Finding, PortReport, Status
+from verify.inputs import Input
+from verify.matching import Matching, match
+from verify.numerics.precision import FLOAT64, PRECISIONS
+from verify.numerics.weights import DeclaredWeights
+from verify.ports import registry
+from verify.sites import sites
 
 if TYPE_CHECKING:
-    from verify.checkpoint import Checkpoint
-    from verify.run import Options
+    from verify.ports.port import Port
 
 
-class Judge:
-    """What is asked for, and the reports of the ports that have run so far.
+class Steps(Protocol):
+    """The part of ``verify.run.Progress`` that is needed here."""
 
-    Args:
-        checkpoint: the directory, or None for the default checkpoint.
-        ports: specifications, or None for every built-in port that is installed.
-        options: keyword arguments of ``verify.run.Options``.
+    def port(self, name: str, steps: int) -> None: ...
+
+    def step(self, what: str) -> None: ...
+
+
+def judge(
+    spec: str,
+    checkpoint: Checkpoint,
+    inputs: Sequence[Input],
+    dtype: str | None,
+    device: str,
+    progress: Steps,
+) -> PortReport:
+    """Build a port, hold every law against it, and close it.
+
+    Whatever the port raises ends up in the report's ``error``, in one line, with the traceback
+    chained for ``--debug``; findings made before that are kept.
     """
-
-    def __init__(
-        self, checkpoint: Path | None, ports: Sequence[str] | None, **options: Any
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._ports = ports
-        self._options = options
-        self._reports: dict[str, Report | GptVerifyError] = {}
-
-    @property
-    def path(self) -> Path:
-        from verify.checkpoint import default_checkpoint
-
-        return self._checkpoint or default_checkpoint()
-
-    @property
-    def options(self) -> Options:
-        from verify.run import Options
-
-        return Options(**self._options)
-
-    def open(self) -> Checkpoint:
-        from verify.checkpoint import open_checkpoint
-
-        return open_checkpoint(self.path)
-
-    def ports(self) -> list[str]:
-        """Specifications, each of exactly one port."""
-        from verify.selection import default_ports, expand
-
-        given = self._ports or default_ports(self.path)[0]
-        return list(dict.fromkeys(name for spec in given for name in expand(spec)))
-
-    def expected(self) -> list[tuple[str, str | None]]:
-        from verify.checks import expected_checks
-
-        return expected_checks(self.open().config)
-
-    def report(self, port: str) -> PortReport:
-        """Run a port, the first time that it is asked for.
-
-        Raises:
-            GptVerifyError: nothing could be judged.
-        """
-        if port not in self._reports:
-            self._reports[port] = self._run(port)
-        outcome = self._reports[port]
-        if isinstance(outcome, GptVerifyError):
-            raise outcome
-        if len(outcome.ports) != 1:
-            raise PortError(f"{port}: {len(outcome.ports)} ports were judged instead of one")
-        return outcome.ports[0]
-
-    def _run(self, port: str) -> Report | GptVerifyError:
-        from verify.run import run
-
+    start = time.perf_counter()
+    work = _Work(checkpoint, inputs, progress)
+    error = name = None
+    declared, where, source = dtype or "float32", device, "checkpoint"
+    try:
+        port = registry.build(spec, checkpoint, dtype, device)  # type: ignore[arg-type]
+        name, declared, where, source = port.name, port.dtype, port.device, port.weights_from
+        progress.port(name, work.steps(port))
         try:
-            return run(self.path, [port], self.options)
-        except GptVerifyError as error:
-            return error
+            work.examine(port)
+        finally:
+            port.close()
+    except GptVerifyError as e:
+        error, work.exception = str(e), e
+    except Exception as e:
+        first = (str(e).strip().splitlines() or [""])[0]
+        error, work.exception = f"{name or spec}: {type(e).__name__}: {first}", e
+    findings = work.complete(error)
+    return PortReport(
+        name=name or spec,
+        dtype=declared,
+        device=where,
+        weights_from=source,
+        findings=tuple(findings),
+        error=error,
+        first_divergence=first_divergence(findings, checkpoint.config),
+        mapping=work.mapping,
+        logits_floors=work.logits_floors,
+        seconds=round(time.perf_counter() - start, 2),
+        exception=work.exception,
+    )
 
-    def repeat(self, port: str) -> str:
-        """The command line that judges this port again."""
-        from verify.report.repeat import repeat_command
 
-        return repeat_command(self._checkpoint, [port], self.options)
+def first_divergence(findings: Sequence[Finding], config: Config) -> str | None:
+    """The earliest site at which something is wrong by itself; else where it first shows."""
+    order = {name: i for i, name in enumerate(sites(config))}
+    failed = [f for f in findings if f.status is Status.FAILED and f.site in order]
+    own = [f for f in failed if f.id in ("architecture", "activations.local", "weights.values")]
+    return min((f.site for f in own or failed if f.site), key=order.__getitem__, default=None)
 
-    def merged(self) -> Report | None:
-        """One report of every port that has run, or None where none has."""
-        from verify.report.repeat import repeat_command
 
-        done = {k: report for k, report in self._reports.items() if isinstance(report, Report)}
-        if not done:
-            return None
-        return dataclasses.replace(
-            next(iter(done.values())),
-            ports=tuple(port for report in done.values() for port in report.ports),
-            repeat=repeat_command(self._checkpoint, list(done), self.options),
+class _Work:
+    """The state of one port's examination: what was found so far."""
+
+    def __init__(self, checkpoint: Checkpoint, inputs: Sequence[Input], progress: Steps) -> None:
+        self.checkpoint, self.inputs, self.progress = checkpoint, inputs, progress
+        self.findings: list[Finding] = []
+        self.mapping: dict[str, str] = {}
+        self.logits_floors: float | None = None
+        self.exception: Exception | None = None
+        self._why: dict[str, str] = {}
+
+    def steps(self, port: Port) -> int:
+        """How often ``progress.step`` will be called."""
+        passes = (port.activations is not None) * (1 + (port.float64 is not None))
+        return len(self.inputs) * max(1, passes * len(sites(self.checkpoint.config)))
+
+    def examine(self, port: Port) -> None:
+        """Weights, then architecture in float64, then the numbers in the declared precision."""
+        weights = DeclaredWeights(self.checkpoint.tensors, PRECISIONS[port.dtype])
+        self._weights(port, weights)
+        self._architecture(port, weights)
+        self._numbers(port, weights)
+
+    def _weights(self, port: Port, weights: DeclaredWeights) -> None:
+        if port.parameters is None:
+            self._why["weights"] = self._why["tying"] = "the port does not show its weights"
+            return
+        parameters = list(port.parameters())
+        matching: Matching = getattr(port, "matching", None) or match(
+            parameters, self.checkpoint.config, weights
         )
+        self.mapping = {p.parameter: str(p) for p in matching.placements}
+        config = self.checkpoint.config
+        self.findings += check_weights(parameters, matching, config, weights)
+        self.findings += check_tying(parameters, matching, config)
+
+    def _architecture(self, port: Port, weights: DeclaredWeights) -> None:
+        law = "architecture"
+        if port.activations is None or port.float64 is None:
+            self._why[law] = "the port cannot be run in float64 with its sites shown"
+            return
+        comparison = self._comparison(weights, FLOAT64.name, cascaded=False)
+        try:
+            with port.float64() as twin:
+                assert twin.activations is not None, "the twin shows what the port shows"
+                for item in self.inputs:
+                    comparison.begin(item.tokens)
+                    twin.activations(item.tokens, comparison)
+        except Exception as e:
+            first = (str(e).strip().splitlines() or [""])[0]
+            self._why[law] = f"the port does not run in float64: {type(e).__name__}: {first}"
+            return
+        self.findings += comparison.local_findings(law)
+
+    def _numbers(self, port: Port, weights: DeclaredWeights) -> None:
+        repeats = Determinism()
+        if port.activations is None:
+            self._why["activations"] = "the port shows nothing but logits"
+            logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
+            for item in self.inputs:
+                first = port.logits(item.tokens)
+                logits.add(item.tokens, first)
+                repeats.add(item.name, first, port.logits(item.tokens))
+                self.progress.step(item.name)
+        else:
+            comparison = self._comparison(weights, port.dtype, cascaded=True)
+            logits = comparison.logits
+            for item in self.inputs:
+                comparison.begin(item.tokens)
+                first = port.activations(item.tokens, comparison)
+                # The second run is not watched: the instrument must not change what it measures.
+                repeats.add(item.name, first, port.logits(item.tokens))
+            self.findings += comparison.local_findings("activations.local")
+            self.findings += comparison.cascaded_findings("activations.cascaded")
+        self.logits_floors = logits.floors
+        self.findings += logits.findings() + repeats.findings()
+
+    def _comparison(self, weights: DeclaredWeights, dtype: str, cascaded: bool) -> SiteComparison:
+        return SiteComparison(
+            self.checkpoint.config, weights, PRECISIONS[dtype], cascaded, self.progress.step
+        )
+
+    def complete(self, error: str | None) -> list[Finding]:
+        """Every expected check has its finding: what was not reached is named as such."""
+        found = {(f.id, f.site): f for f in self.findings}
+        complete = []
+        for check in expected_checks(self.checkpoint.config):
+            law, site = check
+            if check in found:
+                complete.append(found.pop(check))
+                continue
+            why = self._why.get(law) or self._why.get(law.split(".")[0]) or error
+            complete.append(
+                Finding(law, Status.NOT_EXAMINED, why or "this part of the run was not reached", site)
+            )
+        return complete + list(found.values())

@@ -1,0 +1,25 @@
+"""The laws. One file for each family; plain functions and visitors that return findings.
+
+Checks do not know which port they judge, and import no adapter.
+"""
+
+from __future__ import annotations
+
+from reference.config import Config
+from verify.sites import sites
+
+
+def expected_checks(config: Config) -> list[tuple[str, str | None]]:
+    """Every ``(finding id, site)`` that a run yields for each port, in the order of the report.
+
+    A port that cannot show what a check needs still yields it, as not examined.
+    """
+    every = sites(config).values()
+    checks: list[tuple[str, str | None]] = []
+    checks += [("weights.values", site.name) for site in every if site.weights]
+    checks += [("weights.accounted", None), ("weights.count", None)]
+    checks += [("tying.value", "logits"), ("tying.storage", "logits")]
+    for law in ("architecture", "activations.local", "activations.cascaded"):
+        checks += [(law, site.name) for site in every]
+    checks += [("logits", "logits"), ("determinism", None)]
+    return checks

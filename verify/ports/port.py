@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,21 @@ Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
 
-#: Called with ``(site, value)`` while the port runs. ``value`` has a batch axis first and is valid
-#: only during the call: ``[B, T, features]``, or ``[B, H, T, S]`` for scores and pattern.
-Visit = Callable[[str, Floats], None]
+
+class Visit(Protocol):
+    """Called while the port runs, once for every site that it shows, in order of computation."""
+
+    def __call__(self, site: str, value: Floats, narrowest: Dtype | None = None) -> None:
+        """``value`` is valid only during the call.
+
+        Args:
+            site: as in ``verify.sites``.
+            value: ``[B, T, features]``; ``[B, H, T, S]`` for scores and pattern.
+            narrowest: the narrowest floating format that the port was seen to use on the way
+                here from the site before, where the port can tell. A module cast to float64 may
+                still compute its softmax in float32, and is judged accordingly.
+        """
+
 
 
 @dataclass(frozen=True)

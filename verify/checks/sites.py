@@ -1,0 +1,192 @@
+"""The laws of architecture, activations and logits: every site against the oracle, as it passes.
+
+One visitor serves them all. It is handed to a port's ``activations`` and compares each tensor in
+the moment in which the port shows it: locally (the operation alone, from the port's own input) and
+cascaded (from the tokens on). Nothing is kept but sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.config import Config
+from verify.checks.logits import LogitsComparison
+from verify.findings import Finding, Status
+from verify.numerics.cascade import LIMIT_FLOORS, CascadeScores, Lockstep
+from verify.numerics.local import LocalOracle, NotShown
+from verify.numerics.precision import PRECISIONS, Precision
+from verify.numerics.scores import SiteScores
+from verify.numerics.weights import DeclaredWeights
+from verify.sites import Site, sites
+
+Tokens = NDArray[np.integer]
+Floats = NDArray[np.floating]
+
+
+class SiteComparison:
+    """Scores of every site, gathered over the inputs of one port in one precision.
+
+    Args:
+        cascaded: compare from the tokens on as well. Not needed for the float64 twin, whose
+            local comparison leaves nothing out.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        weights: DeclaredWeights,
+        precision: Precision,
+        cascaded: bool,
+        on_site: Callable[[str], None] = lambda site: None,
+    ) -> None:
+        self._config = config
+        self._weights = weights
+        self._precision = precision
+        self._cascaded = cascaded
+        self._on_site = on_site
+        self._sites = sites(config)
+        self.local = {name: SiteScores(site.heads) for name, site in self._sites.items()}
+        self.cascade = {name: CascadeScores() for name in self._sites}
+        self.wrong_shape: dict[str, str] = {}
+        self.hidden_input: dict[str, str] = {}
+        self.narrowed: dict[str, str] = {}
+        self.logits = LogitsComparison(config, weights, precision)
+        self._input = -1
+        self._oracles: list[LocalOracle] = []
+        self._locksteps: list[Lockstep] = []
+
+    def begin(self, tokens_BT: Tokens) -> None:
+        """A new input is about to run."""
+        self._input += 1
+        self.logits.begin()
+        self._tokens_BT = tokens_BT
+        self._oracles = [
+            LocalOracle(self._config, self._weights, self._precision, row) for row in tokens_BT
+        ]
+        self._locksteps = (
+            [Lockstep(self._config, self._weights, self._precision, row) for row in tokens_BT]
+            if self._cascaded
+            else []
+        )
+
+    def __call__(self, name: str, value: Floats, narrowest: str | None = None) -> None:
+        """Compare one site of the whole batch: the ``Visit`` of ``verify.ports.port``."""
+        site = self._sites[name]
+        if complaint := self._shape_complaint(site, value):
+            self.wrong_shape.setdefault(name, complaint)
+            if name == "logits":
+                self.logits.accepts(self._tokens_BT, value)
+            return
+        precision = self._precision
+        if narrowest and PRECISIONS[narrowest].u > precision.u:
+            precision = PRECISIONS[narrowest]
+            self.narrowed[name] = narrowest
+        with np.errstate(all="ignore"):  # a wrong port may overflow anything; it is scored as inf
+            for row in range(len(self._tokens_BT)):
+                if name == "logits":
+                    self._compare_logits(row, value[row], precision)
+                else:
+                    self._compare(row, name, value[row], precision)
+        self._on_site(name)
+
+    def _compare(self, row: int, name: str, value: Floats, precision: Precision) -> None:
+        oracle, budget = self._oracles[row], None
+        try:
+            expected = oracle.expected(name, precision)
+        except NotShown as hidden:
+            self.hidden_input[name] = str(hidden)
+        else:
+            budget = np.broadcast_to(expected.budget, expected.value.shape)
+            self.local[name].add(value, expected.value, budget, (self._input, row))
+        oracle.show(name, value)
+        if self._cascaded:
+            known = self._locksteps[row].value(name)
+            if known is not None:
+                exact, noise = known
+                self.cascade[name].add(np.asarray(value, np.float64) - exact, noise, budget)
+
+    def _compare_logits(self, row: int, value_TV: Floats, precision: Precision) -> None:
+        n_vocab = self._config.n_vocab
+        budgets: list[Floats] = []
+        try:
+            for first, expected in self._oracles[row].expected_logits(precision):
+                part = value_TV[:, first : first + expected.value.shape[-1]]
+                budget = np.asarray(expected.budget)
+                self.local["logits"].add(
+                    part, expected.value, budget, (self._input, row), first, n_vocab
+                )
+                budgets.append(budget.astype(np.float32))
+        except NotShown as hidden:
+            self.hidden_input["logits"] = str(hidden)
+        if self._cascaded:
+            tiles = self.logits.add_row(row, value_TV, self._locksteps[row])
+            for i, (first, error, noise) in enumerate(tiles):
+                own = budgets[i].astype(np.float64) if budgets else None
+                self.cascade["logits"].add(error, noise, own, first, n_vocab)
+
+    def _shape_complaint(self, site: Site, value: Floats) -> str | None:
+        batch, length = self._tokens_BT.shape
+        config = self._config
+        widths = {"attn.qkv": 3 * config.n_embd, "mlp.pre": 4 * config.n_embd}
+        widths |= {"mlp.act": 4 * config.n_embd, "logits": config.n_vocab}
+        if site.operation in ("scores", "pattern"):
+            shape: tuple[int, ...] = (batch, config.n_head, length, length)
+        else:
+            kind = site.name.split(".", 2)[-1]
+            shape = (batch, length, widths.get(kind, config.n_embd))
+        if value.shape != shape:
+            return f"{site.name} has shape {list(value.shape)}, should be {list(shape)}"
+        if not np.issubdtype(value.dtype, np.floating):
+            return f"{site.name} has dtype {value.dtype}, should be a floating-point type"
+        return None
+
+    def local_findings(self, law: str) -> list[Finding]:
+        """One finding for each site, by the worst of its statistics."""
+        return [self._local_finding(law, site) for site in self._sites.values()]
+
+    def _local_finding(self, law: str, site: Site) -> Finding:
+        name = site.name
+        if name in self.wrong_shape:
+            return Finding(law, Status.FAILED, self.wrong_shape[name], name)
+        scores = self.local[name]
+        statistics = scores.statistics()
+        if not statistics or scores.worst is None:
+            why = f"{name} is not shown by the port"
+            if name in self.hidden_input:
+                why = f"its input {self.hidden_input[name]} is not shown by the port"
+            return Finding(law, Status.NOT_EXAMINED, why, name)
+        worst = max(statistics, key=lambda s: s.ratio)
+        passed = worst.ratio <= 1.0
+        element = scores.worst
+        index = ", ".join(map(str, element.index))
+        message = (
+            f"{name}[{index}] = {element.got:.9g}, should be {element.expected:.9g} "
+            f"± {element.budget:.2g}"
+        )
+        if worst.name not in ("max",):
+            at = "" if worst.where is None else f" {worst.where}"
+            what = "over all" if worst.name == "rms" else f"at {worst.name}{at}"
+            message += f"; RMS score {what}: {worst.score:.3g} (limit {worst.limit:.3g})"
+        if name in self.narrowed:
+            message += f"; computed in {self.narrowed[name]}, and judged as that"
+        details = {s.name: {"score": s.score, "limit": s.limit, "at": s.where} for s in statistics}
+        details["elements"] = {"count": scores.elements}
+        status = Status.PASSED if passed else Status.FAILED
+        return Finding(law, status, message, name, worst.score, worst.limit, details)
+
+    def cascaded_findings(self, law: str) -> list[Finding]:
+        """One finding for each site: the error in noise floors."""
+        found = []
+        for name, scores in self.cascade.items():
+            if not scores.seen:
+                why = self.wrong_shape.get(name, f"{name} is not shown by the port")
+                found.append(Finding(law, Status.NOT_EXAMINED, why, name))
+                continue
+            floors = scores.floors()
+            status = Status.PASSED if floors <= LIMIT_FLOORS else Status.FAILED
+            message = f"{name}: RMS error since the tokens is {floors:.3g} noise floors"
+            found.append(Finding(law, status, message, name, floors, LIMIT_FLOORS))
+        return found

@@ -1,0 +1,144 @@
+"""The laws of weights and tying: same tensors, each once, bit for bit, and one table at both ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.config import Config
+from reference.weights import parameter_count, tensor_table
+from verify.findings import Finding, Status
+from verify.matching import Matching, Placement
+from verify.numerics.weights import DeclaredWeights
+from verify.ports.port import Parameter
+from verify.sites import site_of_weight, sites
+
+Array = NDArray[np.floating]
+
+
+def check_weights(
+    parameters: Sequence[Parameter], matching: Matching, config: Config, weights: DeclaredWeights
+) -> list[Finding]:
+    """Every tensor in its place with its value, every parameter accounted for, and their number."""
+    by_name = {parameter.name: parameter for parameter in parameters}
+    differences: dict[str, list[str]] = {}
+    compared: set[str] = set()
+    for placement in matching.placements:
+        compared.add(placement.tensor)
+        if placement.exact:
+            continue
+        at = _site(placement, config)
+        differences.setdefault(at, []).append(_difference(placement, by_name, weights))
+    for missing in matching.missing:
+        at = _reader(missing.split(" ")[0], config)
+        differences.setdefault(at, []).append(f"{missing} is nowhere in the port")
+        compared.add(missing.split(" ")[0])
+
+    found = []
+    for site in sites(config).values():
+        if not site.weights:
+            continue
+        if problems := differences.get(site.name):
+            found.append(Finding("weights.values", Status.FAILED, "; ".join(problems), site.name))
+        else:
+            names = ", ".join(site.weights)
+            message = f"{names}: equal bit for bit"
+            found.append(Finding("weights.values", Status.PASSED, message, site.name))
+    found.append(_accounted(matching))
+    found.append(_count(parameters, matching, config))
+    return found
+
+
+def check_tying(
+    parameters: Sequence[Parameter], matching: Matching, config: Config
+) -> list[Finding]:
+    """lm_head is wte: one piece of memory, hence one value."""
+    tables = [p for p in matching.placements if p.tensor == "wte"]
+    own = next((p for p in tables if p.head), None)
+    if not tables:
+        reason = "no parameter could be matched to wte"
+        return [
+            Finding(law, Status.NOT_EXAMINED, reason, "logits")
+            for law in ("tying.value", "tying.storage")
+        ]
+    if own is None:
+        names = sorted(
+            p.name for p in parameters
+            if p.storage == _storage(parameters, tables[0].parameter)
+        )
+        message = f"one table at both ends: {' is '.join(names)}"
+        return [
+            Finding("tying.value", Status.PASSED, message, "logits"),
+            Finding("tying.storage", Status.PASSED, message, "logits"),
+        ]
+    if own.exact:
+        value = Finding("tying.value", Status.PASSED, f"{own.parameter} equals wte", "logits")
+    else:
+        value = Finding(
+            "tying.value", Status.FAILED, f"{own.parameter} differs from wte: the head is not tied", "logits"
+        )
+    message = f"{own.parameter} is a matrix of its own, {tables[0].parameter} another: not tied"
+    return [value, Finding("tying.storage", Status.FAILED, message, "logits")]
+
+
+def _difference(
+    placement: Placement, by_name: dict[str, Parameter], weights: DeclaredWeights
+) -> str:
+    """Where the two differ most, in the grammar of all messages."""
+    got = by_name[placement.parameter].read()
+    expected = placement.expected(weights)
+    got = got.reshape(expected.shape)
+    unequal = (got != expected) | (np.signbit(got) != np.signbit(expected))
+    with np.errstate(invalid="ignore"):
+        error = np.abs(got.astype(np.float64) - expected)
+    error = np.where(np.isnan(error), np.inf, error)
+    at = np.unravel_index(int(np.argmax(np.where(unequal, error, -1.0))), got.shape)
+    index = ", ".join(str(int(i)) for i in at)
+    return (
+        f"{placement.parameter}[{index}] = {float(got[at]):.9g}, should be "
+        f"{float(expected[at]):.9g} (it is {placement.tensor}"
+        f"{', the head' if placement.head else ''}; {int(unequal.sum())} of {got.size} differ)"
+    )
+
+
+def _accounted(matching: Matching) -> Finding:
+    law = "weights.accounted"
+    if not matching.surplus and not matching.missing:
+        n = len(matching.placements)
+        return Finding(law, Status.PASSED, f"{n} parameters, each placed once; no tensor left over")
+    parts = []
+    if matching.surplus:
+        parts.append(f"no tensor of the checkpoint for {_some(matching.surplus)}")
+    if matching.missing:
+        parts.append(f"no parameter for {_some(matching.missing)}")
+    return Finding(law, Status.FAILED, "; ".join(parts))
+
+
+def _count(parameters: Sequence[Parameter], matching: Matching, config: Config) -> Finding:
+    sizes = {p.storage: int(np.prod(p.shape, dtype=np.int64)) for p in parameters}
+    got, expected = sum(sizes.values()), parameter_count(config)
+    status = Status.PASSED if got == expected else Status.FAILED
+    message = f"{got:,} parameters, should be {expected:,}"
+    if got - expected == tensor_table(config)["wte"].size and any(p.head for p in matching.placements):
+        message += ": the head is counted as a matrix of its own"
+    return Finding("weights.count", status, message)
+
+
+def _site(placement: Placement, config: Config) -> str:
+    return "logits" if placement.head else _reader(placement.tensor, config)
+
+
+def _reader(tensor: str, config: Config) -> str:
+    """The first site that reads a tensor."""
+    return site_of_weight(config)[tensor]
+
+
+def _storage(parameters: Sequence[Parameter], name: str) -> object:
+    return next(p.storage for p in parameters if p.name == name)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,85 @@
+"""What the ports are run on: inputs that reveal, not inputs that please."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.config import Config
+from verify.errors import UsageError
+
+Tokens = NDArray[np.int64]
+
+#: Most rows in the batch that shows every token id; beyond that the ids are sampled.
+COVERAGE_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Input:
+    """One call of a port.
+
+    Attributes:
+        name: for messages: ``length 17``, ``every token``.
+        tokens: int64[B, T].
+    """
+
+    name: str
+    tokens: Tokens
+
+
+def revealing_lengths(n_ctx: int) -> list[int]:
+    """1, 2, every power of two ± 1, and all of n_ctx: the boundaries of kernels and tables."""
+    lengths = {1, 2, n_ctx}
+    power = 4
+    while power - 1 <= n_ctx:
+        lengths |= {power - 1, power + 1}
+        power *= 2
+    return sorted(n for n in lengths if n <= n_ctx)
+
+
+def default_inputs(config: Config, seed: int) -> list[Input]:
+    """Sequences of every revealing length, a repetition, and a batch with every token id.
+
+    With all of n_ctx among the lengths, every position embedding and every attention distance
+    occurs. The batch has rows that differ; where the vocabulary does not fit into it, the ids are
+    a seeded sample with the first and the last.
+    """
+    inputs = [seeded(config, length, seed) for length in revealing_lengths(config.n_ctx)]
+    rng = np.random.default_rng([seed, config.n_vocab, 1])
+    period = max(1, min(5, config.n_ctx // 2))
+    repeated = np.resize(rng.integers(0, config.n_vocab, period), min(4 * period, config.n_ctx))
+    inputs.append(Input("repetition", repeated[None, :].astype(np.int64)))
+
+    width = min(config.n_ctx, 256)
+    rows = min(COVERAGE_ROWS, -(-config.n_vocab // width))
+    rows = max(rows, 2)
+    ids = rng.permutation(config.n_vocab)[: rows * width]
+    if len(ids) < rows * width:
+        ids = np.resize(ids, rows * width)
+    elif 0 not in ids or config.n_vocab - 1 not in ids:
+        ids[0], ids[-1] = 0, config.n_vocab - 1
+    complete = config.n_vocab <= rows * width
+    name = "every token" if complete else "sampled tokens"
+    inputs.append(Input(name, ids.reshape(rows, width).astype(np.int64)))
+    return inputs
+
+
+def seeded(config: Config, length: int, seed: int) -> Input:
+    """One sequence of random ids, the same for the same seed and length."""
+    if not 1 <= length <= config.n_ctx:
+        raise UsageError(f"length {length}: the model takes 1 … {config.n_ctx} tokens")
+    rng = np.random.default_rng([seed, length])
+    tokens = rng.integers(0, config.n_vocab, (1, length), dtype=np.int64)
+    return Input(f"length {length}", tokens)
+
+
+def given(config: Config, tokens: Sequence[int]) -> Input:
+    """The user's own ids."""
+    if not 1 <= len(tokens) <= config.n_ctx:
+        raise UsageError(f"{len(tokens)} tokens: the model takes 1 … {config.n_ctx}")
+    if bad := [t for t in tokens if not 0 <= t < config.n_vocab]:
+        raise UsageError(f"token id {bad[0]}: ids lie in 0 … {config.n_vocab - 1}")
+    return Input("given tokens", np.asarray([tokens], np.int64))

@@ -1,0 +1,150 @@
+"""``GPT2LMHeadModel`` of transformers, with weights of its own or with the checkpoint's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from reference.weights import tensor_table
+from verify.checkpoint import Checkpoint
+from verify.errors import MissingDependency, PortError
+
+if TYPE_CHECKING:
+    from verify.ports.port import Dtype
+    from verify.ports.torch_module import TorchModule
+
+Attention = Literal["eager", "sdpa"]
+
+
+def huggingface(
+    checkpoint: Checkpoint,
+    attention: Attention,
+    dtype: Dtype | None = None,
+    device: str = "cpu",
+    source: str | None = None,
+) -> TorchModule:
+    """The model of transformers as a port.
+
+    Args:
+        checkpoint: what it is judged against.
+        attention: transformers' ``attn_implementation``.
+        dtype: precision to load it in; float32 where None.
+        device: ``cpu`` or ``cuda``.
+        source: a directory or hub id whose own weights *and* configuration are loaded. None
+            converts the checkpoint's tensors.
+
+    Raises:
+        MissingDependency: transformers or torch is not installed.
+        PortError: the source cannot be loaded, or its sizes are not the checkpoint's.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as e:
+        raise MissingDependency(
+            f"{e.name} is not installed: pip install 'gpt-verify[torch]'"
+        ) from None
+    from verify.ports.torch_module import TorchModule
+
+    options: dict[str, Any] = {
+        "attn_implementation": attention,
+        "dtype": getattr(torch, dtype or "float32"),
+    }
+    with _quiet(transformers):
+        if source is None:
+            config = transformers.GPT2Config(**_sizes(checkpoint))
+            model = transformers.GPT2LMHeadModel.from_pretrained(
+                None, config=config, state_dict=_state_dict(checkpoint), **options
+            )
+        else:
+            model = _load(transformers, source, options)
+            _same_sizes(model.config, checkpoint, source)
+    return TorchModule(
+        model,
+        checkpoint,
+        name=f"huggingface-{attention}" if source is None else f"huggingface-{attention}={source}",
+        dtype=dtype or "float32",
+        device=device,
+        weights_from="checkpoint" if source is None else source,
+        call=lambda module, ids: module(ids, use_cache=False),
+    )
+
+
+def parameter_name(tensor: str) -> str:
+    """``h0/attn/c_attn/w`` → ``transformer.h.0.attn.c_attn.weight``."""
+    *scope, leaf = tensor.split("/")
+    if not scope:
+        return f"transformer.{leaf}.weight"
+    if scope[0] != "ln_f":
+        scope[:1] = ["h", scope[0].removeprefix("h")]
+    return ".".join(["transformer", *scope, "bias" if leaf == "b" else "weight"])
+
+
+def _state_dict(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A copy of every tensor: the port's memory is its own, and the checkpoint's stays as it is."""
+    import torch
+
+    return {
+        parameter_name(name): torch.from_numpy(np.array(checkpoint.tensors[name]))
+        for name in tensor_table(checkpoint.config)
+    }
+
+
+def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    sizes = checkpoint.config.as_dict()
+    return {
+        "vocab_size": sizes["n_vocab"],
+        "n_positions": sizes["n_ctx"],
+        "n_embd": sizes["n_embd"],
+        "n_head": sizes["n_head"],
+        "n_layer": sizes["n_layer"],
+        # The ids that the defaults name do not exist in a small vocabulary.
+        "bos_token_id": sizes["n_vocab"] - 1,
+        "eos_token_id": sizes["n_vocab"] - 1,
+    }
+
+
+def _load(transformers: Any, source: str, options: dict[str, Any]) -> Any:
+    is_directory = os.path.isdir(source)
+    if not is_directory and source.startswith((".", "/", "~")):
+        raise PortError(f"{source}: no such directory")
+    try:
+        model, report = transformers.GPT2LMHeadModel.from_pretrained(
+            source, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as e:
+        reason = str(e).strip().splitlines()[0]
+        kind = "cannot be loaded" if is_directory else "cannot be loaded from the hub"
+        raise PortError(f"huggingface={source}: {kind}: {reason}") from e
+    for problem in ("missing_keys", "mismatched_keys"):
+        if names := sorted(map(str, report.get(problem, ()))):
+            # transformers fills these with random numbers and goes on.
+            raise PortError(f"huggingface={source}: {problem.replace('_', ' ')}: {', '.join(names[:3])}")
+    return model
+
+
+def _same_sizes(config: Any, checkpoint: Checkpoint, source: str) -> None:
+    for key, size in _sizes(checkpoint).items():
+        if key.endswith("_token_id"):
+            continue
+        if (own := getattr(config, key, None)) != size:
+            raise PortError(f"huggingface={source}: {key} is {own}, the checkpoint's is {size}")
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No progress bars or warnings of transformers' own while it loads; as before afterwards."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()

@@ -1,0 +1,198 @@
+"""From what a user writes after ``--port`` to ports that can be run."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from verify.checkpoint import Checkpoint
+from verify.errors import GptVerifyError, MissingDependency, PortError, UsageError
+
+if TYPE_CHECKING:
+    from verify.ports.port import Dtype, Port
+
+
+@dataclass(frozen=True)
+class PortInfo:
+    """A built-in port.
+
+    Attributes:
+        name: what ``--port`` takes.
+        summary: one line.
+        missing: why it cannot be used here, or None.
+    """
+
+    name: str
+    summary: str
+    missing: str | None
+
+
+Build = Callable[[Checkpoint, "Dtype | None", str], "Port"]
+
+
+def _openai_tf(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
+    from verify.ports.openai_tf import openai_tf
+
+    if dtype not in (None, "float32"):
+        raise PortError(f"openai-tf: computes in float32; {dtype} was asked for")
+    return openai_tf(checkpoint)
+
+
+def _huggingface(attention: str) -> Build:
+    def build(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
+        from verify.ports.huggingface import huggingface
+
+        return huggingface(checkpoint, attention, dtype, device)  # type: ignore[arg-type]
+
+    return build
+
+
+#: name → (summary, packages that it needs, how to build it)
+_BUILTIN: dict[str, tuple[str, tuple[str, ...], Build]] = {
+    "openai-tf": (
+        "the published architecture as a TensorFlow graph, restored by TensorFlow's Saver",
+        ("tensorflow",),
+        _openai_tf,
+    ),
+    "huggingface-eager": (
+        "transformers' GPT2LMHeadModel, attention written out",
+        ("torch", "transformers"),
+        _huggingface("eager"),
+    ),
+    "huggingface-sdpa": (
+        "transformers' GPT2LMHeadModel, torch's fused attention",
+        ("torch", "transformers"),
+        _huggingface("sdpa"),
+    ),
+}
+_EXTRA = {"tensorflow": "tensorflow", "torch": "torch", "transformers": "torch"}
+
+
+def builtin_ports() -> list[PortInfo]:
+    """Every built-in port, without importing what it needs."""
+    found = []
+    for name, (summary, packages, _) in _BUILTIN.items():
+        lacking = next((p for p in packages if importlib.util.find_spec(p) is None), None)
+        missing = lacking and f"{lacking} is not installed: pip install 'gpt-verify[{_EXTRA[lacking]}]'"
+        found.append(PortInfo(name, summary, missing or None))
+    return found
+
+
+def expand(specs: list[str]) -> list[str]:
+    """``huggingface`` and ``huggingface=SOURCE`` stand for one port for each attention."""
+    expanded = []
+    for spec in specs:
+        name, _, source = spec.partition("=")
+        if name == "huggingface":
+            suffix = f"={source}" if source else ""
+            expanded += [f"huggingface-{a}{suffix}" for a in ("eager", "sdpa")]
+        else:
+            expanded.append(spec)
+    return expanded
+
+
+def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
+    """One port from one spec: a built-in name, ``huggingface-eager=SOURCE``, or a factory.
+
+    Raises:
+        UsageError: no such built-in port, or a spec of no known form.
+        MissingDependency: what the port needs is not installed.
+        PortError: the factory cannot be imported, raises, or returns something that is no port.
+    """
+    name, _, source = spec.partition("=")
+    if source and name.startswith("huggingface-") and name in _BUILTIN:
+        from verify.ports.huggingface import huggingface
+
+        attention = name.removeprefix("huggingface-")
+        return huggingface(checkpoint, attention, dtype, device, source)  # type: ignore[arg-type]
+    if spec in _BUILTIN:
+        for info in builtin_ports():
+            if info.name == spec and info.missing:
+                raise MissingDependency(f"{spec}: {info.missing}")
+        return _BUILTIN[spec][2](checkpoint, dtype, device)
+    if ":" not in spec:
+        known = ", ".join(["huggingface", *_BUILTIN])
+        raise UsageError(f"--port {spec}: not FILE.py:factory, package.module:factory, or one of {known}")
+    return _from_factory(spec, checkpoint, dtype, device)
+
+
+def _from_factory(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
+    from verify.ports.port import Port
+
+    factory = _import_factory(spec)
+    try:
+        made = factory(checkpoint)
+    except GptVerifyError:
+        raise
+    except Exception as e:
+        raise PortError(f"{spec}: the factory raised {_one_line(e)}") from e
+    if isinstance(made, Port):
+        if not getattr(made, "name", ""):
+            made.name = spec
+        return made
+    # A module can only have come from an imported torch, which need not be imported to ask.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(made, torch.nn.Module):
+        from verify.ports.torch_module import TorchModule
+
+        return TorchModule(made, checkpoint, spec, dtype, device)
+    if callable(made):
+        from verify.ports.callable import CallablePort
+
+        return CallablePort(made, spec, dtype)
+    raise PortError(
+        f"{spec}: the factory returned {type(made).__name__}; "
+        "it should return a function, a torch.nn.Module or a Port"
+    )
+
+
+def _import_factory(spec: str) -> Callable[[Checkpoint], Any]:
+    where, _, name = spec.rpartition(":")
+    try:
+        module = _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    except FileNotFoundError as e:
+        raise PortError(f"{spec}: {where}: no such file") from e
+    except Exception as e:
+        raise PortError(f"{spec}: importing {where} raised {_one_line(e)}") from e
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        names = sorted(n for n, _ in _functions(module))
+        offered = f"; it has {', '.join(names)}" if names else ""
+        raise PortError(f"{spec}: no function {name} in {where}{offered}")
+    return factory  # type: ignore[no-any-return]
+
+
+def _import_file(path: Path) -> ModuleType:
+    path = path.resolve()
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    spec = importlib.util.spec_from_file_location(f"gpt_verify_port_{path.stem}", path)
+    assert spec is not None and spec.loader is not None, "a .py file always has a loader"
+    module = importlib.util.module_from_spec(spec)
+    # So that the port's file can import its neighbours, as it can when it is run.
+    sys.path.insert(0, os.fspath(path.parent))
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(os.fspath(path.parent))
+    return module
+
+
+def _functions(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(module).items():
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_":
+            yield name, value
+
+
+def _one_line(e: BaseException) -> str:
+    first = (str(e).strip().splitlines() or [""])[0]
+    return f"{type(e).__name__}: {first}" if first else type(e).__name__
