@@ -11,7 +11,6 @@ watches for the parent's death.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -36,10 +35,10 @@ Command = Callable[..., Iterable[Item] | None]
 
 #: Enough for a sentence; TensorFlow appends whole graphs to its messages.
 _LONGEST_MESSAGE = 400
-#: The child imports what the parent would import, wherever that was found.
+#: The child imports what the parent would, wherever that was found; nothing comes before that.
 _START = (
-    "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1));"
-    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+    "import sys; sys.path[:] = {path!r}; import runpy;"
+    "runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
 )
 
 
@@ -67,9 +66,10 @@ class Worker:
         self._last_id = 0
         self._answered = True
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # the finalizer closes it
+        start = _START.format(path=[str(entry) for entry in sys.path], module=module)
         self._process = subprocess.Popen(
             # -P: the current directory may hold a module that hides one of ours.
-            [sys.executable, "-P", "-c", _START, json.dumps(sys.path), module, str(os.getpid())],
+            [sys.executable, "-P", "-c", start, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

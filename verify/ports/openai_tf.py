@@ -7,7 +7,7 @@ run in a process of its own. Nothing here imports TensorFlow.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -98,12 +98,9 @@ class OpenAITensorFlow(Port):
         Raises:
             PortError: as `logits`.
         """
-        with closing(
-            self._worker.stream("activations", _int32(tokens), dtype=self.dtype)
-        ) as frames:
-            for frame in frames:
-                (value,) = frame.arrays
-                visit(frame.fields["site"], value)
+        for frame in self._worker.stream("activations", _int32(tokens), dtype=self.dtype):
+            (value,) = frame.arrays
+            visit(frame.fields["site"], value)
         return value
 
     def parameters(self) -> Iterator[Parameter]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from verify.tensorflow.graph import SCOPE, session
+from verify.worker import one_line
 
 tf1 = tf.compat.v1
 
@@ -88,7 +89,12 @@ def run_forward(
     """Import a ``.meta``, restore its variables from ``prefix``, and compute [B, T, V]."""
     graph = tf.Graph()
     with graph.as_default():
-        saver = tf1.train.import_meta_graph(meta, clear_devices=True)
+        try:
+            saver = tf1.train.import_meta_graph(meta, clear_devices=True)
+        except Exception as error:  # whatever a file of another version or author brings about
+            return Forward(
+                f"no forward graph: .meta cannot be imported: {one_line(error)}", {}
+            ), None
         forward = find_forward(graph)
         if forward.logits is None:
             return forward, None
@@ -106,7 +112,7 @@ def run_forward(
 
 
 def _not_run(forward: Forward, why: str) -> Forward:
-    return Forward(f"{forward.description}; {why}", forward.operations)
+    return replace(forward, description=f"{forward.description}; {why}")
 
 
 def ancestors(operations: Iterable[Any]) -> set[Any]:

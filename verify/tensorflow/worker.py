@@ -83,7 +83,11 @@ class Commands:
         from verify.tensorflow.meta import run_forward
 
         forward, logits = run_forward(f"{prefix}.meta", prefix, tokens)
-        fields = {"description": forward.description, "operations": forward.operations}
+        fields = {
+            "found": forward.logits is not None,
+            "description": forward.description,
+            "operations": forward.operations,
+        }
         return [(fields, [] if logits is None else [logits])]
 
     def tensors(self, prefix: str) -> Answer:
