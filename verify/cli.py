@@ -13,111 +13,17 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from verify import __version__
+from verify.arguments import COULD_NOT_JUDGE, build_parser
 from verify.errors import GptVerifyError, UsageError
 
 if TYPE_CHECKING:
     from verify.run import Options, Progress
 
-COULD_NOT_JUDGE = 2
 INTERRUPTED = 130
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other error of this command does."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(COULD_NOT_JUDGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-def _whole(text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{value} is less than {least}")
-    return value
-
-
-def _natural(text: str) -> int:
-    return _whole(text, 0)
-
-
-def _positive(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _token_ids(text: str) -> tuple[int, ...]:
-    return tuple(_natural(part.strip()) for part in text.split(","))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="gpt-verify",
-        description="Prove or refute that an implementation of GPT-2 is the model that OpenAI "
-        "released.",
-        epilog="Exit status: 0 verified, 1 refuted, 2 could not judge.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"gpt-verify {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, summary: str, epilog: str | None = None) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name, help=summary, description=summary, epilog=epilog, allow_abbrev=False
-        )
-        command.add_argument(
-            "--debug", action="store_true", help="show the traceback of what went wrong"
-        )
-        return command
-
-    run = add("run", "Judge ports against a checkpoint.", epilog=parser.epilog)
-    run.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="default: the one that ships with this tool"
-    )
-    run.add_argument(
-        "--port",
-        action="append",
-        metavar="SPEC",
-        help="FILE.py:factory, package.module:factory, a built-in name (gpt-verify ports), or "
-        "huggingface=DIR|HUB-ID; repeatable; default: every built-in port that is installed",
-    )
-    run.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    run.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    inputs = run.add_mutually_exclusive_group()
-    inputs.add_argument(
-        "--length",
-        action="append",
-        type=_positive,
-        metavar="N",
-        help="judge on seeded samples of this many tokens; repeatable",
-    )
-    inputs.add_argument("--tokens", type=_token_ids, metavar="IDS", help="judge on 1,2,3")
-    inputs.add_argument("--text", metavar="TEXT", help="judge on this text")
-    run.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the samples")
-    run.add_argument("--json", metavar="OUT", help="write the JSON report; - is standard output")
-    run.add_argument("--junit", metavar="OUT", help="write a JUnit XML report")
-    run.add_argument("--quiet", action="store_true", help="print the verdict alone")
-    run.set_defaults(function=_run)
-
-    synth = add("synth", "Write a synthetic checkpoint, or convert one to Hugging Face's format.")
-    what = synth.add_mutually_exclusive_group(required=True)
-    what.add_argument("--size", metavar="SIZE", help="124M, 355M, 774M, 1558M, or V,P,D,H,L")
-    what.add_argument(
-        "--convert", type=Path, metavar="OPENAI_DIR", help="convert this checkpoint instead"
-    )
-    synth.add_argument("--seed", type=_natural, default=0, metavar="N")
-    synth.add_argument("--format", choices=("openai", "huggingface", "both"), default="openai")
-    synth.add_argument("out_dir", type=Path, metavar="OUT_DIR")
-    synth.set_defaults(function=_synth)
-
-    add("ports", "List the built-in ports.").set_defaults(function=_ports)
-    add("doctor", "Say what this installation can do.").set_defaults(function=_doctor)
-    return parser
 
 
 def _options(args: argparse.Namespace) -> Options:
@@ -160,8 +66,10 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
 
 def _run(args: argparse.Namespace) -> int:
     from verify.checkpoint import default_checkpoint
+    from verify.ports.registry import expand
     from verify.report import json, junit, terminal
     from verify.report.output import OutputFile
+    from verify.report.repeat import repeat_command
     from verify.run import run
     from verify.selection import default_ports
 
@@ -176,8 +84,10 @@ def _run(args: argparse.Namespace) -> int:
         if out is not None and out != "-"
     ]
     options = _options(args)
-    checkpoint = args.checkpoint if args.checkpoint is not None else default_checkpoint()
-    ports, missing = (args.port, []) if args.port else default_ports(checkpoint)
+    ports: list[str] = args.port or []
+    missing: list[str] = []
+    if not ports:
+        ports, missing = default_ports(args.checkpoint or default_checkpoint(), args.dtype)
     for line in missing:
         print(f"gpt-verify: not compared: {line}", file=sys.stderr)
 
@@ -186,7 +96,13 @@ def _run(args: argparse.Namespace) -> int:
         if to_stdout:
             stack.enter_context(_standard_output_for_the_report())
         progress = stack.enter_context(_progress(args.quiet))
-        report = run(checkpoint, ports, options, progress)
+        report = run(args.checkpoint, ports, options, progress)
+    # As short as what was typed: the ports that were chosen for the user are chosen again.
+    report = replace(report, repeat=repeat_command(args.checkpoint, args.port or (), options))
+    if args.debug:
+        for port in report.ports:
+            if port.exception is not None:
+                traceback.print_exception(port.exception)
     for output, render in outputs:
         output.write(render(report))
     stream = sys.stderr if to_stdout else sys.stdout
@@ -194,7 +110,12 @@ def _run(args: argparse.Namespace) -> int:
         text = terminal.summary(report) + "\n"
     else:
         columns = os.get_terminal_size(stream.fileno()).columns if stream.isatty() else None
-        text = terminal.render(report, width=columns or terminal.WIDTH, colour=columns is not None)
+        text = terminal.render(
+            report,
+            width=columns or terminal.WIDTH,
+            colour=columns is not None,
+            repeats=[repeat_command(args.checkpoint, [port], options) for port in expand(ports)],
+        )
     # The verdict stands, whether or not anybody reads on.
     with contextlib.suppress(BrokenPipeError):
         print(text, end="", file=stream, flush=True)
@@ -241,6 +162,9 @@ def _doctor(args: argparse.Namespace) -> int:
     return 0 if well else COULD_NOT_JUDGE
 
 
+COMMANDS = {"run": _run, "synth": _synth, "ports": _ports, "doctor": _doctor}
+
+
 def _complain(message: str, debug: bool) -> int:
     if debug:
         traceback.print_exc()
@@ -251,7 +175,7 @@ def _complain(message: str, debug: bool) -> int:
 
 def _dispatch(args: argparse.Namespace) -> int:
     try:
-        status: int = args.function(args)
+        status = COMMANDS[args.command](args)
         sys.stdout.flush()
         return status
     except GptVerifyError as error:

@@ -16,7 +16,7 @@ import pytest
 
 from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Status, Verdict
-from verify.judge import Judge
+from verify.port_runs import PortRuns
 from verify.report.output import OutputFile
 from verify.report.text import failures_by_check, first_failure, label, number, one_line
 
@@ -39,7 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "repeatable; default: every built-in port that is installed",
     )
     group.addoption(
-        "--gpt-verify-dtype", choices=("float32", "bfloat16", "float16"), default="float32"
+        "--gpt-verify-dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="default: what each port declares",
     )
     group.addoption("--gpt-verify-device", choices=("cpu", "cuda"), default="cpu")
     group.addoption(
@@ -53,13 +55,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--gpt-verify-json", metavar="OUT", help="write the JSON report")
 
 
-_JUDGE = pytest.StashKey[Judge]()
+_RUNS = pytest.StashKey[PortRuns]()
 _OUTPUT = pytest.StashKey[OutputFile]()
 
 
-def _judge(config: pytest.Config) -> Judge:
+def _port_runs(config: pytest.Config) -> PortRuns:
     checkpoint, lengths = config.getoption("--checkpoint"), config.getoption("--gpt-verify-length")
-    return Judge(
+    return PortRuns(
         Path(checkpoint) if checkpoint else None,
         config.getoption("--port"),
         device=config.getoption("--gpt-verify-device"),
@@ -76,7 +78,7 @@ def _active(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpt_verify: a law of gpt-verify at one site of one port")
-    config.stash[_JUDGE] = _judge(config)
+    config.stash[_RUNS] = _port_runs(config)
     out = config.getoption("--gpt-verify-json")
     if out is None:
         return
@@ -90,7 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     output = session.config.stash.get(_OUTPUT, None)
-    report = session.config.stash[_JUDGE].merged()
+    report = session.config.stash[_RUNS].merged()
     if output is not None and report is not None:
         from verify.report import json
 
@@ -114,9 +116,9 @@ class Run(pytest.Collector):
     """All ports; here a checkpoint that cannot be read stops the collection, in one line."""
 
     def collect(self) -> Iterator[pytest.Collector]:
-        judge = self.config.stash[_JUDGE]
+        runs = self.config.stash[_RUNS]
         try:
-            ports, expected = judge.ports(), judge.expected()
+            ports, expected = runs.ports(), runs.expected()
         except GptVerifyError as error:
             raise self.CollectError(f"gpt-verify: {one_line(error)}") from error
         if not ports or not expected:
@@ -154,7 +156,7 @@ class _PortItem(pytest.Item):
 
     def setup(self) -> None:
         try:
-            self.port_report = self.config.stash[_JUDGE].report(self.port)
+            self.port_report = self.config.stash[_RUNS].report(self.port)
         except GptVerifyError as error:
             pytest.fail(one_line(error), pytrace=False)
 
@@ -162,7 +164,7 @@ class _PortItem(pytest.Item):
         return self.path, None, self.nodeid
 
     def fail(self, *lines: str) -> None:
-        repeat = self.config.stash[_JUDGE].repeat(self.port)
+        repeat = self.config.stash[_RUNS].repeat(self.port)
         pytest.fail("\n".join([*lines, f"repeat: {repeat}"]), pytrace=False)
 
 
@@ -182,7 +184,8 @@ class Check(_PortItem):
             if (finding.id, finding.site) == (self.check, self.site)
         ]
         # What was found before the port broke still counts.
-        if self.port_report.error is not None and not self.findings:
+        seen = any(finding.status is not Status.NOT_EXAMINED for finding in self.findings)
+        if self.port_report.error is not None and not seen:
             pytest.fail(one_line(self.port_report.error), pytrace=False)
 
     def runtest(self) -> None:
@@ -229,16 +232,16 @@ def _describe(finding: Finding) -> list[str]:
 @pytest.fixture(scope="session")
 def checkpoint(pytestconfig: pytest.Config) -> Checkpoint:
     """The checkpoint under test: ``--checkpoint``, or the one that ships with gpt-verify."""
-    return pytestconfig.stash[_JUDGE].open()
+    return pytestconfig.stash[_RUNS].open()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "port_report" in metafunc.fixturenames:
-        ports = metafunc.config.stash[_JUDGE].ports()
+        ports = metafunc.config.stash[_RUNS].ports()
         metafunc.parametrize("port_report", ports, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
 def port_report(request: pytest.FixtureRequest) -> PortReport:
     """The report of each port under test; a test that takes it runs once for each."""
-    return request.config.stash[_JUDGE].report(request.param)
+    return request.config.stash[_RUNS].report(request.param)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -131,27 +131,35 @@ def _inputs(report: Report) -> str:
     )
 
 
-def render(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
+def render(
+    report: Report,
+    *,
+    width: int = WIDTH,
+    colour: bool = False,
+    repeats: Sequence[str] = (),
+) -> str:
     """The whole report as text.
 
     Args:
         report: of a finished run.
         width: of the terminal; the table takes at most 100 columns of it.
         colour: whether to use escape sequences.
+        repeats: for each port the command that judges it alone; without it, that of the whole run.
     """
     page = _Page(min(width, WIDTH), colour and "NO_COLOR" not in os.environ)
     page.line(_heading(report))
     page.line(_inputs(report))
     page.line()
     page.table(_table(report.ports))
-    for port in report.ports:
+    commands = repeats if len(repeats) == len(report.ports) else [report.repeat] * len(report.ports)
+    for port, repeat in zip(report.ports, commands, strict=True):
         if port.error is not None:
             page.line()
             page.line(f"{one_line(port.name)}: could not be judged", style="bold yellow")
             page.line(f"  {one_line(port.error)}")
         failure = first_failure(port)
         if failure is not None:
-            _failure(page, port, failure, report.repeat)
+            _failure(page, port, failure, repeat)
     unseen = [(port, groups) for port in report.ports if (groups := not_examined(port))]
     if unseen:
         page.line()

@@ -1,0 +1,217 @@
+"""Imports point one way. Each rule is also run on a file that breaks it, so that it can fail."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FRAMEWORKS = ("torch", "tensorflow", "transformers")
+MATHEMATICS = ("reference.ops", "reference.model", "reference.lens", "reference.loss")
+#: Written in a framework from end to end; what imports such a module does so in a function.
+FRAMEWORK_CODE = (
+    "verify/ports/torch_",
+    "verify/tensorflow/graph",
+    "verify/tensorflow/meta",
+    "verify/tensorflow/worker",
+)
+ADAPTERS = ("verify/ports/", "verify/tensorflow/")
+
+
+def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
+    """Dotted names that a file imports; ``from a import b`` yields both ``a`` and ``a.b``.
+
+    With ``top_level``, only what is imported when the file is: not in functions, and not for the
+    type checker alone.
+    """
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+        elif top_level and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        elif top_level and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending.extend(node.orelse)
+            continue
+        pending.extend(ast.iter_child_nodes(node))
+
+
+def inside(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+Rule = Callable[[str, Path], Iterator[str]]
+
+
+def reference_imports_numpy_only(where: str, path: Path) -> Iterator[str]:
+    if where.startswith("reference/"):
+        for name in imports(path):
+            if name.split(".")[0] not in {*sys.stdlib_module_names, "numpy", "reference"}:
+                yield name
+
+
+def nothing_imports_plugin_or_cli(where: str, path: Path) -> Iterator[str]:
+    if where != "verify/__main__.py":  # which is the command
+        yield from (name for name in imports(path) if inside(name, "verify.plugin", "verify.cli"))
+
+
+def adapters_do_not_import_the_mathematics(where: str, path: Path) -> Iterator[str]:
+    if where.startswith(ADAPTERS):
+        forbidden = (*MATHEMATICS, "reference.forward", "reference.logits")
+        yield from (name for name in imports(path) if inside(name, *forbidden))
+
+
+def checks_import_no_adapter(where: str, path: Path) -> Iterator[str]:
+    if where.startswith("verify/checks/"):
+        for name in imports(path):
+            if inside(name, "verify.ports", "verify.tensorflow", *FRAMEWORKS) and not (
+                name == "verify.ports" or inside(name, "verify.ports.port")
+            ):
+                yield name
+
+
+def frameworks_are_imported_in_functions(where: str, path: Path) -> Iterator[str]:
+    if where.startswith("verify/") and not where.startswith(FRAMEWORK_CODE):
+        yield from (name for name in imports(path, top_level=True) if inside(name, *FRAMEWORKS))
+
+
+def framework_code_is_imported_in_functions(where: str, path: Path) -> Iterator[str]:
+    if not where.startswith(FRAMEWORK_CODE):
+        packages = [prefix.replace("/", ".") for prefix in FRAMEWORK_CODE]
+        yield from (n for n in imports(path, top_level=True) if n.startswith(tuple(packages)))
+
+
+RULES: list[Rule] = [
+    reference_imports_numpy_only,
+    nothing_imports_plugin_or_cli,
+    adapters_do_not_import_the_mathematics,
+    checks_import_no_adapter,
+    frameworks_are_imported_in_functions,
+    framework_code_is_imported_in_functions,
+]
+
+
+def violations(rule: Rule, root: Path) -> list[str]:
+    files = [path for package in ("reference", "verify") for path in (root / package).rglob("*.py")]
+    assert files, f"no files under {root}"
+    return [
+        f"{where} imports {name}"
+        for path in sorted(files)
+        for where in [path.relative_to(root).as_posix()]
+        for name in rule(where, path)
+    ]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule_holds(rule: Rule) -> None:
+    assert violations(rule, ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "where", "line"),
+    [
+        (reference_imports_numpy_only, "reference/x.py", "import scipy.linalg"),
+        (reference_imports_numpy_only, "reference/x.py", "def f():\n from verify import findings"),
+        (nothing_imports_plugin_or_cli, "verify/checks/x.py", "from verify import plugin"),
+        (nothing_imports_plugin_or_cli, "reference/x.py", "import verify.cli"),
+        (adapters_do_not_import_the_mathematics, "verify/ports/x.py", "from reference import ops"),
+        (adapters_do_not_import_the_mathematics, "verify/ports/x.py", "import reference.model"),
+        (
+            adapters_do_not_import_the_mathematics,
+            "verify/ports/x.py",
+            "from reference import logits",
+        ),
+        (checks_import_no_adapter, "verify/checks/x.py", "from verify.ports import torch_module"),
+        (checks_import_no_adapter, "verify/checks/x.py", "def f():\n import torch"),
+        (frameworks_are_imported_in_functions, "verify/x.py", "import torch.nn as nn"),
+        (
+            frameworks_are_imported_in_functions,
+            "verify/x.py",
+            "try:\n import tensorflow\nfinally: 1",
+        ),
+        (frameworks_are_imported_in_functions, "verify/x.py", "class A:\n import transformers"),
+        (framework_code_is_imported_in_functions, "verify/x.py", "import verify.tensorflow.graph"),
+        (
+            framework_code_is_imported_in_functions,
+            "verify/ports/x.py",
+            "from verify.ports import torch_module",
+        ),
+    ],
+)
+def test_rule_can_fail(rule: Rule, where: str, line: str, tmp_path: Path) -> None:
+    path = tmp_path / where
+    path.parent.mkdir(parents=True)
+    path.write_text(line + "\n")
+    assert len(violations(rule, tmp_path)) >= 1
+
+
+def test_what_a_function_imports_is_not_imported_at_the_top(tmp_path: Path) -> None:
+    path = tmp_path / "x.py"
+    path.write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n import torch\n"
+        "def f():\n import tensorflow\n"
+    )
+    assert set(imports(path, top_level=True)) == {"typing", "typing.TYPE_CHECKING"}
+    assert {"torch", "tensorflow"} <= set(imports(path))
+
+
+HEAVY = (*FRAMEWORKS, "numpy", "rich", "safetensors", "google_crc32c")
+
+
+def _loaded(code: str) -> set[str]:
+    """Heavy packages that are loaded after running ``code`` in a new interpreter."""
+    script = f"{code}\nimport sys\nprint(*[m for m in {HEAVY!r} if m in sys.modules], sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()) & set(HEAVY)
+
+
+def test_import_verify_is_light() -> None:
+    assert _loaded("import verify") == set()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]], ids=" ".join)
+def test_help_is_light(arguments: list[str]) -> None:
+    code = (
+        "from verify.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+    )
+    assert _loaded(code) == set()
+
+
+def test_the_probe_for_loaded_packages_sees_them() -> None:
+    assert _loaded("import numpy") == {"numpy"}
+
+
+@pytest.mark.parametrize(
+    "module", ["verify.plugin", "verify.run", "verify.checkpoint", "verify.cli"]
+)
+def test_no_framework_is_loaded_before_a_port_needs_it(module: str) -> None:
+    assert not _loaded(f"import {module}") & set(FRAMEWORKS)
+
+
+def test_help_takes_less_than_half_a_second() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "verify", "--help"], cwd=ROOT, capture_output=True, check=True
+        )
+        return time.perf_counter() - start
+
+    # The best of several: the machine may be shared, the program is not.
+    assert min(seconds() for _ in range(5)) < 0.5

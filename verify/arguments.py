@@ -1,0 +1,107 @@
+"""What ``gpt-verify`` takes on its command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from verify import __version__
+
+COULD_NOT_JUDGE = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error of this command does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(COULD_NOT_JUDGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+    return value
+
+
+def _natural(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _positive(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _token_ids(text: str) -> tuple[int, ...]:
+    return tuple(_natural(part.strip()) for part in text.split(","))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="gpt-verify",
+        description="Prove or refute that an implementation of GPT-2 is the model that OpenAI "
+        "released.",
+        epilog="Exit status: 0 verified, 1 refuted, 2 could not judge.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gpt-verify {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, summary: str, epilog: str | None = None) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=summary, description=summary, epilog=epilog, allow_abbrev=False
+        )
+        command.add_argument(
+            "--debug", action="store_true", help="show the traceback of what went wrong"
+        )
+        return command
+
+    run = add("run", "Judge ports against a checkpoint.", epilog=parser.epilog)
+    run.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="default: the one that ships with this tool"
+    )
+    run.add_argument(
+        "--port",
+        action="append",
+        metavar="SPEC",
+        help="FILE.py:factory, package.module:factory, a built-in name (gpt-verify ports), or "
+        "huggingface=DIR|HUB-ID; repeatable; default: every built-in port that is installed",
+    )
+    run.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    run.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="default: what each port declares",
+    )
+    inputs = run.add_mutually_exclusive_group()
+    inputs.add_argument(
+        "--length",
+        action="append",
+        type=_positive,
+        metavar="N",
+        help="judge on seeded samples of this many tokens; repeatable",
+    )
+    inputs.add_argument("--tokens", type=_token_ids, metavar="IDS", help="judge on 1,2,3")
+    inputs.add_argument("--text", metavar="TEXT", help="judge on this text")
+    run.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the samples")
+    run.add_argument("--json", metavar="OUT", help="write the JSON report; - is standard output")
+    run.add_argument("--junit", metavar="OUT", help="write a JUnit XML report")
+    run.add_argument("--quiet", action="store_true", help="print the verdict alone")
+
+    synth = add("synth", "Write a synthetic checkpoint, or convert one to Hugging Face's format.")
+    what = synth.add_mutually_exclusive_group(required=True)
+    what.add_argument("--size", metavar="SIZE", help="124M, 355M, 774M, 1558M, or V,P,D,H,L")
+    what.add_argument(
+        "--convert", type=Path, metavar="OPENAI_DIR", help="convert this checkpoint instead"
+    )
+    synth.add_argument("--seed", type=_natural, default=0, metavar="N")
+    synth.add_argument("--format", choices=("openai", "huggingface", "both"), default="openai")
+    synth.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+
+    add("ports", "List the built-in ports.")
+    add("doctor", "Say what this installation can do.")
+    return parser
