@@ -61,7 +61,7 @@ def read_bytes(path: Path, largest: int) -> bytes:
         raise refusal(path, f"{size} bytes; at most {largest} are read")
     try:
         with path.open("rb") as file:
-            return file.read(largest)
+            return file.read(size)  # read(largest) would take that much memory at once
     except OSError as error:
         raise refusal(path, f"cannot be read: {error}") from None
 
