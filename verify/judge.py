@@ -10,7 +10,7 @@ from reference.config import Config
 from verify.checkpoint import Checkpoint
 from verify.checks import expected_checks
 from verify.checks.logits import Determinism, LogitsComparison
-from verify.checks.sites import SiteComparison
+from verify.checks.activations import SiteComparison
 from verify.checks.weights import check_tying, check_weights
 from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Status
@@ -61,8 +61,7 @@ def judge(
     except GptVerifyError as e:
         error, work.exception = str(e), e
     except Exception as e:
-        first = (str(e).strip().splitlines() or [""])[0]
-        error, work.exception = f"{name or spec}: {type(e).__name__}: {first}", e
+        error, work.exception = f"{name or spec}: {one_line(e)}", e
     findings = work.complete(error)
     return PortReport(
         name=name or spec,
@@ -85,6 +84,17 @@ def first_divergence(findings: Sequence[Finding], config: Config) -> str | None:
     failed = [f for f in findings if f.status is Status.FAILED and f.site in order]
     own = [f for f in failed if f.id in ("architecture", "activations.local", "weights.values")]
     return min((f.site for f in own or failed if f.site), key=order.__getitem__, default=None)
+
+
+def one_line(e: BaseException) -> str:
+    """Type and first line of an exception."""
+    first = (str(e).strip().splitlines() or [""])[0]
+    return f"{type(e).__name__}: {first}" if first else type(e).__name__
+
+
+def _failures(findings: Sequence[Finding]) -> list[Finding]:
+    """Of a run that broke off, what had failed by then; the rest was not examined in full."""
+    return [finding for finding in findings if finding.status is Status.FAILED]
 
 
 class _Work:
@@ -136,8 +146,8 @@ class _Work:
                     comparison.begin(item.tokens)
                     twin.activations(item.tokens, comparison)
         except Exception as e:
-            first = (str(e).strip().splitlines() or [""])[0]
-            self._why[law] = f"the port does not run in float64: {type(e).__name__}: {first}"
+            self._why[law] = f"the port does not run in float64: {one_line(e)}"
+            self.findings += _failures(comparison.local_findings(law))
             return
         self.findings += comparison.local_findings(law)
 
@@ -154,11 +164,16 @@ class _Work:
         else:
             comparison = self._comparison(weights, port.dtype, cascaded=True)
             logits = comparison.logits
-            for item in self.inputs:
-                comparison.begin(item.tokens)
-                first = port.activations(item.tokens, comparison)
-                # The second run is not watched: the instrument must not change what it measures.
-                repeats.add(item.name, first, port.logits(item.tokens))
+            try:
+                for item in self.inputs:
+                    comparison.begin(item.tokens)
+                    first = port.activations(item.tokens, comparison)
+                    # The second run is not watched: an instrument that changes what it measures
+                    # would show here.
+                    repeats.add(item.name, first, port.logits(item.tokens))
+            except Exception:
+                self.findings += _failures(comparison.local_findings("activations.local"))
+                raise
             self.findings += comparison.local_findings("activations.local")
             self.findings += comparison.cascaded_findings("activations.cascaded")
         self.logits_floors = logits.floors

@@ -192,7 +192,7 @@ def _measured(p: Precision, value: Float64, variance: Float64) -> Measured:
     if p.u == 2.0**-53:
         # The oracle computes in float64 as well, and its own error is of the same size.
         variance = 2.0 * variance
-    return Measured(value, np.sqrt(variance + p.tiny**2))
+    return Measured(value, np.maximum(np.sqrt(variance), p.tiny))
 
 
 def _exact(x: Measured) -> bool:

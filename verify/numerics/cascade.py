@@ -56,17 +56,18 @@ class Lockstep:
         while self._at < target:
             (site, exact), (_, noisy) = next(self._exact), next(self._noisy)
             self._at = self._order[site]
-            self._passed[site] = (exact, (noisy - exact) * self.scale)
+            self._passed[site] = (exact, noisy)
             for old in [s for s in self._passed if self._order[s] < self._at - 14]:
                 del self._passed[old]
-        return self._passed.get(name)
+        if name not in self._passed:
+            return None
+        exact, noisy = self._passed[name]
+        return exact, (noisy - exact) * self.scale
 
     def logits(self) -> Iterator[tuple[int, Float64, Float64]]:
         """The last site in tiles: ``(first token, exact, noise)``, each [T, tile]."""
-        state = self.value("ln_f")
-        assert state is not None, "ln_f was just advanced to"
-        exact_TD, noise_TD = state
-        noisy_TD = (exact_TD + noise_TD / self.scale).astype(np.float32)
+        self.value("ln_f")
+        exact_TD, noisy_TD = self._passed["ln_f"]
         wte_VD = self._weights["wte"]
         for rows in vocabulary_tiles(len(exact_TD), len(wte_VD)):
             exact = unembed(exact_TD, np.asarray(wte_VD[rows], np.float64))

@@ -84,14 +84,16 @@ class LocalOracle:
     def _measure(self, name: str, p: Precision) -> Measured:
         if name in self._shown:
             return self._shown[name]
+        if name in self._seen:  # shown once, but too early to be the input of this operation
+            raise NotShown(name)
         return self._apply(self._sites[name], p, first=False)
 
     def _apply(self, site: Site, p: Precision, first: bool) -> Measured:
+        if not first and site.operation not in BRIDGED:
+            raise NotShown(site.name)
         operation = budgets.OPERATIONS[site.operation]
         if site.operation == "embed":
             return operation(p, self._tokens_T, self._weights["wte"], self._weights["wpe"])
-        if not first and site.operation not in BRIDGED:
-            raise NotShown(site.name)
         inputs = [self._measure(name, p) for name in site.inputs]
         extra: list[object] = [self._weights.float64(name) for name in site.weights]
         if site.operation in ("scores", "mix"):

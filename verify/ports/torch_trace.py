@@ -44,7 +44,6 @@ _SUMS = {"attn.out": "resid_mid", "mlp.out": "resid_post"}
 _MATMULS = {"mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "mv", "addmv", "_addmm_activation"}
 _GATHERS = {"embedding", "index", "index_select", "gather"}
 _SUM_OPS = {"add", "add_", "addcmul", "addcmul_", "sub"}
-_SCALE_OPS = {"mul", "mul_"}
 _COPIES = {"_to_copy", "clone", "contiguous", "_unsafe_view", "alias", "lift_fresh"}
 _WIDTH = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 _DTYPE: dict[torch.dtype, Dtype] = {
@@ -227,12 +226,13 @@ class SiteTrace(TorchDispatchMode):
         if roles[0] is not None and source.numel() == result.numel():
             self._memory.put(result, roles[0])
             self._memory.kept.append(result)
-        elif (waiting := self._pending.get(address(source))) and waiting.tensor.numel() == result.numel():
-            if result.dtype == source.dtype:
+        elif waiting := self._pending.get(address(source)):
+            whole = waiting.tensor.numel() == result.numel() and result.dtype == source.dtype
+            if whole and source.is_contiguous():
                 self._pending.pop(address(source))
-                waiting.tensor = _like(waiting.tensor, result)
+                waiting.tensor = result.reshape(waiting.tensor.shape)
                 self._pending[address(result)] = waiting
-            else:
+            else:  # a part of it, or in another order or format: it is being used
                 self._complete(waiting)
         self._note_width(tensors, result)
         return result
@@ -278,9 +278,6 @@ class SiteTrace(TorchDispatchMode):
                 if role is not None:
                     self._hand_over(self._state(role), tensors[0])
                     break
-        elif name in _SCALE_OPS:
-            # A layer norm written out by hand: the stream was handed over when it was first read.
-            pass
         elif name in _MATMULS:
             role = next((r for r in roles if r and r.leaf in ("w", "wte")), None)
             if role is not None and role.input is not None:
@@ -406,11 +403,6 @@ def _tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
-
-
-def _like(whole: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
-    """The copy in the shape in which the value was waiting, where it holds the same elements."""
-    return copy if copy.shape == whole.shape else copy.reshape(whole.shape)
 
 
 def to_numpy(tensor: torch.Tensor) -> Any:
