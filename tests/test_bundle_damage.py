@@ -221,6 +221,30 @@ def test_blocks_must_tile_the_file(tmp_path: Path) -> None:
         assert "overlap at byte" in message(with_index(tmp_path, made)), handles
 
 
+def test_no_byte_lies_between_the_last_blocks_and_the_footer(tmp_path: Path) -> None:
+    body, empty = framed(block([(b"", HEADER)])), framed(block([]))
+    inner = framed(block([(b"z", varint(0) + varint(len(body) - 5))]))
+    start, size = len(body) + len(empty), len(inner) - 5
+    for before, after in (0, 0), (1, 0), (0, 1):
+        made = body + empty + bytes(before) + inner + bytes(after)
+        made += footer(len(body), len(empty) - 5, start + before, size)
+        prefix = with_index(tmp_path, made)
+        if before or after:
+            assert "its blocks do not fill the file" in message(prefix)
+        else:
+            assert Bundle(prefix).entries == {}
+
+
+def test_a_restart_point_that_shares_a_prefix(tmp_path: Path) -> None:
+    """TensorFlow's reader, which starts at restart points, would find another name there."""
+    plain = block([(b"", HEADER), (b"a", good()), (b"ab", good())])
+    third = plain.index(b"\x01\x01")  # one byte shared, one of its own
+    made = plain[:-4] + third.to_bytes(4, "little") + b"\x02\0\0\0"
+    assert "a" in Bundle(with_index(tmp_path, assemble([(b"z", framed(plain))]))).entries
+    said = message(with_index(tmp_path, assemble([(b"z", framed(made))])))
+    assert "an entry of a block claims more bytes" in said
+
+
 def test_an_index_that_is_too_large_is_not_read(prefix: Path) -> None:
     os.truncate(f"{prefix}.index", 1 << 40)  # sparse: it takes no space
     assert "1099511627776 bytes; at most 16777216 are read" in message(prefix)

@@ -88,8 +88,6 @@ def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         (block_start, block_size), at = _handle(value, 0)
         if at != len(value) or block_start != start:
             raise Malformed(f"the index block is damaged: a gap or an overlap at byte {start}")
-        if count and bound <= last:
-            raise Malformed("the index block is damaged: its keys are not in order")
         start += block_size + TRAILER
         for key, entry in _entries(_block(data, "data", block_start, block_size, meta_start)):
             if (count and key <= last) or key > bound:
