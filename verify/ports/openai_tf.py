@@ -133,15 +133,13 @@ class OpenAITensorFlow(Port):
         """Examine the graph that came with the checkpoint in ``.meta``, and compute its logits.
 
         It is restored from the checkpoint's files like ours, but is the graph of whoever wrote
-        them. Only arithmetic is run; a graph that would do more is described and not run.
+        them. Only arithmetic is run; a graph that would do more is described and not run. Its
+        variables are its own: while it runs, the process holds the model twice.
 
         Raises:
             PortError: TensorFlow failed while it ran the graph.
         """
-        if self._prefix is None or not Path(f"{self._prefix}.meta").exists():
-            return MetaGraph(False, "the checkpoint has no .meta file")
-        frame = self._worker.call("meta", _int32(tokens), prefix=str(self._prefix))
-        return MetaGraph(**frame.fields, logits=frame.arrays[0] if frame.arrays else None)
+        return _meta_graph(self._worker, self._prefix, tokens)
 
     def close(self) -> None:
         """End the TensorFlow process. May be called again."""
@@ -167,6 +165,24 @@ class _Twin(OpenAITensorFlow):
 def openai_tf(checkpoint: Checkpoint, device: str = "cpu") -> OpenAITensorFlow:
     """The factory of the built-in port ``openai-tf``; see `OpenAITensorFlow`."""
     return OpenAITensorFlow(checkpoint, device=device)
+
+
+def meta_graph(checkpoint: Checkpoint, tokens: Tokens) -> MetaGraph:
+    """`OpenAITensorFlow.meta_graph` in a process of its own, which ends with the answer.
+
+    Raises:
+        MissingDependency: TensorFlow is not installed.
+        PortError: TensorFlow failed while it ran the graph.
+    """
+    with start() as worker:
+        return _meta_graph(worker, _prefix(checkpoint), tokens)
+
+
+def _meta_graph(worker: Worker, prefix: Path | None, tokens: Tokens) -> MetaGraph:
+    if prefix is None or not Path(f"{prefix}.meta").exists():
+        return MetaGraph(False, "the checkpoint has no .meta file")
+    frame = worker.call("meta", _int32(tokens), prefix=str(prefix))
+    return MetaGraph(**frame.fields, logits=frame.arrays[0] if frame.arrays else None)
 
 
 def _prefix(checkpoint: Checkpoint) -> Path | None:

@@ -127,7 +127,6 @@ def forward(model: Published, dtype: tf.DType) -> Iterator[tuple[str, Tensor]]:
     root = SCOPE if dtype == tf.float32 else f"{dtype.name}/{SCOPE}"
 
     def w(name: str) -> Tensor:
-        # Cast where it is used and dropped after: the model is never in memory twice.
         return tf.cast(model.variables[name], dtype)
 
     with scope(root):
@@ -139,13 +138,14 @@ def forward(model: Published, dtype: tf.DType) -> Iterator[tuple[str, Tensor]]:
         x = token_rows + position_rows
     yield "embed", x
     for layer in range(model.config.n_layer):
-        for site, value in block(x, layer, model.config.n_head, w, root):
-            yield site, value
+        with when_reached(x):
+            for site, value in block(x, layer, model.config.n_head, w, root):
+                yield site, value
         x = value
-    with scope(f"{root}/ln_f"):
+    with when_reached(x), scope(f"{root}/ln_f"):
         x = norm(x, w("ln_f/g"), w("ln_f/b"))
     yield "ln_f", x
-    with scope(root):
+    with when_reached(x), scope(root):
         # One variable is read twice, by the gather above and here: the head is tied (line 172).
         flat = tf.matmul(tf.reshape(x, [-1, model.config.n_embd]), w("wte"), transpose_b=True)
         yield "logits", tf.reshape(flat, [*shape_of(x)[:-1], model.config.n_vocab], "logits")
@@ -235,6 +235,20 @@ def shape_of(x: Tensor) -> list[Any]:
     """Sizes, as numbers where the graph knows them; line 14."""
     dynamic = tf.shape(x)
     return [dynamic[axis] if size is None else size for axis, size in enumerate(x.shape)]
+
+
+@contextmanager
+def when_reached(x: Tensor) -> Iterator[None]:
+    """Nothing that follows runs before ``x`` is there, in a graph that casts its variables.
+
+    All casts could run at once, before anything else, and the model would be in memory twice.
+    """
+    if x.dtype == tf.float32:
+        yield  # nothing is cast, and the graph stays the published one
+        return
+    # Not x itself: where x is fed, waiting for it would compute it nevertheless.
+    with tf.control_dependencies([tf.identity(x)]):
+        yield
 
 
 @contextmanager
