@@ -46,7 +46,8 @@ def _standard_output_for_the_report() -> Iterator[None]:
     kept = os.dup(1)
     try:
         os.dup2(2, 1)
-        yield
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     finally:
         sys.stdout.flush()
         os.dup2(kept, 1)
@@ -70,6 +71,7 @@ def _run(args: argparse.Namespace) -> int:
     from verify.report import json, junit, terminal
     from verify.report.output import OutputFile
     from verify.report.repeat import repeat_command
+    from verify.report.text import one_line
     from verify.run import run
     from verify.selection import default_ports
 
@@ -99,10 +101,11 @@ def _run(args: argparse.Namespace) -> int:
         report = run(args.checkpoint, ports, options, progress)
     # As short as what was typed: the ports that were chosen for the user are chosen again.
     report = replace(report, repeat=repeat_command(args.checkpoint, args.port or (), options))
-    if args.debug:
-        for port in report.ports:
-            if port.exception is not None:
-                traceback.print_exception(port.exception)
+    for port in report.ports:
+        if args.debug and port.exception is not None:
+            traceback.print_exception(port.exception)
+        if port.error is not None:
+            print(f"gpt-verify: {one_line(port.error)}", file=sys.stderr)
     for output, render in outputs:
         output.write(render(report))
     stream = sys.stderr if to_stdout else sys.stdout

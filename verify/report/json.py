@@ -32,7 +32,8 @@ def plain(value: Any) -> Any:
         number = float(value)
         return number if math.isfinite(number) else str(number)
     if isinstance(value, str) or hasattr(value, "__fspath__"):
-        return str(value)
+        # Half a surrogate pair, from a path or from what a port said, has no form in UTF-8.
+        return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -49,19 +50,19 @@ def finding_as_dict(finding: Finding) -> dict[str, Any]:
         "site": finding.site,
         "score": plain(finding.score),
         "limit": plain(finding.limit),
-        "message": finding.message,
+        "message": plain(finding.message),
         "details": plain(finding.details),
     }
 
 
 def port_as_dict(port: PortReport) -> dict[str, Any]:
     return {
-        "name": port.name,
+        "name": plain(port.name),
         "verdict": port.verdict.value,
         "dtype": port.dtype,
         "device": port.device,
-        "weights_from": str(port.weights_from),
-        "error": port.error,
+        "weights_from": plain(str(port.weights_from)),
+        "error": plain(port.error),
         "first_divergence": port.first_divergence,
         "explained_by": list(port.explained_by),
         "logits_floors": plain(port.logits_floors),
@@ -76,7 +77,7 @@ def as_dict(report: Report) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "verdict": report.verdict.value,
-        "repeat": report.repeat,
+        "repeat": plain(report.repeat),
         "checkpoint": plain(report.checkpoint),
         "inputs": plain(report.inputs),
         "environment": plain(report.environment),

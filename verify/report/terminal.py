@@ -19,6 +19,7 @@ from verify.report.text import (
     number,
     one_line,
     ratio,
+    was_compared,
     worst,
 )
 
@@ -38,7 +39,10 @@ def _rating(finding: Finding | None) -> str:
 def _row(port: PortReport) -> list[Text]:
     unseen = sum(f.status is Status.NOT_EXAMINED for f in port.findings)
     floors = "-" if port.logits_floors is None else number(port.logits_floors)
-    own = "weights converted" if port.weights_from == "checkpoint" else "weights of its own"
+    if not was_compared(port):
+        own = "nothing compared"
+    else:
+        own = "weights converted" if port.weights_from == "checkpoint" else "weights of its own"
     return [
         Text.assemble(one_line(port.name), "\n", (own, "dim")),
         Text(f"{port.dtype}\n{port.device}"),
@@ -126,8 +130,9 @@ def _heading(report: Report) -> str:
 
 
 def _inputs(report: Report) -> str:
-    return "inputs: " + ", ".join(
-        f"{name} {one_line(value)}" for name, value in report.inputs.items() if value is not None
+    names = ", ".join(report.inputs.get("shapes", {}))
+    return f"inputs: {names}; {report.inputs.get('tokens_in_all', '?')} tokens, seed " + str(
+        report.inputs.get("seed", "?")
     )
 
 
@@ -157,17 +162,22 @@ def render(
             page.line()
             page.line(f"{one_line(port.name)}: could not be judged", style="bold yellow")
             page.line(f"  {one_line(port.error)}")
+            if not was_compared(port):
+                page.line(f"  nothing was compared: {_count(len(port.findings), 'check')} not made")
         failure = first_failure(port)
         if failure is not None:
             _failure(page, port, failure, repeat)
-    unseen = [(port, groups) for port in report.ports if (groups := not_examined(port))]
+    # Of a port that could not even be built, everything was said above.
+    seen = [port for port in report.ports if was_compared(port) or port.error is None]
+    unseen = [(port, groups) for port in seen if (groups := not_examined(port))]
     if unseen:
         page.line()
         page.line("Not examined:", style="bold")
     for port, groups in unseen:
-        for check, sites, why in groups:
+        page.line(f"  {one_line(port.name)}")
+        for checks, sites, why in groups:
             where = f" at {sites}" if sites else ""
-            page.line(f"  {one_line(port.name)}: {check}{where}: {why}")
+            page.line(f"    {checks}{where}: {why}")
     page.line()
     page.line(summary(report), style=_COLOUR[report.verdict])
     return page.text()

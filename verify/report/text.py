@@ -92,12 +92,26 @@ def collapse_sites(sites: Iterable[str]) -> str:
     )
 
 
+def was_compared(report: PortReport) -> bool:
+    """Whether anything at all was looked at."""
+    return any(finding.status is not Status.NOT_EXAMINED for finding in report.findings)
+
+
 def not_examined(report: PortReport) -> list[tuple[str, str, str]]:
-    """What a port did not show, as ``(check, sites, reason)``, grouped by check and reason."""
-    groups: dict[tuple[str, str], list[str]] = {}
+    """What a port did not show, as ``(checks, sites, reason)``: each check and site is named.
+
+    Checks that were not examined at the same sites for the same reason stand together.
+    """
+    sites: dict[tuple[str, str], list[str]] = {}
     for finding in report.findings:
         if finding.status is Status.NOT_EXAMINED:
-            sites = groups.setdefault((finding.id, one_line(finding.message)), [])
+            why = one_line(finding.message).removeprefix(f"{finding.site} is ")
+            if report.error is not None and why == one_line(report.error):
+                why = "not reached"
+            at = sites.setdefault((finding.id, why), [])
             if finding.site:
-                sites.append(finding.site)
-    return [(check, collapse_sites(sites), why) for (check, why), sites in groups.items()]
+                at.append(finding.site)
+    checks: dict[tuple[str, str], list[str]] = {}
+    for (check, why), at in sites.items():
+        checks.setdefault((collapse_sites(at), why), []).append(check)
+    return [(", ".join(names), at, why) for (at, why), names in checks.items()]

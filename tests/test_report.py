@@ -1,0 +1,315 @@
+"""What is printed and written about a run: nothing is lost or falsely a pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shlex
+import stat
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from report_samples import BUDGET, broken, good, report, wrong
+
+from verify.arguments import build_parser
+from verify.errors import UsageError
+from verify.findings import Finding, PortReport, Report, Status
+from verify.report import json as json_report
+from verify.report import junit, terminal
+from verify.report.output import OutputFile
+from verify.report.repeat import repeat_command
+from verify.report.text import collapse_sites, first_failure, one_line, ratio
+from verify.run import Options
+
+
+def parsed(made: Report) -> dict:
+    """A report, written, validated against the shipped schema, and read back."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    loaded = json.loads(json_report.render(made), parse_constant=refuse)
+    schema = json_report.schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(schema).validate(loaded)
+    return loaded
+
+
+def with_finding(finding: Finding) -> Report:
+    return report(dataclasses.replace(good(), findings=(finding,)))
+
+
+class TestJson:
+    def test_says_what_the_report_says(self) -> None:
+        loaded = parsed(report(good(), wrong(), broken()))
+        assert loaded["verdict"] == "refuted"
+        assert loaded["schema_version"] == json_report.SCHEMA_VERSION == "1.0"
+        assert [p["verdict"] for p in loaded["ports"]] == ["verified", "refuted", "unjudged"]
+        port = loaded["ports"][1]
+        assert port["first_divergence"] == "h.0.mlp.act"
+        assert port["explained_by"] == ["erf_gelu"]
+        assert port["weights_from"] == "some/directory"
+        assert loaded["ports"][2]["error"] == broken().error
+        failed = next(c for c in port["checks"] if c["status"] == "failed")
+        assert (failed["id"], failed["site"]) == ("activations.local", "h.0.mlp.act")
+        assert (failed["score"], failed["limit"], failed["message"]) == (735.0, 4.0, BUDGET)
+
+    def test_no_port_is_unjudged(self) -> None:
+        assert parsed(report())["verdict"] == "unjudged"
+
+    @pytest.mark.parametrize(
+        ("number", "written"),
+        [
+            (math.nan, "nan"),
+            (math.inf, "inf"),
+            (-math.inf, "-inf"),
+            (np.float32("inf"), "inf"),
+            (np.float32(0.5), 0.5),
+            (None, None),
+        ],
+    )
+    def test_numbers_that_are_not_finite_are_words(self, number: float, written: object) -> None:
+        made = with_finding(
+            Finding("a", Status.FAILED, "m", "embed", number, 1.0, {"by": {"head": [number]}})
+        )
+        check = parsed(made)["ports"][0]["checks"][0]
+        assert check["score"] == written
+        assert check["details"] == {"by": {"head": [written]}}
+
+    def test_text_without_a_form_in_utf_8_is_escaped(self) -> None:
+        made = with_finding(Finding("a", Status.FAILED, "\ud800 ±", "embed"))
+        json_report.render(made).encode("utf-8")
+        assert parsed(made)["ports"][0]["checks"][0]["message"] == "\\ud800 ±"
+
+    def test_what_has_no_form_in_json_is_refused(self) -> None:
+        with pytest.raises(TypeError, match="cannot stand in a JSON report"):
+            json_report.plain({"x": object()})
+
+    @pytest.mark.parametrize(
+        ("where", "value"),
+        [
+            (("verdict",), "fine"),
+            (("ports", 0, "checks", 0, "status"), "skipped"),
+            (("ports", 0, "checks", 0, "score"), "large"),
+            (("ports", 0, "explained_by"), None),
+            (("checkpoint", "files", "x"), "not a digest"),
+            (("surplus",), 1),
+        ],
+    )
+    def test_schema_can_refuse(self, where: tuple, value: object) -> None:
+        loaded = parsed(report(good()))
+        at = loaded
+        for key in where[:-1]:
+            at = at[key]
+        at[where[-1]] = value
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.Draft202012Validator(json_report.schema()).validate(loaded)
+
+    def test_documentation_names_every_key(self) -> None:
+        text = (Path(__file__).parent.parent / "docs" / "report.md").read_text(encoding="utf-8")
+        schema = json_report.schema()
+        keys = set(schema["properties"])
+        for kind in ("port", "check"):
+            keys |= set(schema["$defs"][kind]["properties"])
+        assert keys and {key for key in keys if f"`{key}`" not in text} == set()
+
+
+class TestJunit:
+    def test_one_suite_a_port_and_one_case_a_check(self) -> None:
+        root = ET.fromstring(junit.render(report(good(), wrong(), broken())))
+        suites = {suite.get("name"): suite for suite in root}
+        assert list(suites) == ["good", "wrong", "my.py:port"]
+        assert len(suites["good"].findall("testcase")) == len(good().findings)
+        assert suites["good"].get("failures") == "0"
+        assert suites["good"].get("skipped") == "2"
+        assert suites["wrong"].get("failures") == "4"
+        failure = suites["wrong"].find("testcase/failure")
+        assert failure is not None and failure.get("message") == BUDGET
+        error = suites["my.py:port"].find("testcase/error")
+        assert error is not None and error.get("message") == broken().error
+        assert root.get("errors") == "1"
+
+    def test_counts_are_those_of_the_cases(self) -> None:
+        for suite in ET.fromstring(junit.render(report(good(), wrong(), broken()))):
+            cases = suite.findall("testcase")
+            assert int(suite.get("tests", "")) == len(cases)
+            for count, tag in (
+                ("failures", "failure"),
+                ("errors", "error"),
+                ("skipped", "skipped"),
+            ):
+                assert int(suite.get(count, "")) == sum(c.find(tag) is not None for c in cases)
+
+    def test_a_port_without_findings_is_an_error(self) -> None:
+        empty = PortReport("empty", "float32", "cpu", "checkpoint")
+        root = ET.fromstring(junit.render(report(empty)))
+        assert root.get("errors") == "1"
+
+    def test_what_xml_cannot_hold_is_replaced(self) -> None:
+        nasty = Finding("a", Status.FAILED, "\x00\x1b[31m <&> \ud800", "x")
+        failure = ET.fromstring(junit.render(with_finding(nasty))).find(".//failure")
+        assert failure is not None and "<&>" in failure.get("message", "")
+
+
+class TestTerminal:
+    def test_table_fits_100_columns(self) -> None:
+        name = "huggingface-sdpa=a-very-long-organisation-name/and-a-longer-model-name"
+        ports = [good(layers=48), wrong(name, layers=48), broken()]
+        lines = terminal.render(report(*ports), width=250).splitlines()
+        start = next(i for i, line in enumerate(lines) if line.startswith("port "))
+        end = lines.index("", start)
+        assert end > start + 3
+        assert max(map(len, lines[start:end])) <= 100
+
+    def test_refuted_port_is_shown_with_its_first_failure(self) -> None:
+        text = terminal.render(report(good(), wrong()), repeats=["A", "gpt-verify run --port w"])
+        assert "wrong: refuted at h.0.mlp.act" in text
+        assert "activations.local[h.0.mlp.act]: score 735, limit 4" in text
+        assert BUDGET in text
+        assert "explained by: erf_gelu" in text
+        assert "failed checks: activations.local (2), activations.cascaded (2)" in text
+        assert "repeat: gpt-verify run --port w\n" in text
+        assert text.splitlines()[-1] == (
+            "refuted: 2 ports, 18 checks: 10 passed, 4 failed, 4 not examined"
+        )
+
+    def test_ratings_are_of_the_worst_site(self) -> None:
+        text = terminal.render(report(wrong()))
+        row = next(line for line in text.splitlines() if line.startswith("wrong "))
+        assert " 184 " in row  # 735 / 4
+        assert " 1.5 " in row  # 3 / 2
+        assert " 196 " in row
+
+    def test_what_was_not_examined_is_named(self) -> None:
+        text = terminal.render(report(good(layers=3)))
+        assert "activations.local at h.0…2.attn.pattern: not shown by the port" in text
+
+    def test_broken_port_is_not_a_pass(self) -> None:
+        text = terminal.render(report(broken()))
+        assert "my.py:port: could not be judged" in text
+        assert "the factory raised ValueError: no weights" in text
+        assert "nothing was compared: 1 check not made" in text
+        assert "verified" not in text
+
+    def test_what_a_port_says_is_neither_markup_nor_escape_code(self) -> None:
+        nasty = Finding("a", Status.FAILED, "[red]x[/red]\x1b[2J\nsecond", "embed", 2.0, 1.0)
+        text = terminal.render(with_finding(nasty), colour=False)
+        assert "\x1b" not in text
+        assert "[red]x[/red]\\x1b[2J second" in text
+
+    def test_colour_only_where_wanted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        assert "\x1b[" not in terminal.render(report(wrong()))
+        assert "\x1b[" in terminal.render(report(wrong()), colour=True)
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert "\x1b[" not in terminal.render(report(wrong()), colour=True)
+
+
+class TestText:
+    @pytest.mark.parametrize(
+        ("score", "limit", "expected"),
+        [
+            (1.0, 4.0, 0.25),
+            (math.nan, 4.0, math.inf),
+            (math.inf, 4.0, math.inf),
+            (0.0, 0.0, 0.0),
+            (1e-9, 0.0, math.inf),
+            (None, 1.0, None),
+        ],
+    )
+    def test_ratio(self, score: float | None, limit: float, expected: float | None) -> None:
+        assert ratio(Finding("a", Status.PASSED, "", None, score, limit)) == expected
+
+    def test_sites_collapse_without_loss(self) -> None:
+        sites = ["embed", "h.0.ln_1", "h.1.ln_1", "h.2.ln_1", "h.7.ln_1", "h.0.mlp.act", "logits"]
+        assert collapse_sites(sites) == "embed, h.0…2,7.ln_1, h.0.mlp.act, logits"
+
+    def test_first_failure_is_where_the_port_diverges(self) -> None:
+        early = Finding("weights.values", Status.FAILED, "", "ln_f")
+        cascaded = Finding("activations.cascaded", Status.FAILED, "", "h.0.ln_1")
+        local = Finding("activations.local", Status.FAILED, "", "h.0.ln_1")
+        made = dataclasses.replace(
+            good(), findings=(early, cascaded, local), first_divergence="h.0.ln_1"
+        )
+        assert first_failure(made) is local
+        assert first_failure(dataclasses.replace(made, first_divergence=None)) is early
+        assert first_failure(good()) is None
+
+    def test_one_line(self) -> None:
+        assert one_line("a\n\tb \x07") == "a b \\x07"
+
+
+class TestRepeat:
+    @pytest.mark.parametrize(
+        ("options", "ports"),
+        [
+            (Options(), []),
+            (Options(seed=7, lengths=(5, 24)), ["my port.py:f", "huggingface=a b"]),
+            (Options(device="cuda", dtype="bfloat16", tokens=(1, 2, 3)), ["x"]),
+            (Options(text='-- it\'s "quoted" $HOME'), ["x"]),
+        ],
+    )
+    def test_the_command_asks_for_the_same_run(self, options: Options, ports: list[str]) -> None:
+        words = shlex.split(repeat_command(Path("a dir"), ports, options))
+        assert words[0] == "gpt-verify"
+        args = build_parser().parse_args(words[1:])
+        assert args.checkpoint == Path("a dir")
+        assert (args.port or []) == ports
+        assert (args.device, args.dtype, args.seed) == (options.device, options.dtype, options.seed)
+        assert (tuple(args.length) if args.length else None) == options.lengths
+        assert (args.tokens, args.text) == (options.tokens, options.text)
+
+    def test_defaults_are_not_spelled_out(self) -> None:
+        assert repeat_command(None, [], Options()) == "gpt-verify run"
+
+
+class TestOutputFile:
+    def test_writes_and_leaves_nothing_else(self, tmp_path: Path) -> None:
+        out = tmp_path / "out.json"
+        made = OutputFile(out)
+        assert list(tmp_path.iterdir()) == []
+        made.write("text é")
+        assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
+        assert out.read_text(encoding="utf-8") == "text é"
+        umask = os.umask(0)
+        os.umask(umask)
+        assert stat.S_IMODE(out.stat().st_mode) == 0o666 & ~umask
+
+    def test_keeps_the_old_file_when_writing_fails(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "out.json"
+        out.write_text("old")
+        made = OutputFile(out)
+
+        def full(fd: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(UsageError, match="No space left on device"):
+            made.write("new")
+        assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
+        assert out.read_text() == "old"
+
+    def test_follows_a_link(self, tmp_path: Path) -> None:
+        (tmp_path / "target").write_text("old")
+        link = tmp_path / "link"
+        link.symlink_to("target")
+        OutputFile(link).write("new")
+        assert link.is_symlink()
+        assert (tmp_path / "target").read_text() == "new"
+
+    def test_a_device_is_written_in_place(self) -> None:
+        OutputFile(Path("/dev/null")).write("text")
+        assert not Path("/dev/null").is_file()
+
+    @pytest.mark.parametrize("where", ["", "missing/out.json"])
+    def test_refuses_early(self, tmp_path: Path, where: str) -> None:
+        with pytest.raises(UsageError, match=r"is a directory|cannot be written"):
+            OutputFile(tmp_path / where)
+        assert list(tmp_path.iterdir()) == []
