@@ -59,27 +59,36 @@ def add(p: Precision, x: Measured, y: Measured) -> Measured:
     return _measured(p, value, (p.u * value) ** 2 + x.budget**2 + y.budget**2)
 
 
-def linear(p: Precision, x: Measured, w_io: NDArray[np.floating], b_o: Float64) -> Measured:
-    """x W + b.
+def linear(
+    p: Precision,
+    x: Measured,
+    w_io: Float64,
+    b_o: Float64 | float,
+    narrow_io: NDArray[np.floating] | None = None,
+) -> Measured:
+    """x W + b. ``narrow_io`` is W in float32, where it is at hand: the budget needs no more.
 
     The error of a sum of n products is Σ δ_i s_i over its partial sums s_i. With terms of mean m
     and spread around it, s_i is i m plus a random walk, so Σ s_i² ≤ n (Σ x² w² + (x W)²), whatever
     the order of summation. Two roundings in the stored format follow, because a bias may be added
     to a product that has been stored.
     """
-    product_To = x.value @ np.asarray(w_io, np.float64)
+    narrow_io = w_io if narrow_io is None else narrow_io
+    product_To = x.value @ w_io
     value_To = product_To + b_o
     n = w_io.shape[0]
-    variance = n * p.u_sum**2 * (_sum_of_squares(x.value, w_io) + product_To**2)
+    variance = _sum_of_squares(x.value, narrow_io)
+    variance += product_To**2
+    variance *= n * p.u_sum**2
     variance += p.u**2 * (product_To**2 + value_To**2)
     if not _exact(x):
-        variance += _sum_of_squares(x.budget, w_io)
+        variance += _sum_of_squares(x.budget, narrow_io)
     return _measured(p, value_To, variance)
 
 
 def unembed(p: Precision, x: Measured, wte_VD: NDArray[np.floating]) -> Measured:
     """The product with wte transposed; any slice of the vocabulary will do for ``wte_VD``."""
-    return linear(p, x, wte_VD.T, np.zeros(len(wte_VD)))
+    return linear(p, x, np.asarray(wte_VD, np.float64).T, 0.0, wte_VD.T)
 
 
 def layer_norm(p: Precision, x: Measured, g_D: Float64, b_D: Float64) -> Measured:
@@ -210,10 +219,12 @@ def _exponential_growth(variance: Float64) -> Float64:
 
 
 def _sum_of_squares(x: NDArray[np.floating], w: NDArray[np.floating]) -> Float64:
-    """x² @ w², in float32: a budget needs no more than a few digits.
-
-    Both sides are scaled to at most 1, so that no square overflows.
-    """
+    """x² @ w², in float32: a budget needs no more than a few digits."""
+    x32, w32 = np.asarray(x, np.float32), np.asarray(w, np.float32)
+    total = (x32 * x32) @ (w32 * w32)
+    if np.isfinite(total).all():
+        return np.asarray(total, np.float64)
+    # Some square is beyond float32: bring both sides to at most 1 first.
     x_scale, w_scale = _scale(x), _scale(w)
     x32, w32 = (np.asarray(a / s, np.float32) for a, s in ((x, x_scale), (w, w_scale)))
     return np.asarray((x32 * x32) @ (w32 * w32), np.float64) * (x_scale * w_scale) ** 2

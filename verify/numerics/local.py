@@ -71,7 +71,7 @@ class LocalOracle:
         x = self._measure("ln_f", p)
         wte_VD = self._weights["wte"]
         for rows in vocabulary_tiles(len(x.value), len(wte_VD)):
-            yield rows.start, budgets.unembed(p, x, np.asarray(wte_VD[rows], np.float64))
+            yield rows.start, budgets.unembed(p, x, wte_VD[rows])
 
     def _needed(self, name: str, now: int) -> bool:
         """Will a site after ``now`` read this one, itself or through sites that stay hidden?"""
@@ -98,6 +98,8 @@ class LocalOracle:
         extra: list[object] = [self._weights.float64(name) for name in site.weights]
         if site.operation in ("scores", "mix"):
             extra = [self._config.n_head]
+        elif site.operation == "linear":
+            extra.append(self._weights[site.weights[0]])
         return operation(p, *inputs, *extra)
 
 
