@@ -25,8 +25,6 @@ from verify.errors import CheckpointError, MissingDependency, PortError
 from verify.ports.openai_tf import OpenAITensorFlow, openai_tf
 from verify.tensorflow import start
 
-pytest.importorskip("google_crc32c")
-
 # No two sizes are equal, so that no transpose can hide.
 CONFIG = Config(n_vocab=11, n_ctx=7, n_embd=12, n_head=3, n_layer=2)
 TENSORS = synthetic_tensors(CONFIG, seed=3)
