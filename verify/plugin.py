@@ -1,9 +1,12 @@
 """pytest plugin: each law at each site is a test with a readable id.
 
-    pytest --checkpoint DIR --port FILE.py:factory
+    pytest --checkpoint=DIR --port=FILE.py:factory
 
-needs no test file: with ``--port`` or ``--checkpoint`` the plugin collects the tests by itself, and
-without paths nothing else is collected. A port runs once, when its first test is set up.
+(With ``=``: pytest looks for its configuration before it knows which options take an argument, and
+takes a directory that stands alone for one of tests.)
+
+No test file is needed: with ``--port`` or ``--checkpoint`` the plugin collects the tests by itself,
+and without paths nothing else is collected. A port runs once, when its first test is set up.
 """
 
 from __future__ import annotations
@@ -161,7 +164,8 @@ class _PortItem(pytest.Item):
             pytest.fail(one_line(error), pytrace=False)
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        return self.path, None, self.nodeid
+        # Not the end of the node id, in which pytest would turn the dots into colons.
+        return self.path, None, f"{self.port}: {self.name}"
 
     def fail(self, *lines: str) -> None:
         repeat = self.config.stash[_RUNS].repeat(self.port)

@@ -1,0 +1,276 @@
+"""The pytest plugin, in pytest processes of their own, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+from command import PORTS, ROOT
+
+from reference import Config
+from verify.checks import expected_checks
+from verify.report import json as json_report
+
+pytest_plugins = ["pytester"]
+
+Pytest = Callable[..., pytest.RunResult]
+CHECKS = len(expected_checks(Config(97, 24, 12, 3, 2)))
+
+
+@pytest.fixture
+def user(pytester: pytest.Pytester, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Pytest:
+    """Run pytest in an empty directory of a user, with the plugin loaded once."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # As an installed package would be, whether or not this one is: one registration, no other.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+    def run(*words: object, port: str | None = "good") -> pytest.RunResult:
+        ports = [] if port is None else ["--port", f"{PORTS}:{port}"]
+        return pytester.runpytest_subprocess(
+            "-p",
+            "verify.plugin",
+            f"--checkpoint={tiny}",
+            "--gpt-verify-length",
+            "5",
+            *ports,
+            *words,
+        )
+
+    return run
+
+
+def node(port: str, name: str) -> str:
+    return f"{PORTS}:{port}::{name}"
+
+
+def test_each_law_and_site_is_a_test(user: Pytest) -> None:
+    result = user("-v")
+    assert result.ret == 0
+    outcomes = result.parseoutcomes()
+    # Logits and determinism pass, and the verdict; a function shows nothing else.
+    assert outcomes == {"passed": 3, "skipped": CHECKS - 2}
+    lines = result.outlines
+    for name, outcome in (
+        ("logits[logits]", "PASSED"),
+        ("activations.local[h.0.mlp.act]", "SKIPPED"),
+        ("verdict", "PASSED"),
+    ):
+        assert any(f"::{name} {outcome}" in line for line in lines), name
+
+
+def test_what_was_not_examined_is_skipped_by_name(user: Pytest) -> None:
+    result = user("-rs")
+    skips = [line for line in result.outlines if line.startswith("SKIPPED")]
+    assert len(skips) == CHECKS - 2
+    assert any(
+        "::activations.local[h.1.mlp.act]: the port shows nothing but logits" in line
+        for line in skips
+    )
+
+
+def test_a_failure_is_the_finding_and_no_traceback(user: Pytest) -> None:
+    result = user(port="twice_too_large")
+    assert result.ret == 1
+    assert result.parseoutcomes()["failed"] == 2  # the check, and the verdict
+    text = result.stdout.str()
+    assert re.search(r"logits\[logits\]: score \S+, limit \S+\nlogits\[.*\] = .*, should be", text)
+    assert "repeat: gpt-verify run --checkpoint" in text
+    assert "first divergence: logits" in text
+    assert "plugin.py" not in text.split("short test summary")[0].split("FAILURES")[1]
+
+
+def test_a_port_that_breaks_is_an_error_of_every_test(user: Pytest) -> None:
+    result = user(port="raises")
+    assert result.ret == 1
+    assert result.parseoutcomes() == {"errors": CHECKS, "failed": 1}
+    assert "the factory raised ValueError: no weights today" in result.stdout.str()
+    assert "Traceback" not in result.stdout.str()
+
+
+def test_a_port_runs_once(user: Pytest, pytester: pytest.Pytester) -> None:
+    (pytester.path / "counted.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(PORTS.parent)!r})\n"
+        "from sample_ports import good\n"
+        "def port(checkpoint):\n"
+        "    with open('calls', 'a') as calls: calls.write('x')\n"
+        "    return good(checkpoint)\n"
+    )
+    assert user("--port", "counted.py:port", port=None).ret == 0
+    assert (pytester.path / "calls").read_text() == "x"
+
+
+def test_several_ports(user: Pytest) -> None:
+    result = user("--port", f"{PORTS}:twice_too_large", "-v")
+    assert result.ret == 1
+    assert result.parseoutcomes() == {"passed": 4, "failed": 2, "skipped": 2 * (CHECKS - 2)}
+
+
+def test_selection_by_name(user: Pytest) -> None:
+    result = user("-k", "logits[logits]", port="twice_too_large")
+    assert result.ret == 1
+    assert result.parseoutcomes()["failed"] == 1
+
+
+def test_selecting_nothing_is_no_success(user: Pytest) -> None:
+    assert user("-k", "no_such_check").ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def test_a_port_that_shows_nothing_is_no_success(user: Pytest, pytester: pytest.Pytester) -> None:
+    """Skips alone are green in pytest; the verdict is not."""
+    pytester.makeconftest(
+        "import dataclasses, verify.run\n"
+        "from verify.findings import Finding, Status\n"
+        "judged = verify.run.run\n"
+        "def run(*args):\n"
+        "    report = judged(*args)\n"
+        "    ports = [dataclasses.replace(port, findings=tuple(\n"
+        "        dataclasses.replace(f, status=Status.NOT_EXAMINED) for f in port.findings))\n"
+        "        for port in report.ports]\n"
+        "    return dataclasses.replace(report, ports=tuple(ports))\n"
+        "verify.run.run = run\n"
+    )
+    result = user()
+    assert result.ret == 1
+    assert result.parseoutcomes() == {"skipped": CHECKS, "failed": 1}
+    assert "nothing that was compared passed" in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("change", "failed", "says"),
+    [
+        ("findings[:-1]", 1, "no finding: nothing was compared"),
+        ("(*findings, Finding('other', Status.FAILED, 'a surprise', 'x'))", 1, "a surprise"),
+        (
+            "(*findings, dataclasses.replace(findings[-1], status=Status.FAILED))",
+            2,
+            "failed checks",
+        ),
+    ],
+    ids=["lost", "unexpected", "contradictory"],
+)
+def test_no_finding_is_lost(
+    user: Pytest, pytester: pytest.Pytester, change: str, failed: int, says: str
+) -> None:
+    pytester.makeconftest(
+        "import dataclasses, verify.run\n"
+        "from verify.findings import Finding, Status\n"
+        "judged = verify.run.run\n"
+        "def run(*args):\n"
+        "    report = judged(*args)\n"
+        "    findings = report.ports[0].findings\n"
+        f"    port = dataclasses.replace(report.ports[0], findings={change})\n"
+        "    return dataclasses.replace(report, ports=(port,))\n"
+        "verify.run.run = run\n"
+    )
+    result = user()
+    assert result.ret == 1
+    assert result.parseoutcomes()["failed"] == failed
+    assert says in result.stdout.str()
+
+
+def test_unreadable_checkpoint_is_one_line(user: Pytest) -> None:
+    result = user("--checkpoint=missing")
+    assert result.ret == pytest.ExitCode.INTERRUPTED == 2
+    assert "gpt-verify: missing: no such directory" in result.stdout.str()
+    assert "Traceback" not in result.stdout.str()
+    assert "plugin.py" not in result.stdout.str()
+
+
+@pytest.mark.parametrize("length", ["0", "25"])
+def test_impossible_length(user: Pytest, length: str) -> None:
+    result = user("--gpt-verify-length", length)
+    assert result.ret == 1
+    assert result.parseoutcomes() == {"errors": CHECKS + 1}
+    assert f"length {length}" in result.stdout.str()
+
+
+def test_without_paths_the_users_own_tests_are_not_run(
+    user: Pytest, pytester: pytest.Pytester
+) -> None:
+    pytester.makepyfile(test_own="raise RuntimeError('collected')")
+    assert user().ret == 0
+    assert user("test_own.py").ret == 2
+
+
+def test_fixtures(user: Pytest, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_own="""
+        def test_sizes(checkpoint):
+            assert checkpoint.config.n_embd == 12
+            assert checkpoint.tensors["wte"].shape == (97, 12)
+
+        def test_floors(port_report):
+            assert port_report.logits_floors < 2
+        """
+    )
+    result = user("test_own.py", "-v", "--port", f"{PORTS}:twice_too_large")
+    assert result.ret == 1
+    outcomes = result.parseoutcomes()
+    assert (outcomes["passed"], outcomes["failed"]) == (4 + 2, 2 + 1)
+    assert any("test_floors" in x and "good" in x and "PASSED" in x for x in result.outlines)
+    assert any("test_floors" in x and "twice" in x and "FAILED" in x for x in result.outlines)
+
+
+def test_json(user: Pytest, pytester: pytest.Pytester) -> None:
+    assert user("--gpt-verify-json", "out.json", "--port", f"{PORTS}:twice_too_large").ret == 1
+    loaded = json.loads((pytester.path / "out.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(json_report.schema()).validate(loaded)
+    assert loaded["verdict"] == "refuted"
+    assert [port["verdict"] for port in loaded["ports"]] == ["verified", "refuted"]
+    assert loaded["repeat"].count("--port") == 2
+
+
+def test_json_that_cannot_be_written(user: Pytest) -> None:
+    result = user("--gpt-verify-json", "missing/out.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "missing/out.json: cannot be written" in result.stderr.str()
+
+
+def test_without_options_the_plugin_does_nothing(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makepyfile("def test_own(): pass")
+    result = pytester.runpytest_subprocess("-p", "verify.plugin")
+    result.assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("loaded", ["by_conftest", "by_name_and_conftest", "as_installed"])
+def test_the_plugin_is_registered_once(
+    loaded: str, pytester: pytest.Pytester, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source checkout, one whose plugin is named too, and one that is installed as well."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{pytester.path}")
+    if loaded == "as_installed":
+        # What an installer leaves: the distribution's entry point.
+        information = pytester.mkdir("gpt_verify_installed-1.dist-info")
+        (information / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: gpt-verify-installed\nVersion: 1\n"
+        )
+        (information / "entry_points.txt").write_text("[pytest11]\ngpt_verify_x = verify.plugin\n")
+    else:
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    (pytester.path / "conftest.py").write_text((ROOT / "conftest.py").read_text())
+    named = ["-p", "verify.plugin"] if loaded == "by_name_and_conftest" else []
+    result = pytester.runpytest_subprocess(
+        *named, f"--checkpoint={tiny}", "--gpt-verify-length=5", f"--port={PORTS}:good"
+    )
+    assert result.ret == 0
+    assert result.parseoutcomes()["passed"] == 3
+
+
+def test_collecting_loads_no_framework(user: Pytest, pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        "import sys\n"
+        "def pytest_collection_finish(session):\n"
+        "    assert session.items\n"
+        "    assert not {'torch', 'tensorflow', 'transformers'} & set(sys.modules)\n"
+    )
+    assert user("--collect-only", "-q").ret == 0

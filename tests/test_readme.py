@@ -1,0 +1,79 @@
+"""What the README promises in commands is what CI runs and what exists."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from verify.arguments import build_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def set_up_commands() -> list[str]:
+    """The lines of the README that start from nothing."""
+    return [line for line in README.splitlines() if line.startswith("python3 -m venv ")]
+
+
+def test_two_commands_do_all_the_set_up() -> None:
+    assert [line.split(" tox -e ")[-1].split("tox -e ")[-1] for line in set_up_commands()] == [
+        "verify",
+        "tests",
+    ]
+
+
+@pytest.mark.parametrize("environment", ["verify", "tests"])
+def test_ci_finds_the_very_command(environment: str) -> None:
+    """The function of ``.ci/run`` that takes the command from the README, run as it stands there."""
+    function = next(line for line in CI.splitlines() if line.startswith("command_of()"))
+    found = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f"{function}; command_of {environment}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert found == [line for line in set_up_commands() if line.endswith(f"-e {environment}")]
+    assert len(found) == 1
+    assert f'-c "$(command_of {environment})"' in CI
+
+
+def test_environments_exist() -> None:
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini")
+    for environment in ("verify", "tests", "lint", "types", "bench"):
+        assert tox[f"testenv:{environment}"]
+    named = re.findall(r"tox -e ([\w,]+)", README + CI)
+    assert named
+    for environment in {name for names in named for name in names.split(",")}:
+        assert f"testenv:{environment}" in tox
+
+
+def test_commands_of_the_readme_are_understood() -> None:
+    commands = re.findall(r"^(?:- run: )?gpt-verify (run .*)$", README, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        build_parser().parse_args(shlex.split(command))
+
+
+def test_what_the_package_needs_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pins = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line
+    }
+    wanted = [*project["dependencies"], "tox", "ruff", "mypy"]
+    for extra in ("torch", "tensorflow", "test"):
+        wanted += project["optional-dependencies"][extra]
+    names = {re.split(r"[<>=!~\[ ]", requirement)[0].lower() for requirement in wanted}
+    assert "numpy" in names
+    assert names - pins == set()
