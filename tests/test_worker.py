@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verify.errors import CheckpointError, PortError
+from verify.errors import CheckpointError, MissingDependency, PortError
 from verify.frames import Frame, encode, receive
+from verify.tensorflow import start
 from verify.worker import Worker, one_line
 
 
@@ -161,6 +162,7 @@ def test_the_child_dies_with_its_parent(command):
     parent = f"""
 import os, sys
 sys.path[:] = {sys.path!r}
+from verify.tensorflow import start
 from verify.worker import Worker
 worker = Worker("worker_child")
 worker.call("echo")
@@ -193,3 +195,19 @@ def test_messages_are_short_and_on_one_line():
     assert one_line(ValueError("a\n  b\tc")) == "a b c"
     assert one_line(MemoryError()) == "MemoryError"
     assert len(one_line(ValueError("x" * 10_000))) < 500
+
+
+def test_without_tensorflow_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("verify.tensorflow.find_spec", lambda name: None)
+    with pytest.raises(MissingDependency, match=r"pip install gpt-verify\[tensorflow\]"):
+        start()
+
+
+def test_the_main_process_imports_no_framework():
+    script = """
+import sys
+import verify.checkpoint.synthetic, verify.ports.openai_tf
+assert not {"tensorflow", "torch", "transformers"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent.parent)
+    assert "tensorflow" not in sys.modules

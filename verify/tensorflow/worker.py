@@ -121,10 +121,13 @@ def _worded(command: Callable[..., Answer | None]) -> Callable[..., Answer]:
     def run(*arrays: Array, **fields: Any) -> Answer:
         if IMPORT_ERROR is not None:
             raise MissingDependency(f"TensorFlow cannot be imported: {IMPORT_ERROR}")
+        where = f"{fields['prefix']}: " if "prefix" in fields else ""
         try:
             yield from command(*arrays, **fields) or ()
         except tf.errors.OpError as error:
-            raise GptVerifyError(reason(error.message)) from None
+            raise GptVerifyError(f"{where}TensorFlow: {reason(error.message)}") from None
+        except (ValueError, IndexError) as error:  # from its reader of checkpoint files
+            raise GptVerifyError(f"{where}{one_line(error)}") from None
 
     return run
 
@@ -137,7 +140,7 @@ def reason(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     after = [i + 1 for i, line in enumerate(lines) if line.startswith("Node:")]
     chosen = lines[after[0]] if after and after[0] < len(lines) else lines[0] if lines else ""
-    return f"TensorFlow: {chosen}"
+    return chosen
 
 
 if __name__ == "__main__":
