@@ -78,7 +78,7 @@ def test_a_failure_is_the_finding_and_no_traceback(user: Pytest) -> None:
     assert result.ret == 1
     assert result.parseoutcomes()["failed"] == 2  # the check, and the verdict
     text = result.stdout.str()
-    assert re.search(r"logits\[logits\]: score \S+, limit \S+\nlogits\[.*\] = .*, should be", text)
+    assert re.search(r"\nlogits\[.*\] = .*, should be .*\nscore \S+, limit \S+\nrepeat: ", text)
     assert "repeat: gpt-verify run --checkpoint" in text
     assert "first divergence: logits" in text
     assert "plugin.py" not in text.split("short test summary")[0].split("FAILURES")[1]

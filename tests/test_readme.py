@@ -32,7 +32,7 @@ def test_two_commands_do_all_the_set_up() -> None:
 
 @pytest.mark.parametrize("environment", ["verify", "tests"])
 def test_ci_finds_the_very_command(environment: str) -> None:
-    """The function of ``.ci/run`` that takes the command from the README, run as it stands there."""
+    """``command_of`` of ``.ci/run`` takes a line from the README; it is run as it stands there."""
     function = next(line for line in CI.splitlines() if line.startswith("command_of()"))
     found = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", f"{function}; command_of {environment}"],
@@ -50,7 +50,7 @@ def test_environments_exist() -> None:
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini")
     for environment in ("verify", "tests", "lint", "types", "bench"):
-        assert tox[f"testenv:{environment}"]
+        assert f"testenv:{environment}" in tox
     named = re.findall(r"tox -e ([\w,]+)", README + CI)
     assert named
     for environment in {name for names in named for name in names.split(",")}:

@@ -197,7 +197,7 @@ class Check(_PortItem):
             self.fail("no finding: nothing was compared")
         failed = [finding for finding in self.findings if finding.status is Status.FAILED]
         if failed:
-            self.fail(*(words for finding in failed for words in _describe(finding)))
+            self.fail(*(line for finding in failed for line in _describe(finding)))
         unseen = [f for f in self.findings if f.status is Status.NOT_EXAMINED]
         if unseen:
             # The name is in the reason: pytest folds skips that have the same reason into one.
@@ -222,15 +222,16 @@ class PortVerdict(_PortItem):
             lines.append(f"explained by: {', '.join(report.explained_by)}")
         first = first_failure(report)
         if first is not None:
-            lines += [f"failed checks: {failures_by_check(report.findings)}", *_describe(first)]
+            lines += [f"failed checks: {failures_by_check(report.findings)}", label(first)]
+            lines += _describe(first)
         self.fail(*lines)
 
 
 def _describe(finding: Finding) -> list[str]:
-    head = label(finding)
+    lines = [one_line(finding.message)]
     if finding.score is not None and finding.limit is not None:
-        head += f": score {number(finding.score)}, limit {number(finding.limit)}"
-    return [head, one_line(finding.message)]
+        lines.append(f"score {number(finding.score)}, limit {number(finding.limit)}")
+    return lines
 
 
 @pytest.fixture(scope="session")
