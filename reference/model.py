@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -50,7 +51,8 @@ def forward(
     """
     tokens_T = np.asarray(tokens_T)
     if tokens_T.ndim != 1 or not np.issubdtype(tokens_T.dtype, np.integer):
-        raise ValueError(f"tokens must be a vector of integers, not {tokens_T.dtype}{tokens_T.shape}")
+        found = f"{tokens_T.dtype}{list(tokens_T.shape)}"
+        raise ValueError(f"tokens must be a vector of integers, not {found}")
     if not 1 <= len(tokens_T) <= config.n_ctx:
         raise ValueError(f"{len(tokens_T)} tokens; the model takes 1 … {config.n_ctx}")
     if tokens_T.min() < 0 or tokens_T.max() >= config.n_vocab:
@@ -105,6 +107,5 @@ def block(
 
 def logits(weights: Weights, config: Config, tokens_T: NDArray[np.integer]) -> Array:
     """The last site alone: float64[T, V]."""
-    for _site, value in forward(weights, config, tokens_T):
-        pass
+    ((_site, value),) = deque(forward(weights, config, tokens_T), maxlen=1)
     return value

@@ -23,13 +23,15 @@ def gelu(x: Array) -> Array:
 
     The tanh approximation *is* the model; the exact form with erf is another function.
     """
-    return 0.5 * x * (1.0 + np.tanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * (x * x * x))))
+    tanh: Array = np.tanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * (x * x * x)))
+    return 0.5 * x * (1.0 + tanh)
 
 
 def softmax(x: Array) -> Array:
     """exp(x) / Σ exp(x) over the last axis, shifted by the maximum: gpt-2 ``src/model.py:20``."""
-    exp_x = np.exp(x - np.max(x, axis=-1, keepdims=True))
-    return exp_x / np.sum(exp_x, axis=-1, keepdims=True)
+    exp_x: Array = np.exp(x - np.max(x, axis=-1, keepdims=True))
+    normed: Array = exp_x / np.sum(exp_x, axis=-1, keepdims=True)
+    return normed
 
 
 def layer_norm(x_TD: Array, g_D: Array, b_D: Array) -> Array:
@@ -87,9 +89,11 @@ def embed(
 
     Rows are taken before they are converted, so that the table itself is never copied.
     """
-    return wte_VD[tokens_T].astype(dtype) + wpe_PD[: len(tokens_T)].astype(dtype)
+    token_TD: Array = wte_VD[tokens_T].astype(dtype)
+    position_TD: Array = wpe_PD[: len(tokens_T)].astype(dtype)
+    return token_TD + position_TD
 
 
 def unembed(x_TD: Array, wte_VD: Array) -> Array:
-    """The product with every token's row: wte transposed is the head (gpt-2 ``src/model.py:172``)."""
+    """The product with every token's row, so that wte is the head: gpt-2 ``src/model.py:172``."""
     return x_TD @ wte_VD.T
