@@ -69,9 +69,10 @@ def linear(
     """x W + b. ``narrow_io`` is W in float32, where it is at hand: the budget needs no more.
 
     The error of a sum of n products is Σ δ_i s_i over its partial sums s_i. With terms of mean m
-    and spread around it, s_i is i m plus a random walk, so Σ s_i² ≤ n (Σ x² w² + (x W)²), whatever
-    the order of summation. Two roundings in the stored format follow, because a bias may be added
-    to a product that has been stored.
+    and spread around it, s_i is i m plus a random walk, and the accumulator may begin with the
+    bias instead of zero (BLAS: y ← A x + β y), so Σ s_i² ≤ n (Σ x² w² + (x W)² + b²), whatever the
+    order of summation. Two roundings in the stored format follow, because a bias may be added to a
+    product that has been stored.
     """
     narrow_io = w_io if narrow_io is None else narrow_io
     product_To = x.value @ w_io
@@ -79,6 +80,7 @@ def linear(
     n = w_io.shape[0]
     variance = _sum_of_squares(x.value, narrow_io)
     variance += product_To**2
+    variance += np.square(b_o)
     variance *= n * p.u_sum**2
     variance += p.u**2 * (product_To**2 + value_To**2)
     if not _exact(x):
@@ -131,7 +133,7 @@ def gelu(p: Precision, x: Measured) -> Measured:
     For x well below zero 1 + tanh cancels: an absolute error of a few u remains, multiplied by x.
     """
     value = ops.gelu(x.value)
-    cubic = ops.GELU_CUBIC * x.value**3
+    cubic = ops.GELU_CUBIC * (x.value * x.value * x.value)
     inner = ops.SQRT_2_OVER_PI * (x.value + cubic)
     tanh = np.tanh(inner)
     # x³ is two products or one pow, then the constant: four roundings. The sum and √(2/π): two.

@@ -20,8 +20,8 @@ from verify.numerics.precision import Precision
 from verify.numerics.weights import DeclaredWeights
 from verify.sites import Site, sites
 
-#: Tokens × vocabulary elements handled at a time; three float64 arrays of this size are alive.
-TILE_ELEMENTS = 1 << 21
+#: Tokens × vocabulary elements handled at a time: 2 MB in float64, which a core's cache holds.
+TILE_ELEMENTS = 1 << 18
 
 
 class NotShown(Exception):

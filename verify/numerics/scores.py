@@ -77,7 +77,8 @@ class _Sums:
             return None
         groups = int(seen.sum())
         rms = np.sqrt(self.squares[seen] / self.elements[seen])
-        limits = np.array([limit_rms(int(rows), groups) for rows in self.rows[seen]])
+        distinct, which = np.unique(self.rows[seen], return_inverse=True)
+        limits = np.array([limit_rms(int(rows), groups) for rows in distinct])[which]
         at = int(np.argmax(np.where(np.isnan(rms), np.inf, rms) / limits))
         where = int(np.flatnonzero(seen)[at])
         return Statistic(name, float(rms[at]), float(limits[at]), where)

@@ -1,0 +1,186 @@
+"""Calibration: what correct ports score, over many configurations, weights and precisions.
+
+    python scripts/calibrate.py --configs 240 --json docs/results/calibration.json \\
+        --markdown docs/results/calibration.md
+
+Each configuration has random odd sizes, a random weight scale, weights with or without large
+residual channels, and inputs of 1 to n_ctx tokens. transformers' GPT2LMHeadModel is judged on it in
+float32, bfloat16 and float16, with eager and with fused attention, and in float64 (architecture).
+Every one of these ports is correct, so that a score beyond its limit is a false alarm, and the
+script exits with status 1. Local limits are derived (``verify.numerics.scores``) and only tested
+here; the limit on noise floors (``verify.numerics.cascade.LIMIT_FLOORS``) is set from here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference import Config, tensor_table
+from verify.checkpoint import Checkpoint
+from verify.checkpoint.synthetic import synthetic_tensors
+from verify.findings import Status
+from verify.inputs import Input
+from verify.judge import judge
+from verify.run import Silent, environment
+from verify.sites import sites
+
+PORTS = ("huggingface-eager", "huggingface-sdpa")
+DTYPES = ("float32", "bfloat16", "float16")
+#: Of the distribution of scores that the documentation shows.
+QUANTILES = (0.5, 0.99, 1.0)
+
+
+def random_config(rng: np.random.Generator) -> Config:
+    """Sizes from one head of two channels to a few hundred channels, seldom round numbers."""
+    n_head = int(rng.integers(1, 7))
+    n_embd = n_head * int(rng.choice([2, 3, 5, 8, 16, 21, 32, 40, 64]))
+    return Config(
+        n_vocab=int(rng.integers(3, 700)),
+        n_ctx=int(rng.integers(1, 140)),
+        n_embd=n_embd,
+        n_head=n_head,
+        n_layer=int(rng.integers(1, 5)),
+    )
+
+
+def plain_tensors(config: Config, seed: int, scale: float) -> Mapping[str, NDArray[np.float32]]:
+    """Independent normal weights: no channel of the residual stream is larger than another."""
+    rng = np.random.default_rng([seed, 7])
+    deviation = {"gain": 0.3, "bias": 0.1, "embedding": scale}
+    tensors = {}
+    for name, spec in tensor_table(config).items():
+        size = deviation.get(spec.role, scale / np.sqrt(spec.shape[0]))
+        value = rng.normal(1.0 if spec.role == "gain" else 0.0, size, spec.shape)
+        tensors[name] = value.astype(np.float32)
+    return tensors
+
+
+def random_inputs(config: Config, rng: np.random.Generator) -> list[Input]:
+    """One token, all of n_ctx, something in between, a batch, and one token over and over."""
+    lengths = sorted({1, config.n_ctx, int(rng.integers(1, config.n_ctx + 1))})
+    shapes = [(1, length) for length in lengths] + [(3, max(1, config.n_ctx // 2))]
+    inputs = [Input(f"{s}", rng.integers(0, config.n_vocab, s, dtype=np.int64)) for s in shapes]
+    same = np.full((1, config.n_ctx), rng.integers(config.n_vocab), np.int64)
+    return [*inputs, Input("one token", same)]
+
+
+class Distribution:
+    """Scores by law, kind of operation, precision and statistic."""
+
+    def __init__(self) -> None:
+        self.scores: dict[tuple[str, str, str, str], list[tuple[float, float]]] = defaultdict(list)
+        self.alarms: list[dict[str, Any]] = []
+        self.runs = 0
+
+    def add(self, row: dict[str, Any], report: Any, config: Config) -> None:
+        self.runs += 1
+        if report.error:
+            self.alarms.append({**row, "port": report.name, "error": report.error})
+        kinds = sites(config)
+        for finding in report.findings:
+            if finding.status is Status.FAILED:
+                alarm = {"id": finding.id, "site": finding.site, "score": finding.score}
+                alarm |= {"limit": finding.limit, "message": finding.message}
+                self.alarms.append({**row, "port": report.name, "dtype": report.dtype, **alarm})
+            if finding.score is None or finding.site is None or finding.limit is None:
+                continue
+            kind = kinds[finding.site].operation
+            dtype = "float64" if finding.id == "architecture" else report.dtype
+            key = (finding.id, kind, dtype)
+            for name, statistic in finding.details.items():
+                if "limit" in statistic:
+                    self.scores[(*key, name)].append((statistic["score"], statistic["limit"]))
+            if not finding.details:
+                self.scores[(*key, "floors")].append((finding.score, finding.limit))
+
+    def table(self) -> list[dict[str, Any]]:
+        rows = []
+        for (law, kind, dtype, statistic), pairs in sorted(self.scores.items()):
+            scores, limits = np.array(pairs).T
+            row: dict[str, Any] = {"law": law, "operation": kind, "dtype": dtype}
+            row |= {"statistic": statistic, "count": len(pairs)}
+            row |= {f"q{q:g}": float(np.quantile(scores, q)) for q in QUANTILES}
+            row["largest_over_limit"] = float(np.max(scores / limits))
+            rows.append(row)
+        return rows
+
+
+def calibrate(configs: int, seed: int) -> Distribution:
+    """Judge every port on every configuration."""
+    found = Distribution()
+    for index in range(configs):
+        rng = np.random.default_rng([seed, index])
+        config, scale = random_config(rng), float(np.exp(rng.uniform(-2.0, 0.7)))
+        large = bool(rng.integers(2))
+        tensors = (synthetic_tensors if large else plain_tensors)(config, index, scale=scale)
+        tensors = {name: tensors[name] for name in tensors}
+        checkpoint = Checkpoint(Path("calibration"), "openai", config, tensors)
+        inputs = random_inputs(config, rng)
+        row = {"index": index, "config": config.as_dict(), "scale": scale, "large": large}
+        for dtype in DTYPES:
+            for port in PORTS:
+                report = judge(port, checkpoint, inputs, dtype, "cpu", Silent())
+                found.add(row, report, config)
+        if sys.stderr.isatty() or index % 20 == 19:
+            print(f"{index + 1} configurations, {len(found.alarms)} alarms", file=sys.stderr)
+    return found
+
+
+def markdown(found: Distribution, configs: int) -> str:
+    """The table for the documentation: RMS, maximum and floors of every operation."""
+    lines = [
+        f"{configs} configurations, {found.runs} runs of correct ports, "
+        f"{len(found.alarms)} false alarms.",
+        "",
+        "| law | operation | precision | statistic | median | 99 % | largest | largest ÷ limit |",
+        "|---|---|---|---|--:|--:|--:|--:|",
+    ]
+    for row in found.table():
+        if row["statistic"] in ("rms", "max", "floors"):
+            cells = [row["law"], row["operation"], row["dtype"], row["statistic"]]
+            cells += [f"{row[f'q{q:g}']:.2f}" for q in QUANTILES]
+            lines.append("| " + " | ".join([*cells, f"{row['largest_over_limit']:.2f}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--configs", type=int, default=240)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    found = calibrate(arguments.configs, arguments.seed)
+    text = markdown(found, arguments.configs)
+    print(text)
+    for alarm in found.alarms[:20]:
+        print(alarm)
+    if arguments.markdown:
+        arguments.markdown.write_text(text)
+    if arguments.json:
+        result = {
+            "configs": arguments.configs,
+            "seed": arguments.seed,
+            "runs": found.runs,
+            "false_alarms": found.alarms,
+            "seconds": round(time.perf_counter() - start),
+            "environment": environment(),
+            "scores": found.table(),
+        }
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 1 if found.alarms else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
