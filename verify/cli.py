@@ -104,8 +104,9 @@ def _run(args: argparse.Namespace) -> int:
     for port in report.ports:
         if args.debug and port.exception is not None:
             traceback.print_exception(port.exception)
-        if port.error is not None:
-            print(f"gpt-verify: {one_line(port.error)}", file=sys.stderr)
+    # Ports that break for one reason, as two that miss the same files, say it once.
+    for error in dict.fromkeys(port.error for port in report.ports if port.error is not None):
+        print(f"gpt-verify: {one_line(error)}", file=sys.stderr)
     for output, render in outputs:
         output.write(render(report))
     stream = sys.stderr if to_stdout else sys.stdout
