@@ -160,11 +160,14 @@ class TestTerminal:
     def test_table_fits_100_columns(self) -> None:
         name = "huggingface-sdpa=a-very-long-organisation-name/and-a-longer-model-name"
         ports = [good(layers=48), wrong(name, layers=48), broken()]
-        lines = terminal.render(report(*ports), width=250).splitlines()
+        lines = terminal.render(report(*ports)).splitlines()
         start = next(i for i, line in enumerate(lines) if line.startswith("port "))
         end = lines.index("", start)
         assert end > start + 3
         assert max(map(len, lines[start:end])) <= 100
+        # Nothing is dropped to make it fit.
+        assert lines[start].split()[-1] == "not"
+        assert lines[start + 2].endswith("   48")
 
     def test_refuted_port_is_shown_with_its_first_failure(self) -> None:
         text = terminal.render(report(good(), wrong()), repeats=["A", "gpt-verify run --port w"])

@@ -113,11 +113,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.quiet:
         text = terminal.summary(report) + "\n"
     else:
-        columns = os.get_terminal_size(stream.fileno()).columns if stream.isatty() else None
         text = terminal.render(
             report,
-            width=columns or terminal.WIDTH,
-            colour=columns is not None,
+            colour=stream.isatty(),
             repeats=[repeat_command(args.checkpoint, [port], options) for port in expand(ports)],
         )
     # The verdict stands, whether or not anybody reads on.

@@ -23,7 +23,8 @@ from verify.report.text import (
     worst,
 )
 
-#: The table never grows wider, so that it survives a CI log and a terminal split in two.
+#: Of the table, always: it never grows wider, so that it survives a CI log, and in a narrower
+#: terminal it folds at the edge, where rich would leave out the last column without a word.
 WIDTH = 100
 _COLOUR = {Verdict.VERIFIED: "green", Verdict.REFUTED: "bold red", Verdict.UNJUDGED: "yellow"}
 
@@ -74,11 +75,11 @@ def _table(ports: Iterable[PortReport]) -> Table:
 class _Page:
     """Lines of text, in colour where that is wanted; what a port says is never read as markup."""
 
-    def __init__(self, width: int, colour: bool) -> None:
+    def __init__(self, colour: bool) -> None:
         self._stream = io.StringIO()
         self._console = Console(
             file=self._stream,
-            width=width,
+            width=WIDTH,
             force_terminal=colour,
             color_system="standard" if colour else None,
             no_color=None if colour else True,
@@ -139,7 +140,6 @@ def _inputs(report: Report) -> str:
 def render(
     report: Report,
     *,
-    width: int = WIDTH,
     colour: bool = False,
     repeats: Sequence[str] = (),
 ) -> str:
@@ -147,11 +147,10 @@ def render(
 
     Args:
         report: of a finished run.
-        width: of the terminal; the table takes at most 100 columns of it.
         colour: whether to use escape sequences.
         repeats: for each port the command that judges it alone; without it, that of the whole run.
     """
-    page = _Page(min(width, WIDTH), colour and "NO_COLOR" not in os.environ)
+    page = _Page(colour and "NO_COLOR" not in os.environ)
     page.line(_heading(report))
     page.line(_inputs(report))
     page.line()
