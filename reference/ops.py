@@ -41,7 +41,8 @@ def layer_norm(x_TD: Array, g_D: Array, b_D: Array) -> Array:
     """
     centred_TD = x_TD - np.mean(x_TD, axis=-1, keepdims=True)
     variance_T1 = np.mean(centred_TD * centred_TD, axis=-1, keepdims=True)
-    return g_D * (centred_TD / np.sqrt(variance_T1 + LAYER_NORM_EPSILON)) + b_D
+    normed_TD: Array = centred_TD / np.sqrt(variance_T1 + LAYER_NORM_EPSILON)
+    return g_D * normed_TD + b_D
 
 
 def linear(x_Ti: Array, w_io: Array, b_o: Array) -> Array:
