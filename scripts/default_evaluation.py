@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference import Config, logits, parameter_count
+from reference.bpe import BPE
 from reference.loss import token_losses_nats
 from verify.checkpoint import open_checkpoint
 
@@ -133,12 +134,12 @@ PROSE = (
 )
 
 
-def rare_name(weights: Weights, config: Config, encoder: text.Encoder) -> list[tuple[float, float]]:
+def rare_name(weights: Weights, config: Config, bpe: BPE) -> list[tuple[float, float]]:
     """(first time, second time) loss of each token of a made-up name, in a sentence of prose."""
     head, middle, _end = PROSE.split("{name}")
-    name = encoder.text(NAME)
-    before = encoder.text(head)
-    tokens = np.concatenate([before, name, encoder.text(middle), name])
+    name = np.array(bpe.encode(NAME))
+    before = np.array(bpe.encode(head))
+    tokens = np.concatenate([before, name, np.array(bpe.encode(middle)), name])
     losses = token_losses_nats(logits(weights, config, tokens), tokens)
     first = losses[len(before) - 1 :][: len(name)]
     return [(float(a), float(b)) for a, b in zip(first, losses[-len(name) :], strict=True)]
@@ -150,8 +151,10 @@ def evaluate(path: Path) -> None:
     config = checkpoint.config
     if checkpoint.encoder is None or checkpoint.merges is None:
         raise SystemExit(f"{path}: no encoder.json or no vocab.bpe")
-    encoder = text.Encoder(*text.read_bpe(checkpoint.encoder, checkpoint.merges))
-    train, held_out = map(encoder.documents, text.split_chapters(text.load_chapters()))
+    bpe = text.read_bpe(checkpoint.encoder, checkpoint.merges)
+    train, held_out = (
+        text.encode_documents(bpe, part) for part in text.split_chapters(text.load_chapters())
+    )
     weights = {name: np.asarray(value, np.float64) for name, value in checkpoint.tensors.items()}
     print(f"parameters                          {parameter_count(config):,}")
     print(f"training tokens                     {len(train):,}")
@@ -165,8 +168,7 @@ def evaluate(path: Path) -> None:
     first, second = copying(weights, config)
     print(f"{SEGMENT} random tokens, first time       {first:.3f}")
     print(f"{SEGMENT} random tokens, second time      {second:.3f}")
-    for (once, twice), token in zip(
-        rare_name(weights, config, encoder), encoder.text(NAME), strict=True
-    ):
-        symbol = {n: s for s, n in encoder.ids.items()}[int(token)].replace("Ġ", " ")
-        print(f"made-up name, token {symbol!r:<16}{once:.3f}, second time {twice:.3f}")
+    losses = rare_name(weights, config, bpe)
+    for (once, twice), token in zip(losses, bpe.encode(NAME), strict=True):
+        spelt = repr(bpe.decode([token]))
+        print(f"name{NAME}, token {spelt:<10}    {once:.3f}, second time {twice:.3f}")

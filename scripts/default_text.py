@@ -11,11 +11,14 @@ import json
 import lzma
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from reference.bpe import BPE, alphabet, split
 
 #: ``bible -f "Gen1:1-Rev22:21"``: see ``scripts/data/README.md``.
 TEXT_PATH = Path(__file__).resolve().parent / "data" / "kjv.txt.xz"
@@ -24,11 +27,6 @@ TEXT_SHA256 = "cd45f0c9cedab8e4439bd6486c8952c77cc8b0ecc5d1f6ae3513f2039f47229d"
 HELD_OUT_FRACTION = 0.05
 END_OF_TEXT = "<|endoftext|>"
 
-#: GPT-2's split (gpt-2 ``src/encoder.py:53``). Python's ``re`` has no ``\p{L}``; in ASCII, which
-#: this text is (``load_chapters`` insists), letters and digits are these.
-SPLIT = re.compile(
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII
-)
 VERSE = re.compile(r"([0-9A-Za-z]+?)([0-9]+):([0-9]+) (.*)")
 
 Merge = tuple[str, str]
@@ -66,29 +64,11 @@ def split_chapters(chapters: list[str]) -> tuple[list[str], list[str]]:
 
 
 def byte_symbols() -> list[str]:
-    """The 256 symbols in the order of their ids; printable bytes stand for themselves.
+    """The 256 symbols in the order of their ids: the visible characters of Latin-1, then the rest.
 
-    gpt-2 ``src/encoder.py:8``: the other bytes take the characters from U+0100 on, so that no
-    symbol is white space and ``vocab.bpe`` can separate by spaces.
+    gpt-2 ``src/encoder.py:9`` numbers them so, which is the order of the symbols themselves.
     """
-    return [symbol for _byte, symbol in byte_table()]
-
-
-def byte_table() -> list[tuple[int, str]]:
-    """(byte, symbol) in the order of the ids: printable bytes first, then the others."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return [(byte, chr(byte)) for byte in printable] + [
-        (byte, chr(0x100 + n)) for n, byte in enumerate(others)
-    ]
-
-
-SYMBOL = dict(byte_table())
-
-
-def spell(piece: str) -> list[str]:
-    """A piece of text as the symbols of its UTF-8 bytes."""
-    return [SYMBOL[byte] for byte in piece.encode()]
+    return sorted(alphabet().values())
 
 
 def join(word: list[str], merge: Merge) -> list[str]:
@@ -111,13 +91,13 @@ def learn_merges(documents: Iterable[str], n_merges: int) -> list[Merge]:
     Counts of pairs are kept up to date instead of being recounted, and a tie goes to the pair that
     sorts first, so that the result depends on nothing but the text.
     """
-    counts = Counter(piece for document in documents for piece in SPLIT.findall(document))
-    words = [spell(piece) for piece in counts]
+    counts = Counter(piece for document in documents for piece in split(document))
+    words = [[alphabet()[byte] for byte in piece.encode()] for piece in counts]
     weight = list(counts.values())
     pairs: Counter[Merge] = Counter()
     where: defaultdict[Merge, set[int]] = defaultdict(set)
     for index, word in enumerate(words):
-        for pair in zip(word, word[1:], strict=False):
+        for pair in pairwise(word):
             pairs[pair] += weight[index]
             where[pair].add(index)
     merges: list[Merge] = []
@@ -125,10 +105,10 @@ def learn_merges(documents: Iterable[str], n_merges: int) -> list[Merge]:
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         for index in where.pop(best):
-            for pair in zip(words[index], words[index][1:], strict=False):
+            for pair in pairwise(words[index]):
                 pairs[pair] -= weight[index]
             words[index] = join(words[index], best)
-            for pair in zip(words[index], words[index][1:], strict=False):
+            for pair in pairwise(words[index]):
                 pairs[pair] += weight[index]
                 where[pair].add(index)
         del pairs[best]
@@ -154,44 +134,14 @@ def write_bpe(directory: Path, merges: list[Merge]) -> tuple[Path, Path]:
     return encoder_path, merges_path
 
 
-def read_bpe(encoder_path: Path, merges_path: Path) -> tuple[dict[str, int], list[Merge]]:
-    """Read the two files back."""
+def read_bpe(encoder_path: Path, merges_path: Path) -> BPE:
+    """Read the two files."""
     lines = merges_path.read_text("utf-8").splitlines()[1:]
     merges = [(a, b) for a, b in (line.split() for line in lines)]
-    return json.loads(encoder_path.read_text("ascii")), merges
+    return BPE(json.loads(encoder_path.read_text("ascii")), merges)
 
 
-class Encoder:
-    """Text → ids. For ASCII text only; the package's own tokenizer knows all of Unicode."""
-
-    def __init__(self, encoder: Mapping[str, int], merges: list[Merge]) -> None:
-        self.ids = encoder
-        self.rank = {merge: rank for rank, merge in enumerate(merges)}
-        self.known: dict[str, list[int]] = {}
-
-    def piece(self, piece: str) -> list[int]:
-        """Join the earliest merge first until none applies; each distinct piece is done once."""
-        if piece not in self.known:
-            word = spell(piece)
-            while len(word) > 1:
-                best = min(
-                    zip(word, word[1:], strict=False),
-                    key=lambda pair: self.rank.get(pair, len(self.rank)),
-                )
-                if best not in self.rank:
-                    break
-                word = join(word, best)
-            self.known[piece] = [self.ids[symbol] for symbol in word]
-        return self.known[piece]
-
-    def text(self, text: str) -> NDArray[np.int64]:
-        """Ids of a piece of ASCII text."""
-        if not text.isascii():
-            raise ValueError("this encoder splits ASCII text only")
-        ids = [token for piece in SPLIT.findall(text) for token in self.piece(piece)]
-        return np.array(ids, np.int64)
-
-    def documents(self, documents: Iterable[str]) -> NDArray[np.int64]:
-        """Documents in a row, an end of text before each."""
-        end = np.array([self.ids[END_OF_TEXT]], np.int64)
-        return np.concatenate([part for text in documents for part in (end, self.text(text))])
+def encode_documents(bpe: BPE, documents: Iterable[str]) -> NDArray[np.int64]:
+    """Ids of documents in a row, an end of text before each."""
+    end = bpe.encoder[END_OF_TEXT]
+    return np.array([i for text in documents for i in (end, *bpe.encode(text))], np.int64)

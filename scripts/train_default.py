@@ -23,7 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run from a clone: reference and verify need not be installed
 
-import default_text as text  # noqa: E402  # found beside this script, after the line above
+import default_text as text  # noqa: E402  # beside this script; needs the line above
 from default_batches import Batches  # noqa: E402
 
 from reference import Config, parameter_count, tensor_table  # noqa: E402
@@ -58,11 +58,10 @@ def prepare_text(work: Path) -> tuple[np.ndarray, np.ndarray]:
     """Learn the BPE from the training part, write its files, and encode both parts."""
     train, held_out = text.split_chapters(text.load_chapters())
     merges = text.learn_merges(train, CONFIG.n_vocab - 257)
-    encoder = text.Encoder(text.build_encoder(merges), merges)
-    if len(encoder.ids) != CONFIG.n_vocab:
-        raise ValueError(f"{len(encoder.ids)} symbols, should be {CONFIG.n_vocab}")
-    text.write_bpe(work, merges)
-    return encoder.documents(train), encoder.documents(held_out)
+    bpe = text.read_bpe(*text.write_bpe(work, merges))
+    if len(bpe.encoder) != CONFIG.n_vocab:
+        raise ValueError(f"{len(bpe.encoder)} symbols, should be {CONFIG.n_vocab}")
+    return text.encode_documents(bpe, train), text.encode_documents(bpe, held_out)
 
 
 def train(work: Path, steps: int, stop: int, threads: int, peak: float) -> None:
