@@ -61,7 +61,7 @@ def test_gelu_is_zero_at_zero_with_slope_one_half():
 
 
 @few
-@given(st.floats(-30, 30))
+@given(st.floats(-30, 30, allow_subnormal=False))
 def test_gelu_of_x_less_that_of_minus_x_is_x(x):
     up, down = ops.gelu(np.array([x, -x]))
     # Each is off by a few roundings of something no larger than x.
