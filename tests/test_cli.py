@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -11,9 +12,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from command import PORTS, ROOT, SIZE, Run, command, complaint
+from command import PORTS, ROOT, Run, command, complaint
 
-from verify import __version__
 from verify.cli import main
 from verify.report import json as json_report
 
@@ -76,6 +76,27 @@ class TestVerdict:
 
     def test_interrupt_is_130(self, run: Run) -> None:
         assert run(port="interrupted")[0] == 130
+
+    def test_interrupt_in_a_process_of_its_own(self, tiny: Path, tmp_path: Path) -> None:
+        (tmp_path / "slow.py").write_text(
+            "import time\n"
+            "def port(checkpoint):\n"
+            "    print('ready', flush=True)\n"
+            "    time.sleep(60)\n"
+        )
+        words = ["run", "--checkpoint", str(tiny), "--port", f"{tmp_path / 'slow.py'}:port"]
+        with subprocess.Popen(
+            [sys.executable, "-m", "verify", *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            child.send_signal(signal.SIGINT)
+            out, err = child.communicate(timeout=30)
+        assert (child.returncode, out, err) == (130, "", "")
 
     def test_a_bug_is_named_as_one(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         def bug(*_: object) -> None:
@@ -155,6 +176,13 @@ class TestReports:
         assert says in complaint(err)
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_report_that_fails_late_spares_the_others(self, run: Run, tmp_path: Path) -> None:
+        status, out, err = run("--json", "/dev/full", "--junit", tmp_path / "a.xml")
+        assert status == 2
+        assert "/dev/full: cannot be written" in complaint(err)
+        assert "verified: 1 port" in out
+        assert (tmp_path / "a.xml").exists()
+
     def test_nobody_reads(self, wrong: list[str]) -> None:
         """The verdict stands where standard output is a pipe that was closed."""
         reader, writer = os.pipe()
@@ -224,69 +252,3 @@ class TestUsage:
         assert status == 2
         assert spec.split(":")[0] in complaint(err)
         assert "verified:" not in out
-
-
-class TestSynth:
-    def test_writes_and_says_where(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        out = tmp_path / "new"
-        assert main(["synth", "--size", SIZE, "--format", "huggingface", str(out)]) == 0
-        assert str(out) in capsys.readouterr().out
-
-    def test_seed(self, tmp_path: Path) -> None:
-        files = {}
-        for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-            words = ["--size", SIZE, "--format", "huggingface", "--seed", str(seed)]
-            assert main(["synth", *words, str(tmp_path / name)]) == 0
-            files[name] = (tmp_path / name / "model.safetensors").read_bytes()
-        assert files["a"] == files["b"] != files["c"]
-
-    @pytest.mark.parametrize(
-        "size", ["125M", "1,2,3", "97,24,12,5,2", "0,1,1,1,1", f"{1 << 50},1,1,1,1"]
-    )
-    def test_impossible_size(
-        self, size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        out = tmp_path / "new"
-        assert main(["synth", "--size", size, "--format", "huggingface", str(out)]) == 2
-        complaint(capsys.readouterr().err)
-        assert not out.exists()
-
-    def test_does_not_overwrite(self, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["synth", "--size", SIZE, "--format", "huggingface", str(tiny)]) == 2
-        assert "not an empty directory" in complaint(capsys.readouterr().err)
-
-    def test_converting_nothing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["synth", "--convert", str(tmp_path / "no"), str(tmp_path / "out")]) == 2
-        assert "no such directory" in complaint(capsys.readouterr().err)
-        assert not (tmp_path / "out").exists()
-
-
-class TestOthers:
-    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit) as stop:
-            main(["--version"])
-        assert stop.value.code == 0
-        assert capsys.readouterr().out == f"gpt-verify {__version__}\n"
-
-    def test_ports(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["ports"]) == 0
-        out = capsys.readouterr().out
-        for name in ("openai-tf", "huggingface-eager", "huggingface-sdpa"):
-            assert f"\n{name}" in f"\n{out}"
-
-    def test_ports_says_why_one_is_not_available(
-        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        assert main(["ports"]) == 0
-        assert "not available: tensorflow is not installed" in capsys.readouterr().out
-
-    def test_nothing_installed_is_nothing_judged(
-        self, run: Run, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        status, _, err = run(port=None)
-        assert status == 2
-        assert "no built-in port can run" in complaint(err)

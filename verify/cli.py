@@ -107,8 +107,13 @@ def _run(args: argparse.Namespace) -> int:
     # Ports that break for one reason, as two that miss the same files, say it once.
     for error in dict.fromkeys(port.error for port in report.ports if port.error is not None):
         print(f"gpt-verify: {one_line(error)}", file=sys.stderr)
+    unwritten: GptVerifyError | None = None
     for output, render in outputs:
-        output.write(render(report))
+        try:
+            output.write(render(report))
+        except GptVerifyError as error:
+            # The run was long: the other reports are still written, and the table printed.
+            unwritten = unwritten or error
     stream = sys.stderr if to_stdout else sys.stdout
     if args.quiet:
         text = terminal.summary(report) + "\n"
@@ -124,6 +129,8 @@ def _run(args: argparse.Namespace) -> int:
         if to_stdout:
             sys.stdout.buffer.write(json.render(report).encode())
             sys.stdout.flush()
+    if unwritten is not None:
+        raise unwritten
     return report.exit_status
 
 
