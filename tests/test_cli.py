@@ -183,7 +183,8 @@ class TestReports:
         assert "verified: 1 port" in out
         assert (tmp_path / "a.xml").exists()
 
-    def test_nobody_reads(self, wrong: list[str]) -> None:
+    @pytest.mark.parametrize("buffered", [True, False])
+    def test_nobody_reads(self, wrong: list[str], buffered: bool) -> None:
         """The verdict stands where standard output is a pipe that was closed."""
         reader, writer = os.pipe()
         os.close(reader)
@@ -193,11 +194,25 @@ class TestReports:
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"},
             timeout=300,
         )
         os.close(writer)
         assert done.returncode == 1
         assert done.stderr == ""
+
+    def test_a_full_disk_is_no_verdict(self, wrong: list[str]) -> None:
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "verify", *wrong],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+                timeout=300,
+            )
+        assert done.returncode == 2
+        assert "No space left on device" in complaint(done.stderr)
 
     def test_a_terminal_without_the_signs_is_no_failure(self, wrong: list[str]) -> None:
         done = subprocess.run(

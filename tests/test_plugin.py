@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import jsonschema
@@ -248,14 +249,15 @@ def test_the_plugin_is_registered_once(
 ) -> None:
     """A source checkout, one whose plugin is named too, and one that is installed as well."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{pytester.path}")
-    if loaded == "as_installed":
+    installed = any(e.value == "verify.plugin" for e in entry_points(group="pytest11"))
+    if loaded == "as_installed" and not installed:
         # What an installer leaves: the distribution's entry point.
         information = pytester.mkdir("gpt_verify_installed-1.dist-info")
         (information / "METADATA").write_text(
             "Metadata-Version: 2.1\nName: gpt-verify-installed\nVersion: 1\n"
         )
         (information / "entry_points.txt").write_text("[pytest11]\ngpt_verify_x = verify.plugin\n")
-    else:
+    elif loaded != "as_installed":
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     (pytester.path / "conftest.py").write_text((ROOT / "conftest.py").read_text())
     named = ["-p", "verify.plugin"] if loaded == "by_name_and_conftest" else []

@@ -184,9 +184,7 @@ def _complain(message: str, debug: bool) -> int:
 
 def _dispatch(args: argparse.Namespace) -> int:
     try:
-        status = COMMANDS[args.command](args)
-        sys.stdout.flush()
-        return status
+        return COMMANDS[args.command](args)
     except GptVerifyError as error:
         return _complain(str(error), args.debug)
     except BrokenPipeError:
@@ -221,7 +219,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = _dispatch(args)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Nobody reads: keep the interpreter from saying so when it flushes at exit.
+    except OSError as error:
+        # Nothing more can be written: keep the interpreter from saying so when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            return _complain(f"standard output: {error.strerror}", args.debug)
+        # Nobody reads; the verdict stands all the same.
     return status
