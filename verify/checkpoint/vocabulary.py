@@ -48,11 +48,11 @@ def encode(checkpoint: Checkpoint, text: str) -> list[int]:
         CheckpointError: as `load`.
         UsageError: the text is not Unicode (an argument that was not valid UTF-8).
     """
-    bpe = load(checkpoint)
     try:
-        return bpe.encode(text)
+        text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"the text is not valid Unicode at character {error.start}") from None
+    return load(checkpoint).encode(text)
 
 
 def _read_encoder(path: Path, n_vocab: int) -> dict[str, int]:
