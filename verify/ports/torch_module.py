@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -102,21 +102,26 @@ class TorchModule(Port):
         probe = np.zeros((1, min(2, self._checkpoint.config.n_ctx)), np.int64)
         for widen in (self._widen_each, self._widen_whole):
             with ExitStack() as stack:
-                stack.enter_context(widen())
+                unread = stack.enter_context(widen())
                 try:
                     self.logits(probe)
                 except (RuntimeError, TypeError, PortError):
                     if widen == self._widen_whole:
                         raise
                     continue
+                if unread:  # another module reads what these hold, and reads it in float32
+                    continue
                 yield self
                 return
 
     @contextmanager
-    def _widen_each(self) -> Iterator[None]:
+    def _widen_each(self) -> Iterator[set[torch.nn.Module]]:
+        """Yields the modules that hold tensors and have not run yet."""
         undo: list[Callable[[], None]] = []
+        unread: set[torch.nn.Module] = set()
 
         def enter(module: torch.nn.Module, *_: Any) -> None:
+            unread.discard(module)
             undo.append(self._widen(module))
 
         def leave(*_: Any) -> None:
@@ -125,10 +130,11 @@ class TorchModule(Port):
         handles = []
         for module in self.module.modules():
             if any(True for _ in _own_tensors(module)):
+                unread.add(module)
                 handles.append(module.register_forward_pre_hook(enter, prepend=True))
                 handles.append(module.register_forward_hook(leave, always_call=True))
         try:
-            yield
+            yield unread
         finally:
             for handle in handles:
                 handle.remove()
@@ -136,23 +142,28 @@ class TorchModule(Port):
                 undo.pop()()
 
     @contextmanager
-    def _widen_whole(self) -> Iterator[None]:
-        undo = [self._widen(module) for module in self.module.modules()]
+    def _widen_whole(self) -> Iterator[set[torch.nn.Module]]:
+        # One copy of what is shared: a tied head stays tied.
+        copies: dict[Hashable, torch.Tensor] = {}
+        undo = [self._widen(module, copies) for module in self.module.modules()]
         try:
-            yield
+            yield set()
         finally:
             for restore in undo:
                 restore()
 
-    def _widen(self, module: torch.nn.Module) -> Callable[[], None]:
+    def _widen(
+        self, module: torch.nn.Module, copies: dict[Hashable, torch.Tensor] | None = None
+    ) -> Callable[[], None]:
         """Replace a module's own floating tensors by float64 copies; returns what undoes it."""
         trace = self._instrumented
+        copies = {} if copies is None else copies
         replaced: list[tuple[dict[str, Any], str, torch.Tensor, torch.Tensor]] = []
         for where, name, tensor in list(_own_tensors(module)):
-            with torch.no_grad(), torch.utils._python_dispatch._disable_current_modes():
-                wide = tensor.detach().to(torch.float64)
-            if isinstance(tensor, torch.nn.Parameter):
-                wide = torch.nn.Parameter(wide, requires_grad=tensor.requires_grad)
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), type(tensor))
+            if key not in copies:
+                copies[key] = _widened(tensor)
+            wide = copies[key]
             if trace is not None:
                 trace.stands_for(wide, tensor)
             where[name] = wide
@@ -172,6 +183,14 @@ class TorchModule(Port):
         if not isinstance(output, torch.Tensor):
             raise PortError(f"{self.name}: returned {type(output).__name__}, not logits")
         return output
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad(), torch.utils._python_dispatch._disable_current_modes():
+        wide = tensor.detach().to(torch.float64)
+    if isinstance(tensor, torch.nn.Parameter):
+        wide = torch.nn.Parameter(wide, requires_grad=tensor.requires_grad)
+    return wide
 
 
 def _own_tensors(module: torch.nn.Module) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:

@@ -8,8 +8,8 @@ which site its input and its output are:
   the other matrices; what enters the product with ``wte`` is ``ln_f``;
 * what enters a layer norm is the residual stream, and so is the sum of a projection's output and
   something else;
-* a softmax over T × T between the two products of an attention has scores as input and the pattern as
-  output. A fused attention shows neither.
+* a softmax over T × T between the two products of an attention has scores as input and the
+  pattern as output. A fused attention shows neither.
 
 Nothing is said of names or classes, so functional code is seen like any other. Values are handed
 over before the next operation can overwrite them. What an unusual module computes in an unusual
@@ -42,6 +42,7 @@ _PRODUCTS = {
 #: Site of a projection → the residual stream after it.
 _SUMS = {"attn.out": "resid_mid", "mlp.out": "resid_post"}
 _MATMULS = {"mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "mv", "addmv", "_addmm_activation"}
+_MATMULS |= {"convolution"}  # over one position, channels before positions
 _GATHERS = {"embedding", "index", "index_select", "gather"}
 _SUM_OPS = {"add", "add_", "addcmul", "addcmul_", "sub"}
 _COPIES = {"_to_copy", "clone", "contiguous", "_unsafe_view", "alias", "lift_fresh"}
@@ -103,7 +104,7 @@ class Role:
 
 @dataclass
 class _Pending:
-    """A value that may still be completed: a product whose bias is yet to be added."""
+    """A value that may still be completed: a product by its bias, an embedding by the other."""
 
     site: str
     tensor: torch.Tensor
@@ -162,6 +163,7 @@ class SiteTrace(TorchDispatchMode):
         self._parts: dict[str, dict[int, Any]] = {}
         self._layer = -1
         self._narrowest = torch.float64
+        self._time_first: set[int] = set()
 
     # A module that is cast to float64 while it runs tells where its new parameters lie.
     def stands_for(self, copy: torch.Tensor, original: torch.Tensor) -> None:
@@ -188,7 +190,10 @@ class SiteTrace(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         if func.is_view:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if isinstance(result, torch.Tensor) and result.ndim > 2:
+                self._note_layout((), result)
+            return result
         tensors = list(_tensors(args)) + list(_tensors(kwargs.values()))
         roles = [self._memory.get(t) for t in tensors]
         if name in _COPIES:
@@ -207,6 +212,7 @@ class SiteTrace(TorchDispatchMode):
         output = result[0] if isinstance(result, tuple) and result else result
         if isinstance(output, torch.Tensor):
             self._note_width(tensors, output)
+            self._note_layout(tensors, output)
             if continued is not None:
                 self._continue(continued, output, roles)
             elif summed is not None:
@@ -222,6 +228,7 @@ class SiteTrace(TorchDispatchMode):
         result = func(*args, **kwargs)
         if not tensors or not isinstance(result, torch.Tensor):
             return result
+        self._note_layout(tensors, result)
         source = tensors[0]
         if roles[0] is not None and source.numel() == result.numel():
             self._memory.put(result, roles[0])
@@ -254,10 +261,11 @@ class SiteTrace(TorchDispatchMode):
                 if role.output in self._held and _sum_site(role.output) == pending.site:
                     self._held.pop(role.output)
                     return pending
-        if len(waiting) == 2 and all(p.site == "embed" for p in waiting):
-            self._pending.pop(address(waiting[1].tensor))
-            return waiting[0]
-        return None
+        # The rows of one table and whatever is added to them first: the other table's, or a slice.
+        tables = [p for p in waiting if p.site == "embed" and not p.bias]
+        for other in tables[1:]:
+            self._pending.pop(address(other.tensor), None)
+        return tables[0] if tables else None
 
     def _continue(self, pending: _Pending, output: torch.Tensor, roles: Sequence[Any]) -> None:
         self._pending.pop(address(pending.tensor), None)
@@ -282,8 +290,8 @@ class SiteTrace(TorchDispatchMode):
             role = next((r for r in roles if r and r.leaf in ("w", "wte")), None)
             if role is not None and role.input is not None:
                 x = self._operand(tensors, roles)
-                if x is not None and x.shape[-1] == self._width(role):
-                    self._hand_over(role.input, x)
+                if x is not None:
+                    self._hand_over(role.input, _channels_last(name, x))
         elif name == "_softmax" and tensors and self._is_pattern(tensors[0]):
             self._hand_over(f"h.{self._layer}.attn.scores", tensors[0])
 
@@ -296,7 +304,7 @@ class SiteTrace(TorchDispatchMode):
     ) -> None:
         """Sites that are outputs of this operation."""
         if name in _GATHERS and roles and roles[0] is not None and roles[0].output == "embed":
-            self._pending[address(output)] = _Pending("embed", output, wants_bias=False)
+            self._pending[address(output)] = _Pending("embed", output)
         elif name in _MATMULS:
             role = next((r for r in roles if r and r.leaf in ("w", "wte")), None)
             if role is None:
@@ -304,7 +312,7 @@ class SiteTrace(TorchDispatchMode):
             if role.kind == "wte":
                 # A product with a one-hot matrix is a lookup; the other one is the head.
                 if output.shape[-1] == self._config.n_embd:
-                    self._pending[address(output)] = _Pending("embed", output, wants_bias=False)
+                    self._pending[address(output)] = _Pending("embed", output)
                 return
             site = role.output
             if site is None:
@@ -312,7 +320,11 @@ class SiteTrace(TorchDispatchMode):
             bias = any(r and r.leaf == "b" and r.output == site for r in roles)
             if site.endswith("attn.qkv"):
                 self._layer = role.layer or 0
-            self._pending[address(output)] = _Pending(site, output, role.part, bias)
+            made = _Pending(site, _channels_last(name, output), role.part, bias)
+            if bias:  # nothing is left to wait for
+                self._emit(made)
+            else:
+                self._pending[address(output)] = made
         elif name == "_softmax" and self._is_pattern(output):
             self._hand_over(f"h.{self._layer}.attn.pattern", output)
 
@@ -327,12 +339,18 @@ class SiteTrace(TorchDispatchMode):
         return None
 
     def _emit(self, pending: _Pending) -> None:
+        if pending.site == "embed" and not pending.bias:
+            return  # one table alone, put to some other use: the sum shows where it is read
         if pending.wants_bias and not pending.bias and pending.site.endswith(tuple(_SUMS)):
             # Either the bias is missing, or it will be added to the residual sum. Wait and see.
-            self._held[pending.site] = pending.tensor.clone()
+            value = self._shaped(pending.tensor, pending.site)
+            if value is not None:
+                self._held[pending.site] = value.clone()
         elif pending.part is not None:
             parts = self._parts.setdefault(pending.site, {})
-            parts[pending.part] = self._shaped(pending.tensor, pending.site).clone()
+            value = self._shaped(pending.tensor, pending.site, parts=3)
+            if value is not None:
+                parts[pending.part] = value.clone()
             if len(parts) == 3:
                 self._parts.pop(pending.site)
                 whole = torch.cat([parts[i] for i in range(3)], dim=-1)
@@ -352,18 +370,48 @@ class SiteTrace(TorchDispatchMode):
             return
         self._done.add(site)
         narrowest, self._narrowest = self._narrowest, torch.float64
+        if value.dtype == torch.float64:
+            value = value.clone()  # nothing else copies it, and the module may write over it
         self._visit(site, to_numpy(value), _DTYPE[narrowest])
 
-    def _shaped(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
-        """[B, T, F] or [B, H, T, S] out of what the module had: flat rows, or time first."""
+    def _shaped(self, tensor: torch.Tensor, site: str, parts: int = 1) -> torch.Tensor | None:
+        """[B, T, F] or [B, H, T, S] out of what the module had: flat rows, or time first.
+
+        None where the elements are not those of the whole batch: a module that takes its
+        sequences one by one does not show this site.
+        """
         b, t = self._batch, self._length
         if site.endswith(("attn.scores", "attn.pattern")):
             return tensor.reshape(b, self._config.n_head, t, t)
-        if tensor.ndim == 3 and tensor.shape[:2] == (t, b) and t != b:
-            return tensor.transpose(0, 1)
-        if tensor.shape[0] != b and tensor.numel() % (b * t) == 0:
-            return tensor.reshape(b, t, -1)
-        return tensor if tensor.ndim == 3 else tensor.reshape(b, t, -1)
+        width = self._width(site) // parts
+        if tensor.numel() != b * t * width:
+            return None
+        lead = tensor.shape[:2]
+        if tensor.ndim > 2 and lead in ((b, t), (t, b)):
+            time_first = lead != (b, t)
+        elif tensor.shape[-1] == width:
+            time_first = address(tensor) in self._time_first
+        else:
+            return None
+        return (
+            tensor.reshape(t, b, width).transpose(0, 1)
+            if time_first
+            else tensor.reshape(b, t, width)
+        )
+
+    def _note_layout(self, inputs: Sequence[torch.Tensor], output: torch.Tensor) -> None:
+        """Flat rows lie in the order of what they were made from: [B, T, …] or [T, B, …]."""
+        b, t = self._batch, self._length
+        at, lead = address(output), output.shape[:2]
+        if b == 1 or b == t or output.numel() % (b * t) or not output.is_contiguous():
+            return
+        if output.ndim > 2 and lead in ((b, t), (t, b)):
+            time_first = lead == (t, b)
+        elif inputs:
+            time_first = any(address(x) in self._time_first for x in inputs)
+        else:
+            return
+        (self._time_first.add if time_first else self._time_first.discard)(at)
 
     def _is_pattern(self, x: torch.Tensor) -> bool:
         size = self._batch * self._config.n_head * self._length**2
@@ -373,10 +421,13 @@ class SiteTrace(TorchDispatchMode):
         self, tensors: Sequence[torch.Tensor], roles: Sequence[Role | None]
     ) -> torch.Tensor | None:
         """The factor of a product that is no parameter."""
-        return next((t for t, r in zip(tensors, roles, strict=True) if r is None and t.ndim >= 2), None)
+        return next(
+            (t for t, r in zip(tensors, roles, strict=True) if r is None and t.ndim >= 2), None
+        )
 
-    def _width(self, role: Role) -> int:
-        return self._config.n_embd * (4 if role.tensor.endswith("mlp/c_proj/w") else 1)
+    def _width(self, site: str) -> int:
+        factors = {"attn.qkv": 3, "mlp.pre": 4, "mlp.act": 4}
+        return self._config.n_embd * factors.get(site.split(".", 2)[-1], 1)
 
     def _state(self, role: Role) -> str:
         last = self._config.n_layer - 1
@@ -387,6 +438,11 @@ class SiteTrace(TorchDispatchMode):
             return
         if any(t.dtype in _WIDTH for t in inputs):
             self._narrowest = max(self._narrowest, output.dtype, key=_WIDTH.__getitem__)
+
+
+def _channels_last(name: str, x: torch.Tensor) -> torch.Tensor:
+    """[B, F, T] of a convolution as [B, T, F]; the rest as it is."""
+    return x.transpose(1, 2) if name == "convolution" and x.ndim == 3 else x
 
 
 def _sum_site(site: str) -> str | None:
