@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +23,7 @@ from verify.report.text import (
     was_compared,
     worst,
 )
+from verify.selection import is_default
 
 #: Of the table, always: it never grows wider, so that it survives a CI log, and in a narrower
 #: terminal it folds at the edge, where rich would leave out the last column without a word.
@@ -127,7 +129,9 @@ def _heading(report: Report) -> str:
     sizes = ", ".join(f"{name[2:]} {value}" for name, value in config.items())
     parameters = checkpoint.get("parameters")
     count = f"{parameters:,} parameters" if isinstance(parameters, int) else "parameters unknown"
-    return f"checkpoint {checkpoint.get('path', '?')}: {count} ({sizes})"
+    path = checkpoint.get("path", "?")
+    name = "default checkpoint" if is_default(Path(path)) else f"checkpoint {path}"
+    return f"{name}: {count} ({sizes})"
 
 
 def _inputs(report: Report) -> str:
