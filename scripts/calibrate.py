@@ -115,10 +115,10 @@ class Distribution:
         return rows
 
 
-def calibrate(configs: int, seed: int) -> Distribution:
+def calibrate(configs: range, seed: int) -> Distribution:
     """Judge every port on every configuration."""
     found = Distribution()
-    for index in range(configs):
+    for index in configs:
         rng = np.random.default_rng([seed, index])
         config, scale = random_config(rng), float(np.exp(rng.uniform(-2.0, 0.7)))
         large = bool(rng.integers(2))
@@ -130,7 +130,10 @@ def calibrate(configs: int, seed: int) -> Distribution:
         for dtype in DTYPES:
             for port in PORTS:
                 report = judge(port, checkpoint, inputs, dtype, "cpu", Silent())
+                seen = len(found.alarms)
                 found.add(row, report, config)
+                for alarm in found.alarms[seen:]:
+                    print(alarm, file=sys.stderr, flush=True)
         if sys.stderr.isatty() or index % 20 == 19:
             print(f"{index + 1} configurations, {len(found.alarms)} alarms", file=sys.stderr)
     return found
@@ -156,16 +159,15 @@ def markdown(found: Distribution, configs: int) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configs", type=int, default=240)
+    parser.add_argument("--first", type=int, default=0, help="begin here, to repeat one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
     start = time.perf_counter()
-    found = calibrate(arguments.configs, arguments.seed)
+    found = calibrate(range(arguments.first, arguments.configs), arguments.seed)
     text = markdown(found, arguments.configs)
     print(text)
-    for alarm in found.alarms[:20]:
-        print(alarm)
     if arguments.markdown:
         arguments.markdown.write_text(text)
     if arguments.json:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 from reference.config import Config
 from verify.checkpoint import Checkpoint
 from verify.checks import expected_checks
-from verify.checks.logits import Determinism, LogitsComparison
 from verify.checks.activations import SiteComparison
+from verify.checks.logits import Determinism, LogitsComparison
 from verify.checks.weights import check_tying, check_weights
 from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Status
@@ -195,6 +195,8 @@ class _Work:
                 continue
             why = self._why.get(law) or self._why.get(law.split(".")[0]) or error
             complete.append(
-                Finding(law, Status.NOT_EXAMINED, why or "this part of the run was not reached", site)
+                Finding(
+                    law, Status.NOT_EXAMINED, why or "this part of the run was not reached", site
+                )
             )
         return complete + list(found.values())

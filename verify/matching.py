@@ -107,7 +107,8 @@ def match(parameters: Sequence[Parameter], config: Config, weights: DeclaredWeig
                 _close(open_slots, c)
                 continue
         fitting = [
-            c for c in candidates
+            c
+            for c in candidates
             if c.shape == value.shape and np.array_equal(prints[c], _fingerprint(value))
         ]
         fitting.sort(key=lambda c: (c.slot not in open_slots, -_name_score(parameter.name, c)))
@@ -116,7 +117,9 @@ def match(parameters: Sequence[Parameter], config: Config, weights: DeclaredWeig
             if is_head and c.tensor != "wte":
                 continue
             if _same_bits(value, _view(weights, c)):
-                placed.append(Placement(parameter.name, c.tensor, c.transposed, c.part, True, is_head))
+                placed.append(
+                    Placement(parameter.name, c.tensor, c.transposed, c.part, True, is_head)
+                )
                 _close(open_slots, c)
                 break
         else:

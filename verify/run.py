@@ -144,7 +144,14 @@ def chosen_inputs(checkpoint: Checkpoint, options: Options) -> list[Input]:
 def environment() -> dict[str, Any]:
     """Versions and platform, without importing anything for it."""
     versions = {"gpt-verify": __version__, "python": platform.python_version()}
-    for package in ("numpy", "torch", "transformers", "tensorflow", "tensorflow-cpu", "safetensors"):
+    for package in (
+        "numpy",
+        "torch",
+        "transformers",
+        "tensorflow",
+        "tensorflow-cpu",
+        "safetensors",
+    ):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -184,4 +191,3 @@ def _sha256(files: Sequence[Path]) -> dict[str, str]:
         with path.open("rb") as file:
             found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
-

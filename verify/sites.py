@@ -51,7 +51,11 @@ def sites(config: Config) -> dict[str, Site]:
         at, scope, n_head = f"h.{layer}", f"h{layer}", config.n_head
         ln = site(f"{at}.ln_1", "layer_norm", x, weights=affine(f"{scope}/ln_1", "g"))
         qkv = site(
-            f"{at}.attn.qkv", "linear", ln, weights=affine(f"{scope}/attn/c_attn", "w"), heads=3 * n_head
+            f"{at}.attn.qkv",
+            "linear",
+            ln,
+            weights=affine(f"{scope}/attn/c_attn", "w"),
+            heads=3 * n_head,
         )
         scores = site(f"{at}.attn.scores", "scores", qkv)
         pattern = site(f"{at}.attn.pattern", "pattern", scores)

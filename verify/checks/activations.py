@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from reference.config import Config
 from verify.checks.logits import LogitsComparison
 from verify.findings import Finding, Status
+from verify.numerics.budgets import Measured
 from verify.numerics.cascade import LIMIT_FLOORS, CascadeScores, Lockstep
 from verify.numerics.local import LocalOracle, NotShown
 from verify.numerics.precision import PRECISIONS, Precision
@@ -72,10 +73,10 @@ class SiteComparison:
             else []
         )
 
-    def __call__(self, name: str, value: Floats, narrowest: str | None = None) -> None:
+    def __call__(self, site: str, value: Floats, narrowest: str | None = None) -> None:
         """Compare one site of the whole batch: the ``Visit`` of ``verify.ports.port``."""
-        site = self._sites[name]
-        if complaint := self._shape_complaint(site, value):
+        name = site
+        if complaint := self._shape_complaint(self._sites[name], value):
             self.wrong_shape.setdefault(name, complaint)
             if name == "logits":
                 self.logits.accepts(self._tokens_BT, value)
@@ -99,7 +100,7 @@ class SiteComparison:
         except NotShown as hidden:
             self.hidden_input[name] = str(hidden)
         else:
-            budget = np.broadcast_to(expected.budget, expected.value.shape)
+            budget = _budget(expected)
             self.local[name].add(value, expected.value, budget, (self._input, row))
         oracle.show(name, value)
         if self._cascaded:
@@ -114,7 +115,7 @@ class SiteComparison:
         try:
             for first, expected in self._oracles[row].expected_logits(precision):
                 part = value_TV[:, first : first + expected.value.shape[-1]]
-                budget = np.asarray(expected.budget)
+                budget = _budget(expected)
                 self.local["logits"].add(
                     part, expected.value, budget, (self._input, row), first, n_vocab
                 )
@@ -190,3 +191,9 @@ class SiteComparison:
             message = f"{name}: RMS error since the tokens is {floors:.3g} noise floors"
             found.append(Finding(law, status, message, name, floors, LIMIT_FLOORS))
         return found
+
+
+def _budget(expected: Measured) -> Floats:
+    """An operation's result always has one; only a tensor that was shown has none."""
+    assert expected.budget is not None, "the oracle's operations return their budget"
+    return expected.budget

@@ -54,7 +54,9 @@ class LogitsComparison:
         if logits_BTV.shape != shape:
             self.complaint = f"logits have shape {list(logits_BTV.shape)}, should be {list(shape)}"
         elif not np.issubdtype(logits_BTV.dtype, np.floating):
-            self.complaint = f"logits have dtype {logits_BTV.dtype}, should be a floating-point type"
+            self.complaint = (
+                f"logits have dtype {logits_BTV.dtype}, should be a floating-point type"
+            )
         return self.complaint is None
 
     def add_row(

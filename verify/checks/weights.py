@@ -1,4 +1,4 @@
-"""The laws of weights and tying: same tensors, each once, bit for bit, and one table at both ends."""
+"""The laws of weights and tying: same tensors, each once, bit for bit, one table at both ends."""
 
 from __future__ import annotations
 
@@ -65,8 +65,7 @@ def check_tying(
         ]
     if own is None:
         names = sorted(
-            p.name for p in parameters
-            if p.storage == _storage(parameters, tables[0].parameter)
+            p.name for p in parameters if p.storage == _storage(parameters, tables[0].parameter)
         )
         message = f"one table at both ends: {' is '.join(names)}"
         return [
@@ -77,7 +76,10 @@ def check_tying(
         value = Finding("tying.value", Status.PASSED, f"{own.parameter} equals wte", "logits")
     else:
         value = Finding(
-            "tying.value", Status.FAILED, f"{own.parameter} differs from wte: the head is not tied", "logits"
+            "tying.value",
+            Status.FAILED,
+            f"{own.parameter} differs from wte: the head is not tied",
+            "logits",
         )
     message = f"{own.parameter} is a matrix of its own, {tables[0].parameter} another: not tied"
     return [value, Finding("tying.storage", Status.FAILED, message, "logits")]
@@ -121,7 +123,9 @@ def _count(parameters: Sequence[Parameter], matching: Matching, config: Config) 
     got, expected = sum(sizes.values()), parameter_count(config)
     status = Status.PASSED if got == expected else Status.FAILED
     message = f"{got:,} parameters, should be {expected:,}"
-    if got - expected == tensor_table(config)["wte"].size and any(p.head for p in matching.placements):
+    if got - expected == tensor_table(config)["wte"].size and any(
+        p.head for p in matching.placements
+    ):
         message += ": the head is counted as a matrix of its own"
     return Finding("weights.count", status, message)
 

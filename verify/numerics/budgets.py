@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from reference import ops
 from verify.numerics.precision import Precision
 
-Float64 = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 #: Error of tanh and rsqrt in units of u: between 1 (SLEEF, glibc) and 4 (Eigen's rational tanh,
 #: CUDA's single-precision functions).
@@ -36,10 +36,10 @@ LARGE_DEVIATION = 6.0
 
 @dataclass(frozen=True)
 class Measured:
-    """A value in float64 and its budget (0.0 where the port itself has shown the value)."""
+    """A value in float64 and its budget (None where the port itself has shown the value)."""
 
-    value: Float64
-    budget: Float64 | float = 0.0
+    value: Floats
+    budget: Floats | None = None
 
 
 def shown(value: NDArray[np.floating]) -> Measured:
@@ -47,7 +47,7 @@ def shown(value: NDArray[np.floating]) -> Measured:
     return Measured(np.asarray(value, np.float64))
 
 
-def embed(p: Precision, tokens_T: NDArray[np.integer], wte_VD: Float64, wpe_PD: Float64) -> Measured:
+def embed(p: Precision, tokens_T: NDArray[np.integer], wte_VD: Floats, wpe_PD: Floats) -> Measured:
     """One addition, one rounding."""
     value_TD = ops.embed(tokens_T, wte_VD, wpe_PD)
     return _measured(p, value_TD, (p.u * value_TD) ** 2)
@@ -56,14 +56,18 @@ def embed(p: Precision, tokens_T: NDArray[np.integer], wte_VD: Float64, wpe_PD: 
 def add(p: Precision, x: Measured, y: Measured) -> Measured:
     """The residual sum: one rounding."""
     value = x.value + y.value
-    return _measured(p, value, (p.u * value) ** 2 + x.budget**2 + y.budget**2)
+    variance = (p.u * value) ** 2
+    for term in (x, y):
+        if term.budget is not None:
+            variance += term.budget**2
+    return _measured(p, value, variance)
 
 
 def linear(
     p: Precision,
     x: Measured,
-    w_io: Float64,
-    b_o: Float64 | float,
+    w_io: Floats,
+    b_o: Floats | float,
     narrow_io: NDArray[np.floating] | None = None,
 ) -> Measured:
     """x W + b. ``narrow_io`` is W in float32, where it is at hand: the budget needs no more.
@@ -83,7 +87,7 @@ def linear(
     variance += np.square(b_o)
     variance *= n * p.u_sum**2
     variance += p.u**2 * (product_To**2 + value_To**2)
-    if not _exact(x):
+    if x.budget is not None:
         variance += _sum_of_squares(x.budget, narrow_io)
     return _measured(p, value_To, variance)
 
@@ -93,7 +97,7 @@ def unembed(p: Precision, x: Measured, wte_VD: NDArray[np.floating]) -> Measured
     return linear(p, x, np.asarray(wte_VD, np.float64).T, 0.0, wte_VD.T)
 
 
-def layer_norm(p: Precision, x: Measured, g_D: Float64, b_D: Float64) -> Measured:
+def layer_norm(p: Precision, x: Measured, g_D: Floats, b_D: Floats) -> Measured:
     """First-order running error of mean, variance, reciprocal root, gain and bias.
 
     The error of the mean is common to a row: it matters most to elements that lie close to the
@@ -121,7 +125,7 @@ def layer_norm(p: Precision, x: Measured, g_D: Float64, b_D: Float64) -> Measure
     normalised_TD = centred_TD * r_T1
     variance = r_T1**2 * (mean_error2_T1 + p.u**2 * (2 * squares_TD + x_TD**2 + mean_T1**2))
     variance += normalised_TD**2 * (r_relative2_T1 + p.u**2)
-    if not _exact(x):
+    if x.budget is not None:
         variance += (x.budget * r_T1) ** 2
     variance = g_D**2 * (variance + (p.u * normalised_TD) ** 2) + (p.u * value_TD) ** 2
     return _measured(p, value_TD, variance)
@@ -142,7 +146,7 @@ def gelu(p: Precision, x: Measured) -> Measured:
     tanh_error2 = ((1 - tanh**2) ** 2) * inner_error2 + (function * tanh) ** 2
     one_plus_error2 = tanh_error2 + (p.u * (1 + tanh)) ** 2
     variance = (0.5 * x.value) ** 2 * one_plus_error2 + 2 * (p.u * value) ** 2
-    if not _exact(x):
+    if x.budget is not None:
         # |GELU'| ≤ 1.13 everywhere.
         variance += (1.13 * x.budget) ** 2
     return _measured(p, value, variance)
@@ -157,7 +161,7 @@ def scores(p: Precision, qkv: Measured, n_head: int) -> Measured:
     variance = (size * p.u_sum**2 + 2 * p.u**2) * spread_HTS
     # The product, the scale and the sum with a mask, each stored once.
     variance += (size * p.u_sum**2 + 3 * p.u**2) * value_HTS**2
-    if not _exact(qkv):
+    if qkv.budget is not None:
         dq_HTK, dk_HSK, _ = ops.split_heads(qkv.budget, n_head)
         variance += _sum_of_squares(dq_HTK, k_HKS) / size
         variance += _sum_of_squares(q_HTK, dk_HSK.transpose(0, 2, 1)) / size
@@ -168,11 +172,13 @@ def pattern(p: Precision, scores: Measured) -> Measured:
     """Causal softmax. The error of a score is a relative error of its exponential."""
     value_HTS = ops.causal_softmax(scores.value)
     t = value_HTS.shape[-2]
-    below_TS = np.tri(*value_HTS.shape[-2:], dtype=bool)
+    below_TS = np.tri(*value_HTS.shape[-2:], dtype=np.bool_)
     largest_HT1 = np.max(np.where(below_TS, scores.value, -np.inf), axis=-1, keepdims=True)
     shifted_HTS = np.where(below_TS, scores.value - largest_HT1, 0.0)
 
-    exponent2_HTS = (p.u * shifted_HTS) ** 2 + np.asarray(scores.budget) ** 2
+    exponent2_HTS = (p.u * shifted_HTS) ** 2
+    if scores.budget is not None:
+        exponent2_HTS += scores.budget**2
     exponential2_HTS = _exponential_growth(exponent2_HTS) + (p.exp_ulp * p.u_sum + p.u) ** 2
     # The denominator: its terms' own errors, weighted as the terms are, and t roundings.
     squares_HTS = value_HTS**2
@@ -190,15 +196,15 @@ def mix(p: Precision, pattern: Measured, qkv: Measured, n_head: int) -> Measured
     t = len(value_TD)
     spread_TD = _heads_side_by_side(_sum_of_squares(pattern.value, v_HSK))
     variance = (t * p.u_sum**2 + p.u**2) * spread_TD + (t * p.u_sum**2 + 2 * p.u**2) * value_TD**2
-    if not _exact(pattern):
+    if pattern.budget is not None:
         variance += _heads_side_by_side(_sum_of_squares(pattern.budget, v_HSK))
-    if not _exact(qkv):
+    if qkv.budget is not None:
         dv_HSK = ops.split_heads(qkv.budget, n_head)[2]
         variance += _heads_side_by_side(_sum_of_squares(pattern.value, dv_HSK))
     return _measured(p, value_TD, variance)
 
 
-def _measured(p: Precision, value: Float64, variance: Float64) -> Measured:
+def _measured(p: Precision, value: Floats, variance: Floats) -> Measured:
     """Close an operation: nothing is known below the format's smallest step."""
     if p.u == 2.0**-53:
         # The oracle computes in float64 as well, and its own error is of the same size.
@@ -206,11 +212,7 @@ def _measured(p: Precision, value: Float64, variance: Float64) -> Measured:
     return Measured(value, np.maximum(np.sqrt(variance), p.tiny))
 
 
-def _exact(x: Measured) -> bool:
-    return isinstance(x.budget, float)
-
-
-def _exponential_growth(variance: Float64) -> Float64:
+def _exponential_growth(variance: Floats) -> Floats:
     """Square of the relative error of exp(z), for an error of z with this variance.
 
     For small errors they are the same. For large ones exp grows faster than its tangent; the
@@ -220,7 +222,7 @@ def _exponential_growth(variance: Float64) -> Float64:
     return (np.expm1(np.minimum(deviation, 300.0)) / LARGE_DEVIATION) ** 2
 
 
-def _sum_of_squares(x: NDArray[np.floating], w: NDArray[np.floating]) -> Float64:
+def _sum_of_squares(x: NDArray[np.floating], w: NDArray[np.floating]) -> Floats:
     """x² @ w², in float32: a budget needs no more than a few digits."""
     x32, w32 = np.asarray(x, np.float32), np.asarray(w, np.float32)
     total = (x32 * x32) @ (w32 * w32)
@@ -237,7 +239,7 @@ def _scale(x: NDArray[np.floating]) -> float:
     return largest if 0.0 < largest < np.inf else 1.0
 
 
-def _heads_side_by_side(x_HTK: Float64) -> Float64:
+def _heads_side_by_side(x_HTK: Floats) -> Floats:
     h, t, k = x_HTK.shape
     return x_HTK.transpose(1, 0, 2).reshape(t, h * k)
 

@@ -22,7 +22,7 @@ from verify.numerics.precision import FLOAT32, Precision
 from verify.numerics.weights import DeclaredWeights, Widened
 from verify.sites import sites
 
-Float64 = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 #: Largest ratio of a correct port's error to the floor, by the calibration of
 #: ``scripts/calibrate.py`` (see docs/numerics.md). Set there, not by a failing test.
@@ -47,10 +47,10 @@ class Lockstep:
         self._exact = forward(Widened(weights), config, tokens_T)
         self._noisy = forward(weights, config, tokens_T, np.float32, narrow.round)
         self._order = {name: i for i, name in enumerate(sites(config))}
-        self._passed: dict[str, tuple[Float64, Float64]] = {}
+        self._passed: dict[str, tuple[Floats, Floats]] = {}
         self._at = -1
 
-    def value(self, name: str) -> tuple[Float64, Float64] | None:
+    def value(self, name: str) -> tuple[Floats, Floats] | None:
         """(exact value, noise) of a site; None if it was asked for out of order and is gone."""
         target = self._order[name]
         while self._at < target:
@@ -64,7 +64,7 @@ class Lockstep:
         exact, noisy = self._passed[name]
         return exact, (noisy - exact) * self.scale
 
-    def logits(self) -> Iterator[tuple[int, Float64, Float64]]:
+    def logits(self) -> Iterator[tuple[int, Floats, Floats]]:
         """The last site in tiles: ``(first token, exact, noise)``, each [T, tile]."""
         self.value("ln_f")
         exact_TD, noisy_TD = self._passed["ln_f"]
@@ -83,18 +83,23 @@ class CascadeScores:
     that a channel whose noise happened to be small cannot make a correct port look wrong.
     """
 
-    _error: Float64 = field(default_factory=lambda: np.zeros(0))
-    _floor: Float64 = field(default_factory=lambda: np.zeros(0))
+    _error: Floats = field(default_factory=lambda: np.zeros(0))
+    _floor: Floats = field(default_factory=lambda: np.zeros(0))
     _count: int = 0
 
     def add(
-        self, error: Float64, noise: Float64, budget: Float64 | None, first: int = 0, channels: int = 0
+        self,
+        error: Floats,
+        noise: Floats,
+        budget: Floats | None,
+        first: int = 0,
+        channels: int = 0,
     ) -> None:
-        """Take in [T, F] (or [H, T, S], s ≤ t): error, noise and local budget, element by element."""
+        """Take in [T, F] (or [H, T, S], s ≤ t), element by element."""
         floor = noise**2 if budget is None else noise**2 + budget**2
         squares = np.where(np.isfinite(error), error, np.inf) ** 2
         if error.ndim == 3:
-            below = np.tri(*error.shape[-2:], dtype=bool)
+            below = np.tri(*error.shape[-2:], dtype=np.bool_)
             squares, floor = np.where(below, squares, 0.0), np.where(below, floor, 0.0)
             squares, floor = squares.sum(axis=(1, 2)), floor.sum(axis=(1, 2))
         else:

@@ -63,9 +63,7 @@ class LocalOracle:
         """What this site should be; raises NotShown where that cannot be known."""
         return self._apply(self._sites[name], precision or self._precision, first=True)
 
-    def expected_logits(
-        self, precision: Precision | None = None
-    ) -> Iterator[tuple[int, Measured]]:
+    def expected_logits(self, precision: Precision | None = None) -> Iterator[tuple[int, Measured]]:
         """The logits in tiles over the vocabulary: ``(first token, [T, tile])``."""
         p = precision or self._precision
         x = self._measure("ln_f", p)

@@ -23,7 +23,8 @@ class Precision:
             half-precision numbers in float32.
         tiny: absolute error below which nothing is said. The smallest normal number, because
             engines may flush what is smaller to zero (TensorFlow does, torch can); for float16,
-            whose subnormals are in ordinary use and not flushed, half their spacing.
+            whose subnormals are in ordinary use and not flushed, half their spacing. For float64
+            2^-500, because budgets are carried as squares, and those must not underflow.
         exp_ulp: error of the exponential, in units of u; see ``budgets``.
         largest: the largest finite number.
     """
@@ -57,7 +58,7 @@ def _round_bfloat16(x: NDArray[np.float32]) -> NDArray[np.float32]:
 # exp_ulp: torch's vectorised float32 exponential on CPU is specified to 20 units in the last place
 # (``exp_u20`` in ATen/cpu/vec), which its softmax and its fused attention use for float32 and for
 # half precision. The float64 one is SLEEF's, 1 unit; 4 covers every libm in use.
-FLOAT64 = Precision("float64", 2.0**-53, 2.0**-53, 2.0**-1022, 4, float(np.finfo(np.float64).max))
+FLOAT64 = Precision("float64", 2.0**-53, 2.0**-53, 2.0**-500, 4, float(np.finfo(np.float64).max))
 FLOAT32 = Precision("float32", 2.0**-24, 2.0**-24, 2.0**-126, 20, float(np.finfo(np.float32).max))
 # bfloat16 has 8 significant bits with the hidden one, hence 2^-8; float16 has 11.
 BFLOAT16 = Precision("bfloat16", 2.0**-8, 2.0**-24, 2.0**-126, 20, 3.3895313892515355e38)

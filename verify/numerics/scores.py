@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-Float64 = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 FALSE_ALARM = 1e-9
 
@@ -63,9 +63,9 @@ class Worst:
 class _Sums:
     """Sum of squared scores and number of rows, for each member of a grouping."""
 
-    squares: Float64
-    elements: Float64
-    rows: Float64
+    squares: Floats
+    elements: Floats
+    rows: Floats
 
     @classmethod
     def of(cls, size: int) -> _Sums:
@@ -98,8 +98,8 @@ class SiteScores:
     def add(
         self,
         got: NDArray[np.floating],
-        expected: Float64,
-        budget: Float64,
+        expected: Floats,
+        budget: Floats,
         index: tuple[int, ...] = (),
         first_channel: int = 0,
         channels: int | None = None,
@@ -119,7 +119,7 @@ class SiteScores:
         z = np.where(np.isfinite(z), z, np.inf)
         by_head = z.ndim == 3
         if by_head:
-            below = np.tri(*z.shape[-2:], dtype=bool)
+            below = np.tri(*z.shape[-2:], dtype=np.bool_)
             z = np.where(below, z, 0.0)
             n = z.shape[0] * int(below.sum())
         else:
@@ -136,18 +136,22 @@ class SiteScores:
             sources = below.sum(axis=-1)
             self._group("position", squares.sum(axis=(0, 2)), sources * z.shape[0], positions, 1)
             heads = np.arange(z.shape[0])
-            self._group("head", squares.sum(axis=(1, 2)), np.full(len(heads), n / len(heads)), heads, rows)
+            self._group(
+                "head", squares.sum(axis=(1, 2)), np.full(len(heads), n / len(heads)), heads, rows
+            )
         else:
             width = z.shape[-1]
             first = first_channel == 0
-            self._group("position", squares.sum(axis=1), np.full(rows, width), positions, int(first))
+            self._group(
+                "position", squares.sum(axis=1), np.full(rows, width), positions, int(first)
+            )
             here = first_channel + np.arange(width)
             self._group("channel", squares.sum(axis=0), np.full(width, rows), here, rows, channels)
 
     def _group(
         self,
         name: str,
-        squares: Float64,
+        squares: Floats,
         elements: NDArray[np.integer | np.floating],
         where: NDArray[np.integer],
         rows: int,
@@ -159,7 +163,11 @@ class SiteScores:
             sums = self._by[name] = _Sums.of(needed)
         elif len(sums.rows) < needed:
             grown = _Sums.of(needed)
-            for new, old in ((grown.squares, sums.squares), (grown.elements, sums.elements), (grown.rows, sums.rows)):
+            for new, old in (
+                (grown.squares, sums.squares),
+                (grown.elements, sums.elements),
+                (grown.rows, sums.rows),
+            ):
                 new[: len(old)] = old
             sums = self._by[name] = grown
         sums.squares[where] += squares
@@ -168,10 +176,10 @@ class SiteScores:
 
     def _track_worst(
         self,
-        z: Float64,
-        got: Float64,
-        expected: Float64,
-        budget: Float64,
+        z: Floats,
+        got: Floats,
+        expected: Floats,
+        budget: Floats,
         index: tuple[int, ...],
         first_channel: int,
     ) -> None:
@@ -180,9 +188,15 @@ class SiteScores:
         if self.worst is not None and score <= self.worst.score:
             return
         at = [int(i) for i in np.unravel_index(flat, z.shape)]
-        value = tuple(float(a[tuple(at)]) for a in (got, expected, np.broadcast_to(budget, z.shape)))
+        element = tuple(at)
         at[-1] += first_channel
-        self.worst = Worst((*index, *at), *value, score)
+        self.worst = Worst(
+            (*index, *at),
+            got=float(got[element]),
+            expected=float(expected[element]),
+            budget=float(budget[element]),
+            score=score,
+        )
 
     @property
     def elements(self) -> int:

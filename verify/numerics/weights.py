@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class DeclaredWeights(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._tensors)
 
-    def _keep(self, key: tuple[str, type], make) -> Array:  # type: ignore[no-untyped-def]
+    def _keep(self, key: tuple[str, type], make: Callable[[], Array]) -> Array:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]

@@ -31,7 +31,9 @@ class CallablePort(Port):
         except (TypeError, ValueError) as e:
             raise PortError(f"{self.name}: returned {type(output).__name__}, not an array") from e
         if array.dtype == object:
-            raise PortError(f"{self.name}: returned {type(output).__name__}, not an array of numbers")
+            raise PortError(
+                f"{self.name}: returned {type(output).__name__}, not an array of numbers"
+            )
         if array.dtype == np.float16:
             array = array.astype(np.float32)
         return array

@@ -123,7 +123,9 @@ def _load(transformers: Any, source: str, options: dict[str, Any]) -> Any:
     for problem in ("missing_keys", "mismatched_keys"):
         if names := sorted(map(str, report.get(problem, ()))):
             # transformers fills these with random numbers and goes on.
-            raise PortError(f"huggingface={source}: {problem.replace('_', ' ')}: {', '.join(names[:3])}")
+            raise PortError(
+                f"huggingface={source}: {problem.replace('_', ' ')}: {', '.join(names[:3])}"
+            )
     return model
 
 

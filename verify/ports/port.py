@@ -30,7 +30,6 @@ class Visit(Protocol):
         """
 
 
-
 @dataclass(frozen=True)
 class Parameter:
     """One trained tensor of a port, in the port's own layout.

@@ -81,7 +81,9 @@ def builtin_ports() -> list[PortInfo]:
     found = []
     for name, (summary, packages, _) in _BUILTIN.items():
         lacking = next((p for p in packages if importlib.util.find_spec(p) is None), None)
-        missing = lacking and f"{lacking} is not installed: pip install 'gpt-verify[{_EXTRA[lacking]}]'"
+        missing = (
+            lacking and f"{lacking} is not installed: pip install 'gpt-verify[{_EXTRA[lacking]}]'"
+        )
         found.append(PortInfo(name, summary, missing or None))
     return found
 
@@ -120,7 +122,9 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
         return _BUILTIN[spec][2](checkpoint, dtype, device)
     if ":" not in spec:
         known = ", ".join(["huggingface", *_BUILTIN])
-        raise UsageError(f"--port {spec}: not FILE.py:factory, package.module:factory, or one of {known}")
+        raise UsageError(
+            f"--port {spec}: not FILE.py:factory, package.module:factory, or one of {known}"
+        )
     return _from_factory(spec, checkpoint, dtype, device)
 
 
@@ -157,7 +161,9 @@ def _from_factory(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device
 def _import_factory(spec: str) -> Callable[[Checkpoint], Any]:
     where, _, name = spec.rpartition(":")
     try:
-        module = _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        module = (
+            _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        )
     except FileNotFoundError as e:
         raise PortError(f"{spec}: {where}: no such file") from e
     except Exception as e:

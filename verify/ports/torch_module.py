@@ -80,7 +80,8 @@ class TorchModule(Port):
             for name, tensor in self.module.named_parameters()
             if name in placed
         ]
-        trace = SiteTrace(parameters, self._checkpoint.config, *tokens.shape, visit)
+        batch, length = tokens.shape
+        trace = SiteTrace(parameters, self._checkpoint.config, batch, length, visit)
         self._instrumented = trace
         try:
             with torch.no_grad(), trace:

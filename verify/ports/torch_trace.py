@@ -30,7 +30,7 @@ from reference.config import Config
 from verify.matching import Placement
 
 if TYPE_CHECKING:
-    from verify.ports.port import Dtype, Visit
+    from verify.ports.port import Dtype, Floats, Visit
 
 #: Tensor of the checkpoint (without its layer) → (site that enters its product, site that leaves).
 _PRODUCTS = {
@@ -135,10 +135,10 @@ class _Memory:
 
 def address(tensor: torch.Tensor) -> int:
     """Equal for every view of one piece of memory."""
-    return tensor.untyped_storage().data_ptr()
+    return int(tensor.untyped_storage().data_ptr())
 
 
-class SiteTrace(TorchDispatchMode):
+class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follow torch
     """Watches one run and hands each site to ``visit`` (see ``verify.ports.port.Visit``)."""
 
     def __init__(
@@ -461,9 +461,10 @@ def _tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
             yield from _tensors(value)
 
 
-def to_numpy(tensor: torch.Tensor) -> Any:
+def to_numpy(tensor: torch.Tensor) -> Floats:
     """Values as float32, or float64 where that is what they are; widening is exact."""
     tensor = tensor.detach()
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()
-    return tensor.cpu().contiguous().numpy()
+    array: Floats = tensor.cpu().contiguous().numpy()
+    return array

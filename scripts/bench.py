@@ -1,0 +1,183 @@
+"""Time and memory of a full verification, as ratios to what people do instead.
+
+    python scripts/bench.py                       # 124M shape, 128 tokens, against a naive script
+    python scripts/bench.py --own huggingface-sdpa --size 1558M --rounds 1
+
+The first form runs ``gpt-verify run`` on a pair (OpenAI's checkpoint in TensorFlow, Hugging Face's
+directory in torch; every weight, every site, float64 and float32) in turn with
+``bench_naive.py``, which loads the same two and compares the logits. The second compares the peak
+memory of verifying one port with that of the port alone. All figures are of whole process trees;
+only ratios of one run mean anything on a shared machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from verify.checkpoint.synthetic import resolve_size, synthesize
+from verify.run import environment
+
+HERE = Path(__file__).resolve().parent
+#: Between two looks at the memory, in seconds.
+INTERVAL_S = 0.02
+_OWN = """
+import sys
+import numpy as np
+from verify.checkpoint import open_checkpoint
+from verify.ports.registry import build
+port = build(sys.argv[2], open_checkpoint(sys.argv[1]), None, "cpu")
+port.logits(np.zeros((1, int(sys.argv[3])), np.int64))
+port.close()
+"""
+
+
+@dataclass
+class Figures:
+    """One run of one command: wall and processor seconds, peak memory of the whole tree."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+
+
+def measure(command: list[str]) -> Figures:
+    """Run a command to its end; a command that fails stops the benchmark."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        peak, done = [0.0], threading.Event()
+        watcher = threading.Thread(target=_watch, args=(child.pid, peak, done))
+        watcher.start()
+        _, status, usage = os.wait4(child.pid, 0)
+        done.set()
+        watcher.join()
+        wall = time.perf_counter() - start
+        if status != 0:
+            output.seek(0)
+            sys.exit(f"{' '.join(command)} failed:\n{output.read().decode(errors='replace')}")
+    return Figures(wall, usage.ru_utime + usage.ru_stime, peak[0])
+
+
+def _watch(root: int, peak: list[float], done: threading.Event) -> None:
+    """Proportional set size of the process tree: shared pages are counted once."""
+    while not done.wait(INTERVAL_S):
+        peak[0] = max(peak[0], sum(_memory_mb(pid) for pid in _tree(root)))
+
+
+def _tree(root: int) -> list[int]:
+    found = [root]
+    for pid in found:
+        try:
+            threads = os.listdir(f"/proc/{pid}/task")
+            children = " ".join(Path(f"/proc/{pid}/task/{t}/children").read_text() for t in threads)
+        except OSError:  # it ended meanwhile
+            continue
+        found += [int(child) for child in children.split()]
+    return found
+
+
+def _memory_mb(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def compare(commands: dict[str, list[str]], rounds: int) -> dict[str, list[Figures]]:
+    """Run the commands in turn, after one round that is not counted where there are several."""
+    figures: dict[str, list[Figures]] = {name: [] for name in commands}
+    for index in range(rounds + (rounds > 1)):
+        for name, command in commands.items():
+            result = measure(command)
+            if index or rounds == 1:
+                figures[name].append(result)
+                print(
+                    f"  {name}: {result.wall_s:.1f} s, {result.cpu_s:.1f} s CPU, "
+                    f"{result.peak_mb:,.0f} MB",
+                    flush=True,
+                )
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="124M", help="124M, 355M, 774M, 1558M or V,P,D,H,L")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="directory made by `gpt-verify synth --format both`"
+    )
+    parser.add_argument("--length", type=int, default=128, help="tokens")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--own", metavar="PORT", help="compare with this port alone")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+    with tempfile.TemporaryDirectory() as made:
+        where = arguments.checkpoint
+        if where is None:
+            where = Path(made) / "checkpoint"
+            synthesize(
+                where, resolve_size(arguments.size), 1, format="openai" if arguments.own else "both"
+            )
+        openai = where / "openai" if (where / "openai").is_dir() else where
+        python, length = sys.executable, str(arguments.length)
+        run = [
+            python,
+            "-m",
+            "verify",
+            "run",
+            "--quiet",
+            "--checkpoint",
+            str(openai),
+            "--length",
+            length,
+        ]
+        if arguments.own:
+            commands = {
+                "gpt-verify": [*run, "--port", arguments.own],
+                "port alone": [python, "-c", _OWN, str(openai), arguments.own, length],
+            }
+        else:
+            other = str(where / "huggingface")
+            pair = ["--port", "openai-tf", "--port", f"huggingface-sdpa={other}"]
+            naive = [python, str(HERE / "bench_naive.py"), str(openai), other, length]
+            commands = {"gpt-verify": [*run, *pair], "naive": naive}
+        figures = compare(commands, arguments.rounds)
+
+    ours, theirs = (figures[name] for name in commands)
+    ratios = {
+        field: statistics.median(
+            getattr(a, field) / getattr(b, field) for a, b in zip(ours, theirs, strict=True)
+        )
+        for field in ("wall_s", "cpu_s", "peak_mb")
+    }
+    print(
+        f"ratio to {list(commands)[1]}, median of {arguments.rounds}: "
+        f"{ratios['wall_s']:.2f} × time, {ratios['cpu_s']:.2f} × CPU, "
+        f"{ratios['peak_mb']:.2f} × peak memory"
+    )
+    if arguments.json:
+        result = {
+            "size": arguments.size,
+            "length": arguments.length,
+            "figures": {name: [asdict(f) for f in runs] for name, runs in figures.items()},
+            "ratios": ratios,
+            "environment": environment(),
+        }
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
