@@ -247,7 +247,7 @@ def _name_score(name: str, c: _Candidate) -> float:
     layer = re.match(r"h(\d+)/", c.tensor)
     numbers = re.findall(r"\d+", name)
     score = 0.5 if layer and layer[1] in numbers[:1] else 0.0
-    lowered = name.lower()
+    lowered = name.lower().replace("/", ".")
     kind = re.sub(r"^h\d+/|/[wbg]$", "", c.tensor)
     score += 0.3 if re.search(_HINTS.get(kind, r"$^"), lowered) else 0.0
     if c.part is not None:
