@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from reference.config import Config
@@ -119,6 +120,7 @@ class _Work:
         self._weights(port, weights)
         self._architecture(port, weights)
         self._numbers(port, weights)
+        self._stored_graph(port, weights)
 
     def _weights(self, port: Port, weights: DeclaredWeights) -> None:
         if port.parameters is None:
@@ -178,6 +180,22 @@ class _Work:
             self.findings += comparison.cascaded_findings("activations.cascaded")
         self.logits_floors = logits.floors
         self.findings += logits.findings() + repeats.findings()
+
+    def _stored_graph(self, port: Port, weights: DeclaredWeights) -> None:
+        """A forward graph that came with the checkpoint computes the same logits."""
+        if port.meta_graph is None:
+            return
+        law, item = "graph.meta", max(self.inputs, key=lambda item: item.tokens.shape[1])
+        graph = port.meta_graph(item.tokens)
+        if not graph.found or graph.logits is None:
+            self.findings.append(Finding(law, Status.NOT_EXAMINED, graph.description, "logits"))
+            return
+        logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
+        logits.add(item.tokens, graph.logits)
+        self.findings += [
+            replace(finding, id=law, message=f"{graph.description}: {finding.message}")
+            for finding in logits.findings()
+        ]
 
     def _comparison(self, weights: DeclaredWeights, dtype: str, cascaded: bool) -> SiteComparison:
         return SiteComparison(

@@ -51,6 +51,22 @@ class Parameter:
     implies: str | None = None
 
 
+class StoredGraph(Protocol):
+    """What a graph that came with the weights turned out to be."""
+
+    @property
+    def found(self) -> bool:
+        """It holds a forward pass."""
+
+    @property
+    def description(self) -> str:
+        """One line: which operations, or why there is no forward pass or it was not run."""
+
+    @property
+    def logits(self) -> Floats | None:
+        """Computed by that graph; None where it was not run."""
+
+
 class Port:
     """A port. Subclasses implement ``logits``, and whatever else they can show.
 
@@ -80,6 +96,10 @@ class Port:
 
     #: Optional: a context in which the same port computes in float64 with the same weights.
     float64: Callable[[], AbstractContextManager[Port]] | None = None
+
+    #: Optional: a graph that is stored beside the weights and is no code of the port's own. Found
+    #: or not, what it is, and the logits that it computes, float[B, T, V].
+    meta_graph: Callable[[Tokens], StoredGraph] | None = None
 
     def close(self) -> None:
         """Release memory and processes. Called once; the port is not used again."""
