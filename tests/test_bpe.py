@@ -127,6 +127,7 @@ def test_every_character_is_of_the_kind_that_the_published_pattern_takes_it_for(
 @many
 @given(texts)
 @example("x  y")
+@example("a\tb")
 @example(" 's")
 @example("''s")
 @example("a\u2003 b")
