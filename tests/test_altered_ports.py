@@ -1,8 +1,8 @@
 """A judge that cannot fail proves nothing: each known mistake is refuted, at the site where it is.
 
-``SITES`` says where each alteration of ``altered_ports`` is wrong by itself. The float64 twin must
-fail there and nowhere else; the declared precision must fail there or, where the fault is below
-its rounding, not at all, and nowhere else.
+The tables below say where each alteration of ``altered_ports`` is wrong by itself. The float64
+twin must fail there and nowhere else; the declared precision must fail there or, where the fault
+is below its rounding, not at all, and nowhere else.
 """
 
 from __future__ import annotations
