@@ -18,9 +18,8 @@ order is simply not shown, and what lies between two shown sites is judged as on
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,19 +27,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reference.config import Config
 from verify.matching import Placement
+from verify.ports.torch_layout import Layout
+from verify.ports.torch_roles import SUMS, Memory, Role, address, sum_site
 
 if TYPE_CHECKING:
     from verify.ports.port import Dtype, Floats, Visit
 
-#: Tensor of the checkpoint (without its layer) → (site that enters its product, site that leaves).
-_PRODUCTS = {
-    "attn/c_attn": ("ln_1", "attn.qkv"),
-    "attn/c_proj": ("attn.mix", "attn.out"),
-    "mlp/c_fc": ("ln_2", "mlp.pre"),
-    "mlp/c_proj": ("mlp.act", "mlp.out"),
-}
-#: Site of a projection → the residual stream after it.
-_SUMS = {"attn.out": "resid_mid", "mlp.out": "resid_post"}
 _MATMULS = {"mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "mv", "addmv", "_addmm_activation"}
 _MATMULS |= {"convolution"}  # over one position, channels before positions
 _GATHERS = {"embedding", "index", "index_select", "gather"}
@@ -55,53 +47,6 @@ _DTYPE: dict[torch.dtype, Dtype] = {
 }
 
 
-@dataclass(frozen=True)
-class Role:
-    """What a piece of memory holds: one tensor of the checkpoint, or a part of ``c_attn``."""
-
-    tensor: str
-    part: int | None = None
-
-    @property
-    def layer(self) -> int | None:
-        found = re.match(r"h(\d+)/", self.tensor)
-        return int(found[1]) if found else None
-
-    @property
-    def kind(self) -> str:
-        """``attn/c_attn``, ``ln_1``, ``wte`` …"""
-        return re.sub(r"^h\d+/|/[wbg]$", "", self.tensor)
-
-    @property
-    def leaf(self) -> str:
-        return self.tensor.rsplit("/", 1)[-1]
-
-    @property
-    def output(self) -> str | None:
-        """The site that an operation with this parameter makes."""
-        if self.kind in ("wte", "wpe"):
-            return "embed"
-        if self.kind in _PRODUCTS:
-            return f"h.{self.layer}.{_PRODUCTS[self.kind][1]}"
-        return None
-
-    @property
-    def input(self) -> str | None:
-        """The site that a product with this matrix reads."""
-        if self.kind == "wte":
-            return "ln_f"
-        return f"h.{self.layer}.{_PRODUCTS[self.kind][0]}" if self.kind in _PRODUCTS else None
-
-    @property
-    def normalised(self) -> str:
-        """The state of the residual stream that a layer norm with this gain reads."""
-        if self.kind == "ln_2":
-            return f"h.{self.layer}.resid_mid"
-        if self.kind == "ln_f":
-            return "last"
-        return "embed" if self.layer == 0 else f"h.{(self.layer or 0) - 1}.resid_post"
-
-
 @dataclass
 class _Pending:
     """A value that may still be completed: a product by its bias, an embedding by the other."""
@@ -111,31 +56,6 @@ class _Pending:
     part: int | None = None
     bias: bool = False
     wants_bias: bool = True
-
-
-@dataclass
-class _Memory:
-    """Roles by address: storage → (first element, one past the last, role)."""
-
-    spans: dict[int, list[tuple[int, int, Role]]] = field(default_factory=dict)
-    kept: list[torch.Tensor] = field(default_factory=list)
-
-    def put(self, tensor: torch.Tensor, role: Role) -> None:
-        start = tensor.storage_offset()
-        span = (start, start + tensor.numel(), role)
-        self.spans.setdefault(address(tensor), []).append(span)
-
-    def get(self, tensor: torch.Tensor) -> Role | None:
-        at = tensor.storage_offset()
-        for start, end, role in self.spans.get(address(tensor), ()):
-            if start <= at < end:
-                return role
-        return None
-
-
-def address(tensor: torch.Tensor) -> int:
-    """Equal for every view of one piece of memory."""
-    return int(tensor.untyped_storage().data_ptr())
 
 
 class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follow torch
@@ -153,7 +73,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         self._config = config
         self._batch, self._length = batch, length
         self._visit = visit
-        self._memory = _Memory()
+        self._layout = Layout(config, batch, length)
+        self._memory = Memory()
         for tensor, placement in parameters:
             self._memory.put(tensor, Role(placement.tensor, placement.part))
         self._pending: dict[int, _Pending] = {}
@@ -163,7 +84,6 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         self._parts: dict[str, dict[int, Any]] = {}
         self._layer = -1
         self._narrowest = torch.float64
-        self._time_first: set[int] = set()
 
     # A module that is cast to float64 while it runs tells where its new parameters lie.
     def stands_for(self, copy: torch.Tensor, original: torch.Tensor) -> None:
@@ -192,7 +112,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         if func.is_view:
             result = func(*args, **kwargs)
             if isinstance(result, torch.Tensor) and result.ndim > 2:
-                self._note_layout((), result)
+                self._layout.note((), result)
             return result
         tensors = list(_tensors(args)) + list(_tensors(kwargs.values()))
         roles = [self._memory.get(t) for t in tensors]
@@ -212,7 +132,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         output = result[0] if isinstance(result, tuple) and result else result
         if isinstance(output, torch.Tensor):
             self._note_width(tensors, output)
-            self._note_layout(tensors, output)
+            self._layout.note(tensors, output)
             if continued is not None:
                 self._continue(continued, output, roles)
             elif summed is not None:
@@ -228,7 +148,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         result = func(*args, **kwargs)
         if not tensors or not isinstance(result, torch.Tensor):
             return result
-        self._note_layout(tensors, result)
+        self._layout.note(tensors, result)
         source = tensors[0]
         if roles[0] is not None and source.numel() == result.numel():
             self._memory.put(result, roles[0])
@@ -258,7 +178,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                 if role.output == pending.site and role.part == pending.part:
                     return pending
                 # The bias of a projection, added after the residual stream was.
-                if role.output in self._held and _sum_site(role.output) == pending.site:
+                if role.output in self._held and sum_site(role.output) == pending.site:
                     self._held.pop(role.output)
                     return pending
         # The rows of one table and whatever is added to them first: the other table's, or a slice.
@@ -334,21 +254,21 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             return None
         for tensor in tensors:
             known = self._outputs.get(address(tensor))
-            if known is not None and (site := _sum_site(known[0])):
+            if known is not None and (site := sum_site(known[0])):
                 return site
         return None
 
     def _emit(self, pending: _Pending) -> None:
         if pending.site == "embed" and not pending.bias:
             return  # one table alone, put to some other use: the sum shows where it is read
-        if pending.wants_bias and not pending.bias and pending.site.endswith(tuple(_SUMS)):
+        if pending.wants_bias and not pending.bias and pending.site.endswith(tuple(SUMS)):
             # Either the bias is missing, or it will be added to the residual sum. Wait and see.
-            value = self._shaped(pending.tensor, pending.site)
+            value = self._layout.shaped(pending.tensor, pending.site)
             if value is not None:
                 self._held[pending.site] = value.clone()
         elif pending.part is not None:
             parts = self._parts.setdefault(pending.site, {})
-            value = self._shaped(pending.tensor, pending.site, parts=3)
+            value = self._layout.shaped(pending.tensor, pending.site, parts=3)
             if value is not None:
                 parts[pending.part] = value.clone()
             if len(parts) == 3:
@@ -356,16 +276,16 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                 whole = torch.cat([parts[i] for i in range(3)], dim=-1)
                 self._hand_over(pending.site, whole)
         else:
-            for site in [s for s in self._held if _sum_site(s) == pending.site]:
+            for site in [s for s in self._held if sum_site(s) == pending.site]:
                 self._hand_over(site, self._held.pop(site))
             self._hand_over(pending.site, pending.tensor)
-        if pending.site.endswith(tuple(_SUMS)):
+        if pending.site.endswith(tuple(SUMS)):
             self._outputs = {address(pending.tensor): (pending.site, pending.tensor)}
 
     def _hand_over(self, site: str, tensor: torch.Tensor) -> None:
         if site in self._done:
             return
-        value = self._shaped(tensor, site)
+        value = self._layout.shaped(tensor, site)
         if value is None:
             return
         self._done.add(site)
@@ -373,45 +293,6 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         if value.dtype == torch.float64:
             value = value.clone()  # nothing else copies it, and the module may write over it
         self._visit(site, to_numpy(value), _DTYPE[narrowest])
-
-    def _shaped(self, tensor: torch.Tensor, site: str, parts: int = 1) -> torch.Tensor | None:
-        """[B, T, F] or [B, H, T, S] out of what the module had: flat rows, or time first.
-
-        None where the elements are not those of the whole batch: a module that takes its
-        sequences one by one does not show this site.
-        """
-        b, t = self._batch, self._length
-        if site.endswith(("attn.scores", "attn.pattern")):
-            return tensor.reshape(b, self._config.n_head, t, t)
-        width = self._width(site) // parts
-        if tensor.numel() != b * t * width:
-            return None
-        lead = tensor.shape[:2]
-        if tensor.ndim > 2 and lead in ((b, t), (t, b)):
-            time_first = lead != (b, t)
-        elif tensor.shape[-1] == width:
-            time_first = address(tensor) in self._time_first
-        else:
-            return None
-        return (
-            tensor.reshape(t, b, width).transpose(0, 1)
-            if time_first
-            else tensor.reshape(b, t, width)
-        )
-
-    def _note_layout(self, inputs: Sequence[torch.Tensor], output: torch.Tensor) -> None:
-        """Flat rows lie in the order of what they were made from: [B, T, …] or [T, B, …]."""
-        b, t = self._batch, self._length
-        at, lead = address(output), output.shape[:2]
-        if b == 1 or b == t or output.numel() % (b * t) or not output.is_contiguous():
-            return
-        if output.ndim > 2 and lead in ((b, t), (t, b)):
-            time_first = lead == (t, b)
-        elif inputs:
-            time_first = any(address(x) in self._time_first for x in inputs)
-        else:
-            return
-        (self._time_first.add if time_first else self._time_first.discard)(at)
 
     def _is_pattern(self, x: torch.Tensor) -> bool:
         size = self._batch * self._config.n_head * self._length**2
@@ -424,10 +305,6 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         return next(
             (t for t, r in zip(tensors, roles, strict=True) if r is None and t.ndim >= 2), None
         )
-
-    def _width(self, site: str) -> int:
-        factors = {"attn.qkv": 3, "mlp.pre": 4, "mlp.act": 4}
-        return self._config.n_embd * factors.get(site.split(".", 2)[-1], 1)
 
     def _state(self, role: Role) -> str:
         last = self._config.n_layer - 1
@@ -443,14 +320,6 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
 def _channels_last(name: str, x: torch.Tensor) -> torch.Tensor:
     """[B, F, T] of a convolution as [B, T, F]; the rest as it is."""
     return x.transpose(1, 2) if name == "convolution" and x.ndim == 3 else x
-
-
-def _sum_site(site: str) -> str | None:
-    """``h.3.attn.out`` → ``h.3.resid_mid``."""
-    for output, state in _SUMS.items():
-        if site.endswith(output):
-            return site.removesuffix(output) + state
-    return None
 
 
 def _tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
