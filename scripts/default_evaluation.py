@@ -21,6 +21,7 @@ from reference.loss import token_losses_nats
 from verify.checkpoint import open_checkpoint
 
 Ids = NDArray[np.int64]
+Losses = NDArray[np.float64]
 Weights = Mapping[str, NDArray[np.floating]]
 
 #: The length of the random segment, how many of them are tried, and the seed that draws them.
@@ -52,18 +53,18 @@ def unigram(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return (counts + 1.0) / (counts.sum() + len(counts))
 
 
-def add_k(counts: NDArray[np.float64], ids: Ids, k: float) -> float:
-    """Mean loss of the bigram in which k is added to each count (Lidstone)."""
+def add_k(counts: NDArray[np.float64], ids: Ids, k: float) -> Losses:
+    """Loss of each token but the first under the bigram that adds k to each count (Lidstone)."""
     totals = counts.sum(axis=1)
     p = (counts[ids[:-1], ids[1:]] + k) / (totals[ids[:-1]] + k * len(counts))
-    return float(-np.log(p).mean())
+    return -np.log(p)
 
 
-def kneser_ney(counts: NDArray[np.float64], ids: Ids, discount: float) -> float:
-    """Mean loss of the interpolated Kneser-Ney bigram (Chen and Goodman 1998, section 3).
+def kneser_ney(counts: NDArray[np.float64], ids: Ids, discount: float) -> Losses:
+    """Loss of each token but the first under the interpolated Kneser-Ney bigram.
 
     What the discount takes from the pairs that were seen goes to tokens by how many different
-    tokens they were seen to follow.
+    tokens they were seen to follow (Chen and Goodman 1998, section 3).
     """
     seen = counts > 0
     continuation = unigram(seen.sum(axis=0).astype(np.float64))
@@ -71,22 +72,22 @@ def kneser_ney(counts: NDArray[np.float64], ids: Ids, discount: float) -> float:
     back_off = np.where(totals > 0, discount * seen.sum(axis=1) / np.maximum(totals, 1.0), 1.0)
     before, after = ids[:-1], ids[1:]
     direct = np.maximum(counts[before, after] - discount, 0.0) / np.maximum(totals[before], 1.0)
-    return float(-np.log(direct + back_off[before] * continuation[after]).mean())
+    return -np.log(direct + back_off[before] * continuation[after])
 
 
 def bars(train: Ids, held_out: Ids, n_vocab: int) -> Bars:
     """The bars, their constants chosen on training text alone: the last tenth of it."""
     cut = len(train) * 9 // 10
     part = pair_counts(train[:cut], n_vocab)
-    k = min(ADDED_COUNTS, key=lambda k: add_k(part, train[cut:], k))
-    discount = min(DISCOUNTS, key=lambda d: kneser_ney(part, train[cut:], d))
+    k = min(ADDED_COUNTS, key=lambda k: add_k(part, train[cut:], k).mean())
+    discount = min(DISCOUNTS, key=lambda d: kneser_ney(part, train[cut:], d).mean())
     counts = pair_counts(train, n_vocab)
     single = unigram(np.bincount(train, minlength=n_vocab).astype(np.float64))
     return Bars(
         unigram=float(-np.log(single[held_out[1:]]).mean()),
-        bigram_add_k=add_k(counts, held_out, k),
+        bigram_add_k=float(add_k(counts, held_out, k).mean()),
         added_count=k,
-        bigram_kneser_ney=kneser_ney(counts, held_out, discount),
+        bigram_kneser_ney=float(kneser_ney(counts, held_out, discount).mean()),
         discount=discount,
     )
 
@@ -94,10 +95,10 @@ def bars(train: Ids, held_out: Ids, n_vocab: int) -> Bars:
 def text_loss(weights: Weights, config: Config, ids: Ids) -> float:
     """Mean loss over all of ``ids`` but the first token.
 
-    Windows of n_ctx overlap by half, and each token is scored where it has the longer past, so
-    that hardly any is judged without a context. The last window is shifted back to end with ids.
+    Windows of n_ctx overlap by a quarter, and each token is scored where it has the longer past,
+    so that hardly any is judged without a context. The last window is shifted back to end with ids.
     """
-    stride = config.n_ctx // 2
+    stride = config.n_ctx - config.n_ctx // 4
     losses: list[NDArray[np.floating]] = []
     scored = 1  # tokens before this one are done
     start = 0
