@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -192,6 +193,17 @@ def write(work: Path) -> None:
             if shipped.tensors[name].tobytes() != value.tobytes():
                 raise ValueError(f"{directory}: {name} changed on the way")
         print(f"{SHIPPED / directory}: {len(tensors)} tensors, bit for bit as trained")
+    write_manifest(SHIPPED)
+
+
+def write_manifest(root: Path) -> None:
+    """Write ``SHA256SUMS`` as ``sha256sum`` would; ``gpt-verify doctor`` compares it."""
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.parent != root)
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(root).as_posix()}\n"
+        for path in files
+    ]
+    (root / "SHA256SUMS").write_text("".join(lines), "utf-8")
 
 
 def main() -> None:
