@@ -55,7 +55,9 @@ def default_inputs(config: Config, seed: int) -> list[Input]:
 
     width = min(config.n_ctx, 256)
     rows = min(COVERAGE_ROWS, -(-config.n_vocab // width))
+    # At least two, and never as many as tokens: time first and batch first must not look alike.
     rows = max(rows, 2)
+    rows += rows == width
     ids = rng.permutation(config.n_vocab)[: rows * width]
     if len(ids) < rows * width:
         ids = np.resize(ids, rows * width)

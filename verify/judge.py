@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
+
+from threadpoolctl import threadpool_limits
 
 from reference.config import Config
 from verify.checkpoint import Checkpoint
@@ -17,7 +20,7 @@ from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Status
 from verify.inputs import Input
 from verify.matching import Matching, match
-from verify.numerics.precision import FLOAT64, PRECISIONS
+from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights
 from verify.ports import registry
 from verify.sites import sites
@@ -56,7 +59,8 @@ def judge(
         name, declared, where, source = port.name, port.dtype, port.device, port.weights_from
         progress.port(name, work.steps(port))
         try:
-            work.examine(port)
+            with one_blas_thread():
+                work.examine(port)
         finally:
             port.close()
     except GptVerifyError as e:
@@ -85,6 +89,16 @@ def first_divergence(findings: Sequence[Finding], config: Config) -> str | None:
     failed = [f for f in findings if f.status is Status.FAILED and f.site in order]
     own = [f for f in failed if f.id in ("architecture", "activations.local", "weights.values")]
     return min((f.site for f in own or failed if f.site), key=order.__getitem__, default=None)
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Leave the cores to the port.
+
+    NumPy's BLAS and torch each keep a pool of threads that wait by spinning. Taking turns, as the
+    oracle and a port do, each spins while the other works: measured, that doubles the time.
+    """
+    limits: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    return limits
 
 
 def one_line(e: BaseException) -> str:
@@ -140,7 +154,7 @@ class _Work:
         if port.activations is None or port.float64 is None:
             self._why[law] = "the port cannot be run in float64 with its sites shown"
             return
-        comparison = self._comparison(weights, FLOAT64.name, cascaded=False)
+        comparison = self._comparison(weights, port, FLOAT64, cascaded=False)
         try:
             with port.float64() as twin:
                 assert twin.activations is not None, "the twin shows what the port shows"
@@ -164,7 +178,7 @@ class _Work:
                 repeats.add(item.name, first, port.logits(item.tokens))
                 self.progress.step(item.name)
         else:
-            comparison = self._comparison(weights, port.dtype, cascaded=True)
+            comparison = self._comparison(weights, port, PRECISIONS[port.dtype], cascaded=True)
             logits = comparison.logits
             try:
                 for item in self.inputs:
@@ -197,9 +211,16 @@ class _Work:
             for finding in logits.findings()
         ]
 
-    def _comparison(self, weights: DeclaredWeights, dtype: str, cascaded: bool) -> SiteComparison:
+    def _comparison(
+        self, weights: DeclaredWeights, port: Port, precision: Precision, cascaded: bool
+    ) -> SiteComparison:
         return SiteComparison(
-            self.checkpoint.config, weights, PRECISIONS[dtype], cascaded, self.progress.step
+            self.checkpoint.config,
+            weights,
+            precision,
+            declared=PRECISIONS[port.dtype],
+            cascaded=cascaded,
+            on_site=self.progress.step,
         )
 
     def complete(self, error: str | None) -> list[Finding]:

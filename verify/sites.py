@@ -31,6 +31,11 @@ class Site:
     weights: tuple[str, ...] = ()
     heads: int = 0
 
+    @property
+    def layer(self) -> int | None:
+        """The block that it belongs to; None before the first and after the last."""
+        return int(self.name.split(".")[1]) if self.name.startswith("h.") else None
+
 
 @cache
 def sites(config: Config) -> dict[str, Site]:
@@ -70,13 +75,3 @@ def sites(config: Config) -> dict[str, Site]:
     ln = site("ln_f", "layer_norm", x, weights=affine("ln_f", "g"))
     site("logits", "unembed", ln, weights=("wte",))
     return table
-
-
-@cache
-def site_of_weight(config: Config) -> dict[str, str]:
-    """Checkpoint tensor → the first site that reads it."""
-    found: dict[str, str] = {}
-    for site in sites(config).values():
-        for name in site.weights:
-            found.setdefault(name, site.name)
-    return found

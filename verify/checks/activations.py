@@ -31,6 +31,9 @@ class SiteComparison:
     """Scores of every site, gathered over the inputs of one port in one precision.
 
     Args:
+        precision: what the run computes in: the declared precision, or float64 for the twin.
+        declared: what the port declares. A twin that keeps an operation in the declared precision
+            is judged there as that; nothing is ever judged as narrower than declared.
         cascaded: compare from the tokens on as well. Not needed for the float64 twin, whose
             local comparison leaves nothing out.
     """
@@ -40,12 +43,14 @@ class SiteComparison:
         config: Config,
         weights: DeclaredWeights,
         precision: Precision,
+        declared: Precision,
         cascaded: bool,
         on_site: Callable[[str], None] = lambda site: None,
     ) -> None:
         self._config = config
         self._weights = weights
         self._precision = precision
+        self._declared = declared
         self._cascaded = cascaded
         self._on_site = on_site
         self._sites = sites(config)
@@ -54,6 +59,8 @@ class SiteComparison:
         self.wrong_shape: dict[str, str] = {}
         self.hidden_input: dict[str, str] = {}
         self.narrowed: dict[str, str] = {}
+        self.late: dict[str, str] = {}
+        self._layer = -1
         self.logits = LogitsComparison(config, weights, precision)
         self._input = -1
         self._oracles: list[LocalOracle] = []
@@ -62,6 +69,7 @@ class SiteComparison:
     def begin(self, tokens_BT: Tokens) -> None:
         """A new input is about to run."""
         self._input += 1
+        self._layer = -1
         self.logits.begin()
         self._tokens_BT = tokens_BT
         self._oracles = [
@@ -81,10 +89,8 @@ class SiteComparison:
             if name == "logits":
                 self.logits.accepts(self._tokens_BT, value)
             return
-        precision = self._precision
-        if narrowest and PRECISIONS[narrowest].u > precision.u:
-            precision = PRECISIONS[narrowest]
-            self.narrowed[name] = narrowest
+        self._note_order(self._sites[name])
+        precision = self._judged_as(name, narrowest)
         with np.errstate(all="ignore"):  # a wrong port may overflow anything; it is scored as inf
             for row in range(len(self._tokens_BT)):
                 if name == "logits":
@@ -92,6 +98,24 @@ class SiteComparison:
                 else:
                     self._compare(row, name, value[row], precision)
         self._on_site(name)
+
+    def _judged_as(self, name: str, narrowest: str | None) -> Precision:
+        """The run's own precision, or a narrower one that a twin kept and the port declares."""
+        seen = PRECISIONS[narrowest] if narrowest else self._precision
+        if not self._precision.u < seen.u:
+            return self._precision
+        judged = min(seen, self._declared, key=lambda p: p.u)
+        if judged is not self._precision:
+            self.narrowed[name] = judged.name
+        return judged
+
+    def _note_order(self, site: Site) -> None:
+        """A layer that is computed after a later one is in the wrong place."""
+        if site.layer is None:
+            return
+        if site.layer < self._layer:
+            self.late.setdefault(site.name, f"{site.name} is computed after layer {self._layer}")
+        self._layer = max(self._layer, site.layer)
 
     def _compare(self, row: int, name: str, value: Floats, precision: Precision) -> None:
         oracle, budget = self._oracles[row], None
@@ -152,6 +176,8 @@ class SiteComparison:
         name = site.name
         if name in self.wrong_shape:
             return Finding(law, Status.FAILED, self.wrong_shape[name], name)
+        if name in self.late:
+            return Finding(law, Status.FAILED, self.late[name], name)
         scores = self.local[name]
         statistics = scores.statistics()
         if not statistics or scores.worst is None:

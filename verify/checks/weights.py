@@ -13,7 +13,7 @@ from verify.findings import Finding, Status
 from verify.matching import Matching, Placement
 from verify.numerics.weights import DeclaredWeights
 from verify.ports.port import Parameter
-from verify.sites import site_of_weight, sites
+from verify.sites import sites
 
 Array = NDArray[np.floating]
 
@@ -23,18 +23,17 @@ def check_weights(
 ) -> list[Finding]:
     """Every tensor in its place with its value, every parameter accounted for, and their number."""
     by_name = {parameter.name: parameter for parameter in parameters}
+    own_head = any(placement.head for placement in matching.placements)
     differences: dict[str, list[str]] = {}
-    compared: set[str] = set()
     for placement in matching.placements:
-        compared.add(placement.tensor)
         if placement.exact:
             continue
-        at = _site(placement, config)
-        differences.setdefault(at, []).append(_difference(placement, by_name, weights))
+        difference = _difference(placement, by_name, weights)
+        for at in ["logits"] if placement.head else _readers(placement.tensor, config, own_head):
+            differences.setdefault(at, []).append(difference)
     for missing in matching.missing:
-        at = _reader(missing.split(" ")[0], config)
-        differences.setdefault(at, []).append(f"{missing} is nowhere in the port")
-        compared.add(missing.split(" ")[0])
+        for at in _readers(missing.split(" ")[0], config, own_head):
+            differences.setdefault(at, []).append(f"{missing} is nowhere in the port")
 
     found = []
     for site in sites(config).values():
@@ -130,13 +129,10 @@ def _count(parameters: Sequence[Parameter], matching: Matching, config: Config) 
     return Finding("weights.count", status, message)
 
 
-def _site(placement: Placement, config: Config) -> str:
-    return "logits" if placement.head else _reader(placement.tensor, config)
-
-
-def _reader(tensor: str, config: Config) -> str:
-    """The first site that reads a tensor."""
-    return site_of_weight(config)[tensor]
+def _readers(tensor: str, config: Config, own_head: bool) -> list[str]:
+    """The sites that read a tensor; the logits read a head of their own where there is one."""
+    readers = [site.name for site in sites(config).values() if tensor in site.weights]
+    return [name for name in readers if not (own_head and name == "logits")]
 
 
 def _storage(parameters: Sequence[Parameter], name: str) -> object:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference import ops
+from verify.numerics.parallel import both
 from verify.numerics.precision import Precision
 
 Floats = NDArray[np.floating]
@@ -43,8 +44,9 @@ class Measured:
 
 
 def shown(value: NDArray[np.floating]) -> Measured:
-    """A tensor that the port has shown: what follows is judged from exactly this."""
-    return Measured(np.asarray(value, np.float64))
+    """A tensor that the port has shown: what follows is judged from exactly this, and a copy of
+    it, because the port may overwrite its own."""
+    return Measured(np.array(value, np.float64))
 
 
 def embed(p: Precision, tokens_T: NDArray[np.integer], wte_VD: Floats, wpe_PD: Floats) -> Measured:
@@ -78,17 +80,18 @@ def linear(
     order of summation. Two roundings in the stored format follow, because a bias may be added to a
     product that has been stored.
     """
-    narrow_io = w_io if narrow_io is None else narrow_io
-    product_To = x.value @ w_io
+    squared_io = w_io if narrow_io is None else narrow_io
+    variance, product_To = both(
+        lambda: _sum_of_squares(x.value, squared_io), lambda: x.value @ w_io
+    )
     value_To = product_To + b_o
     n = w_io.shape[0]
-    variance = _sum_of_squares(x.value, narrow_io)
     variance += product_To**2
     variance += np.square(b_o)
     variance *= n * p.u_sum**2
     variance += p.u**2 * (product_To**2 + value_To**2)
     if x.budget is not None:
-        variance += _sum_of_squares(x.budget, narrow_io)
+        variance += _sum_of_squares(x.budget, squared_io)
     return _measured(p, value_To, variance)
 
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reference.config import Config
-from reference.model import forward
+from reference.model import Round, forward
 from reference.ops import unembed
 from verify.numerics.local import vocabulary_tiles
+from verify.numerics.parallel import both
 from verify.numerics.precision import FLOAT32, Precision
 from verify.numerics.weights import DeclaredWeights, Widened
 from verify.sites import sites
@@ -54,7 +56,7 @@ class Lockstep:
         """(exact value, noise) of a site; None if it was asked for out of order and is gone."""
         target = self._order[name]
         while self._at < target:
-            (site, exact), (_, noisy) = next(self._exact), next(self._noisy)
+            (site, exact), (_, noisy) = both(lambda: next(self._exact), lambda: next(self._noisy))
             self._at = self._order[site]
             self._passed[site] = (exact, noisy)
             for old in [s for s in self._passed if self._order[s] < self._at - 14]:
@@ -70,9 +72,20 @@ class Lockstep:
         exact_TD, noisy_TD = self._passed["ln_f"]
         wte_VD = self._weights["wte"]
         for rows in vocabulary_tiles(len(exact_TD), len(wte_VD)):
-            exact = unembed(exact_TD, np.asarray(wte_VD[rows], np.float64))
-            noisy = self._store(unembed(noisy_TD, wte_VD[rows]))
+            tile_VD = wte_VD[rows]
+            exact, noisy = both(
+                partial(_exact_logits, exact_TD, tile_VD),
+                partial(_noisy_logits, noisy_TD, tile_VD, self._store),
+            )
             yield rows.start, exact, (noisy - exact) * self.scale
+
+
+def _exact_logits(x_TD: Floats, tile_VD: Floats) -> Floats:
+    return unembed(x_TD, tile_VD.astype(np.float64))
+
+
+def _noisy_logits(x_TD: Floats, tile_VD: Floats, store: Round) -> Floats:
+    return store(unembed(x_TD, tile_VD))
 
 
 @dataclass

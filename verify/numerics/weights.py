@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from threading import RLock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ class DeclaredWeights(Mapping[str, Array]):
         self._precision = precision
         self._keep_bytes = keep_bytes
         self._kept: OrderedDict[tuple[str, type], Array] = OrderedDict()
+        # The oracle's two runs ask from two threads; a tensor of float64 asks for the float32 one.
+        self._lock = RLock()
 
     def __getitem__(self, name: str) -> Array:
         """The tensor in float32, every value a number of the declared format."""
@@ -45,14 +48,18 @@ class DeclaredWeights(Mapping[str, Array]):
         return len(self._tensors)
 
     def _keep(self, key: tuple[str, type], make: Callable[[], Array]) -> Array:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        value = make()
-        self._kept[key] = value
-        while sum(a.nbytes for a in self._kept.values()) > self._keep_bytes and len(self._kept) > 1:
-            self._kept.popitem(last=False)
-        return value
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            value = make()
+            self._kept[key] = value
+            while (
+                sum(a.nbytes for a in self._kept.values()) > self._keep_bytes
+                and len(self._kept) > 1
+            ):
+                self._kept.popitem(last=False)
+            return value
 
 
 class Widened(Mapping[str, Array]):

@@ -1,0 +1,35 @@
+"""Two products side by side.
+
+The oracle's BLAS is held to one thread (``verify.judge.one_blas_thread``). Where two independent
+products are due, the second core takes one of them; NumPy releases the interpreter for both.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="gpt-verify")
+
+
+def both(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
+    """The results of two functions that share nothing; ``first`` runs in another thread.
+
+    NumPy's error state goes along. Neither function may call ``both``: there is one other thread.
+    """
+    other = _pool().submit(contextvars.copy_context().run, first)
+    try:
+        mine = second()
+    finally:
+        # Not left behind when the other one raises: it may hold the caller's arrays.
+        other.exception()
+    return other.result(), mine
