@@ -74,16 +74,22 @@ def random_inputs(config: Config, rng: np.random.Generator) -> list[Input]:
     return [*inputs, Input("one token", same)]
 
 
+#: Law, operation, precision, statistic.
+Key = tuple[str, str, str, str]
+
+
 class Distribution:
     """Scores by law, kind of operation, precision and statistic."""
 
     def __init__(self) -> None:
-        self.scores: dict[tuple[str, str, str, str], list[tuple[float, float]]] = defaultdict(list)
+        self.scores: dict[Key, list[tuple[float, float, int]]] = defaultdict(list)
         self.alarms: list[dict[str, Any]] = []
         self.runs = 0
+        self.configs: dict[int, dict[str, int]] = {}
 
     def add(self, row: dict[str, Any], report: Any, config: Config) -> None:
         self.runs += 1
+        self.configs[row["index"]] = config.as_dict()
         if report.error:
             self.alarms.append({**row, "port": report.name, "error": report.error})
         kinds = sites(config)
@@ -99,18 +105,21 @@ class Distribution:
             key = (finding.id, kind, dtype)
             for name, statistic in finding.details.items():
                 if "limit" in statistic:
-                    self.scores[(*key, name)].append((statistic["score"], statistic["limit"]))
+                    pair = (statistic["score"], statistic["limit"], row["index"])
+                    self.scores[(*key, name)].append(pair)
             if not finding.details:
-                self.scores[(*key, "floors")].append((finding.score, finding.limit))
+                self.scores[(*key, "floors")].append((finding.score, finding.limit, row["index"]))
 
     def table(self) -> list[dict[str, Any]]:
         rows = []
-        for (law, kind, dtype, statistic), pairs in sorted(self.scores.items()):
-            scores, limits = np.array(pairs).T
+        for (law, kind, dtype, statistic), seen in sorted(self.scores.items()):
+            scores, limits, indices = np.array(seen).T
             row: dict[str, Any] = {"law": law, "operation": kind, "dtype": dtype}
-            row |= {"statistic": statistic, "count": len(pairs)}
+            row |= {"statistic": statistic, "count": len(seen)}
             row |= {f"q{q:g}": float(np.quantile(scores, q)) for q in QUANTILES}
             row["largest_over_limit"] = float(np.max(scores / limits))
+            index = int(indices[np.argmax(scores / limits)])
+            row["largest_in"] = {"index": index, **self.configs[index]}
             rows.append(row)
         return rows
 

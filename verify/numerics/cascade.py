@@ -26,9 +26,10 @@ from verify.sites import sites
 
 Floats = NDArray[np.floating]
 
-#: Largest ratio of a correct port's error to the floor, by the calibration of
-#: ``scripts/calibrate.py`` (see docs/numerics.md). Set there, not by a failing test.
-LIMIT_FLOORS = 6.0
+#: Largest error of a correct port, in floors. Not derived but calibrated: twice the largest that
+#: ``scripts/calibrate.py`` saw in 1,440 runs of correct ports (4.6; 99 % lie below 1.8), rounded up.
+#: See docs/numerics.md.
+LIMIT_FLOORS = 10.0
 
 
 class Lockstep:
