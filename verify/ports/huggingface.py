@@ -139,14 +139,21 @@ def _same_sizes(config: Any, checkpoint: Checkpoint, source: str) -> None:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """No progress bars or warnings of transformers' own while it loads; as before afterwards."""
+    """No progress bars, warnings or retries on the screen while it loads; as before afterwards.
+
+    What goes wrong for good is raised, and worded in one line.
+    """
+    from huggingface_hub.utils import logging as hub
+
     log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    level, bars, hub_level = log.get_verbosity(), log.is_progress_bar_enabled(), hub.get_verbosity()
     log.set_verbosity_error()
     log.disable_progress_bar()
+    hub.set_verbosity_error()
     try:
         yield
     finally:
         log.set_verbosity(level)
+        hub.set_verbosity(hub_level)
         if bars:
             log.enable_progress_bar()
