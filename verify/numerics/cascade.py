@@ -27,8 +27,7 @@ from verify.sites import sites
 Floats = NDArray[np.floating]
 
 #: Largest error of a correct port, in floors. Not derived but calibrated: twice the largest that
-#: ``scripts/calibrate.py`` saw in 1,440 runs of correct ports (4.6; 99 % lie below 1.8), rounded up.
-#: See docs/numerics.md.
+#: ``scripts/calibrate.py`` saw in 1,440 runs of correct ports, rounded up (docs/numerics.md).
 LIMIT_FLOORS = 10.0
 
 
