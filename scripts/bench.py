@@ -151,7 +151,7 @@ def main() -> None:
             }
         else:
             other = str(where / "huggingface")
-            pair = ["--port", "openai-tf", "--port", f"huggingface-sdpa={other}"]
+            pair = ["--port", f"huggingface-sdpa={other}", "--port", "openai-tf"]
             naive = [python, str(HERE / "bench_naive.py"), str(openai), other, length]
             commands = {"gpt-verify": [*run, *pair], "naive": naive}
         figures = compare(commands, arguments.rounds)

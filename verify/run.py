@@ -23,6 +23,7 @@ from verify.inputs import Input, default_inputs, given, seeded
 from verify.judge import judge
 from verify.ports.registry import builtin_ports, expand
 from verify.report.repeat import repeat_command
+from verify.tensorflow import started_early
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def run(
     opened = open_checkpoint(checkpoint or default_checkpoint())
     inputs = chosen_inputs(opened, options)
     specs = expand(list(ports)) if ports else installed()
-    with ThreadPoolExecutor(1) as pool:
+    with started_early("openai-tf" in specs[1:]), ThreadPoolExecutor(1) as pool:
         # Hashing leaves the interpreter free, and is done while the ports run.
         hashes: Future[dict[str, str]] = pool.submit(_sha256, opened.files)
         reports = []

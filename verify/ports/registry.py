@@ -57,11 +57,6 @@ def _huggingface(attention: str) -> Build:
 
 #: name → (summary, packages that it needs, how to build it)
 _BUILTIN: dict[str, tuple[str, tuple[str, ...], Build]] = {
-    "openai-tf": (
-        "the published architecture as a TensorFlow graph, restored by TensorFlow's Saver",
-        ("tensorflow",),
-        _openai_tf,
-    ),
     "huggingface-eager": (
         "transformers' GPT2LMHeadModel, attention written out",
         ("torch", "transformers"),
@@ -71,6 +66,12 @@ _BUILTIN: dict[str, tuple[str, tuple[str, ...], Build]] = {
         "transformers' GPT2LMHeadModel, torch's fused attention",
         ("torch", "transformers"),
         _huggingface("sdpa"),
+    ),
+    # Last: its process imports TensorFlow while the others are judged.
+    "openai-tf": (
+        "the published architecture as a TensorFlow graph, restored by TensorFlow's Saver",
+        ("tensorflow",),
+        _openai_tf,
     ),
 }
 _EXTRA = {"tensorflow": "tensorflow", "torch": "torch", "transformers": "torch"}

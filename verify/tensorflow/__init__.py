@@ -10,6 +10,8 @@ worker.py  the commands; run as ``python -m verify.tensorflow.worker``
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 from verify.errors import GptVerifyError, MissingDependency, PortError
@@ -19,7 +21,7 @@ from verify.worker import Worker
 _ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     # glibc gives each large array back to the system and faults its pages in anew for the next
-    # one; a process that casts one block after another spends a third of its time on that.
+    # one; a process that casts one block after another spends much of its time on that.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
@@ -41,6 +43,8 @@ def start(
     """
     if find_spec("tensorflow") is None:
         raise MissingDependency("TensorFlow is not installed: pip install gpt-verify[tensorflow]")
+    if _started_early and (error, device) == (PortError, "cpu"):
+        return _started_early.pop()
     return Worker(
         "verify.tensorflow.worker",
         label="the TensorFlow process",
@@ -48,3 +52,21 @@ def start(
         timeout=timeout,
         environment=_ENVIRONMENT | ({} if device == "cuda" else _NO_GPU),
     )
+
+
+_started_early: list[Worker] = []
+
+
+@contextmanager
+def started_early(wanted: bool) -> Iterator[None]:
+    """Within, a process imports TensorFlow while another port is being judged.
+
+    The first `start` for the CPU takes it. If nobody does, it is ended.
+    """
+    if wanted and find_spec("tensorflow") is not None:
+        _started_early.append(start())
+    try:
+        yield
+    finally:
+        while _started_early:
+            _started_early.pop().close()
