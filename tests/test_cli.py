@@ -91,6 +91,8 @@ class TestVerdict:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A job in the background of a shell inherits that interrupts are ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as child:
             assert child.stdout is not None
             assert child.stdout.readline() == "ready\n"

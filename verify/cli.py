@@ -222,7 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         # Nothing more can be written: keep the interpreter from saying so when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
+        # One line says why there is no verdict; where one has been said already, it is enough.
+        if not isinstance(error, BrokenPipeError) and status != 2:
             return _complain(f"standard output: {error.strerror}", args.debug)
         # Nobody reads; the verdict stands all the same.
     return status
