@@ -3,11 +3,11 @@
     python scripts/bench.py                       # 124M shape, 128 tokens, against a naive script
     python scripts/bench.py --own huggingface-sdpa --size 1558M --rounds 1
 
-The first form runs ``gpt-verify run`` on a pair (OpenAI's checkpoint in TensorFlow, Hugging Face's
-directory in torch; every weight, every site, float64 and float32) in turn with
-``bench_naive.py``, which loads the same two and compares the logits. The second compares the peak
-memory of verifying one port with that of the port alone. All figures are of whole process trees;
-only ratios of one run mean anything on a shared machine.
+The first form runs ``gpt-verify run`` on a pair (OpenAI's checkpoint and Hugging Face's directory;
+every weight, every site, float64 and float32), the same with OpenAI's graph in TensorFlow as a
+second port, and ``bench_naive.py``, which loads the two and compares the logits. The second form
+compares the peak memory of verifying one port with that of the port alone. All figures are of
+whole process trees; only ratios of one run mean anything on a shared machine.
 """
 
 from __future__ import annotations
@@ -110,6 +110,16 @@ def compare(commands: dict[str, list[str]], rounds: int) -> dict[str, list[Figur
     return figures
 
 
+def ratio(ours: list[Figures], theirs: list[Figures]) -> dict[str, float]:
+    """Median over the rounds of ours ÷ theirs, each pair from the same round."""
+    return {
+        field: statistics.median(
+            getattr(a, field) / getattr(b, field) for a, b in zip(ours, theirs, strict=True)
+        )
+        for field in ("wall_s", "cpu_s", "peak_mb")
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="124M", help="124M, 355M, 774M, 1558M or V,P,D,H,L")
@@ -151,23 +161,22 @@ def main() -> None:
             }
         else:
             other = str(where / "huggingface")
-            pair = ["--port", f"huggingface-sdpa={other}", "--port", "openai-tf"]
+            pair = ["--port", f"huggingface-sdpa={other}"]
             naive = [python, str(HERE / "bench_naive.py"), str(openai), other, length]
-            commands = {"gpt-verify": [*run, *pair], "naive": naive}
+            commands = {
+                "gpt-verify": [*run, *pair],
+                "gpt-verify and OpenAI's graph": [*run, *pair, "--port", "openai-tf"],
+                "naive": naive,
+            }
         figures = compare(commands, arguments.rounds)
 
-    ours, theirs = (figures[name] for name in commands)
-    ratios = {
-        field: statistics.median(
-            getattr(a, field) / getattr(b, field) for a, b in zip(ours, theirs, strict=True)
+    *ours, other_name = commands
+    ratios = {name: ratio(figures[name], figures[other_name]) for name in ours}
+    for name, of in ratios.items():
+        print(
+            f"{name} ÷ {other_name}, median of {arguments.rounds}: {of['wall_s']:.2f} × time, "
+            f"{of['cpu_s']:.2f} × CPU, {of['peak_mb']:.2f} × peak memory"
         )
-        for field in ("wall_s", "cpu_s", "peak_mb")
-    }
-    print(
-        f"ratio to {list(commands)[1]}, median of {arguments.rounds}: "
-        f"{ratios['wall_s']:.2f} × time, {ratios['cpu_s']:.2f} × CPU, "
-        f"{ratios['peak_mb']:.2f} × peak memory"
-    )
     if arguments.json:
         result = {
             "size": arguments.size,

@@ -11,6 +11,7 @@ watches for the parent's death.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, Any, NoReturn, Self
 
@@ -40,6 +41,10 @@ _START = (
     "import sys; sys.path[:] = {path!r}; import runpy;"
     "runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
 )
+
+
+#: Size of the pipe from the child, the most that Linux gives without privileges.
+_PIPE_BYTES = 1 << 20
 
 
 class Worker:
@@ -77,6 +82,8 @@ class Worker:
             env={**os.environ, **(environment or {})},
         )
         assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(AttributeError, OSError):  # Linux alone; without it there are more switches
+            fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self._to_child, self._from_child = self._process.stdin, self._process.stdout
         # Also runs when the object is forgotten and when the interpreter exits.
         self._finalizer = weakref.finalize(self, _end, self._process, self._stderr)

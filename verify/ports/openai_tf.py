@@ -17,12 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference import tensor_table
+from verify.ahead import read_ahead
 from verify.checkpoint import Checkpoint
 from verify.checkpoint.tensorflow import as_stored
 from verify.errors import PortError
 from verify.ports.port import Dtype, Floats, Parameter, Port, Tokens, Visit
 from verify.tensorflow import start
 from verify.worker import Worker
+
+#: Sites that wait to be looked at: about one block, so that memory is still a layer's.
+SITES_AHEAD = 12
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,9 @@ class OpenAITensorFlow(Port):
         Raises:
             PortError: as `logits`.
         """
-        for frame in self._worker.stream("activations", _int32(tokens), dtype=self.dtype):
+        frames = self._worker.stream("activations", _int32(tokens), dtype=self.dtype)
+        # TensorFlow computes the next block while this one is being compared.
+        for frame in read_ahead(frames, SITES_AHEAD):
             (value,) = frame.arrays
             visit(frame.fields["site"], value)
         return value
@@ -129,16 +135,19 @@ class OpenAITensorFlow(Port):
         fields = self._worker.call("tying").fields
         return fields["tied"], fields["description"]
 
-    def meta_graph(self, tokens: Tokens) -> MetaGraph:
+    def meta_graph(self, tokens: Tokens, keep: bool = False) -> MetaGraph:
         """Examine the graph that came with the checkpoint in ``.meta``, and compute its logits.
 
         It is restored from the checkpoint's files like ours, but is the graph of whoever wrote
         them. Only arithmetic is run; a graph that would do more is described and not run. Its
-        variables are its own: while it runs, the process holds the model twice.
+        variables are its own. Ours are given up first, and with them the use of this port, unless
+        they are to be kept: then the process holds the model twice.
 
         Raises:
             PortError: TensorFlow failed while it ran the graph.
         """
+        if not keep:
+            self._worker.call("release")
         return _meta_graph(self._worker, self._prefix, tokens)
 
     def close(self) -> None:

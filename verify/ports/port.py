@@ -98,7 +98,8 @@ class Port:
     float64: Callable[[], AbstractContextManager[Port]] | None = None
 
     #: Optional: a graph that is stored beside the weights and is no code of the port's own. Found
-    #: or not, what it is, and the logits that it computes, float[B, T, V].
+    #: or not, what it is, and the logits that it computes, float[B, T, V]. Called last: the port
+    #: need not be usable afterwards.
     meta_graph: Callable[[Tokens], StoredGraph] | None = None
 
     def close(self) -> None:

@@ -22,8 +22,10 @@ _ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     # glibc gives each large array back to the system and faults its pages in anew for the next
     # one; a process that casts one block after another spends much of its time on that.
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # glibc takes no more
+    "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+    "MALLOC_ARENA_MAX": "1",
 }
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 

@@ -78,6 +78,11 @@ class Commands:
         found = find_forward(self._model.graph)
         return [({"tied": found.logits is not None, "description": found.description}, [])]
 
+    def release(self) -> None:
+        """Give up the model and its variables."""
+        self._model.session.close()
+        self._published = None
+
     def meta(self, tokens: Array, prefix: str) -> Answer:
         """Examine the graph in ``prefix.meta`` and run it."""
         from verify.tensorflow.meta import run_forward
