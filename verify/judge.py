@@ -159,7 +159,7 @@ class _Work:
             with port.float64() as twin:
                 assert twin.activations is not None, "the twin shows what the port shows"
                 for item in self.inputs:
-                    comparison.begin(item.tokens)
+                    comparison.begin(item.tokens, item.name)
                     twin.activations(item.tokens, comparison)
         except Exception as e:
             self._why[law] = f"the port does not run in float64: {one_line(e)}"
@@ -182,7 +182,7 @@ class _Work:
             logits = comparison.logits
             try:
                 for item in self.inputs:
-                    comparison.begin(item.tokens)
+                    comparison.begin(item.tokens, item.name)
                     first = port.activations(item.tokens, comparison)
                     # The second run is not watched: an instrument that changes what it measures
                     # would show here.

@@ -63,12 +63,14 @@ class SiteComparison:
         self._layer = -1
         self.logits = LogitsComparison(config, weights, precision)
         self._input = -1
+        self._names: list[str] = []
         self._oracles: list[LocalOracle] = []
         self._locksteps: list[Lockstep] = []
 
-    def begin(self, tokens_BT: Tokens) -> None:
+    def begin(self, tokens_BT: Tokens, name: str = "input") -> None:
         """A new input is about to run."""
         self._input += 1
+        self._names.append(name)
         self._layer = -1
         self.logits.begin()
         self._tokens_BT = tokens_BT
@@ -191,7 +193,7 @@ class SiteComparison:
         index = ", ".join(map(str, element.index))
         message = (
             f"{name}[{index}] = {element.got:.9g}, should be {element.expected:.9g} "
-            f"± {element.budget:.2g}"
+            f"± {element.budget:.2g} [{self._names[element.index[0]]}]"
         )
         if worst.name not in ("max",):
             at = "" if worst.where is None else f" {worst.where}"
