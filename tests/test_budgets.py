@@ -222,6 +222,7 @@ class TestLocalOracle:
             else:
                 expected = oracle.expected(name)
                 oracle.show(name, value)
+            # Both are float64 and the values of order 1: 10^4 units roundoff, as for the oracle.
             assert np.allclose(expected.value, value, rtol=1e-12, atol=1e-13), name
 
     def test_hidden_scores_and_pattern_are_bridged_at_a_price(self) -> None:
