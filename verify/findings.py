@@ -47,6 +47,21 @@ class Finding:
     details: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
+@dataclass(frozen=True)
+class Waiver:
+    """A law that a port declares not to bind it.
+
+    Attributes:
+        law: ``law`` or ``law.part``.
+        reason: the port's own.
+        failures: how many failed checks it excuses.
+    """
+
+    law: str
+    reason: str
+    failures: int
+
+
 def verdict(findings: Iterable[Finding]) -> Verdict:
     """Refuted by one failure; verified only if something passed; otherwise unjudged."""
     statuses = {finding.status for finding in findings}
@@ -60,6 +75,7 @@ class PortReport:
     """Everything that was found about one port.
 
     Attributes:
+        waived: the laws that the port declares not to bind it.
         error: why the port could not be judged (one line), or None.
         first_divergence: the earliest site at which an operation is wrong by itself, or None.
         explained_by: names of faults that explain the divergence.
@@ -74,6 +90,7 @@ class PortReport:
     device: str
     weights_from: str
     findings: tuple[Finding, ...] = ()
+    waived: tuple[Waiver, ...] = ()
     error: str | None = None
     first_divergence: str | None = None
     explained_by: tuple[str, ...] = ()

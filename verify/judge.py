@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
@@ -14,7 +14,9 @@ from reference.config import Config
 from verify.checkpoint import Checkpoint
 from verify.checks import expected_checks
 from verify.checks.activations import SiteComparison
+from verify.checks.laws import LACKS, LAWS, Law
 from verify.checks.logits import Determinism, LogitsComparison
+from verify.checks.subject import NotExamined, Subject
 from verify.checks.weights import check_tying, check_weights
 from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Status
@@ -24,9 +26,10 @@ from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights
 from verify.ports import registry
 from verify.sites import sites
+from verify.waivers import waive
 
 if TYPE_CHECKING:
-    from verify.ports.port import Port
+    from verify.ports.port import Parameter, Port
 
 
 class Steps(Protocol):
@@ -44,6 +47,7 @@ def judge(
     dtype: str | None,
     device: str,
     progress: Steps,
+    seed: int = 0,
 ) -> PortReport:
     """Build a port, hold every law against it, and close it.
 
@@ -51,12 +55,14 @@ def judge(
     chained for ``--debug``; findings made before that are kept.
     """
     start = time.perf_counter()
-    work = _Work(checkpoint, inputs, progress)
+    work = _Work(checkpoint, inputs, progress, seed)
     error = name = None
+    waivers: Mapping[str, str] = {}
     declared, where, source = dtype or "float32", device, "checkpoint"
     try:
         port = registry.build(spec, checkpoint, dtype, device)  # type: ignore[arg-type]
         name, declared, where, source = port.name, port.dtype, port.device, port.weights_from
+        waivers = port.waivers
         progress.port(name, work.steps(port))
         try:
             with one_blas_thread():
@@ -67,13 +73,16 @@ def judge(
         error, work.exception = str(e), e
     except Exception as e:
         error, work.exception = f"{name or spec}: {one_line(e)}", e
-    findings = work.complete(error)
+    findings, waived, unused = waive(work.complete(error), waivers)
+    if unused and error is None:
+        error = f"{name}: {unused}"
     return PortReport(
         name=name or spec,
         dtype=declared,
         device=where,
         weights_from=source,
         findings=tuple(findings),
+        waived=waived,
         error=error,
         first_divergence=first_divergence(findings, checkpoint.config),
         mapping=work.mapping,
@@ -115,9 +124,14 @@ def _failures(findings: Sequence[Finding]) -> list[Finding]:
 class _Work:
     """The state of one port's examination: what was found so far."""
 
-    def __init__(self, checkpoint: Checkpoint, inputs: Sequence[Input], progress: Steps) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, inputs: Sequence[Input], progress: Steps, seed: int
+    ) -> None:
         self.checkpoint, self.inputs, self.progress = checkpoint, inputs, progress
+        self.seed = seed
         self.findings: list[Finding] = []
+        self.parameters: list[Parameter] = []
+        self.matching: Matching | None = None
         self.mapping: dict[str, str] = {}
         self.logits_floors: float | None = None
         self.exception: Exception | None = None
@@ -126,22 +140,28 @@ class _Work:
     def steps(self, port: Port) -> int:
         """How often ``progress.step`` will be called."""
         passes = (port.activations is not None) * (1 + (port.float64 is not None))
-        return len(self.inputs) * max(1, passes * len(sites(self.checkpoint.config)))
+        sited = max(1, passes * len(sites(self.checkpoint.config)))
+        return len(self.inputs) * sited + len(LAWS)
 
     def examine(self, port: Port) -> None:
-        """Weights, then architecture in float64, then the numbers in the declared precision."""
+        """Weights, then architecture in float64, then the numbers in the declared precision; then
+        everything that follows from them alone, the laws."""
         weights = DeclaredWeights(self.checkpoint.tensors, PRECISIONS[port.dtype])
         self._weights(port, weights)
         self._architecture(port, weights)
         self._numbers(port, weights)
+        subject = Subject(port, self.checkpoint, weights, self.seed, self.parameters, self.matching)
+        for law in LAWS:
+            self._law(law, subject)
+            self.progress.step(law.id)
         self._stored_graph(port, weights)
 
     def _weights(self, port: Port, weights: DeclaredWeights) -> None:
         if port.parameters is None:
             self._why["weights"] = self._why["tying"] = "the port does not show its weights"
             return
-        parameters = list(port.parameters())
-        matching: Matching = getattr(port, "matching", None) or match(
+        self.parameters = parameters = list(port.parameters())
+        self.matching = matching = getattr(port, "matching", None) or match(
             parameters, self.checkpoint.config, weights
         )
         self.mapping = {p.parameter: str(p) for p in matching.placements}
@@ -194,6 +214,20 @@ class _Work:
             self.findings += comparison.cascaded_findings("activations.cascaded")
         self.logits_floors = logits.floors
         self.findings += logits.findings() + repeats.findings()
+
+    def _law(self, law: Law, subject: Subject) -> None:
+        lacking = next((n for n in law.needs if getattr(subject.port, n, None) is None), None)
+        if lacking is not None:
+            self._why[law.id] = LACKS[lacking]
+            return
+        try:
+            self.findings += law.check(subject)
+        except NotExamined as missing:
+            self._why[law.id] = str(missing)
+        except GptVerifyError:
+            raise
+        except Exception as e:
+            self.findings.append(Finding(law.id, Status.FAILED, f"the port raised {one_line(e)}"))
 
     def _stored_graph(self, port: Port, weights: DeclaredWeights) -> None:
         """A forward graph that came with the checkpoint computes the same logits."""

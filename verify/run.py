@@ -98,7 +98,17 @@ def run(
         hashes: Future[dict[str, str]] = pool.submit(_sha256, opened.files)
         reports = []
         for spec in specs:
-            reports.append(judge(spec, opened, inputs, options.dtype, options.device, progress))
+            reports.append(
+                judge(
+                    spec,
+                    opened,
+                    inputs,
+                    options.dtype,
+                    options.device,
+                    progress,
+                    options.seed,
+                )
+            )
             progress.done(reports[-1])
             gc.collect()  # modules hold cycles, and the next port may need the memory
         files = hashes.result()

@@ -6,6 +6,7 @@ Checks do not know which port they judge, and import no adapter.
 from __future__ import annotations
 
 from reference.config import Config
+from verify.checks.laws import LAWS
 from verify.sites import sites
 
 
@@ -22,4 +23,5 @@ def expected_checks(config: Config) -> list[tuple[str, str | None]]:
     for law in ("architecture", "activations.local", "activations.cascaded"):
         checks += [(law, site.name) for site in every]
     checks += [("logits", "logits"), ("determinism", None)]
+    checks += [(law.id, site) for law in LAWS for site in law.sites(config)]
     return checks

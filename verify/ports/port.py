@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
+
+#: The label of a token that is not to be predicted (torch's ``cross_entropy(ignore_index=-100)``).
+IGNORED = -100
 
 
 class Visit(Protocol):
@@ -42,6 +45,8 @@ class Parameter:
         storage: equal for two parameters that share memory.
         implies: the checkpoint name that it is, where the port knows (a TensorFlow variable);
             None where that must be found by content.
+        write: copies values of the same shape into the port's memory, rounded to its format; None
+            where the port cannot be written to.
     """
 
     name: str
@@ -49,6 +54,34 @@ class Parameter:
     read: Callable[[], Floats]
     storage: Hashable
     implies: str | None = None
+    write: Callable[[Floats], None] | None = None
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Derivatives of the mean next-token loss (nats, over all predictions of the batch).
+
+    Attributes:
+        parameters: parameter name → d loss / d parameter in the port's layout. Names that share
+            memory have the same total. What the loss does not depend on is absent or zero.
+        wte_input: the part of d loss / d wte that comes through the lookup, [V, D].
+        wte_output: the part that comes through the last product, [V, D]. Either is None where the
+            port cannot tell them apart.
+    """
+
+    parameters: Mapping[str, Floats]
+    wte_input: Floats | None = None
+    wte_output: Floats | None = None
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, nothing added at either end; special tokens in it are plain text."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, nothing cleaned up; bytes that are no UTF-8 become U+FFFD."""
 
 
 class StoredGraph(Protocol):
@@ -83,6 +116,9 @@ class Port:
     device: str = "cpu"
     weights_from: str = "checkpoint"
 
+    #: Law, or ``law.part``, → why it does not bind this port. Each must excuse a failure.
+    waivers: Mapping[str, str] = {}
+
     def logits(self, tokens: Tokens) -> Floats:
         """tokens int[B, T] → logits float[B, T, V]."""
         raise NotImplementedError
@@ -101,6 +137,48 @@ class Port:
     #: or not, what it is, and the logits that it computes, float[B, T, V]. Called last: the port
     #: need not be usable afterwards.
     meta_graph: Callable[[Tokens], StoredGraph] | None = None
+
+    #: Optional: the loss by the port's own code. tokens int[B, T], labels int[B, T] → nats, the
+    #: mean over the predicted tokens. Labels are the tokens themselves, not shifted, or IGNORED.
+    loss: Callable[[Tokens, Tokens], float] | None = None
+
+    #: Optional: decode with a cache. tokens int[B, S] that follow those in the cache (None at the
+    #: start) → logits float[B, S, V] and the cache with them added. A cache that was handed in is
+    #: not used again.
+    step: Callable[[Tokens, Any], tuple[Floats, Any]] | None = None
+
+    #: Optional: logits float[B, T, V] of sequences that are padded on the left. tokens int[B, T],
+    #: mask int[B, T] (1 real, 0 padding); the port finds the positions by itself. What it returns
+    #: at padding is not looked at.
+    padded: Callable[[Tokens, Tokens], Floats] | None = None
+
+    #: Optional: the same with positions int[B, T] given (0 at padding).
+    padded_at: Callable[[Tokens, Tokens, Tokens], Floats] | None = None
+
+    #: Optional: derivatives of the mean next-token loss of a batch, tokens int[B, T], T ≥ 2.
+    gradients: Callable[[Tokens], Gradients] | None = None
+
+    #: Optional: tokens int[1, T], position i < T - 1 → float[T, D]: the derivative of the loss at
+    #: that position (predicting token i + 1) with respect to the sum of embeddings at each j.
+    input_gradients: Callable[[Tokens, int], Floats] | None = None
+
+    #: Optional: whether one piece of memory feeds both the lookup and the last product of the
+    #: graph that is run, and a line that names both operations and that memory.
+    tying: Callable[[], tuple[bool, str]] | None = None
+
+    #: Optional: copies of the port made in every way in which its users make them: ``(how, copy)``
+    #: one at a time. A copy has ``logits`` and ``parameters`` with the names of the original, and
+    #: is closed before the next one is made.
+    copies: Callable[[], Iterator[tuple[str, Port]]] | None = None
+
+    #: Optional: names of the parts that are in training mode.
+    training: Callable[[], list[str]] | None = None
+
+    #: Optional: a context in which the same port runs on another device.
+    elsewhere: Callable[[str], AbstractContextManager[Port]] | None = None
+
+    #: Optional: the port's tokenizers by name.
+    tokenizers: Callable[[], Mapping[str, Tokenizer]] | None = None
 
     def close(self) -> None:
         """Release memory and processes. Called once; the port is not used again."""

@@ -130,9 +130,22 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
 
 
 def _from_factory(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
+    factory = _import_factory(spec)
+    port = _made(spec, factory, checkpoint, dtype, device)
+    # On the factory, because a function or a module has no place to say it.
+    port.waivers = {**getattr(factory, "waivers", {}), **port.waivers}
+    return port
+
+
+def _made(
+    spec: str,
+    factory: Callable[[Checkpoint], Any],
+    checkpoint: Checkpoint,
+    dtype: Dtype | None,
+    device: str,
+) -> Port:
     from verify.ports.port import Port
 
-    factory = _import_factory(spec)
     try:
         made = factory(checkpoint)
     except GptVerifyError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from verify.matching import Matching, match
 from verify.numerics.precision import PRECISIONS
 from verify.numerics.weights import DeclaredWeights
 from verify.ports.port import Dtype, Floats, Parameter, Port, Tokens, Visit
+from verify.ports.torch_calls import add_capabilities, logits_of
 from verify.ports.torch_trace import SiteTrace, to_numpy
 
 _TORCH = {
@@ -52,6 +53,7 @@ class TorchModule(Port):
         self._call = call
         self._matching: Matching | None = None
         self._instrumented: SiteTrace | None = None
+        add_capabilities(self)
 
     def logits(self, tokens: Tokens) -> Floats:
         with torch.no_grad():
@@ -64,7 +66,12 @@ class TorchModule(Port):
                 tuple(tensor.shape),
                 lambda tensor=tensor: to_numpy(tensor),  # type: ignore[misc]  # bound now, on purpose
                 (tensor.untyped_storage().data_ptr(), tensor.storage_offset()),
+                write=lambda value, tensor=tensor: _write(tensor, value),  # type: ignore[misc]
             )
+
+    def training(self) -> list[str]:
+        """Modules that are in training mode although the whole was put into evaluation mode."""
+        return [name or "the model" for name, m in self.module.named_modules() if m.training]
 
     @property
     def matching(self) -> Matching:
@@ -180,10 +187,15 @@ class TorchModule(Port):
 
     def _run(self, tokens: Tokens) -> torch.Tensor:
         ids = torch.as_tensor(np.ascontiguousarray(tokens, np.int64), device=self.device)
-        output = _logits_of(self._call(self.module, ids))
+        output = logits_of(self._call(self.module, ids))
         if not isinstance(output, torch.Tensor):
             raise PortError(f"{self.name}: returned {type(output).__name__}, not logits")
         return output
+
+
+def _write(tensor: torch.Tensor, value: Floats) -> None:
+    with torch.no_grad():
+        tensor.copy_(torch.from_numpy(np.array(value)))
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
@@ -214,16 +226,3 @@ def _declared(module: torch.nn.Module) -> Dtype:
         if dtype == most:
             return name  # type: ignore[return-value]  # the keys are the Dtypes
     raise PortError(f"parameters are {most}; known are {', '.join(_TORCH)}")
-
-
-def _logits_of(output: Any) -> Any:
-    """A tensor, or where libraries put it: ``.logits``, ``["logits"]``, the first of a tuple."""
-    if isinstance(output, torch.Tensor):
-        return output
-    if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
-    if hasattr(output, "logits"):
-        return output.logits
-    if isinstance(output, (tuple, list)) and output:
-        return output[0]
-    return output

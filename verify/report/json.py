@@ -15,7 +15,7 @@ from typing import Any
 from verify.findings import Finding, PortReport, Report
 
 #: ``major.minor``: a key that is added raises the minor number, any other change the major one.
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 def plain(value: Any) -> Any:
@@ -65,6 +65,10 @@ def port_as_dict(port: PortReport) -> dict[str, Any]:
         "error": plain(port.error),
         "first_divergence": port.first_divergence,
         "explained_by": list(port.explained_by),
+        "waivers": [
+            {"law": plain(w.law), "reason": plain(w.reason), "failures": w.failures}
+            for w in port.waived
+        ],
         "logits_floors": plain(port.logits_floors),
         "seconds": plain(port.seconds),
         "mapping": plain(port.mapping),

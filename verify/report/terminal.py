@@ -170,6 +170,12 @@ def render(
         failure = first_failure(port)
         if failure is not None:
             _failure(page, port, failure, repeat)
+    for port in report.ports:
+        for waiver in port.waived:
+            page.line()
+            count = _count(waiver.failures, "failure")
+            page.line(f"{one_line(port.name)}: {one_line(waiver.law)} is waived, {count}", "yellow")
+            page.line(f"  {one_line(waiver.reason)}")
     # Of a port that could not even be built, everything was said above.
     seen = [port for port in report.ports if was_compared(port) or port.error is None]
     unseen = [(port, groups) for port in seen if (groups := not_examined(port))]
@@ -190,10 +196,12 @@ def summary(report: Report) -> str:
     """The verdict in one line."""
     findings = [finding for port in report.ports for finding in port.findings]
     counts = {status: sum(f.status is status for f in findings) for status in Status}
+    waivers = sum(len(port.waived) for port in report.ports)
     return (
         f"{report.verdict.value}: {_count(len(report.ports), 'port')}, "
         f"{_count(len(findings), 'check')}: {counts[Status.PASSED]} passed, "
         f"{counts[Status.FAILED]} failed, {counts[Status.NOT_EXAMINED]} not examined"
+        + (f", {_count(waivers, 'waiver')}" if waivers else "")
     )
 
 

@@ -1,0 +1,60 @@
+"""The table of laws that are held against every port after its weights, sites and logits.
+
+To add a law: a function in a file of this folder that takes a ``Subject`` and returns findings,
+and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from reference.config import Config
+from verify.checks.subject import Subject
+from verify.findings import Finding
+
+Sites = Callable[[Config], list[str | None]]
+
+
+def nowhere(config: Config) -> list[str | None]:
+    """Of a law that has no site: one finding."""
+    return [None]
+
+
+@dataclass(frozen=True)
+class Law:
+    """One law.
+
+    Attributes:
+        id: of its findings: ``law`` or ``law.part``.
+        check: holds it against a port. What it raises on inputs that every GPT-2 takes is a
+            failure of the port; ``NotExamined`` is none.
+        needs: optional members of ``Port`` without which it is not examined.
+        sites: where it has a finding.
+    """
+
+    id: str
+    check: Callable[[Subject], Iterable[Finding]]
+    needs: tuple[str, ...] = ()
+    sites: Sites = nowhere
+
+
+#: What a port without an optional member is said to lack.
+LACKS = {
+    "parameters": "no parameters shown",
+    "activations": "no activations shown",
+    "float64": "no float64",
+    "loss": "no loss",
+    "step": "no cache",
+    "padded": "no attention mask",
+    "padded_at": "no attention mask with positions",
+    "gradients": "no gradients",
+    "input_gradients": "no gradients at the input",
+    "tying": "no graph",
+    "copies": "no copies",
+    "training": "no training mode",
+    "elsewhere": "no other device",
+    "tokenizers": "no tokenizer",
+}
+
+LAWS: tuple[Law, ...] = ()

@@ -1,0 +1,117 @@
+"""What a law is handed: one port, and what is needed to judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.bpe import BPE
+from reference.config import Config
+from verify.checkpoint import Checkpoint
+from verify.checkpoint.vocabulary import load
+from verify.matching import Matching
+from verify.numerics.cascade import Lockstep
+from verify.numerics.precision import PRECISIONS, Precision
+from verify.numerics.weights import DeclaredWeights
+from verify.ports.port import Parameter, Port
+
+Tokens = NDArray[np.int64]
+Floats = NDArray[np.floating]
+
+
+class NotExamined(Exception):
+    """A law cannot be examined on this port; the message says what is missing: ``no cache``."""
+
+
+@dataclass
+class Subject:
+    """One port under test.
+
+    Attributes:
+        port: what is judged.
+        checkpoint: what it is judged against.
+        weights: the checkpoint's tensors as the port's precision holds them.
+        seed: of everything that is drawn.
+        parameters: what the port shows of its weights; empty where it shows none.
+        matching: which of them is which tensor; None where it shows none.
+    """
+
+    port: Port
+    checkpoint: Checkpoint
+    weights: DeclaredWeights
+    seed: int = 0
+    parameters: Sequence[Parameter] = ()
+    matching: Matching | None = None
+    _floors: dict[bytes, Floats] = field(default_factory=dict, repr=False)
+
+    @property
+    def config(self) -> Config:
+        return self.checkpoint.config
+
+    @property
+    def precision(self) -> Precision:
+        """The one that the port declares."""
+        return PRECISIONS[self.port.dtype]
+
+    @cached_property
+    def bpe(self) -> BPE:
+        """The tokenizer that lies beside the checkpoint; CheckpointError where there is none."""
+        return load(self.checkpoint)
+
+    def rng(self, *key: int) -> np.random.Generator:
+        """A stream of its own for each key, the same for the same seed."""
+        return np.random.default_rng([self.seed, *key])
+
+    def tokens(self, rows: int, length: int, *key: int) -> Tokens:
+        """Random ids int64[rows, length], rows that differ."""
+        return self.rng(rows, length, *key).integers(
+            0, self.config.n_vocab, (rows, length), dtype=np.int64
+        )
+
+    def other_tokens(self, tokens: Tokens, *key: int) -> Tokens:
+        """Random ids of the same shape, each different from the given one (where V > 1)."""
+        n = self.config.n_vocab
+        if n == 1:
+            return tokens.copy()
+        step = self.rng(tokens.size, *key).integers(1, n, tokens.shape, dtype=np.int64)
+        return np.asarray((tokens + step) % n, np.int64)
+
+    def floor(self, tokens_T: Tokens) -> Floats:
+        """RMS noise of the logits at each position, [T]: what rounding in the port's precision
+        does to the oracle. Measured when first asked for, and kept."""
+        key = np.ascontiguousarray(tokens_T, np.int64).tobytes()
+        if key not in self._floors:
+            squares = np.zeros(len(tokens_T))
+            with np.errstate(all="ignore"):
+                lockstep = Lockstep(self.config, self.weights, self.precision, tokens_T)
+                for _, _, noise in lockstep.logits():
+                    squares += (noise**2).sum(axis=-1)
+            self._floors[key] = np.sqrt(squares / self.config.n_vocab)
+        return self._floors[key]
+
+    def floors(self, difference_TV: Floats, tokens_T: Tokens, first: int = 0) -> float:
+        """How many noise floors two versions of the same logits are apart (RMS over positions).
+
+        Args:
+            difference_TV: of positions ``first`` to the end of ``difference_TV``.
+            tokens_T: the whole sequence.
+            first: position of the first row of ``difference_TV``.
+        """
+        if not np.isfinite(difference_TV).all():
+            return float("inf")
+        squares_T = np.mean(np.asarray(difference_TV, np.float64) ** 2, axis=-1)
+        if not squares_T.any():
+            return 0.0
+        floor_T = self.floor(tokens_T)[first : first + len(squares_T)]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios_T = np.where(squares_T > 0, squares_T / floor_T**2, 0.0)
+        return float(np.sqrt(np.mean(ratios_T)))
+
+
+def same_bits(a: Floats, b: Floats) -> bool:
+    """Equal bit for bit, shape and dtype included; NaN equals the same NaN."""
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
