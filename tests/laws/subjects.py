@@ -1,0 +1,61 @@
+"""A port as a law is handed it, in one line; and one law held against it, without the rest of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from models import checkpoint
+
+from verify.checkpoint import Checkpoint
+from verify.checks.laws import LACKS, LAWS
+from verify.checks.subject import NotExamined, Subject
+from verify.findings import Finding, Status
+from verify.matching import match
+from verify.numerics.precision import PRECISIONS
+from verify.numerics.weights import DeclaredWeights
+from verify.ports.port import Dtype, Port
+
+
+def subject(port: Port, source: Checkpoint | None = None, seed: int = 0) -> Subject:
+    """What ``verify.judge`` hands to the laws."""
+    source = source or checkpoint()
+    weights = DeclaredWeights(source.tensors, PRECISIONS[port.dtype])
+    if port.parameters is None:
+        return Subject(port, source, weights, seed)
+    parameters = list(port.parameters())
+    matching = match(parameters, source.config, weights)
+    return Subject(port, source, weights, seed, parameters, matching)
+
+
+def hold(law: str, port: Port, source: Checkpoint | None = None, seed: int = 0) -> list[Finding]:
+    """The findings of one law of the table, as ``verify.judge`` would make them."""
+    entry = next(entry for entry in LAWS if entry.id == law)
+    for need in entry.needs:
+        if getattr(port, need, None) is None:
+            return [Finding(law, Status.NOT_EXAMINED, LACKS[need])]
+    try:
+        return list(entry.check(subject(port, source, seed)))
+    except NotExamined as missing:
+        return [Finding(law, Status.NOT_EXAMINED, str(missing))]
+    except Exception as error:
+        return [Finding(law, Status.FAILED, f"the port raised {type(error).__name__}: {error}")]
+
+
+def port(
+    alter: Callable[[Any], None] = lambda model: None,
+    attention: str = "eager",
+    dtype: Dtype | None = None,
+    source: Checkpoint | None = None,
+) -> Port:
+    """transformers' GPT-2 as a port, altered after it was loaded."""
+    from verify.ports.huggingface import huggingface
+
+    made = huggingface(source or checkpoint(), attention, dtype)  # type: ignore[arg-type]
+    alter(made.module)
+    return made
+
+
+def message(findings: list[Finding], status: Status) -> str:
+    """What the findings of this status say, joined."""
+    return "; ".join(f.message for f in findings if f.status is status)
