@@ -1,4 +1,4 @@
-"""A port as a law is handed it, in one line; and one law held against it, without the rest of a run."""
+"""A port as a law is handed it, in one line; and one law held against one port."""
 
 from __future__ import annotations
 
