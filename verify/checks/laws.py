@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from reference.config import Config
+from verify.checks.device import check_device
+from verify.checks.precision import check_precision
 from verify.checks.subject import Subject
 from verify.findings import Finding
 
@@ -57,4 +59,7 @@ LACKS = {
     "tokenizers": "no tokenizer",
 }
 
-LAWS: tuple[Law, ...] = ()
+LAWS: tuple[Law, ...] = (
+    Law("precision", check_precision, ("activations",)),
+    Law("device", check_device),
+)

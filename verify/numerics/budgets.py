@@ -77,7 +77,8 @@ def linear(
     The error of a sum of n products is Σ δ_i s_i over its partial sums s_i. With terms of mean m
     and spread around it, s_i is i m plus a random walk, and the accumulator may begin with the
     bias instead of zero (BLAS: y ← A x + β y), so Σ s_i² ≤ n (Σ x² w² + (x W)² + b²), whatever the
-    order of summation. Two roundings in the stored format follow, because a bias may be added to a
+    order of summation. Where both operands are rounded first, each term errs by itself, which is
+    2 u² Σ x² w² more. Two roundings in the stored format follow, because a bias may be added to a
     product that has been stored.
     """
     squared_io = w_io if narrow_io is None else narrow_io
@@ -86,9 +87,12 @@ def linear(
     )
     value_To = product_To + b_o
     n = w_io.shape[0]
+    operands_To = 2 * p.u_operand**2 * variance if p.u_operand else None
     variance += product_To**2
     variance += np.square(b_o)
     variance *= n * p.u_sum**2
+    if operands_To is not None:
+        variance += operands_To
     variance += p.u**2 * (product_To**2 + value_To**2)
     if x.budget is not None:
         variance += _sum_of_squares(x.budget, squared_io)

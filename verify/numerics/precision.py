@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ class Precision:
             2^-500, because budgets are carried as squares, and those must not underflow.
         exp_ulp: error of the exponential, in units of u; see ``budgets``.
         largest: the largest finite number.
+        u_operand: unit roundoff to which the operands of a product are rounded before they are
+            multiplied, 0 where they are taken as they are. Tensor cores do this to float32
+            operands (TF32), and autocast to those of half precision.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Precision:
     tiny: float
     exp_ulp: float
     largest: float
+    u_operand: float = 0.0
 
     def round(self, x: Floats) -> Floats:
         """Round to this format (nearest, ties to even); the result is float32, or float64."""
@@ -63,5 +67,9 @@ FLOAT32 = Precision("float32", 2.0**-24, 2.0**-24, 2.0**-126, 20, float(np.finfo
 # bfloat16 has 8 significant bits with the hidden one, hence 2^-8; float16 has 11.
 BFLOAT16 = Precision("bfloat16", 2.0**-8, 2.0**-24, 2.0**-126, 20, 3.3895313892515355e38)
 FLOAT16 = Precision("float16", 2.0**-11, 2.0**-24, 2.0**-25, 20, 65504.0)
+
+#: Float32 in memory, 11 significant bits in products: NVIDIA's A100 white paper (2020), "TF32".
+#: What a port may turn out to compute in, never what it declares.
+TF32 = replace(FLOAT32, name="tf32", u_operand=2.0**-11)
 
 PRECISIONS = {p.name: p for p in (FLOAT64, FLOAT32, BFLOAT16, FLOAT16)}

@@ -1,0 +1,99 @@
+"""The precision that a port really computes in, found from its errors alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import precision_faults as faults
+import pytest
+from models import CONFIG, checkpoint
+from subjects import hold, port
+
+from reference import Config
+from verify.findings import Status
+from verify.sites import sites
+
+PRODUCTS = [s.name for s in sites(CONFIG).values() if s.operation in ("linear", "unembed")]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_a_correct_port_computes_in_what_it_declares(attention: str, dtype: Any) -> None:
+    (finding,) = hold("precision", port(attention=attention, dtype=dtype))
+    assert finding.status is Status.PASSED
+    assert finding.message == f"{dtype} at {len(PRODUCTS)} of {len(PRODUCTS)} products"
+    assert finding.details["formats"] == dict.fromkeys(PRODUCTS, dtype)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(1, 1, 2, 1, 1),
+        Config(2, 3, 1, 1, 1),
+        Config(11, 1, 6, 3, 2),
+        Config(501, 70, 64, 2, 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_odd_sizes(config: Config, dtype: Any) -> None:
+    source = checkpoint(config)
+    (finding,) = hold("precision", port(dtype=dtype, source=source), source)
+    assert finding.status is not Status.FAILED, finding.message
+
+
+def test_tf32_is_recognised_and_the_setting_is_named() -> None:
+    altered = port()
+    faults.tf32(altered)
+    (finding,) = hold("precision", altered)
+    assert finding.status is Status.FAILED
+    assert f"computes in tf32 at all {len(PRODUCTS)} products" in finding.message
+    assert "allow_tf32 = False" in finding.message
+    assert finding.score is not None and finding.limit is not None
+    assert finding.score > 10 * finding.limit
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_autocast_is_recognised(name: str) -> None:
+    (finding,) = hold("precision", port(getattr(faults, f"autocast_{name}")))
+    assert finding.status is Status.FAILED
+    assert f"declared float32, computes in {name} at all" in finding.message
+    assert "autocast" in finding.message
+
+
+def test_one_product_in_half_precision_is_named() -> None:
+    (finding,) = hold("precision", port(faults.one_product_in_bfloat16))
+    assert finding.status is Status.FAILED
+    assert "computes in bfloat16 at h.1.mlp.pre of" in finding.message
+
+
+def test_wider_than_declared_is_no_fault_and_is_said() -> None:
+    wide = port(dtype="float64")
+    wide.dtype = "float32"
+    (finding,) = hold("precision", wide)
+    assert finding.status is Status.PASSED
+    assert finding.message.startswith("declared float32, computes in float64")
+
+
+def test_a_wrong_operation_is_not_taken_for_a_precision() -> None:
+    """Its errors may be of any size; the sites that are wrong are no majority."""
+
+    def scaled(model: Any) -> None:
+        model.transformer.h[1].mlp.c_fc.register_forward_hook(lambda m, a, out: out * (1 + 2e-4))
+
+    (finding,) = hold("precision", port(scaled))
+    assert finding.status is Status.PASSED
+
+
+def test_only_logits() -> None:
+    logits_only = port()
+    logits_only.activations = None
+    (finding,) = hold("precision", logits_only)
+    assert (finding.status, finding.message) == (Status.NOT_EXAMINED, "no activations shown")
+
+
+def test_on_the_cpu_no_device_is_compared() -> None:
+    (finding,) = hold("device", port())
+    assert (finding.status, finding.message) == (
+        Status.NOT_EXAMINED,
+        "the port ran on the CPU only",
+    )

@@ -1,0 +1,162 @@
+"""The law of precision: a port computes in the format that it declares, or in a wider one.
+
+A setting far away can make a float32 port multiply in TF32 or in half precision, and nothing in its
+outputs says so. The errors do: at every product they are as large as the rounding of the format
+that is really used. The widest format whose budget holds them is the one that the port computes in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verify.checks.subject import NotExamined, Subject
+from verify.findings import Finding, Status
+from verify.numerics.budgets import Measured
+from verify.numerics.local import LocalOracle, NotShown
+from verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Precision
+from verify.numerics.scores import limit_rms
+from verify.sites import sites
+
+Floats = NDArray[np.floating]
+
+#: Widest first. Half-precision products of a port that keeps wider weights round their operands.
+FORMATS = (
+    FLOAT64,
+    FLOAT32,
+    TF32,
+    replace(FLOAT16, u_operand=FLOAT16.u),
+    replace(BFLOAT16, u_operand=BFLOAT16.u),
+)
+_WIDTH = {p.name: i for i, p in enumerate(FORMATS)}
+#: Tokens of the one sequence that is looked at: each product has thousands of elements even so.
+LENGTH = 16
+_REMEDY = {
+    "tf32": "set torch.backends.cuda.matmul.allow_tf32 = False "
+    "(torch.set_float32_matmul_precision('highest'))",
+    "float16": "look for autocast or a cast to half precision",
+    "bfloat16": "look for autocast or a cast to half precision",
+}
+
+
+@dataclass
+class _Product:
+    """Sums of squared scores of one product, in every format's budget."""
+
+    rows: int = 0
+    elements: int = 0
+    squares: dict[str, float] = field(default_factory=dict)
+    #: Half-precision formats whose numbers all values are, narrowest first.
+    grids: list[Precision] = field(default_factory=lambda: [BFLOAT16, FLOAT16])
+
+    def add(self, got: Floats, expected: dict[str, Measured]) -> None:
+        self.rows += len(got)
+        self.elements += got.size
+        for name, measured in expected.items():
+            assert measured.budget is not None, "an operation's result has a budget"
+            scores = (np.asarray(got, np.float64) - measured.value) / measured.budget
+            scores = np.where(np.isfinite(scores), scores, np.inf)
+            self.squares[name] = self.squares.get(name, 0.0) + float(np.sum(scores**2))
+        self.grids = [
+            p for p in self.grids if np.array_equal(p.round(np.asarray(got, np.float32)), got)
+        ]
+
+    def score(self, name: str) -> float:
+        return float(np.sqrt(self.squares[name] / self.elements))
+
+    def format(self) -> str | None:
+        """The widest format whose budget holds the errors; None where none does.
+
+        Where every value is a number of half precision, that is what it was stored in: 16 rows
+        of other numbers are not all so by chance.
+        """
+        stored = self.grids[0].name if self.grids else None
+        for p in FORMATS:
+            if stored is not None and p.name != stored:
+                continue
+            if self.score(p.name) <= limit_rms(self.rows):
+                return p.name
+        return None
+
+
+class _Products:
+    """The ``Visit`` that scores every product of one sequence."""
+
+    def __init__(self, subject: Subject, tokens_T: NDArray[np.int64]) -> None:
+        self._sites = sites(subject.config)
+        self._oracle = LocalOracle(subject.config, subject.weights, subject.precision, tokens_T)
+        self.products: dict[str, _Product] = {}
+
+    def __call__(self, site: str, value: Floats, narrowest: str | None = None) -> None:
+        with np.errstate(all="ignore"):
+            for first, expected in self._expected(site):
+                width = next(iter(expected.values())).value.shape[-1]
+                got = value[0][:, first : first + width]
+                self.products.setdefault(site, _Product()).add(got, expected)
+        self._oracle.show(site, value[0])
+
+    def _expected(self, site: str) -> Iterator[tuple[int, dict[str, Measured]]]:
+        """What a product should be in each format, in tiles; nothing for other operations."""
+        operation = self._sites[site].operation
+        try:
+            if operation == "linear":
+                yield 0, {p.name: self._oracle.expected(site, p) for p in FORMATS}
+            elif operation == "unembed":
+                runs = [self._oracle.expected_logits(p) for p in FORMATS]
+                for tiles in zip(*runs, strict=True):
+                    named = zip(FORMATS, tiles, strict=True)
+                    yield tiles[0][0], {p.name: measured for p, (_, measured) in named}
+        except NotShown:
+            return
+
+
+def check_precision(subject: Subject) -> list[Finding]:
+    """Which format the products are computed in, and whether it is the declared one."""
+    port = subject.port
+    assert port.activations is not None, "the law needs them"
+    tokens = subject.tokens(1, min(LENGTH, subject.config.n_ctx))
+    watch = _Products(subject, tokens[0])
+    port.activations(tokens, watch)
+    if not watch.products:
+        raise NotExamined("no product with its input shown")
+    return [_finding(subject.precision, watch.products)]
+
+
+def _finding(declared: Precision, products: dict[str, _Product]) -> Finding:
+    formats = {site: product.format() for site, product in products.items()}
+    used = [name for name in formats.values() if name is not None]
+    narrower = {s: n for s, n in formats.items() if n and _WIDTH[n] > _WIDTH[declared.name]}
+    details = {"formats": formats}
+    if not used:
+        raise NotExamined("no product has errors of any format's size")
+    # A single product that is off by as much as another format would be is a matter of that site,
+    # unless its values are the numbers of that format.
+    grid = {s for s in narrower if products[s].grids}
+    if 2 * len(narrower) > len(products) or grid:
+        name = Counter(narrower.values()).most_common(1)[0][0]
+        at = [site for site, n in narrower.items() if n == name]
+        worst = max(at, key=lambda site: products[site].score(declared.name))
+        score, own = products[worst].score(declared.name), products[worst].score(name)
+        message = (
+            f"declared {declared.name}, computes in {name} at {_named(at, products)}: "
+            f"errors at {worst} are {score:.3g} in the budget of {declared.name}, {own:.2g} in "
+            f"that of {name}; {_REMEDY[name]}"
+        )
+        limit = limit_rms(products[worst].rows)
+        return Finding("precision", Status.FAILED, message, None, score, limit, details)
+    widest = Counter(used).most_common(1)[0][0]
+    message = f"{widest} at {sum(n == widest for n in used)} of {len(products)} products"
+    if widest != declared.name:
+        message = f"declared {declared.name}, computes in {message}"
+    return Finding("precision", Status.PASSED, message, details=details)
+
+
+def _named(sites_: Sequence[str], products: dict[str, _Product]) -> str:
+    if len(sites_) == len(products):
+        return f"all {len(products)} products"
+    more = f" and {len(sites_) - 3} more" if len(sites_) > 3 else ""
+    return f"{', '.join(sites_[:3])}{more} of {len(products)} products"
