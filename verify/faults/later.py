@@ -1,0 +1,17 @@
+"""torch, imported when it is first used: a fault is defined where torch need not be installed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+class _Later:
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
+
+
+torch: Any = _Later("torch")
