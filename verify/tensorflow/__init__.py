@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from verify.errors import GptVerifyError, MissingDependency, PortError
 from verify.worker import Worker
 
+#: The model that a process is asked about where none is named.
+ORIGINAL = "original"
 #: Warnings that TensorFlow prints at every start are no news.
 _ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",

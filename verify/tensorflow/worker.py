@@ -1,7 +1,7 @@
 """What the TensorFlow process can be asked to do; `verify.worker` carries the requests.
 
-One process holds at most one model (`build`), whose variables are filled from arrays (`assign`) or
-from checkpoint files (`restore`).
+A model (`build`) has variables, which are filled from arrays (`assign`) or from checkpoint files
+(`restore`). One process may hold several, each a graph and a session of its own, under names.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from reference import Config
 from verify.errors import GptVerifyError, MissingDependency
 from verify.frames import Array
+from verify.tensorflow import ORIGINAL
 from verify.worker import Item, one_line, serve
 
 try:
@@ -32,56 +33,57 @@ class Commands:
     """Each public method is a command; its arguments are the request's arrays, then its fields."""
 
     def __init__(self) -> None:
-        self._published: Any = None
+        self._models: dict[str, Any] = {}
         self._readers: dict[str, Any] = {}
 
-    def build(self, config: dict[str, int]) -> None:
+    def build(self, config: dict[str, int], model: str = ORIGINAL) -> None:
         """Make the published graph, its variables still without values."""
         from verify.tensorflow.graph import Published
 
-        self._published = Published(Config.from_mapping(config))
+        self._models[model] = Published(Config.from_mapping(config))
 
-    def assign(self, value: Array, name: str) -> None:
+    def assign(self, value: Array, name: str, model: str = ORIGINAL) -> None:
         """Give one variable its value, in the stored shape."""
-        self._model.assign(name, value)
+        self._model(model).assign(name, value)
 
-    def save(self, prefix: str) -> None:
+    def save(self, prefix: str, model: str = ORIGINAL) -> None:
         """Write the checkpoint files and ``.meta`` with the Saver."""
-        self._model.save(prefix)
+        self._model(model).save(prefix)
 
-    def restore(self, prefix: str) -> None:
+    def restore(self, prefix: str, model: str = ORIGINAL) -> None:
         """Fill the variables from checkpoint files with the Saver."""
-        self._model.restore(prefix)
+        self._model(model).restore(prefix)
 
-    def variables(self) -> Answer:
+    def variables(self, model: str = ORIGINAL) -> Answer:
         """Name and shape of every variable: checkpoint name, variable's name, shape."""
-        rows = [[n, v.op.name, v.shape.as_list()] for n, v in self._model.variables.items()]
+        variables = self._model(model).variables.items()
+        rows = [[n, v.op.name, v.shape.as_list()] for n, v in variables]
         return [({"variables": rows}, [])]
 
-    def variable(self, name: str) -> Answer:
+    def variable(self, name: str, model: str = ORIGINAL) -> Answer:
         """The value that the graph computes with."""
-        return [({}, [self._model.session.run(self._model.variables[name])])]
+        published = self._model(model)
+        return [({}, [published.session.run(published.variables[name])])]
 
-    def logits(self, tokens: Array, dtype: str) -> Answer:
+    def logits(self, tokens: Array, dtype: str, model: str = ORIGINAL) -> Answer:
         """The whole graph in one run."""
-        return [({}, [self._model.logits(tokens, dtype)])]
+        return [({}, [self._model(model).logits(tokens, dtype)])]
 
-    def activations(self, tokens: Array, dtype: str) -> Answer:
+    def activations(self, tokens: Array, dtype: str, model: str = ORIGINAL) -> Answer:
         """Every site in order, one item each, as it is computed."""
-        for site, value in self._model.activations(tokens, dtype):
+        for site, value in self._model(model).activations(tokens, dtype):
             yield {"site": site}, [value]
 
-    def tying(self) -> Answer:
+    def tying(self, model: str = ORIGINAL) -> Answer:
         """How the graph that is run uses wte."""
         from verify.tensorflow.meta import find_forward
 
-        found = find_forward(self._model.graph)
+        found = find_forward(self._model(model).graph)
         return [({"tied": found.logits is not None, "description": found.description}, [])]
 
-    def release(self) -> None:
+    def release(self, model: str = ORIGINAL) -> None:
         """Give up the model and its variables."""
-        self._model.session.close()
-        self._published = None
+        self._models.pop(model).session.close()
 
     def meta(self, tokens: Array, prefix: str) -> Answer:
         """Examine the graph in ``prefix.meta`` and run it."""
@@ -107,11 +109,10 @@ class Commands:
         """One tensor of checkpoint files, as TensorFlow reads it."""
         return [({}, [np.asarray(self._reader(prefix).get_tensor(name))])]
 
-    @property
-    def _model(self) -> Any:
-        if self._published is None:
+    def _model(self, name: str) -> Any:
+        if name not in self._models:
             raise GptVerifyError("no model was built")
-        return self._published
+        return self._models[name]
 
     def _reader(self, prefix: str) -> Any:
         if prefix not in self._readers:

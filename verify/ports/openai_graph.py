@@ -1,0 +1,124 @@
+"""The published graph in a TensorFlow process, as far as a port can show what is inside.
+
+The same for the port itself, for its float64 twin and for a copy of it: each is a view of one
+model in one process. Nothing here imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verify.ahead import read_ahead
+from verify.errors import PortError
+from verify.frames import Array, Frame
+from verify.ports.port import Dtype, Floats, Parameter, Port, Tokens, Visit
+from verify.worker import Worker
+
+#: Sites that wait to be looked at: about one block, so that memory is still a layer's.
+SITES_AHEAD = 12
+
+
+class OpenAIGraph(Port):
+    """One model in a TensorFlow process, computing in one precision.
+
+    Args:
+        worker: the process.
+        model: which of the models in it.
+        dtype: ``float32``, or ``float64`` where each variable is cast as it is used.
+        device: where it computes.
+    """
+
+    name = "openai-tf"
+
+    def __init__(self, worker: Worker, model: str, dtype: Dtype, device: str) -> None:
+        self._worker, self._model = worker, model
+        self.dtype, self.device = dtype, device
+
+    def logits(self, tokens: Tokens) -> Floats:
+        """One run of the whole graph.
+
+        Args:
+            tokens: int[B, T].
+
+        Returns:
+            float[B, T, V] in the port's dtype.
+
+        Raises:
+            PortError: an id outside the vocabulary, more than n_ctx tokens, or TensorFlow failed.
+        """
+        (value,) = self._call("logits", int32(tokens), dtype=self.dtype).arrays
+        return value
+
+    def activations(self, tokens: Tokens, visit: Visit) -> Floats:
+        """Run the graph block by block and show every site; the same bits as `logits`.
+
+        Raises:
+            PortError: as `logits`.
+        """
+        frames = self._stream("activations", int32(tokens), dtype=self.dtype)
+        # TensorFlow computes the next block while this one is being compared.
+        for frame in read_ahead(frames, SITES_AHEAD):
+            (value,) = frame.arrays
+            visit(frame.fields["site"], value)
+        return value
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Every variable of the graph, with the shape ``[1, in, out]`` for matrices.
+
+        Gather and last product read the same variable, so that there is one wte.
+        """
+        rows = self._call("variables").fields["variables"]
+        for name, variable, shape in rows:
+            yield Parameter(
+                name=variable,
+                shape=tuple(shape),
+                read=partial(self._read, name),
+                storage=(self._model, variable),
+                implies=name,
+                write=partial(self._write, name, tuple(shape)),
+            )
+
+    def tying(self) -> tuple[bool, str]:
+        """Whether one variable feeds both the gather and the last product of the graph that is run,
+        and which operations those are."""
+        fields = self._call("tying").fields
+        return fields["tied"], fields["description"]
+
+    def _call(self, command: str, *arrays: Array, **fields: Any) -> Frame:
+        return self._worker.call(command, *arrays, model=self._model, **fields)
+
+    def _stream(self, command: str, *arrays: Array, **fields: Any) -> Iterator[Frame]:
+        return self._worker.stream(command, *arrays, model=self._model, **fields)
+
+    def _read(self, name: str) -> NDArray[np.float32]:
+        value: NDArray[Any] = self._call("variable", name=name).arrays[0]
+        return value
+
+    def _write(self, name: str, shape: tuple[int, ...], value: Floats) -> None:
+        """Assign a variable, which is float32 in every precision.
+
+        Raises:
+            PortError: a value of another shape.
+        """
+        value = np.asarray(value)
+        if value.shape != shape:
+            found = f"{value.dtype}{list(value.shape)}"
+            raise PortError(f"{self.name}: {name} is float32{list(shape)}; {found} was written")
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+            self._call("assign", value.astype(np.float32), name=name)
+
+
+def int32(tokens: Tokens) -> NDArray[np.int32]:
+    """The placeholder's type; an id that does not fit must not come back as another one."""
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+        raise PortError(f"openai-tf takes int[B, T], not {tokens.dtype}{list(tokens.shape)}")
+    narrow = tokens.astype(np.int32)
+    if not np.array_equal(narrow, tokens):
+        raise PortError("openai-tf takes token ids that fit into 32 bits")
+    return narrow
