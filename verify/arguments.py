@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the samples")
     run.add_argument("--json", metavar="OUT", help="write the JSON report; - is standard output")
     run.add_argument("--junit", metavar="OUT", help="write a JUnit XML report")
+    run.add_argument("--html", metavar="OUT", help="write the report as one HTML page")
     run.add_argument("--quiet", action="store_true", help="print the verdict alone")
 
     synth = add("synth", "Write a synthetic checkpoint, or convert one to Hugging Face's format.")

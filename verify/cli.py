@@ -12,8 +12,9 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from verify.arguments import COULD_NOT_JUDGE, build_parser
 from verify.errors import GptVerifyError, UsageError
 
 if TYPE_CHECKING:
+    from verify.findings import Report
     from verify.run import Options, Progress
 
 INTERRUPTED = 130
@@ -68,23 +70,24 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
 def _run(args: argparse.Namespace) -> int:
     from verify.checkpoint import default_checkpoint
     from verify.ports.registry import expand
-    from verify.report import json, junit, terminal
+    from verify.report import html, json, junit, terminal
     from verify.report.output import OutputFile
     from verify.report.repeat import repeat_command
     from verify.report.text import one_line
     from verify.run import run
     from verify.selection import default_ports
 
-    if args.json and args.json != "-" and args.json == args.junit:
-        raise UsageError(f"{args.json}: --json and --junit cannot share a file")
-    if args.junit == "-":
-        raise UsageError("--junit needs a file")
+    formats: dict[str, Callable[[Report], str]]
+    formats = {"json": json.render, "junit": junit.render, "html": html.render}
+    given = {name: out for name in formats if (out := getattr(args, name)) is not None}
+    for name, out in given.items():
+        if out == "-" and name != "json":
+            raise UsageError(f"--{name} needs a file")
+        other = next(n for n, o in given.items() if o == out)
+        if other != name:
+            raise UsageError(f"{out}: --{other} and --{name} cannot share a file")
     # Before the long run: a report that cannot be written is no reason to have waited.
-    outputs = [
-        (OutputFile(Path(out)), render)
-        for out, render in ((args.json, json.render), (args.junit, junit.render))
-        if out is not None and out != "-"
-    ]
+    outputs = {name: OutputFile(Path(out)) for name, out in given.items() if out != "-"}
     options = _options(args)
     ports: list[str] = args.port or []
     missing: list[str] = []
@@ -107,10 +110,12 @@ def _run(args: argparse.Namespace) -> int:
     # Ports that break for one reason, as two that miss the same files, say it once.
     for error in dict.fromkeys(port.error for port in report.ports if port.error is not None):
         print(f"gpt-verify: {one_line(error)}", file=sys.stderr)
+    repeats = [repeat_command(args.checkpoint, [port], options) for port in expand(ports)]
+    formats["html"] = partial(html.render, repeats=repeats)
     unwritten: GptVerifyError | None = None
-    for output, render in outputs:
+    for name, output in outputs.items():
         try:
-            output.write(render(report))
+            output.write(formats[name](report))
         except GptVerifyError as error:
             # The run was long: the other reports are still written, and the table printed.
             unwritten = unwritten or error
@@ -118,11 +123,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.quiet:
         text = terminal.summary(report) + "\n"
     else:
-        text = terminal.render(
-            report,
-            colour=stream.isatty(),
-            repeats=[repeat_command(args.checkpoint, [port], options) for port in expand(ports)],
-        )
+        text = terminal.render(report, colour=stream.isatty(), repeats=repeats)
     # The verdict stands, whether or not anybody reads on.
     with contextlib.suppress(BrokenPipeError):
         print(text, end="", file=stream, flush=True)

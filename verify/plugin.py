@@ -56,10 +56,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--gpt-verify-seed", type=int, default=0, metavar="N")
     group.addoption("--gpt-verify-json", metavar="OUT", help="write the JSON report")
+    group.addoption("--gpt-verify-html", metavar="OUT", help="write the report as one HTML page")
 
 
 _RUNS = pytest.StashKey[PortRuns]()
-_OUTPUT = pytest.StashKey[OutputFile]()
+_OUTPUTS = pytest.StashKey[dict[str, OutputFile]]()
 
 
 def _port_runs(config: pytest.Config) -> PortRuns:
@@ -82,24 +83,31 @@ def _active(config: pytest.Config) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpt_verify: a law of gpt-verify at one site of one port")
     config.stash[_RUNS] = _port_runs(config)
-    out = config.getoption("--gpt-verify-json")
-    if out is None:
-        return
-    if config.getoption("numprocesses", None):
-        raise pytest.UsageError("--gpt-verify-json: not with -n, where no process sees every port")
-    try:
-        config.stash[_OUTPUT] = OutputFile(Path(out))
-    except GptVerifyError as error:
-        raise pytest.UsageError(str(error)) from error
+    config.stash[_OUTPUTS] = {}
+    for kind in ("json", "html"):
+        option = f"--gpt-verify-{kind}"
+        out = config.getoption(option)
+        if out is None:
+            continue
+        if config.getoption("numprocesses", None):
+            raise pytest.UsageError(f"{option}: not with -n, where no process sees every port")
+        try:
+            config.stash[_OUTPUTS][kind] = OutputFile(Path(out))
+        except GptVerifyError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    output = session.config.stash.get(_OUTPUT, None)
-    report = session.config.stash[_RUNS].merged()
-    if output is not None and report is not None:
-        from verify.report import json
+    outputs, runs = session.config.stash.get(_OUTPUTS, {}), session.config.stash[_RUNS]
+    report = runs.merged() if outputs else None
+    if report is None:
+        return
+    from verify.report import html, json
 
-        output.write(json.render(report))
+    if "json" in outputs:
+        outputs["json"].write(json.render(report))
+    if "html" in outputs:
+        outputs["html"].write(html.render(report, runs.repeats()))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

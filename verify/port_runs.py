@@ -91,11 +91,19 @@ class PortRuns:
 
         return repeat_command(self._checkpoint, [port], self.options)
 
+    def _done(self) -> dict[str, Report]:
+        """The ports that have run, in that order."""
+        return {k: report for k, report in self._reports.items() if isinstance(report, Report)}
+
+    def repeats(self) -> list[str]:
+        """For each port of ``merged`` the command line that judges it alone."""
+        return [self.repeat(port) for port in self._done()]
+
     def merged(self) -> Report | None:
         """One report of every port that has run, or None where none has."""
         from verify.report.repeat import repeat_command
 
-        done = {k: report for k, report in self._reports.items() if isinstance(report, Report)}
+        done = self._done()
         if not done:
             return None
         return dataclasses.replace(

@@ -78,14 +78,19 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}…{b}" for a, b in runs)
 
 
+def layer_and_kind(site: str) -> tuple[int | None, str]:
+    """``h.3.mlp.act`` is (3, "mlp.act"); a site outside the blocks has no layer."""
+    match = _LAYER_SITE.fullmatch(site)
+    return (int(match[1]), match[2]) if match else (None, site)
+
+
 def collapse_sites(sites: Iterable[str]) -> str:
     """Names of many sites in few words: ``h.0…11.attn.scores, ln_f``. No site is left out."""
     layers: dict[str, list[int]] = {}
     for site in sites:
-        match = _LAYER_SITE.fullmatch(site)
-        layers.setdefault(f"h.*.{match[2]}" if match else site, []).extend(
-            [int(match[1])] if match else []
-        )
+        layer, kind = layer_and_kind(site)
+        name = site if layer is None else f"h.*.{kind}"
+        layers.setdefault(name, []).extend([] if layer is None else [layer])
     return ", ".join(
         name.replace("*", _ranges(numbers), 1) if numbers else name
         for name, numbers in layers.items()
