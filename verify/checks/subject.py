@@ -17,14 +17,11 @@ from verify.matching import Matching
 from verify.numerics.cascade import Lockstep
 from verify.numerics.precision import PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights
+from verify.ports.port import NotExamined as NotExamined
 from verify.ports.port import Parameter, Port
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
-
-
-class NotExamined(Exception):
-    """A law cannot be examined on this port; the message says what is missing: ``no cache``."""
 
 
 @dataclass

@@ -18,6 +18,11 @@ Floats = NDArray[np.floating]
 IGNORED = -100
 
 
+class NotExamined(Exception):
+    """What was asked for cannot be shown or examined on this port; the message says what is
+    missing: ``no cache``. No failure of the port: the law that needs it is reported as such."""
+
+
 class Visit(Protocol):
     """Called while the port runs, once for every site that it shows, in order of computation."""
 
@@ -155,26 +160,32 @@ class Port:
     #: Optional: the same with positions int[B, T] given (0 at padding).
     padded_at: Callable[[Tokens, Tokens, Tokens], Floats] | None = None
 
-    #: Optional: derivatives of the mean next-token loss of a batch, tokens int[B, T], T ≥ 2.
+    #: Optional: derivatives of the mean next-token loss of a batch, tokens int[B, T], T ≥ 2, in
+    #: the precision that the port computes in; in the float64 twin, in float64. NotExamined where
+    #: the port turns out not to be differentiable.
     gradients: Callable[[Tokens], Gradients] | None = None
 
     #: Optional: tokens int[1, T], position i < T - 1 → float[T, D]: the derivative of the loss at
     #: that position (predicting token i + 1) with respect to the sum of embeddings at each j.
+    #: NotExamined as for ``gradients``.
     input_gradients: Callable[[Tokens, int], Floats] | None = None
 
     #: Optional: whether one piece of memory feeds both the lookup and the last product of the
-    #: graph that is run, and a line that names both operations and that memory.
+    #: graph that is run, and a line that names both operations and that memory. NotExamined where
+    #: the graph cannot be seen.
     tying: Callable[[], tuple[bool, str]] | None = None
 
     #: Optional: copies of the port made in every way in which its users make them: ``(how, copy)``
     #: one at a time. A copy has ``logits`` and ``parameters`` with the names of the original, and
-    #: is closed before the next one is made.
-    copies: Callable[[], Iterator[tuple[str, Port]]] | None = None
+    #: is closed by the port before the next one is made. Where the port does not offer a way (a
+    #: local class cannot be pickled) the reason, a string, is in the place of the copy.
+    copies: Callable[[], Iterator[tuple[str, Port | str]]] | None = None
 
     #: Optional: names of the parts that are in training mode.
     training: Callable[[], list[str]] | None = None
 
-    #: Optional: a context in which the same port runs on another device.
+    #: Optional: a context in which the same port runs on another device, ``cpu`` or ``cuda``.
+    #: NotExamined where there is no such device, or the port does not run on it.
     elsewhere: Callable[[str], AbstractContextManager[Port]] | None = None
 
     #: Optional: the port's tokenizers by name.
