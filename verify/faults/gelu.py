@@ -115,5 +115,6 @@ FAULTS = (
         lambda x: tanh_gelu(x.astype(np.float16).astype(np.float64)).astype(np.float16),
         lambda x: _torch_tanh_gelu(x.half().to(x.dtype)).half().to(x.dtype),
         "ggml's GGML_GELU_FP16 table (gpt-2 example of ggml, 2022)",
+        coarse=True,
     ),
 )

@@ -1,0 +1,192 @@
+"""At a site that is wrong by itself, every fault that can act there is tried.
+
+The operation is computed with the fault, in float64, from the port's own input, and compared with
+what the port made of it. The right fault leaves rounding; every other one leaves about as much as
+was there before. Sites that the port does not show (a fused attention) are computed on the way,
+with the fault where it acts there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.config import Config
+from verify.diagnosis.explanation import Candidate, Explanation
+from verify.faults.fault import Fault, kind_of
+from verify.faults.oracle import Act, Call, right
+from verify.numerics.budgets import Measured
+from verify.numerics.cascade import LIMIT_FLOORS
+from verify.numerics.local import LocalOracle, NotShown
+from verify.numerics.precision import FLOAT32, Precision
+from verify.numerics.weights import DeclaredWeights
+from verify.sites import Site, sites
+
+Floats = NDArray[np.floating]
+
+#: An explanation leaves at most this fraction of the failure.
+FRACTION = 0.1
+#: Of the elements that a coarse fault computes, this fraction does not sit on a step's edge.
+STEADY = 0.9
+#: Sites kept of what the port has shown: this block and the one before.
+_KEPT = 26
+
+
+class SiteDiagnosis:
+    """The ``Visit`` that tries every fault at the failed sites of one sequence.
+
+    Args:
+        config: sizes.
+        weights: the checkpoint's, as the port's precision holds them.
+        precision: what the run computes in.
+        tokens_T: the sequence.
+        row: which row of the batch it is.
+        failed: the sites to explain.
+        faults: what to try.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        weights: DeclaredWeights,
+        precision: Precision,
+        tokens_T: NDArray[np.integer],
+        row: int,
+        failed: Iterable[str],
+        faults: Iterable[Fault],
+    ) -> None:
+        self._config, self._weights, self._precision = config, weights, precision
+        self._tokens_T, self._row = tokens_T, row
+        self._failed = set(failed)
+        self._faults = [fault for fault in faults if fault.acts]
+        self._sites = sites(config)
+        self._oracle = LocalOracle(config, weights, precision, tokens_T)
+        self._shown: dict[str, Floats] = {}
+        self.explanations: dict[str, Explanation] = {}
+
+    def __call__(self, site: str, value: Floats, narrowest: str | None = None) -> None:
+        got = np.array(value[self._row], np.float64)
+        if site in self._failed and site not in self.explanations:
+            with np.errstate(all="ignore"):
+                self._explain(self._sites[site], got)
+        self._oracle.show(site, value[self._row])
+        self._shown[site] = got
+        for old in list(self._shown)[: max(0, len(self._shown) - _KEPT)]:
+            if old != "embed":
+                del self._shown[old]
+
+    def _explain(self, site: Site, got: Floats) -> None:
+        try:
+            expected = self._expected(site)
+        except NotShown:
+            return
+        assert expected.budget is not None, "an operation's result has a budget"
+        before = _score(site, got, expected.value, expected.budget)
+        candidates = []
+        for fault in self._faults:
+            tried = self._try(fault, site, got, expected)
+            if tried is not None:
+                candidates.append(Candidate(fault.name, tried))
+        candidates.sort(key=lambda candidate: candidate.score)
+        limit = min(LIMIT_FLOORS, max(before * FRACTION, 1.0))
+        accepted = tuple(c for c in candidates if c.score <= limit and c.score < before)
+        # Those that leave no more than twice as much as the best cannot be told apart from it.
+        accepted = tuple(c for c in accepted if c.score <= 2 * accepted[0].score)
+        rest = tuple(c for c in candidates if c not in accepted)[:3]
+        self.explanations[site.name] = Explanation(site.name, before, limit, accepted, rest)
+
+    def _expected(self, site: Site) -> Measured:
+        if site.name != "logits":
+            return self._oracle.expected(site.name)
+        tiles = [measured for _, measured in self._oracle.expected_logits()]
+        budgets = [tile.budget for tile in tiles if tile.budget is not None]
+        return Measured(
+            np.concatenate([tile.value for tile in tiles], axis=-1),
+            np.concatenate(budgets, axis=-1),
+        )
+
+    def _try(self, fault: Fault, site: Site, got: Floats, expected: Measured) -> float | None:
+        """What a fault leaves of the failure; None where it does not act here."""
+        concerned = {site.name, *self._hidden(site)}
+        overrides = {
+            name: fault.acts[kind] for name in concerned if (kind := kind_of(name)) in fault.acts
+        }
+        if not overrides:
+            return None
+        predicted = self._predict(site, overrides, np.float64)
+        if predicted is None or predicted.shape != got.shape:
+            return None
+        assert expected.budget is not None
+        # Rounding of the faulted operation itself, measured: the same in float32, scaled to u.
+        narrow = self._predict(site, overrides, np.float32)
+        noise = np.zeros_like(predicted) if narrow is None else narrow - predicted
+        noise = np.where(np.isfinite(noise), noise, 0.0) * (self._precision.u / FLOAT32.u)
+        row_noise = np.sqrt(np.mean(noise**2, axis=-1, keepdims=True))
+        budget = np.sqrt(expected.budget**2 + noise**2 + row_noise**2)
+        return _score(site, got, predicted, budget, STEADY if fault.coarse else 1.0)
+
+    def _hidden(self, site: Site) -> Iterator[str]:
+        """Sites between this one and what the port has shown."""
+        for name in site.inputs:
+            if name not in self._shown:
+                yield name
+                yield from self._hidden(self._sites[name])
+
+    def _predict(
+        self, site: Site, overrides: Mapping[str, Act], dtype: type[np.floating]
+    ) -> Floats | None:
+        values = _Values(self._shown, lambda name: compute(self._sites[name]), dtype)
+
+        def compute(at: Site) -> Floats:
+            call = Call(self._config, at, self._tokens_T, values, self._weights.__getitem__, dtype)
+            return np.asarray(overrides.get(at.name, right)(call), dtype)
+
+        try:
+            return np.asarray(compute(site), np.float64)
+        except (KeyError, ValueError, IndexError):
+            return None  # it needs what was not shown, or does not fit these sizes
+
+
+class _Values(Mapping[str, Floats]):
+    """What the port has shown, and what lies in between, computed."""
+
+    def __init__(
+        self,
+        shown: Mapping[str, Floats],
+        compute: Callable[[str], Floats],
+        dtype: type[np.floating],
+    ) -> None:
+        self._shown, self._compute, self._dtype = shown, compute, dtype
+        self._computed: dict[str, Floats] = {}
+
+    def __getitem__(self, name: str) -> Floats:
+        if name in self._shown:
+            return self._shown[name].astype(self._dtype)
+        if name not in self._computed:
+            if kind_of(name) not in ("attn.scores", "attn.pattern", "attn.mix", "mlp.act"):
+                raise KeyError(name)  # the residual stream is not made up
+            self._computed[name] = self._compute(name)
+        return self._computed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shown)
+
+    def __len__(self) -> int:
+        return len(self._shown)
+
+
+def _score(
+    site: Site, got: Floats, expected: Floats, budget: Floats, fraction: float = 1.0
+) -> float:
+    """RMS of |error| / budget, of the best fraction of all elements.
+
+    Of scores only over s ≤ t, because the others are masked.
+    """
+    z = (got - expected) / budget
+    z = np.where(np.isfinite(z), z, np.inf)
+    if site.operation == "scores":
+        z = z[np.broadcast_to(np.tri(*z.shape[-2:], dtype=np.bool_), z.shape)]
+    best = np.sort(z.ravel() ** 2)[: max(1, round(fraction * z.size))]
+    return float(np.sqrt(np.mean(best))) if z.size else 0.0
