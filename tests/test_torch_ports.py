@@ -201,7 +201,7 @@ class TestFunctionOnly:
         found = judged(NUMPY, SOURCE)
         for law, why in (
             ("weights.values", "the port does not show its weights"),
-            ("tying.storage", "the port does not show its weights"),
+            ("tying.storage", "no parameters shown"),
             ("architecture", "the port cannot be run in float64"),
             ("activations.local", "the port shows nothing but logits"),
         ):

@@ -17,7 +17,7 @@ from verify.checks.activations import SiteComparison
 from verify.checks.laws import LACKS, LAWS, Law
 from verify.checks.logits import Determinism, LogitsComparison
 from verify.checks.subject import NotExamined, Subject
-from verify.checks.weights import check_tying, check_weights
+from verify.checks.weights import check_weights
 from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Status
 from verify.inputs import Input
@@ -158,7 +158,7 @@ class _Work:
 
     def _weights(self, port: Port, weights: DeclaredWeights) -> None:
         if port.parameters is None:
-            self._why["weights"] = self._why["tying"] = "the port does not show its weights"
+            self._why["weights"] = "the port does not show its weights"
             return
         self.parameters = parameters = list(port.parameters())
         self.matching = matching = getattr(port, "matching", None) or match(
@@ -167,7 +167,6 @@ class _Work:
         self.mapping = {p.parameter: str(p) for p in matching.placements}
         config = self.checkpoint.config
         self.findings += check_weights(parameters, matching, config, weights)
-        self.findings += check_tying(parameters, matching, config)
 
     def _architecture(self, port: Port, weights: DeclaredWeights) -> None:
         law = "architecture"
@@ -227,7 +226,10 @@ class _Work:
         except GptVerifyError:
             raise
         except Exception as e:
-            self.findings.append(Finding(law.id, Status.FAILED, f"the port raised {one_line(e)}"))
+            places = law.sites(self.checkpoint.config)
+            site = places[0] if len(places) == 1 else None
+            message = f"the port raised {one_line(e)}"
+            self.findings.append(Finding(law.id, Status.FAILED, message, site))
 
     def _stored_graph(self, port: Port, weights: DeclaredWeights) -> None:
         """A forward graph that came with the checkpoint computes the same logits."""

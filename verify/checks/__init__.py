@@ -19,7 +19,6 @@ def expected_checks(config: Config) -> list[tuple[str, str | None]]:
     checks: list[tuple[str, str | None]] = []
     checks += [("weights.values", site.name) for site in every if site.weights]
     checks += [("weights.accounted", None), ("weights.count", None)]
-    checks += [("tying.value", "logits"), ("tying.storage", "logits")]
     for law in ("architecture", "activations.local", "activations.cascaded"):
         checks += [(law, site.name) for site in every]
     checks += [("logits", "logits"), ("determinism", None)]

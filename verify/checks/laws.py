@@ -13,6 +13,7 @@ from reference.config import Config
 from verify.checks.device import check_device
 from verify.checks.precision import check_precision
 from verify.checks.subject import Subject
+from verify.checks.tying import at_the_logits, check_graph, check_storage, check_value
 from verify.findings import Finding
 
 Sites = Callable[[Config], list[str | None]]
@@ -60,6 +61,9 @@ LACKS = {
 }
 
 LAWS: tuple[Law, ...] = (
+    Law("tying.value", check_value, ("parameters",), at_the_logits),
+    Law("tying.storage", check_storage, ("parameters",), at_the_logits),
+    Law("tying.graph", check_graph, ("tying",), at_the_logits),
     Law("precision", check_precision, ("activations",)),
     Law("device", check_device),
 )

@@ -1,0 +1,250 @@
+"""Which memory the two ends of a port read, found by writing to it and undoing that.
+
+Names, addresses and equal values prove nothing about what is computed: a head can hold a
+transposed copy in a buffer that nobody lists. Rows of the table are overwritten, and the logits
+must show it at both ends, in those tokens and in no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.ops import unembed
+from verify.checks.subject import NotExamined, Subject, same_bits
+from verify.numerics.cascade import LIMIT_FLOORS
+from verify.numerics.two_tables import OtherLookup, last_state
+from verify.numerics.weights import Widened
+from verify.ports.port import Floats, Parameter, Port
+
+Tokens = NDArray[np.int64]
+Bits = NDArray[np.bool_]
+#: Overwrites these rows with these values and returns the logits.
+Write = Callable[[Tokens, Floats], Floats]
+
+#: Positions of the inputs, and how many of the overwritten tokens are looked up.
+_LENGTH, _LOOKED_UP = 8, 3
+
+
+@dataclass
+class Ends:
+    """What the writes showed.
+
+    Attributes:
+        problems: what an end does not read, or more than it should; each in words.
+        unseen: ends of which these weights show nothing, because the logits do not depend on them.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+
+
+def table_rows(value: Floats, shape_VD: tuple[int, int], transposed: bool) -> Floats:
+    """A view [V, D] of a table in a port's own layout: transposed, or with axes of length 1.
+
+    Raises:
+        NotExamined: it has another shape, as the view of a part has.
+    """
+    wanted = shape_VD[::-1] if transposed else shape_VD
+    if [n for n in value.shape if n != 1] != [n for n in wanted if n != 1]:
+        raise NotExamined(f"a table of shape {list(value.shape)}, not {list(wanted)}")
+    view = value.reshape(wanted)
+    return view.T if transposed else view
+
+
+def ends_of(subject: Subject, port: Port, parameter: Parameter, transposed: bool) -> Ends:
+    """Overwrite rows of a table and see which ends of the port follow.
+
+    Args:
+        subject: what it is judged against.
+        port: the one that is written to, ``subject.port`` or a copy of it.
+        parameter: the table; it can be written to.
+        transposed: it is [D, V].
+
+    Raises:
+        NotExamined: the logits are not finite, or not the same twice.
+    """
+    trial = _Trial(subject, port, parameter, transposed)
+    return trial.only_token() if subject.config.n_vocab == 1 else trial.many_tokens()
+
+
+class _Trial:
+    """One table, overwritten and restored."""
+
+    def __init__(
+        self, subject: Subject, port: Port, parameter: Parameter, transposed: bool
+    ) -> None:
+        self._subject, self._port, self._parameter = subject, port, parameter
+        self._transposed = transposed
+        self._shape_VD = (subject.config.n_vocab, subject.config.n_embd)
+        self._length = min(subject.config.n_ctx, _LENGTH)
+        self._ends = Ends()
+
+    def many_tokens(self) -> Ends:
+        """Half of the rows are overwritten; the inputs consist of the other half, but for one row
+        of the batch for each token that is looked up, which ends in it."""
+        rng = self._subject.rng(*b"ends")
+        order = rng.permutation(self._shape_VD[0])
+        half = self._shape_VD[0] // 2
+        written, kept = np.sort(order[:half]), np.sort(order[half:])
+        looked_up = order[: min(half, _LOOKED_UP)]
+        tokens = np.tile(rng.choice(kept, self._length), (1 + len(looked_up), 1)).astype(np.int64)
+        tokens[1:, -1] = looked_up
+
+        before = self._logits(tokens)
+        signs = self._signs(len(written))
+        with self._restored(tokens, before) as write:
+            after = [write(written, np.zeros_like(signs)), write(written, signs)]
+        self._head(before[0], [a[0] for a in after], written, kept, tokens[0])
+        for row, token in enumerate(looked_up, start=1):
+            moved = any(_different(a[row, -1, kept], before[row, -1, kept]).any() for a in after)
+            new_D = signs[np.searchsorted(written, token)]
+            self._lookup(moved, tokens[row], kept, new_D)
+        self._ends.unseen = list(dict.fromkeys(self._ends.unseen))
+        return self._ends
+
+    def only_token(self) -> Ends:
+        """No input is without the one token, so both ends see every write.
+
+        The head: of a row of zeros every logit is exactly zero. The lookup: where it does not
+        follow, negating the row negates the logits, exactly.
+        """
+        tokens = np.zeros((1, self._length), np.int64)
+        row = np.zeros(1, np.int64)
+        name = self._parameter.name
+        before = self._logits(tokens)
+        signs = self._signs(1)
+        with self._restored(tokens, before) as write:
+            zero, plus, minus = (write(row, x) for x in (np.zeros_like(signs), signs, -signs))
+        if zero.any():
+            self._ends.problems.append(
+                f"the only row of {name} was overwritten with zeros, and logits[0, 0] = "
+                f"{zero[0, 0, 0]:.9g}, should be 0: the head reads other memory"
+            )
+        elif not (before.any() or plus.any()):
+            self._ends.unseen.append("the head (every logit is zero)")
+        if (minus == -plus).all():
+            wte_VD = np.asarray(self._subject.weights["wte"], np.float64)
+            x_TD = [self._state(tokens[0], 0, new) for new in (signs[0], -signs[0])]
+            moves = unembed(x_TD[0] - x_TD[1], wte_VD)
+            self._not_followed(self._subject.floors(moves, tokens[0]), 0, self._length - 1)
+        return self._ends
+
+    def _head(
+        self,
+        before_TV: Floats,
+        after: list[Floats],
+        written: Tokens,
+        kept: Tokens,
+        tokens_T: Tokens,
+    ) -> None:
+        """A logit that was not zero must follow: with a row of zeros it is exactly zero."""
+        name, old_TW = self._parameter.name, before_TV[:, written]
+        moved = np.any([_different(a[:, written], old_TW) for a in after], axis=0)
+        still = (old_TW != 0) & ~moved
+        if not (moved.any() or still.any()):
+            self._ends.unseen.append("the head (every logit is zero)")
+        elif still.any():
+            rows = int(still.any(axis=0).sum())
+            t, w = np.argwhere(still)[0]
+            self._ends.problems.append(
+                f"{rows} of {len(written)} rows of {name} were overwritten without a trace in "
+                f"their logits (logits[{t}, {written[w]}] = {old_TW[t, w]:.9g} as before): "
+                "the head reads other memory, a copy or a buffer"
+            )
+        for a in after:
+            if not self._others(before_TV[:, kept], a[:, kept], kept, tokens_T):
+                break
+
+    def _others(self, before_TK: Floats, after_TK: Floats, kept: Tokens, tokens_T: Tokens) -> bool:
+        """Not one bit of other tokens' logits, up to a constant for each position (softmax is blind
+        to it, and a port that centres its logits adds one)."""
+        if not _different(before_TK, after_TK).any():
+            return True
+        moves = after_TK.astype(np.float64) - before_TK
+        with np.errstate(invalid="ignore"):
+            apart = moves - moves.mean(axis=-1, keepdims=True)
+        if self._subject.floors(apart, tokens_T) <= LIMIT_FLOORS:
+            return True
+        t, k = np.unravel_index(int(np.argmax(np.abs(apart))), apart.shape)
+        self._ends.problems.append(
+            f"logits[{t}, {kept[k]}] = {after_TK[t, k]:.9g}, should be {before_TK[t, k]:.9g}: "
+            f"only rows of other tokens were overwritten in {self._parameter.name}"
+        )
+        return False
+
+    def _lookup(self, moved: bool, tokens_T: Tokens, kept: Tokens, new_D: Floats) -> None:
+        """Where nothing moved, the reference says whether anything should have."""
+        if moved:
+            return
+        old_D = np.asarray(self._subject.weights["wte"][tokens_T[-1]])
+        x_TD = [self._state(tokens_T, int(tokens_T[-1]), new) for new in (old_D, new_D)]
+        kept_KD = np.asarray(self._subject.weights["wte"][kept], np.float64)
+        moves = unembed(x_TD[1][-1:] - x_TD[0][-1:], kept_KD)
+        at = len(tokens_T) - 1
+        self._not_followed(self._subject.floors(moves, tokens_T, first=at), int(tokens_T[-1]), at)
+
+    def _not_followed(self, floors: float, token: int, position: int) -> None:
+        if floors <= LIMIT_FLOORS:
+            self._ends.unseen.append("the lookup (no logit depends on what is embedded)")
+            return
+        self._ends.problems.append(
+            f"row {token} of {self._parameter.name} was overwritten, and token {token} at position "
+            f"{position} is embedded as before (the reference moves by {floors:.3g} noise floors): "
+            "the lookup reads other memory"
+        )
+
+    def _state(self, tokens_T: Tokens, token: int, new_D: Floats) -> Floats:
+        lookup_VD = np.array(self._subject.weights["wte"])
+        lookup_VD[token] = new_D
+        other = OtherLookup(Widened(self._subject.weights), lookup_VD)
+        return last_state(other, self._subject.config, tokens_T)
+
+    def _signs(self, rows: int) -> Floats:
+        """Rows that no table has: ± the largest power of two in either table, so that a sum with
+        a position is another direction, and every format holds it."""
+        largest = max(float(np.max(np.abs(self._subject.weights[name]))) for name in ("wte", "wpe"))
+        scale = 2.0 ** np.floor(np.log2(largest)) if largest > 0 else 1.0
+        signs = self._subject.rng(*b"signs").choice([-1.0, 1.0], (rows, self._shape_VD[1]))
+        return np.asarray(scale * signs, np.float32)
+
+    def _logits(self, tokens: Tokens) -> Floats:
+        value = self._port.logits(tokens)
+        if not np.isfinite(value).all():
+            raise NotExamined("its logits are not finite")
+        return value
+
+    @contextmanager
+    def _restored(self, tokens: Tokens, before: Floats) -> Iterator[Write]:
+        """Write as often as you like; afterwards every bit is as before."""
+        write = self._parameter.write
+        assert write is not None, "the caller has asked"
+        original = np.array(self._parameter.read(), order="C")
+        changed = original.copy()
+        rows_VD = table_rows(changed, self._shape_VD, self._transposed)
+
+        def overwrite(rows: Tokens, values: Floats) -> Floats:
+            rows_VD[rows] = values
+            write(changed)
+            return self._port.logits(tokens)
+
+        try:
+            yield overwrite
+        finally:
+            write(original)
+        if not same_bits(original, np.array(self._parameter.read(), order="C")):
+            self._ends.problems.append(
+                f"{self._parameter.name} does not hold what it held before it was written to"
+            )
+        elif not same_bits(before, self._port.logits(tokens)):
+            raise NotExamined("its logits are not the same twice, so that no write shows in them")
+
+
+def _different(a: Floats, b: Floats) -> Bits:
+    """Element by element, whether one bit differs: -0 is not 0, and NaN is NaN."""
+    both_nan = np.isnan(a) & np.isnan(b)
+    return np.asarray((a != b) & ~both_nan | (np.signbit(a) != np.signbit(b)))

@@ -1,0 +1,156 @@
+"""The laws of tying: lm_head is wte, by value, in memory, in the graph, and after being copied.
+
+By gradient: ``tied_gradient.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reference.config import Config
+from verify.checks.subject import NotExamined, Subject
+from verify.checks.tied_ends import ends_of, table_rows
+from verify.findings import Finding, Status
+from verify.matching import Matching, Placement
+from verify.ports.port import Floats, Parameter
+
+SITE = "logits"
+
+
+def at_the_logits(config: Config) -> list[str | None]:
+    """Where the laws of tying have their finding."""
+    return [SITE]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The matrices of a port that are wte.
+
+    Attributes:
+        wte: the one that was matched to it.
+        names: every parameter in its memory, that one first.
+        own: further matrices, each a head of its own.
+    """
+
+    wte: Placement
+    names: tuple[str, ...]
+    own: tuple[Placement, ...]
+
+    def __str__(self) -> str:
+        return " is ".join(self.names)
+
+
+def tables_of(parameters: Sequence[Parameter], matching: Matching | None) -> Tables:
+    """Find them.
+
+    Raises:
+        NotExamined: no parameter is wte.
+    """
+    found = [p for p in matching.placements if p.tensor == "wte"] if matching else []
+    if not found:
+        raise NotExamined("no parameter could be matched to wte")
+    wte = next((p for p in found if not p.head), found[0])
+    storage = next(p.storage for p in parameters if p.name == wte.parameter)
+    shared = [p.name for p in parameters if p.storage == storage and p.name != wte.parameter]
+    own = tuple(p for p in found if p is not wte)
+    return Tables(wte, (wte.parameter, *sorted(shared)), own)
+
+
+def check_value(subject: Subject) -> Iterable[Finding]:
+    """Every matrix that stands for wte holds the same bits."""
+    law = "tying.value"
+    tables = tables_of(subject.parameters, subject.matching)
+    if not tables.own:
+        one = f"{tables}: " if len(tables.names) > 1 else f"{tables.wte.parameter}: "
+        yield Finding(law, Status.PASSED, f"{one}one matrix, hence one value", SITE)
+        return
+    read = {p.name: p.read for p in subject.parameters}
+    wte_VD = _rows(read[tables.wte.parameter](), tables.wte, subject.config)
+    problems = []
+    for head in tables.own:
+        head_VD = _rows(read[head.parameter](), head, subject.config)
+        if difference := _difference(head_VD, wte_VD):
+            problems.append(f"{head.parameter}{difference} ({tables.wte.parameter})")
+    if problems:
+        message = f"{'; '.join(problems)}: the head is not tied"
+        yield Finding(law, Status.FAILED, message, SITE)
+    else:
+        names = " and ".join(head.parameter for head in tables.own)
+        message = f"{names} equals {tables.wte.parameter} bit for bit"
+        yield Finding(law, Status.PASSED, message, SITE)
+
+
+def check_storage(subject: Subject) -> Iterable[Finding]:
+    """One piece of memory, which both ends read: a write through each of its names shows at both,
+    in those tokens and in no others, and is undone."""
+    law = "tying.storage"
+    tables = tables_of(subject.parameters, subject.matching)
+    if tables.own:
+        heads = " and ".join(head.parameter for head in tables.own)
+        message = f"{heads} is a matrix of its own, {tables.wte.parameter} another: not tied"
+        yield Finding(law, Status.FAILED, message, SITE)
+        return
+    writable = [p for p in _named(subject.parameters, tables.names) if p.write is not None]
+    if not writable:
+        raise NotExamined("its weights cannot be written to")
+    problems: list[str] = []
+    unseen: list[str] = []
+    for parameter in writable:
+        ends = ends_of(subject, subject.port, parameter, _transposed(parameter, tables, subject))
+        problems += ends.problems
+        unseen += ends.unseen
+    if problems:
+        yield Finding(law, Status.FAILED, "; ".join(dict.fromkeys(problems)), SITE)
+    elif unseen:
+        raise NotExamined(f"no write can show in {' and '.join(dict.fromkeys(unseen))}")
+    else:
+        through = " and through ".join(p.name for p in writable)
+        message = f"{tables}: a write through {through} shows in the lookup and in the logits"
+        yield Finding(law, Status.PASSED, f"{message} of those tokens alone; undone", SITE)
+
+
+def check_graph(subject: Subject) -> Iterable[Finding]:
+    """In the graph that is run, one piece of memory feeds the lookup and the last product."""
+    assert subject.port.tying is not None, "the table of laws asks for it"
+    tied, description = subject.port.tying()
+    status = Status.PASSED if tied else Status.FAILED
+    yield Finding("tying.graph", status, description, SITE)
+
+
+def _named(parameters: Sequence[Parameter], names: Sequence[str]) -> list[Parameter]:
+    by_name = {p.name: p for p in parameters}
+    return [by_name[name] for name in names]
+
+
+def _transposed(parameter: Parameter, tables: Tables, subject: Subject) -> bool:
+    """Of a name in the memory of wte: by shape, and by content where it is square."""
+    v, d = subject.config.n_vocab, subject.config.n_embd
+    if parameter.name == tables.wte.parameter:
+        return tables.wte.transposed
+    if v != d:
+        return parameter.shape[-1] == v and v != 1
+    (wte,) = _named(subject.parameters, [tables.wte.parameter])
+    same = np.array_equal(np.squeeze(parameter.read()), np.squeeze(wte.read()))
+    return tables.wte.transposed == same
+
+
+def _rows(value: Floats, placement: Placement, config: Config) -> Floats:
+    return table_rows(value, (config.n_vocab, config.n_embd), placement.transposed)
+
+
+def _difference(head_VD: Floats, wte_VD: Floats) -> str | None:
+    """Where the two differ most, in the grammar of all messages."""
+    unequal = (head_VD != wte_VD) | (np.signbit(head_VD) != np.signbit(wte_VD))
+    if not unequal.any():
+        return None
+    with np.errstate(invalid="ignore"):
+        error = np.abs(head_VD.astype(np.float64) - wte_VD)
+    error = np.where(unequal, np.where(np.isnan(error), np.inf, error), -1.0)
+    v, d = np.unravel_index(int(np.argmax(error)), error.shape)
+    return (
+        f"[{v}, {d}] = {float(head_VD[v, d]):.9g}, should be {float(wte_VD[v, d]):.9g}; "
+        f"{int(unequal.sum())} of {unequal.size} differ"
+    )
