@@ -47,8 +47,8 @@ class Fault:
         plant: the fault in torch, in some layers of a model.
         plant_port: the same for a fault that lies around the model.
         law: the check that must refute it; None where the fault provably changes nothing.
-        coarse: the mistake rounds coarsely, so that a tiny difference before it becomes a whole step
-            after it where the step falls in between; one element in ten may be off by a step.
+        coarse: the mistake rounds coarsely, so that a tiny difference before it becomes a whole
+            step after it where the step falls in between: one element in ten may be off by that.
         layered: it can be planted in one layer as well as in all.
         needs: why it may change nothing on some checkpoints, in words; empty where it always does.
     """
