@@ -19,8 +19,9 @@ from verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32
 
 Array = NDArray[np.floating]
 
-#: What is left of an explained difference, in units of float32's rounding of the tensor.
-LIMIT = 1.0
+#: What is left of an explained difference, in units of float32's rounding: a factor and a product
+#: are each rounded once.
+LIMIT = 2.0
 _LARGEST_INT8 = 127
 
 
@@ -46,7 +47,8 @@ class Difference:
 def explain(difference: Difference) -> Explanation:
     """Name the damage, if it is one that is known."""
     before = _score(difference.got, difference.expected, difference.expected)
-    accepted, rest = [], []
+    accepted: list[Candidate] = []
+    rest: list[Candidate] = []
     for fault, note, predicted in _hypotheses(difference):
         if predicted.shape != difference.got.shape:
             continue
@@ -60,15 +62,12 @@ def explain(difference: Difference) -> Explanation:
 
 
 def _score(got: Array, predicted: Array, expected: Array) -> float:
-    """Largest error in units of rounding a number as large as the tensor's RMS."""
+    """Largest error in units of rounding that element, or one as large as the tensor's RMS."""
     with np.errstate(all="ignore"):
-        scale = float(np.sqrt(np.mean(np.asarray(expected, np.float64) ** 2))) * FLOAT32.u
+        rms = np.sqrt(np.mean(np.asarray(expected, np.float64) ** 2))
         error = np.abs(np.asarray(got, np.float64) - predicted)
-    error = np.where(np.isfinite(error), error, np.inf)
-    largest = float(np.max(error, initial=0.0))
-    if largest == 0.0:
-        return 0.0
-    return largest / scale if scale > 0 else float("inf")
+        error = np.where(error > 0, error / (FLOAT32.u * (np.abs(predicted) + rms)), 0.0)
+    return float(np.max(np.where(np.isnan(error), np.inf, error), initial=0.0))
 
 
 def _hypotheses(d: Difference) -> Iterator[tuple[str, str, Array]]:
@@ -175,5 +174,5 @@ def _scaled(d: Difference) -> Iterator[tuple[str, str, Array]]:
     power = float(np.sum(expected * expected))
     if power > 0 and np.isfinite(d.got).all():
         factor = float(np.sum(np.asarray(d.got, np.float64) * expected)) / power
-        if factor != 1.0:
+        if abs(factor - 1.0) > 2 * LIMIT * FLOAT32.u:  # else it is rounding, or a single bit
             yield "weights-scaled", f"by {factor:.7g}", expected * factor
