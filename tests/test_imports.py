@@ -20,6 +20,7 @@ FRAMEWORK_CODE = (
     "verify/ports/torch_",
     "verify/tensorflow/graph",
     "verify/tensorflow/meta",
+    "verify/tensorflow/training",
     "verify/tensorflow/worker",
 )
 ADAPTERS = ("verify/ports/", "verify/tensorflow/")

@@ -8,10 +8,12 @@ from models import CONFIG, checkpoint
 from oracle import assert_agrees
 
 from reference import logits, tensor_table
+from reference.loss import token_losses_nats
 from verify.checkpoint import Checkpoint
 from verify.checks.subject import same_bits
 from verify.errors import PortError
 from verify.ports.openai_tf import openai_tf
+from verify.ports.port import IGNORED
 
 WEIGHTS = checkpoint().tensors
 TOKENS = np.random.default_rng(5).integers(0, CONFIG.n_vocab, (2, 7))
@@ -84,3 +86,69 @@ def test_a_value_of_another_shape_is_refused(port):
     ):
         matrix.write(np.zeros((24, 96)))
     assert np.array_equal(matrix.read()[0], WEIGHTS["h0/mlp/c_fc/w"])
+
+
+# Loss
+
+
+def nats(weights, tokens, labels):
+    """Mean over all predictions that are not ignored, by the oracle."""
+    costs = []
+    for row, wanted in zip(tokens, labels, strict=True):
+        predicted = np.flatnonzero(wanted[1:] != IGNORED)
+        if len(predicted):
+            named = np.where(wanted == IGNORED, 0, wanted)
+            costs.append(token_losses_nats(logits(weights, CONFIG, row), named)[predicted])
+    return np.mean(np.concatenate(costs))
+
+
+@pytest.fixture(scope="module")
+def twin(port):
+    with port.float64() as twin:
+        yield twin
+
+
+@pytest.mark.parametrize("length", [2, 7, CONFIG.n_ctx])
+def test_the_loss_is_the_shifted_mean_in_nats(port, twin, length):
+    tokens = np.random.default_rng(length).integers(0, CONFIG.n_vocab, (3, length))
+    expected = nats(WEIGHTS, tokens, tokens)
+    assert_agrees(twin.loss(tokens, tokens), expected)
+    # float32: that nothing is grossly wrong.
+    assert port.loss(tokens, tokens) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "ignored", [[(0, 3)], [(0, 0)], [(0, 6), (1, 1)], [(1, j) for j in range(7)]]
+)
+def test_ignored_labels_are_ignored(twin, ignored):
+    labels = TOKENS.copy()
+    labels[tuple(zip(*ignored, strict=True))] = IGNORED
+    assert_agrees(twin.loss(TOKENS, labels), nats(WEIGHTS, TOKENS, labels))
+    # What is not predicted is not looked at: the first label of a row.
+    if ignored == [(0, 0)]:
+        assert twin.loss(TOKENS, labels) == twin.loss(TOKENS, TOKENS)
+
+
+@pytest.mark.parametrize("tokens", [TOKENS, TOKENS[:, :1]])
+def test_the_loss_of_no_prediction_is_no_number(port, tokens):
+    assert np.isnan(port.loss(tokens, np.full_like(tokens, IGNORED)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (TOKENS[:, 1:], r"a label for each token, not int\[2, 6\] for int\[2, 7\]"),
+        (np.full_like(TOKENS, CONFIG.n_vocab), "label value of 101"),
+        (np.full_like(TOKENS, -1), "label value of -1"),
+    ],
+)
+def test_impossible_labels_are_refused(port, labels, message):
+    with pytest.raises(PortError, match=message):
+        port.loss(TOKENS, labels)
+
+
+def test_asking_for_the_loss_changes_no_bit_of_the_forward_pass(port, twin):
+    before = port.logits(TOKENS), twin.logits(TOKENS)
+    port.loss(TOKENS, TOKENS), twin.loss(TOKENS, TOKENS)
+    assert same_bits(before[0], port.logits(TOKENS))
+    assert same_bits(before[1], twin.logits(TOKENS))

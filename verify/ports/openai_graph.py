@@ -83,6 +83,26 @@ class OpenAIGraph(Port):
                 write=partial(self._write, name, tuple(shape)),
             )
 
+    def loss(self, tokens: Tokens, labels: Tokens) -> float:
+        """Mean cross entropy in nats, by TensorFlow's operation, in the port's dtype.
+
+        Args:
+            tokens: int[B, T].
+            labels: int[B, T], the tokens themselves or IGNORED; the first of a row is not looked
+                at.
+
+        Returns:
+            NaN where nothing is to be predicted.
+
+        Raises:
+            PortError: as `logits`; labels of another shape, or that are no tokens.
+        """
+        tokens, labels = int32(tokens), int32(labels)
+        if labels.shape != tokens.shape:
+            found = f"int{list(labels.shape)} for int{list(tokens.shape)}"
+            raise PortError(f"{self.name}: a label for each token, not {found}")
+        return float(self._call("loss", tokens, labels, dtype=self.dtype).arrays[0])
+
     def tying(self) -> tuple[bool, str]:
         """Whether one variable feeds both the gather and the last product of the graph that is run,
         and which operations those are."""

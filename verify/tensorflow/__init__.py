@@ -3,9 +3,10 @@
 `start` begins that process; the other modules are its inside, and the main process imports none of
 them (nor TensorFlow, ever):
 
-graph.py   the published architecture as a TensorFlow 1 graph
-meta.py    the forward graph that a checkpoint's ``.meta`` may hold
-worker.py  the commands; run as ``python -m verify.tensorflow.worker``
+graph.py     the published architecture as a TensorFlow 1 graph
+training.py  its loss and derivatives
+meta.py      the forward graph that a checkpoint's ``.meta`` may hold
+worker.py    the commands; run as ``python -m verify.tensorflow.worker``
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ graph can be run block by block with that one tensor fed, and memory is one laye
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,9 +72,17 @@ class Published:
     def sites(self, dtype: str) -> dict[str, Tensor]:
         """Site → tensor in the order of computation; both precisions share the variables."""
         if dtype not in self._sites:
+            root = SCOPE if dtype == "float32" else f"{dtype}/{SCOPE}"
             with self.graph.as_default():
-                self._sites[dtype] = dict(forward(self, tf.as_dtype(dtype)))
+                weights = Weights(self.variables, dtype)
+                self._sites[dtype] = dict(forward(self.config, self.tokens, weights, root))
         return self._sites[dtype]
+
+    @contextmanager
+    def added(self, root: str) -> Iterator[None]:
+        """What is built within is added to the graph, under that scope."""
+        with self.graph.as_default(), scope(root):
+            yield
 
     def assign(self, name: str, value: NDArray[np.float32]) -> None:
         """Set one variable. The value passes through its initializer, so the graph does not grow
@@ -122,24 +130,50 @@ def segments(config: Config) -> Iterator[list[str]]:
     yield ["ln_f", "logits"]
 
 
-def forward(model: Published, dtype: tf.DType) -> Iterator[tuple[str, Tensor]]:
-    """Build the graph in one precision: ``(site, tensor)`` in order, lines 147 to 174."""
-    root = SCOPE if dtype == tf.float32 else f"{dtype.name}/{SCOPE}"
+class Weights:
+    """Variables in one precision, each cast where it is used and kept for no longer.
 
-    def w(name: str) -> Tensor:
-        return tf.cast(model.variables[name], dtype)
+    Args:
+        variables: checkpoint name → variable, or a tensor that stands for it.
+        dtype: of what is computed with them.
+    """
 
+    def __init__(self, variables: Mapping[str, Any], dtype: str) -> None:
+        self._variables, self._dtype = variables, tf.as_dtype(dtype)
+
+    def __call__(self, name: str) -> Tensor:
+        """The whole tensor."""
+        return tf.cast(self._variables[name], self._dtype)
+
+    def rows(self, name: str, ids: Tensor) -> Tensor:
+        """Some rows of it; the others are not cast."""
+        return tf.cast(tf.gather(self._variables[name], ids), self._dtype)
+
+
+def forward(
+    config: Config, tokens: Tensor, w: Weights, root: str, past: Tensor | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Build the graph in one precision: ``(site, tensor)`` in order, lines 147 to 174.
+
+    Args:
+        config: sizes.
+        tokens: int32[B, T].
+        w: the variables.
+        root: the scope of its operations.
+        past: keys and values of the positions before, [B, L, 2, H, S, K]. With it there is a
+            further ``h.0.attn.present`` in each block, [B, 2, H, T, K]: what these tokens add.
+    """
     with scope(root):
-        positions = tf.tile(
-            tf.expand_dims(tf.range(tf.shape(model.tokens)[1]), 0), [tf.shape(model.tokens)[0], 1]
-        )
-        token_rows = tf.cast(tf.gather(model.variables["wte"], model.tokens), dtype)
-        position_rows = tf.cast(tf.gather(model.variables["wpe"], positions), dtype)
-        x = token_rows + position_rows
+        steps = tf.range(tf.shape(tokens)[1])
+        if past is not None:  # lines 145 and 157
+            steps += tf.shape(past)[-2]
+        positions = tf.tile(tf.expand_dims(steps, 0), [tf.shape(tokens)[0], 1])
+        x = w.rows("wte", tokens) + w.rows("wpe", positions)
+        pasts = [None] * config.n_layer if past is None else tf.unstack(past, config.n_layer, 1)
     yield "embed", x
-    for layer in range(model.config.n_layer):
+    for layer in range(config.n_layer):
         with when_reached(x):
-            for site, value in block(x, layer, model.config.n_head, w, root):
+            for site, value in block(x, layer, config.n_head, w, root, pasts[layer]):
                 yield site, value
         x = value
     with when_reached(x), scope(f"{root}/ln_f"):
@@ -147,18 +181,20 @@ def forward(model: Published, dtype: tf.DType) -> Iterator[tuple[str, Tensor]]:
     yield "ln_f", x
     with when_reached(x), scope(root):
         # One variable is read twice, by the gather above and here: the head is tied (line 172).
-        flat = tf.matmul(tf.reshape(x, [-1, model.config.n_embd]), w("wte"), transpose_b=True)
-        yield "logits", tf.reshape(flat, [*shape_of(x)[:-1], model.config.n_vocab], "logits")
+        flat = tf.matmul(tf.reshape(x, [-1, config.n_embd]), w("wte"), transpose_b=True)
+        yield "logits", tf.reshape(flat, [*shape_of(x)[:-1], config.n_vocab], "logits")
 
 
-def block(x: Tensor, layer: int, n_head: int, w: Any, root: str) -> Iterator[tuple[str, Tensor]]:
+def block(
+    x: Tensor, layer: int, n_head: int, w: Weights, root: str, past: Tensor | None
+) -> Iterator[tuple[str, Tensor]]:
     """Lines 124 to 132: each half adds to the residual stream what it makes of its norm."""
     at, own = f"h.{layer}", f"h{layer}"
     with scope(f"{root}/{own}/ln_1"):
         normed = norm(x, w(f"{own}/ln_1/g"), w(f"{own}/ln_1/b"))
     yield f"{at}.ln_1", normed
     with scope(f"{root}/{own}/attn"):
-        for part, value in attention(normed, f"{own}/attn", n_head, w):
+        for part, value in attention(normed, f"{own}/attn", n_head, w, past):
             yield f"{at}.attn.{part}", value
     with scope(f"{root}/{own}"):
         x = x + value
@@ -177,11 +213,17 @@ def block(x: Tensor, layer: int, n_head: int, w: Any, root: str) -> Iterator[tup
         yield f"{at}.resid_post", x + out
 
 
-def attention(x: Tensor, own: str, n_head: int, w: Any) -> Iterator[tuple[str, Tensor]]:
-    """Lines 69 to 113, for a sequence without a past."""
+def attention(
+    x: Tensor, own: str, n_head: int, w: Weights, past: Tensor | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Lines 69 to 113."""
     qkv = conv1d(x, w(f"{own}/c_attn/w"), w(f"{own}/c_attn/b"))
     yield "qkv", qkv
     q, k, v = (split_heads(part, n_head) for part in tf.split(qkv, 3, axis=-1))
+    if past is not None:  # lines 105 to 109
+        yield "present", tf.stack([k, v], axis=1)
+        past_k, past_v = tf.unstack(past, 2, axis=1)
+        k, v = tf.concat([past_k, k], axis=-2), tf.concat([past_v, v], axis=-2)
     # Line 96 multiplies by rsqrt of the head's size; it does not divide by the root.
     scores = tf.matmul(q, k, transpose_b=True) * tf.math.rsqrt(tf.cast(v.shape[-1], v.dtype))
     yield "scores", scores

@@ -34,6 +34,7 @@ class Commands:
 
     def __init__(self) -> None:
         self._models: dict[str, Any] = {}
+        self._trainings: dict[tuple[str, str], Any] = {}
         self._readers: dict[str, Any] = {}
 
     def build(self, config: dict[str, int], model: str = ORIGINAL) -> None:
@@ -81,8 +82,13 @@ class Commands:
         found = find_forward(self._model(model).graph)
         return [({"tied": found.logits is not None, "description": found.description}, [])]
 
+    def loss(self, tokens: Array, labels: Array, dtype: str, model: str = ORIGINAL) -> Answer:
+        """Mean cross entropy in nats."""
+        return [({}, [self._training(model, dtype).loss(tokens, labels)])]
+
     def release(self, model: str = ORIGINAL) -> None:
         """Give up the model and its variables."""
+        self._trainings = {key: t for key, t in self._trainings.items() if key[0] != model}
         self._models.pop(model).session.close()
 
     def meta(self, tokens: Array, prefix: str) -> Answer:
@@ -113,6 +119,13 @@ class Commands:
         if name not in self._models:
             raise GptVerifyError("no model was built")
         return self._models[name]
+
+    def _training(self, model: str, dtype: str) -> Any:
+        from verify.tensorflow.training import Training
+
+        if (model, dtype) not in self._trainings:
+            self._trainings[model, dtype] = Training(self._model(model), dtype)
+        return self._trainings[model, dtype]
 
     def _reader(self, prefix: str) -> Any:
         if prefix not in self._readers:
