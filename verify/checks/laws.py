@@ -11,6 +11,12 @@ from dataclasses import dataclass
 
 from reference.config import Config
 from verify.checks.device import check_device
+from verify.checks.loss import (
+    check_loss,
+    check_loss_batch,
+    check_loss_ignored,
+    check_loss_reference,
+)
 from verify.checks.precision import check_precision
 from verify.checks.subject import Subject
 from verify.checks.tying import at_the_logits, check_graph, check_storage, check_value
@@ -66,4 +72,8 @@ LAWS: tuple[Law, ...] = (
     Law("tying.graph", check_graph, ("tying",), at_the_logits),
     Law("precision", check_precision, ("activations",)),
     Law("device", check_device),
+    Law("loss.value", check_loss, ("loss",)),
+    Law("loss.ignored", check_loss_ignored, ("loss",)),
+    Law("loss.batch", check_loss_batch, ("loss",)),
+    Law("loss.reference", check_loss_reference, ("loss",)),
 )
