@@ -1,0 +1,102 @@
+"""Ports whose head and embedding are not one matrix, or do not stay one.
+
+Each function alters transformers' GPT-2 after it was loaded.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def _own_head(model: Any, weight: torch.Tensor) -> None:
+    model.lm_head.weight = nn.Parameter(weight)
+
+
+def _wte(model: Any) -> torch.Tensor:
+    table: torch.Tensor = model.transformer.wte.weight.detach()
+    return table
+
+
+# By value
+
+
+def head_drawn_anew(model: Any) -> None:
+    """The head was left as it was initialised: no tensor of the checkpoint is loaded into it."""
+    generator = torch.Generator().manual_seed(0)
+    _own_head(model, torch.empty_like(_wte(model)).normal_(0, 0.02, generator=generator))
+
+
+def head_scaled(model: Any) -> None:
+    """A head of its own, scaled by √D as in the original transformer."""
+    _own_head(model, _wte(model) * model.config.n_embd**0.5)
+
+
+def head_through_half_precision(model: Any) -> None:
+    """A head of its own that went through bfloat16."""
+    _own_head(model, _wte(model).bfloat16().to(_wte(model).dtype))
+
+
+def head_one_bit(model: Any) -> None:
+    """One bit of one number differs."""
+    head = _wte(model).clone()
+    head.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[head.itemsize])[3, 5] ^= 1
+    _own_head(model, head)
+
+
+# By storage
+
+
+def head_copied(model: Any) -> None:
+    """The head is a parameter of its own with equal values: right today, and only today."""
+    _own_head(model, _wte(model).clone())
+
+
+class _Buffered(nn.Module):
+    """A last product with a transposed copy that no list of parameters shows."""
+
+    def __init__(self, weight_VD: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer(
+            "weight_DV", weight_VD.t().clone(memory_format=torch.contiguous_format)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight_DV
+
+
+def head_in_a_buffer(model: Any) -> None:
+    """The head was cached as a transposed buffer, because that multiplies faster."""
+    model.lm_head = _Buffered(_wte(model))
+
+
+def head_kept_by_a_closure(model: Any) -> None:
+    """The head is still named lm_head.weight and tied, but the product reads a copy."""
+    kept = _wte(model).clone()
+    model.lm_head.forward = lambda x: F.linear(x, kept.to(x.dtype))
+
+
+def head_copied_in_part(model: Any) -> None:
+    """The last third of the vocabulary is kept apart, as a sharded head keeps it."""
+    split = 2 * len(_wte(model)) // 3
+    kept = _wte(model)[split:].clone()
+
+    def forward(head: Any, x: torch.Tensor) -> torch.Tensor:
+        shards = (F.linear(x, head.weight[:split]), F.linear(x, kept.to(x.dtype)))
+        return torch.cat(shards, dim=-1)
+
+    model.lm_head.forward = types.MethodType(forward, model.lm_head)
+
+
+def lookup_copied(model: Any) -> None:
+    """Tokens are looked up in a copy; the head reads the table that both names stand for."""
+    kept = _wte(model).clone()
+
+    def forward(table: Any, ids: torch.Tensor) -> torch.Tensor:
+        return F.embedding(ids, kept.to(table.weight.dtype))
+
+    model.transformer.wte.forward = types.MethodType(forward, model.transformer.wte)
