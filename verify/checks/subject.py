@@ -14,7 +14,7 @@ from reference.config import Config
 from verify.checkpoint import Checkpoint
 from verify.checkpoint.vocabulary import load
 from verify.matching import Matching
-from verify.numerics.cascade import Lockstep
+from verify.numerics.floor import Floor, measure_floor
 from verify.numerics.precision import PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights
 from verify.ports.port import NotExamined as NotExamined
@@ -43,7 +43,7 @@ class Subject:
     seed: int = 0
     parameters: Sequence[Parameter] = ()
     matching: Matching | None = None
-    _floors: dict[bytes, Floats] = field(default_factory=dict, repr=False)
+    _floors: dict[bytes, Floor] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> Config:
@@ -77,36 +77,49 @@ class Subject:
         step = self.rng(tokens.size, *key).integers(1, n, tokens.shape, dtype=np.int64)
         return np.asarray((tokens + step) % n, np.int64)
 
-    def floor(self, tokens_T: Tokens) -> Floats:
-        """RMS noise of the logits at each position, [T]: what rounding in the port's precision
-        does to the oracle. Measured when first asked for, and kept."""
-        key = np.ascontiguousarray(tokens_T, np.int64).tobytes()
-        if key not in self._floors:
-            squares = np.zeros(len(tokens_T))
-            with np.errstate(all="ignore"):
-                lockstep = Lockstep(self.config, self.weights, self.precision, tokens_T)
-                for _, _, noise in lockstep.logits():
-                    squares += (noise**2).sum(axis=-1)
-            self._floors[key] = np.sqrt(squares / self.config.n_vocab)
-        return self._floors[key]
+    def measured(self, tokens_T: Tokens, first: int = 0) -> Floor:
+        """What rounding does to the logits from position ``first`` on; kept once measured.
 
-    def floors(self, difference_TV: Floats, tokens_T: Tokens, first: int = 0) -> float:
-        """How many noise floors two versions of the same logits are apart (RMS over positions).
+        NotExamined where the oracle overflows in the port's precision: it has no floor.
+        """
+        key = np.ascontiguousarray(tokens_T, np.int64).tobytes()
+        kept = self._floors.get(key)
+        if kept is None or len(kept.rms_T) < len(tokens_T) - first:
+            kept = measure_floor(self.config, self.weights, self.precision, tokens_T, first)
+            self._floors[key] = kept
+        if not np.isfinite(kept.rms_T).all():
+            raise NotExamined(f"the reference overflows in {self.precision.name}")
+        return kept
+
+    def floor(self, tokens_T: Tokens, first: int = 0) -> Floats:
+        """RMS noise of the logits at each position from ``first`` on, [T - first]: what rounding
+        in the port's precision does to the oracle."""
+        return self.measured(tokens_T, first).rms_T[first - len(tokens_T) :]
+
+    def position_floors(self, squares_T: Floats, tokens_T: Tokens, first: int = 0) -> Floats:
+        """How many noise floors two versions of the same logits are apart at each position.
 
         Args:
-            difference_TV: of positions ``first`` to the end of ``difference_TV``.
+            squares_T: mean over the vocabulary of their squared difference, at the positions from
+                ``first`` on, not necessarily to the end; infinite where one is not finite.
+            tokens_T: the whole sequence.
+        """
+        if not squares_T.any():
+            return np.zeros(len(squares_T))
+        return np.sqrt(squares_T) / self.floor(tokens_T, first)[: len(squares_T)]
+
+    def floors(self, difference_TV: Floats, tokens_T: Tokens, first: int = 0) -> float:
+        """The same over all positions (RMS); infinite where something is not finite.
+
+        Args:
+            difference_TV: of the positions from ``first`` on, not necessarily to the end.
             tokens_T: the whole sequence.
             first: position of the first row of ``difference_TV``.
         """
         if not np.isfinite(difference_TV).all():
             return float("inf")
         squares_T = np.mean(np.asarray(difference_TV, np.float64) ** 2, axis=-1)
-        if not squares_T.any():
-            return 0.0
-        floor_T = self.floor(tokens_T)[first : first + len(squares_T)]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios_T = np.where(squares_T > 0, squares_T / floor_T**2, 0.0)
-        return float(np.sqrt(np.mean(ratios_T)))
+        return float(np.sqrt(np.mean(self.position_floors(squares_T, tokens_T, first) ** 2)))
 
 
 def same_bits(a: Floats, b: Floats) -> bool:

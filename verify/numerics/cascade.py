@@ -66,10 +66,13 @@ class Lockstep:
         exact, noisy = self._passed[name]
         return exact, (noisy - exact) * self.scale
 
-    def logits(self) -> Iterator[tuple[int, Floats, Floats]]:
-        """The last site in tiles: ``(first token, exact, noise)``, each [T, tile]."""
+    def logits(self, first: int = 0) -> Iterator[tuple[int, Floats, Floats]]:
+        """The last site in tiles: ``(first token, exact, noise)``, each [T, tile].
+
+        ``first``: the positions before it are left out.
+        """
         self.value("ln_f")
-        exact_TD, noisy_TD = self._passed["ln_f"]
+        exact_TD, noisy_TD = (x_TD[first:] for x_TD in self._passed["ln_f"])
         wte_VD = self._weights["wte"]
         for rows in vocabulary_tiles(len(exact_TD), len(wte_VD)):
             tile_VD = wte_VD[rows]

@@ -1,0 +1,82 @@
+"""How far rounding moves the logits of one sequence, position by position.
+
+The floor is measured: the oracle in the port's precision against the oracle in float64. But one
+measurement is one draw. The noise of a single logit, or of a position of a model with one token,
+can happen to be zero, and any correct port would then look wrong. So the noise of a position counts
+as no less than that of the sequence (root mean square), and what the last two operations may spend
+by themselves, their budget, is added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.config import Config
+from verify.numerics import budgets
+from verify.numerics.budgets import Measured
+from verify.numerics.cascade import Lockstep
+from verify.numerics.local import vocabulary_tiles
+from verify.numerics.precision import Precision
+from verify.numerics.weights import DeclaredWeights
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What rounding does to the logits of one sequence.
+
+    Attributes:
+        rms_T: root mean square over the vocabulary, for each position that was asked for.
+        last_V: the oracle's logits at the last position, in float64.
+    """
+
+    rms_T: Floats
+    last_V: Floats
+
+
+def measure_floor(
+    config: Config,
+    weights: DeclaredWeights,
+    precision: Precision,
+    tokens_T: NDArray[np.integer],
+    first: int = 0,
+) -> Floor:
+    """The floor of the positions from ``first`` on."""
+    with np.errstate(all="ignore"):  # what overflows has no floor, and whoever asks is told
+        lockstep = Lockstep(config, weights, precision, tokens_T)
+        stream = lockstep.value(f"h.{config.n_layer - 1}.resid_post")
+        assert stream is not None, "sites are asked for in their order"
+        gain_D, bias_D = weights.float64("ln_f/g"), weights.float64("ln_f/b")
+        normed = budgets.layer_norm(precision, Measured(stream[0][first:]), gain_D, bias_D)
+        size = len(tokens_T) - first
+        noise_T, squares_T, last = np.zeros(size), np.zeros(size), []
+        for _, exact, noise in lockstep.logits(first):
+            noise_T += (noise**2).sum(axis=-1)
+            squares_T += (exact**2).sum(axis=-1)
+            last.append(exact[-1])
+        noise_T, squares_T = noise_T / config.n_vocab, squares_T / config.n_vocab
+        noise_T = np.maximum(noise_T, noise_T.mean())
+        budget_T = _unembedding(config, weights, precision, normed, squares_T)
+        return Floor(np.sqrt(noise_T + budget_T), np.concatenate(last))
+
+
+def _unembedding(
+    config: Config, weights: DeclaredWeights, p: Precision, normed: Measured, squares_T: Floats
+) -> Floats:
+    """Mean over the vocabulary of ``budgets.unembed``, squared, [T], without computing it for
+    every token: x² w² is summed over the tokens first."""
+    wte_VD = weights["wte"]
+    mean_D = np.zeros(config.n_embd)
+    for rows in vocabulary_tiles(config.n_embd, config.n_vocab):
+        mean_D += (wte_VD[rows].astype(np.float64) ** 2).sum(axis=0)
+    mean_D /= config.n_vocab
+    assert normed.budget is not None, "an operation's result has a budget"
+    budget_T = config.n_embd * p.u_sum**2 * (normed.value**2 @ mean_D + squares_T)
+    budget_T += 2 * p.u**2 * squares_T
+    if p.name == "float64":
+        budget_T *= 2  # as in ``budgets``: the oracle rounds as well
+    return np.maximum(budget_T + normed.budget**2 @ mean_D, p.tiny**2)
