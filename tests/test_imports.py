@@ -18,6 +18,7 @@ MATHEMATICS = ("reference.ops", "reference.model", "reference.lens", "reference.
 FRAMEWORK_CODE = (
     "verify/faults/model",
     "verify/ports/torch_",
+    "verify/tensorflow/cache",
     "verify/tensorflow/graph",
     "verify/tensorflow/meta",
     "verify/tensorflow/training",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from models import CONFIG, checkpoint
-from oracle import assert_agrees
+from oracle import assert_agrees, distance
 
 from reference import logits, tensor_table
 from reference.loss import token_losses_nats
@@ -113,8 +113,7 @@ def test_the_loss_is_the_shifted_mean_in_nats(port, twin, length):
     tokens = np.random.default_rng(length).integers(0, CONFIG.n_vocab, (3, length))
     expected = nats(WEIGHTS, tokens, tokens)
     assert_agrees(twin.loss(tokens, tokens), expected)
-    # float32: that nothing is grossly wrong.
-    assert port.loss(tokens, tokens) == pytest.approx(expected, rel=1e-5)
+    assert distance(port.loss(tokens, tokens), expected) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -152,3 +151,102 @@ def test_asking_for_the_loss_changes_no_bit_of_the_forward_pass(port, twin):
     port.loss(TOKENS, TOKENS), twin.loss(TOKENS, TOKENS)
     assert same_bits(before[0], port.logits(TOKENS))
     assert same_bits(before[1], twin.logits(TOKENS))
+
+
+# Cache
+
+
+def decoded(port, tokens, *splits):
+    """Logits of the parts between the splits, decoded one after the other."""
+    parts, cache = [], None
+    for part in np.split(tokens, splits, axis=1):
+        found, cache = port.step(part, cache)
+        parts.append(found)
+    return np.concatenate(parts, axis=1)
+
+
+def held(port):
+    return port._worker.call("held").fields
+
+
+@pytest.mark.parametrize("split", range(1, 7))
+def test_every_split_is_the_full_pass(port, twin, split):
+    expected = np.stack([logits(WEIGHTS, CONFIG, row) for row in TOKENS])
+    assert_agrees(decoded(twin, TOKENS, split), expected)
+    assert_agrees(decoded(twin, TOKENS, split, 7), expected)  # nothing is added at the end
+    # float32: that nothing is grossly wrong; noise floors judge the rest.
+    assert distance(decoded(port, TOKENS, split), expected) < 1e-5
+
+
+def test_token_by_token_to_the_last_position(twin):
+    tokens = np.random.default_rng(1).integers(0, CONFIG.n_vocab, (1, CONFIG.n_ctx))
+    found = decoded(twin, tokens, *range(1, CONFIG.n_ctx))
+    assert_agrees(found[0], logits(WEIGHTS, CONFIG, tokens[0]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_step_from_nothing_has_the_bits_of_the_forward_pass(port, twin, dtype):
+    judged = {"float32": port, "float64": twin}[dtype]
+    before = judged.logits(TOKENS)
+    found, _cache = judged.step(TOKENS, None)
+    assert same_bits(found, before)
+    assert same_bits(judged.logits(TOKENS), before)
+    assert found.dtype == dtype
+
+
+def test_positions_advance_with_the_cache(twin):
+    """The same token twice is told apart by its position alone, once one token is in the cache."""
+    first, cache = twin.step(TOKENS[:, :1], None)
+    second, _ = twin.step(TOKENS[:, :1], cache)
+    twice = np.stack([logits(WEIGHTS, CONFIG, row.repeat(2)) for row in TOKENS[:, :1]])
+    assert_agrees(first[:, 0], twice[:, 0])
+    assert_agrees(second[:, 0], twice[:, 1])
+
+
+def test_two_sequences_that_take_turns_do_not_disturb_each_other(twin):
+    a, b = TOKENS, TOKENS[:, ::-1]
+    _, cache_a = twin.step(a[:, :3], None)
+    _, cache_b = twin.step(b[:, :4], None)
+    last_a, _ = twin.step(a[:, 3:], cache_a)
+    last_b, _ = twin.step(b[:, 4:], cache_b)
+    assert_agrees(last_a, np.stack([logits(WEIGHTS, CONFIG, row)[3:] for row in a]))
+    assert_agrees(last_b, np.stack([logits(WEIGHTS, CONFIG, row)[4:] for row in b]))
+
+
+def test_beyond_the_last_position_is_refused(port):
+    tokens = np.zeros((1, CONFIG.n_ctx), np.int64)
+    _, cache = port.step(tokens, None)
+    with pytest.raises(PortError, match=r"= 19 is not in \[0, 19\)"):
+        port.step(tokens[:, :1], cache)
+    assert np.isfinite(port.logits(TOKENS)).all()
+
+
+def test_a_cache_is_used_once_and_by_its_own_port(port, twin):
+    _, cache = port.step(TOKENS, None)
+    port.step(TOKENS, cache)
+    _, wide = twin.step(TOKENS, None)
+    for foreign in (cache, wide):
+        with pytest.raises(PortError, match="used already, or is another port's"):
+            port.step(TOKENS, foreign)
+
+
+def test_a_cache_of_another_batch_is_refused(port):
+    _, cache = port.step(TOKENS, None)
+    with pytest.raises(PortError, match="Concat"):
+        port.step(TOKENS[:1], cache)
+
+
+def test_caches_are_released(port, twin):
+    port.logits(TOKENS)
+    assert held(port)["caches"] == 0
+    _, cache = port.step(TOKENS, None)
+    layers, keys_and_values, batch, length = CONFIG.n_layer, 2, *TOKENS.shape
+    expected = layers * keys_and_values * batch * length * CONFIG.n_embd * 4
+    assert held(port) == {"caches": 1, "bytes": expected}
+    _, cache = port.step(TOKENS, cache)  # the old one is gone
+    assert held(port) == {"caches": 1, "bytes": 2 * expected}
+    _, _other = twin.step(TOKENS, None)
+    assert held(port)["caches"] == 2
+    del cache, _other, _
+    port.logits(TOKENS)
+    assert held(port) == {"caches": 0, "bytes": 0}

@@ -6,7 +6,10 @@ model in one process. Nothing here imports TensorFlow.
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,6 +24,18 @@ from verify.worker import Worker
 
 #: Sites that wait to be looked at: about one block, so that memory is still a layer's.
 SITES_AHEAD = 12
+
+
+class _Cache:
+    """Stands for keys and values in the TensorFlow process.
+
+    It may be forgotten at any moment, in the middle of an answer too, so that the process is told
+    with the next request only.
+    """
+
+    def __init__(self, number: int, forgotten: deque[int]) -> None:
+        self.number = number
+        weakref.finalize(self, forgotten.append, number).atexit = False
 
 
 class OpenAIGraph(Port):
@@ -38,6 +53,14 @@ class OpenAIGraph(Port):
     def __init__(self, worker: Worker, model: str, dtype: Dtype, device: str) -> None:
         self._worker, self._model = worker, model
         self.dtype, self.device = dtype, device
+        self._forgotten: deque[int] = deque()
+
+    @contextmanager
+    def float64(self) -> Iterator[Port]:
+        """The same graph computing in float64, each variable cast where it is used."""
+        twin = OpenAIGraph(self._worker, self._model, "float64", self.device)
+        twin._forgotten = self._forgotten
+        yield twin
 
     def logits(self, tokens: Tokens) -> Floats:
         """One run of the whole graph.
@@ -103,6 +126,26 @@ class OpenAIGraph(Port):
             raise PortError(f"{self.name}: a label for each token, not {found}")
         return float(self._call("loss", tokens, labels, dtype=self.dtype).arrays[0])
 
+    def step(self, tokens: Tokens, cache: _Cache | None) -> tuple[Floats, _Cache]:
+        """Logits of tokens that follow those in the cache, and the cache with them added.
+
+        Keys and values stay in the TensorFlow process. A cache that is handed in is used up, also
+        where the step fails; one that is forgotten is released there with the next request.
+
+        Args:
+            tokens: int[B, S].
+            cache: of an earlier step of this very port; None at the start.
+
+        Returns:
+            float[B, S, V] in the port's dtype.
+
+        Raises:
+            PortError: as `logits`; a cache that was used already, or of another port.
+        """
+        number = None if cache is None else cache.number
+        frame = self._call("step", int32(tokens), cache=number, dtype=self.dtype)
+        return frame.arrays[0], _Cache(frame.fields["cache"], self._forgotten)
+
     def tying(self) -> tuple[bool, str]:
         """Whether one variable feeds both the gather and the last product of the graph that is run,
         and which operations those are."""
@@ -110,10 +153,18 @@ class OpenAIGraph(Port):
         return fields["tied"], fields["description"]
 
     def _call(self, command: str, *arrays: Array, **fields: Any) -> Frame:
+        self._forget()
         return self._worker.call(command, *arrays, model=self._model, **fields)
 
     def _stream(self, command: str, *arrays: Array, **fields: Any) -> Iterator[Frame]:
+        self._forget()
         return self._worker.stream(command, *arrays, model=self._model, **fields)
+
+    def _forget(self) -> None:
+        """Release the caches that nobody holds any more."""
+        if self._forgotten:
+            numbers = [self._forgotten.popleft() for _ in range(len(self._forgotten))]
+            self._worker.call("forget", caches=numbers, model=self._model)
 
     def _read(self, name: str) -> NDArray[np.float32]:
         value: NDArray[Any] = self._call("variable", name=name).arrays[0]

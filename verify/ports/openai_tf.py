@@ -6,8 +6,6 @@ run in a process of its own. Nothing here imports TensorFlow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from verify.checkpoint import Checkpoint
 from verify.checkpoint.tensorflow import as_stored
 from verify.errors import PortError
 from verify.ports.openai_graph import OpenAIGraph, int32
-from verify.ports.port import Floats, Port, Tokens
+from verify.ports.port import Floats, Tokens
 from verify.tensorflow import ORIGINAL, start
 from verify.worker import Worker
 
@@ -69,11 +67,6 @@ class OpenAITensorFlow(OpenAIGraph):
         except BaseException:
             self._worker.close()
             raise
-
-    @contextmanager
-    def float64(self) -> Iterator[Port]:
-        """The same graph computing in float64, each variable cast where it is used."""
-        yield OpenAIGraph(self._worker, self._model, "float64", self.device)
 
     def meta_graph(self, tokens: Tokens, keep: bool = False) -> MetaGraph:
         """Examine the graph that came with the checkpoint in ``.meta``, and compute its logits.

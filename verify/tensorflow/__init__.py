@@ -5,6 +5,7 @@ them (nor TensorFlow, ever):
 
 graph.py     the published architecture as a TensorFlow 1 graph
 training.py  its loss and derivatives
+cache.py     decoding with it
 meta.py      the forward graph that a checkpoint's ``.meta`` may hold
 worker.py    the commands; run as ``python -m verify.tensorflow.worker``
 """

@@ -7,7 +7,9 @@ A model (`build`) has variables, which are filled from arrays (`assign`) or from
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import wraps
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -29,19 +31,51 @@ else:
 Answer = Iterable[Item]
 
 
+@dataclass
+class _Model:
+    """One graph with its session, and what was added to it for each precision."""
+
+    published: Any
+    caches: dict[int, Array] = field(default_factory=dict)
+    _added: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    def training(self, dtype: str) -> Any:
+        from verify.tensorflow.training import Training
+
+        return self._add(Training, dtype)
+
+    def decoder(self, dtype: str) -> Any:
+        from verify.tensorflow.cache import Decoder
+
+        return self._add(Decoder, dtype)
+
+    def _add(self, part: Callable[[Any, str], Any], dtype: str) -> Any:
+        key = part.__name__, dtype
+        if key not in self._added:
+            self._added[key] = part(self.published, dtype)
+        return self._added[key]
+
+
+class _Models(dict[str, _Model]):
+    """By name."""
+
+    def __missing__(self, name: str) -> _Model:
+        raise GptVerifyError("no model was built")
+
+
 class Commands:
     """Each public method is a command; its arguments are the request's arrays, then its fields."""
 
     def __init__(self) -> None:
-        self._models: dict[str, Any] = {}
-        self._trainings: dict[tuple[str, str], Any] = {}
+        self._models = _Models()
+        self._numbers = count(1)
         self._readers: dict[str, Any] = {}
 
     def build(self, config: dict[str, int], model: str = ORIGINAL) -> None:
         """Make the published graph, its variables still without values."""
         from verify.tensorflow.graph import Published
 
-        self._models[model] = Published(Config.from_mapping(config))
+        self._models[model] = _Model(Published(Config.from_mapping(config)))
 
     def assign(self, value: Array, name: str, model: str = ORIGINAL) -> None:
         """Give one variable its value, in the stored shape."""
@@ -84,12 +118,32 @@ class Commands:
 
     def loss(self, tokens: Array, labels: Array, dtype: str, model: str = ORIGINAL) -> Answer:
         """Mean cross entropy in nats."""
-        return [({}, [self._training(model, dtype).loss(tokens, labels)])]
+        return [({}, [self._models[model].training(dtype).loss(tokens, labels)])]
+
+    def step(self, tokens: Array, cache: int | None, dtype: str, model: str = ORIGINAL) -> Answer:
+        """Decode; the cache that is handed in, by its number, is given up."""
+        asked = self._models[model]
+        past = None if cache is None else asked.caches.pop(cache, None)
+        if cache is not None and (past is None or past.dtype != dtype):
+            raise GptVerifyError("this cache was used already, or is another port's")
+        value, present = asked.decoder(dtype).step(tokens, past)
+        number = next(self._numbers)
+        asked.caches[number] = present
+        return [({"cache": number}, [value])]
+
+    def forget(self, caches: list[int], model: str = ORIGINAL) -> None:
+        """Give up caches that nobody will hand in; they may be gone already."""
+        for cache in caches:
+            self._models[model].caches.pop(cache, None)
+
+    def held(self, model: str = ORIGINAL) -> Answer:
+        """How many caches there are, and the bytes that they take."""
+        sizes = [cache.nbytes for cache in self._models[model].caches.values()]
+        return [({"caches": len(sizes), "bytes": sum(sizes)}, [])]
 
     def release(self, model: str = ORIGINAL) -> None:
-        """Give up the model and its variables."""
-        self._trainings = {key: t for key, t in self._trainings.items() if key[0] != model}
-        self._models.pop(model).session.close()
+        """Give up the model, its variables and its caches."""
+        self._models.pop(model).published.session.close()
 
     def meta(self, tokens: Array, prefix: str) -> Answer:
         """Examine the graph in ``prefix.meta`` and run it."""
@@ -116,16 +170,7 @@ class Commands:
         return [({}, [np.asarray(self._reader(prefix).get_tensor(name))])]
 
     def _model(self, name: str) -> Any:
-        if name not in self._models:
-            raise GptVerifyError("no model was built")
-        return self._models[name]
-
-    def _training(self, model: str, dtype: str) -> Any:
-        from verify.tensorflow.training import Training
-
-        if (model, dtype) not in self._trainings:
-            self._trainings[model, dtype] = Training(self._model(model), dtype)
-        return self._trainings[model, dtype]
+        return self._models[name].published
 
     def _reader(self, prefix: str) -> Any:
         if prefix not in self._readers:
