@@ -48,6 +48,23 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Cause:
+    """One known fault, and the failures that it explains.
+
+    Attributes:
+        fault: its name in the catalogue (``gpt-verify power`` lists them).
+        note: what else was found out about it: ``mantissa bit 3 of element [5]``; often empty.
+        where: sites, tensors or laws.
+        instead: other faults that explain the same failures as well.
+    """
+
+    fault: str
+    note: str
+    where: tuple[str, ...]
+    instead: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Waiver:
     """A law that a port declares not to bind it.
 
@@ -79,6 +96,7 @@ class PortReport:
         error: why the port could not be judged (one line), or None.
         first_divergence: the earliest site at which an operation is wrong by itself, or None.
         explained_by: names of faults that explain the divergence.
+        causes: the same, each with what it explains.
         mapping: the port's parameter name → what it is in the checkpoint.
         logits_floors: RMS error of the logits in noise floors, or None.
         seconds: wall time spent on this port.
@@ -94,6 +112,7 @@ class PortReport:
     error: str | None = None
     first_divergence: str | None = None
     explained_by: tuple[str, ...] = ()
+    causes: tuple[Cause, ...] = ()
     mapping: dict[str, str] = field(default_factory=dict)
     logits_floors: float | None = None
     seconds: float = 0.0

@@ -18,6 +18,7 @@ from verify.checks.laws import LACKS, LAWS, Law
 from verify.checks.logits import Determinism, LogitsComparison
 from verify.checks.subject import NotExamined, Subject
 from verify.checks.weights import check_weights
+from verify.diagnosis.port import Diagnosis, diagnose
 from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Status
 from verify.inputs import Input
@@ -73,7 +74,7 @@ def judge(
         error, work.exception = str(e), e
     except Exception as e:
         error, work.exception = f"{name or spec}: {one_line(e)}", e
-    findings, waived, unused = waive(work.complete(error), waivers)
+    findings, waived, unused = waive(work.diagnosis.annotated(work.complete(error)), waivers)
     if unused and error is None:
         error = f"{name}: {unused}"
     return PortReport(
@@ -85,6 +86,8 @@ def judge(
         waived=waived,
         error=error,
         first_divergence=first_divergence(findings, checkpoint.config),
+        explained_by=tuple(dict.fromkeys(cause.fault for cause in work.diagnosis.causes)),
+        causes=tuple(work.diagnosis.causes),
         mapping=work.mapping,
         logits_floors=work.logits_floors,
         seconds=round(time.perf_counter() - start, 2),
@@ -135,6 +138,8 @@ class _Work:
         self.mapping: dict[str, str] = {}
         self.logits_floors: float | None = None
         self.exception: Exception | None = None
+        self.diagnosis = Diagnosis()
+        self._comparisons: dict[str, SiteComparison] = {}
         self._why: dict[str, str] = {}
 
     def steps(self, port: Port) -> int:
@@ -154,6 +159,7 @@ class _Work:
         for law in LAWS:
             self._law(law, subject)
             self.progress.step(law.id)
+        self.diagnosis = diagnose(subject, self.inputs, self._comparisons, self.findings)
         self._stored_graph(port, weights)
 
     def _weights(self, port: Port, weights: DeclaredWeights) -> None:
@@ -184,6 +190,7 @@ class _Work:
             self._why[law] = f"the port does not run in float64: {one_line(e)}"
             self.findings += _failures(comparison.local_findings(law))
             return
+        self._comparisons[law] = comparison
         self.findings += comparison.local_findings(law)
 
     def _numbers(self, port: Port, weights: DeclaredWeights) -> None:
@@ -209,6 +216,7 @@ class _Work:
             except Exception:
                 self.findings += _failures(comparison.local_findings("activations.local"))
                 raise
+            self._comparisons["activations.local"] = comparison
             self.findings += comparison.local_findings("activations.local")
             self.findings += comparison.cascaded_findings("activations.cascaded")
         self.logits_floors = logits.floors

@@ -3,26 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from verify.diagnosis.explanation import Candidate, Explanation
-
-
-@dataclass(frozen=True)
-class Cause:
-    """One fault, and what it explains.
-
-    Attributes:
-        fault: its name.
-        note: what else was found out about it.
-        where: the failures that it explains.
-        instead: other faults that explain the same failures as well.
-    """
-
-    fault: str
-    note: str
-    where: tuple[str, ...]
-    instead: tuple[str, ...] = ()
+from verify.findings import Cause
 
 
 def causes(explanations: Sequence[Explanation]) -> list[Cause]:

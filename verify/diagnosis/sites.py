@@ -45,6 +45,9 @@ class SiteDiagnosis:
         row: which row of the batch it is.
         failed: the sites to explain.
         faults: what to try.
+        own: the port's tensors that differ from the checkpoint's, by checkpoint name (``lm_head``
+            for a head of its own).
+        damage: what happened to each of those.
     """
 
     def __init__(
@@ -56,11 +59,14 @@ class SiteDiagnosis:
         row: int,
         failed: Iterable[str],
         faults: Iterable[Fault],
+        own: Mapping[str, Floats] | None = None,
+        damage: Mapping[str, Candidate] | None = None,
     ) -> None:
         self._config, self._weights, self._precision = config, weights, precision
         self._tokens_T, self._row = tokens_T, row
         self._failed = set(failed)
         self._faults = [fault for fault in faults if fault.acts]
+        self._own, self._damage = own or {}, damage or {}
         self._sites = sites(config)
         self._oracle = LocalOracle(config, weights, precision, tokens_T)
         self._shown: dict[str, Floats] = {}
@@ -85,10 +91,18 @@ class SiteDiagnosis:
         assert expected.budget is not None, "an operation's result has a budget"
         before = _score(site, got, expected.value, expected.budget)
         candidates = []
+        if damage := self._damaged(site):
+            score = self._leaves(site, {}, got, expected)
+            if score is not None:
+                candidates.append(Candidate(damage.fault, score, damage.note))
         for fault in self._faults:
-            tried = self._try(fault, site, got, expected)
-            if tried is not None:
-                candidates.append(Candidate(fault.name, tried))
+            concerned = {site.name, *self._hidden(site)}
+            overrides = {n: fault.acts[k] for n in concerned if (k := kind_of(n)) in fault.acts}
+            if not overrides:
+                continue
+            score = self._leaves(site, overrides, got, expected, STEADY if fault.coarse else 1.0)
+            if score is not None:
+                candidates.append(Candidate(fault.name, score))
         candidates.sort(key=lambda candidate: candidate.score)
         limit = min(LIMIT_FLOORS, max(before * FRACTION, 1.0))
         accepted = tuple(c for c in candidates if c.score <= limit and c.score < before)
@@ -107,14 +121,23 @@ class SiteDiagnosis:
             np.concatenate(budgets, axis=-1),
         )
 
-    def _try(self, fault: Fault, site: Site, got: Floats, expected: Measured) -> float | None:
-        """What a fault leaves of the failure; None where it does not act here."""
-        concerned = {site.name, *self._hidden(site)}
-        overrides = {
-            name: fault.acts[kind] for name in concerned if (kind := kind_of(name)) in fault.acts
-        }
-        if not overrides:
-            return None
+    def _damaged(self, site: Site) -> Candidate | None:
+        """What happened to a tensor that this site reads."""
+        names = ["lm_head"] if site.name == "logits" and "lm_head" in self._own else site.weights
+        return next((self._damage[name] for name in names if name in self._damage), None)
+
+    def _leaves(
+        self,
+        site: Site,
+        overrides: Mapping[str, Act],
+        got: Floats,
+        expected: Measured,
+        fraction: float = 1.0,
+    ) -> float | None:
+        """What is left of the failure with these overrides and the port's own tensors.
+
+        None where they need what was not shown, or do not fit.
+        """
         predicted = self._predict(site, overrides, np.float64)
         if predicted is None or predicted.shape != got.shape:
             return None
@@ -125,7 +148,7 @@ class SiteDiagnosis:
         noise = np.where(np.isfinite(noise), noise, 0.0) * (self._precision.u / FLOAT32.u)
         row_noise = np.sqrt(np.mean(noise**2, axis=-1, keepdims=True))
         budget = np.sqrt(expected.budget**2 + noise**2 + row_noise**2)
-        return _score(site, got, predicted, budget, STEADY if fault.coarse else 1.0)
+        return _score(site, got, predicted, budget, fraction)
 
     def _hidden(self, site: Site) -> Iterator[str]:
         """Sites between this one and what the port has shown."""
@@ -139,8 +162,13 @@ class SiteDiagnosis:
     ) -> Floats | None:
         values = _Values(self._shown, lambda name: compute(self._sites[name]), dtype)
 
+        def lookup(name: str) -> Floats:
+            if name == "wte" and site.name == "logits" and "lm_head" in self._own:
+                name = "lm_head"
+            return self._own[name] if name in self._own else self._weights[name]
+
         def compute(at: Site) -> Floats:
-            call = Call(self._config, at, self._tokens_T, values, self._weights.__getitem__, dtype)
+            call = Call(self._config, at, self._tokens_T, values, lookup, dtype)
             return np.asarray(overrides.get(at.name, right)(call), dtype)
 
         try:

@@ -1,0 +1,196 @@
+"""All failures of one port, explained together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verify.diagnosis.cause import causes
+from verify.diagnosis.explanation import Candidate, Explanation
+from verify.diagnosis.sites import SiteDiagnosis
+from verify.diagnosis.tensors import Difference, explain
+from verify.faults.catalogue import CATALOGUE
+from verify.findings import Cause, Finding, Status
+from verify.numerics.precision import FLOAT64
+
+if TYPE_CHECKING:
+    from verify.checks.activations import SiteComparison
+    from verify.checks.subject import Subject
+    from verify.inputs import Input
+    from verify.matching import Placement
+    from verify.ports.port import Port
+
+Array = NDArray[np.floating]
+
+#: How often a port is run again to find what explains it.
+RUNS = 3
+
+
+class Diagnosis:
+    """What explains the failures of one port.
+
+    Attributes:
+        explanations: of each site and each tensor that failed by itself.
+        causes: the faults that explain most of them.
+    """
+
+    def __init__(
+        self, explanations: Sequence[Explanation] = (), findings: Sequence[Finding] = ()
+    ) -> None:
+        self.explanations = {explanation.where: explanation for explanation in explanations}
+        # A law that knows its own faults says which one it was.
+        named: dict[str, list[str]] = {}
+        for finding in findings:
+            if finding.status is Status.FAILED and "fault" in finding.details:
+                named.setdefault(finding.details["fault"], []).append(finding.id)
+        self.causes: list[Cause] = [
+            *causes(explanations),
+            *(Cause(fault, "", tuple(where)) for fault, where in named.items()),
+        ]
+
+    def annotated(self, findings: Iterable[Finding]) -> list[Finding]:
+        """The findings, each failure with what explains it."""
+        return [self._annotated(finding) for finding in findings]
+
+    def _annotated(self, finding: Finding) -> Finding:
+        if finding.status is not Status.FAILED or finding.site is None:
+            return finding
+        if finding.id == "weights.values":
+            tensors = [name for name in self.explanations if f"(it is {name}" in finding.message]
+            words = "; ".join(f"{name}: {self.explanations[name]}" for name in tensors)
+        elif finding.id in ("architecture", "activations.local", "logits"):
+            words = str(self.explanations.get(finding.site, ""))
+        else:
+            words = ""
+        if not words:
+            return finding
+        details = finding.details | {"explanation": words}
+        return replace(finding, message=f"{finding.message}; {words}", details=details)
+
+
+def diagnose(
+    subject: Subject,
+    inputs: Sequence[Input],
+    comparisons: Mapping[str, SiteComparison],
+    findings: Sequence[Finding],
+) -> Diagnosis:
+    """Explain every site and every tensor that failed by itself.
+
+    Args:
+        subject: the port.
+        inputs: what it was run on.
+        comparisons: ``architecture`` and ``activations.local``, where they were made.
+        findings: of the whole run.
+    """
+    tensors, own = _tensors(subject)
+    failed = {
+        law: [f.site for f in findings if f.id == law and f.status is Status.FAILED and f.site]
+        for law in comparisons
+    }
+    found: dict[str, Explanation] = {}
+    for law, comparison in comparisons.items():
+        # What the float64 run has explained need not be explained again, with less to see it by.
+        left = [site for site in failed[law] if site not in found]
+        found |= _explain_sites(subject, inputs, comparison, left, law, own, tensors)
+    return Diagnosis([*tensors.values(), *found.values()], findings)
+
+
+def _explain_sites(
+    subject: Subject,
+    inputs: Sequence[Input],
+    comparison: SiteComparison,
+    failed: Sequence[str],
+    law: str,
+    own: Mapping[str, Array],
+    tensors: Mapping[str, Explanation],
+) -> dict[str, Explanation]:
+    found: dict[str, Explanation] = {}
+    for _ in range(RUNS):
+        left = [site for site in failed if site not in found and comparison.local[site].worst]
+        if not left:
+            break
+        worst = comparison.local[left[0]].worst
+        assert worst is not None
+        item, row = inputs[worst.index[0]], worst.index[1]
+        twin = law == "architecture"
+        diagnosis = SiteDiagnosis(
+            subject.config,
+            subject.weights,
+            FLOAT64 if twin else subject.precision,
+            item.tokens[row],
+            row,
+            left,
+            CATALOGUE.values(),
+            own,
+            {name: e.best or Candidate("weights-unexplained", 0.0) for name, e in tensors.items()},
+        )
+        with _run(subject.port, twin) as port:
+            assert port.activations is not None, "the sites were shown before"
+            port.activations(item.tokens, diagnosis)
+        # A site whose failure does not show on this input is tried on its own worst one.
+        found |= {
+            site: explanation
+            for site, explanation in diagnosis.explanations.items()
+            if explanation.before > explanation.limit or site == left[0]
+        }
+        if left[0] not in found:
+            break
+    return found
+
+
+def _run(port: Port, twin: bool) -> AbstractContextManager[Port]:
+    if twin:
+        assert port.float64 is not None, "the architecture was judged in float64"
+        return port.float64()
+    return nullcontext(port)
+
+
+def _tensors(subject: Subject) -> tuple[dict[str, Explanation], dict[str, Array]]:
+    """Explanations of the tensors that differ, and what the port has in their place."""
+    if subject.matching is None:
+        return {}, {}
+    read = {parameter.name: parameter.read for parameter in subject.parameters}
+    explanations: dict[str, Explanation] = {}
+    own: dict[str, Array] = {}
+    for placement in subject.matching.placements:
+        if placement.exact:
+            continue
+        expected = _upright(placement, subject, placement.tensor)
+        got = read[placement.parameter]()
+        got = (
+            got.reshape(expected.T.shape).T if placement.transposed else got.reshape(expected.shape)
+        )
+        name = "lm_head" if placement.head else placement.tensor
+        explanation = explain(
+            Difference(
+                placement.tensor,
+                got,
+                expected,
+                lambda other, p=placement: _upright(p, subject, other),  # type: ignore[misc]
+                subject.config,
+            )
+        )
+        explanations[name] = replace(explanation, where=name)
+        _put(own, name, placement, got, subject)
+    return explanations, own
+
+
+def _upright(placement: Placement, subject: Subject, tensor: str) -> Array:
+    """A tensor, or the same part of it, ``[in, out]``."""
+    return replace(placement, tensor=tensor, transposed=False).expected(subject.weights)
+
+
+def _put(
+    own: dict[str, Array], name: str, placement: Placement, got: Array, subject: Subject
+) -> None:
+    if placement.part is None:
+        own[name] = got
+        return
+    whole = own.setdefault(name, np.array(subject.weights[placement.tensor]))
+    width = whole.shape[-1] // 3
+    whole[..., placement.part * width : (placement.part + 1) * width] = got
