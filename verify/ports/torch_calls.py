@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from verify.errors import PortError
+from verify.ports.torch_gradients import Differentiation
 from verify.ports.torch_trace import to_numpy
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def add_capabilities(port: TorchModule) -> None:
-    """Give a port ``loss``, ``step``, ``padded`` and ``padded_at`` where its module has them."""
+    """Give a port what its module has: from the arguments of its ``forward``, ``loss``, ``step``,
+    ``padded`` and ``padded_at``; from its having parameters, their derivatives."""
     takes = set(inspect.signature(port.module.forward).parameters)
     calls = _Calls(port)
     if "labels" in takes:
@@ -33,6 +35,10 @@ def add_capabilities(port: TorchModule) -> None:
         port.padded = calls.padded
         if "position_ids" in takes:
             port.padded_at = calls.padded_at
+    if any(parameter.is_floating_point() for parameter in port.module.parameters()):
+        differentiation = Differentiation(port)
+        port.gradients = differentiation.gradients
+        port.input_gradients = differentiation.input_gradients
 
 
 class _Calls:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from verify.numerics.precision import PRECISIONS
 from verify.numerics.weights import DeclaredWeights
 from verify.ports.port import Dtype, Floats, Parameter, Port, Tokens, Visit
 from verify.ports.torch_calls import add_capabilities, logits_of
+from verify.ports.torch_float64 import widened_each, widened_whole
 from verify.ports.torch_trace import SiteTrace, to_numpy
 
 _TORCH = {
@@ -50,14 +51,16 @@ class TorchModule(Port):
         self.name, self.device, self.weights_from = name, device, weights_from
         self.dtype = dtype or _declared(module)
         self._checkpoint = checkpoint
+        self.config = checkpoint.config
         self._call = call
         self._matching: Matching | None = None
         self._instrumented: SiteTrace | None = None
+        self._is_twin = False
         add_capabilities(self)
 
     def logits(self, tokens: Tokens) -> Floats:
         with torch.no_grad():
-            return to_numpy(self._run(tokens))
+            return to_numpy(self.run(tokens))
 
     def parameters(self) -> Iterator[Parameter]:
         for name, tensor in self.module.named_parameters(remove_duplicate=False):
@@ -92,7 +95,7 @@ class TorchModule(Port):
         self._instrumented = trace
         try:
             with torch.no_grad(), trace:
-                output = self._run(tokens)
+                output = self.run(tokens)
             trace.finish()
         finally:
             self._instrumented = None
@@ -108,84 +111,32 @@ class TorchModule(Port):
         parameters directly is widened as a whole instead.
         """
         probe = np.zeros((1, min(2, self._checkpoint.config.n_ctx)), np.int64)
-        for widen in (self._widen_each, self._widen_whole):
+        for widen in (widened_each, widened_whole):
             with ExitStack() as stack:
-                unread = stack.enter_context(widen())
+                unread = stack.enter_context(widen(self.module, lambda: self._instrumented))
                 try:
                     self.logits(probe)
                 except (RuntimeError, TypeError, PortError):
-                    if widen == self._widen_whole:
+                    if widen == widened_whole:
                         raise
                     continue
                 if unread:  # another module reads what these hold, and reads it in float32
                     continue
-                yield self
+                self._is_twin = True
+                try:
+                    yield self
+                finally:
+                    self._is_twin = False
                 return
 
     @contextmanager
-    def _widen_each(self) -> Iterator[set[torch.nn.Module]]:
-        """Yields the modules that hold tensors and have not run yet."""
-        undo: list[Callable[[], None]] = []
-        unread: set[torch.nn.Module] = set()
+    def differentiable(self) -> Iterator[None]:
+        """Leaves stay leaves: what is widened while it runs is widened as a whole instead."""
+        with widened_whole(self.module) if self._is_twin else nullcontext():
+            yield
 
-        def enter(module: torch.nn.Module, *_: Any) -> None:
-            unread.discard(module)
-            undo.append(self._widen(module))
-
-        def leave(*_: Any) -> None:
-            undo.pop()()
-
-        handles = []
-        for module in self.module.modules():
-            if any(True for _ in _own_tensors(module)):
-                unread.add(module)
-                handles.append(module.register_forward_pre_hook(enter, prepend=True))
-                handles.append(module.register_forward_hook(leave, always_call=True))
-        try:
-            yield unread
-        finally:
-            for handle in handles:
-                handle.remove()
-            while undo:
-                undo.pop()()
-
-    @contextmanager
-    def _widen_whole(self) -> Iterator[set[torch.nn.Module]]:
-        # One copy of what is shared: a tied head stays tied.
-        copies: dict[Hashable, torch.Tensor] = {}
-        undo = [self._widen(module, copies) for module in self.module.modules()]
-        try:
-            yield set()
-        finally:
-            for restore in undo:
-                restore()
-
-    def _widen(
-        self, module: torch.nn.Module, copies: dict[Hashable, torch.Tensor] | None = None
-    ) -> Callable[[], None]:
-        """Replace a module's own floating tensors by float64 copies; returns what undoes it."""
-        trace = self._instrumented
-        copies = {} if copies is None else copies
-        replaced: list[tuple[dict[str, Any], str, torch.Tensor, torch.Tensor]] = []
-        for where, name, tensor in list(_own_tensors(module)):
-            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), type(tensor))
-            if key not in copies:
-                copies[key] = _widened(tensor)
-            wide = copies[key]
-            if trace is not None:
-                trace.stands_for(wide, tensor)
-            where[name] = wide
-            replaced.append((where, name, tensor, wide))
-
-        def restore() -> None:
-            for where, name, tensor, wide in replaced:
-                where[name] = tensor
-                if trace is not None:
-                    trace.forget(wide)
-
-        return restore
-
-    def _run(self, tokens: Tokens) -> torch.Tensor:
+    def run(self, tokens: Tokens) -> torch.Tensor:
+        """The logits as the module returns them, with their graph where gradients are on."""
         ids = torch.as_tensor(np.ascontiguousarray(tokens, np.int64), device=self.device)
         output = logits_of(self._call(self.module, ids))
         if not isinstance(output, torch.Tensor):
@@ -196,22 +147,6 @@ class TorchModule(Port):
 def _write(tensor: torch.Tensor, value: Floats) -> None:
     with torch.no_grad():
         tensor.copy_(torch.from_numpy(np.array(value)))
-
-
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad(), torch.utils._python_dispatch._disable_current_modes():
-        wide = tensor.detach().to(torch.float64)
-    if isinstance(tensor, torch.nn.Parameter):
-        wide = torch.nn.Parameter(wide, requires_grad=tensor.requires_grad)
-    return wide
-
-
-def _own_tensors(module: torch.nn.Module) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:
-    """A module's own parameters and buffers, not its children's, that float64 would widen."""
-    for where in (module._parameters, module._buffers):
-        for name, tensor in where.items():
-            if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64:
-                yield where, name, tensor
 
 
 def _declared(module: torch.nn.Module) -> Dtype:

@@ -1,0 +1,230 @@
+"""Derivatives of a torch module's loss, and which part of those of wte came in by which end.
+
+The loss is ours, from the port's logits; everything from the logits back is the port's and
+autograd's. What each reader of wte contributes is taken from its node while the backward pass runs,
+so nothing is put in the place of anything, and a part that was detached is seen to be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch.nn import functional
+
+from verify.ports.port import Floats, Gradients, NotExamined, Tokens
+from verify.ports.torch_graph import Graph, Node
+from verify.ports.torch_memory import clusters, span, view_like
+from verify.ports.torch_parts import Outputs, Parts, Table, in_memory_of, wide_dtype
+from verify.ports.torch_trace import to_numpy
+
+if TYPE_CHECKING:
+    from verify.ports.torch_module import TorchModule
+
+Result = TypeVar("Result")
+
+#: Factors of the loss, the first of which the derivatives are finite with: float16's range ends at
+#: 6e-8 below, which most derivatives of a mean do not reach. Powers of two, hence exact.
+_HALF_SCALES = (2.0**16, 2.0**8, 1.0)
+
+
+class Differentiation:
+    """``gradients`` and ``input_gradients`` of a torch module."""
+
+    def __init__(self, port: TorchModule) -> None:
+        self._port = port
+
+    def gradients(self, tokens: Tokens) -> Gradients:
+        if tokens.shape[1] < 2:
+            raise ValueError("the loss needs at least two tokens")
+        return self._differentiated(lambda: self._gradients(tokens))
+
+    def input_gradients(self, tokens: Tokens, position: int) -> Floats:
+        if len(tokens) != 1 or not 0 <= position < tokens.shape[1] - 1:
+            raise ValueError(f"position {position} of tokens {list(tokens.shape)} predicts nothing")
+        return self._differentiated(lambda: self._input_gradients(tokens, position))
+
+    def graph(self, logits: torch.Tensor) -> Graph:
+        """What a run recorded.
+
+        Raises:
+            NotExamined: it recorded nothing.
+        """
+        if not logits.requires_grad:
+            raise NotExamined(
+                "no gradients: its output does not depend on its parameters differentiably"
+            )
+        tables = [table.tensor for table in self.tables()]
+        return Graph(logits, tables, self._placed(lambda tensor: tensor not in ("wte", "wpe")))
+
+    def tables(self) -> list[Table]:
+        """Parameters that were matched to wte, and others that lie in their memory."""
+        found: list[Table] = []
+        named = self._named()
+        for placement in self._port.matching.placements:
+            if placement.tensor == "wte":
+                found.append(Table(named[placement.parameter], placement.transposed))
+        known = {id(table.tensor) for table in found}
+        for first in tuple(found):
+            for other in named.values():
+                if id(other) not in known and (shared := in_memory_of(first, other)):
+                    found.append(shared)
+                    known.add(id(other))
+        return found
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Autograd on for every parameter; afterwards everything is as it was."""
+        device = torch.device(self._port.device)
+        states = [] if device.type == "cpu" else [torch.cuda.current_device()]
+        with ExitStack() as stack:
+            stack.enter_context(self._port.differentiable())
+            stack.enter_context(torch.random.fork_rng(states))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            frozen = [p for p in self._named().values() if not p.requires_grad]
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            try:
+                yield
+            finally:
+                for parameter in frozen:
+                    parameter.requires_grad_(False)
+
+    def _differentiated(self, compute: Callable[[], Result]) -> Result:
+        with self.recording():
+            try:
+                return compute()
+            except RuntimeError as error:
+                if "modified by an inplace operation" not in str(error):
+                    raise
+            # It overwrites what its backward pass needs, so that its users run it only forwards.
+            # The function that it computes has derivatives all the same.
+            with torch.autograd.graph.allow_mutation_on_saved_tensors():
+                return compute()
+
+    def _gradients(self, tokens: Tokens) -> Gradients:
+        named = self._named()
+        leaves = list({id(p): p for p in named.values()}.values())
+        for scale in self._scales():
+            logits = self._port.run(tokens)
+            graph = self.graph(logits)
+            with Parts(graph, self.tables(), self._shape()) as parts:
+                found = _derivatives(self._mean_loss(logits, tokens) * scale, leaves, graph)
+            totals = _shared(leaves, found)
+            if scale == 1 or all(bool(torch.isfinite(t).all()) for t in totals.values()):
+                break
+        arrays = {key: _unscaled(total, scale) for key, total in totals.items()}
+        return Gradients(
+            {name: arrays[id(p)] for name, p in named.items() if id(p) in arrays},
+            *(None if part is None else _unscaled(part, scale) for part in parts.values()),
+        )
+
+    def _input_gradients(self, tokens: Tokens, position: int) -> Floats:
+        shape = (tokens.shape[1], self._port.config.n_embd)
+        tables, positions = self.tables(), self._placed(lambda tensor: tensor == "wpe")
+        for scale in self._scales():
+            logits = self._port.run(tokens)
+            graph = self.graph(logits)
+            seen = Outputs(_embedding_nodes(graph, positions), shape)
+            target = torch.as_tensor(tokens[:, position + 1], device=logits.device)
+            loss = functional.cross_entropy(_wide(logits)[:, position], target)
+            leaves = [*(table.tensor for table in tables), *positions]
+            with seen:
+                found = _derivatives(loss * scale, leaves, graph)
+            value = seen.first()
+            if value is None:
+                value = _rows(found[len(tables) :], shape)
+            if scale == 1 or bool(torch.isfinite(value).all()):
+                break
+        return _unscaled(value, scale)
+
+    def _mean_loss(self, logits: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """Radford et al. 2018 (GPT), equation 1, divided by the number of predictions; in nats."""
+        if logits.shape[:2] != tokens.shape:
+            raise RuntimeError(f"logits {list(logits.shape)} for tokens {list(tokens.shape)}")
+        targets = torch.as_tensor(tokens[:, 1:].reshape(-1), device=logits.device)
+        return functional.cross_entropy(_wide(logits)[:, :-1].flatten(0, 1), targets)
+
+    def _scales(self) -> Sequence[float]:
+        half = any(p.dtype == torch.float16 for p in self._named().values())
+        return _HALF_SCALES if half else (1.0,)
+
+    def _named(self) -> dict[str, torch.Tensor]:
+        found = self._port.module.named_parameters(remove_duplicate=False)
+        return {name: p for name, p in found if p.is_floating_point()}
+
+    def _placed(self, wanted: Callable[[str], bool]) -> list[torch.Tensor]:
+        named = self._named()
+        placements = self._port.matching.placements
+        return [named[p.parameter] for p in placements if wanted(p.tensor)]
+
+    def _shape(self) -> tuple[int, int]:
+        return self._port.config.n_vocab, self._port.config.n_embd
+
+
+def _embedding_nodes(graph: Graph, positions: Sequence[torch.Tensor]) -> list[Node]:
+    """Operations whose output is the sum of embeddings, or a summand of it: the derivative with
+    respect to a summand is the same."""
+    joined = [graph.joins(tensor) for tensor in positions]
+    looked_up = [[read.node for read in graph.ends.lookups]]
+    placed = [graph.readers(tensor) for tensor in positions]
+    # Several readers of one kind each have a part of the sequence, and none has it all.
+    return [nodes[0] for nodes in (*joined, *looked_up, *placed) if len(nodes) == 1]
+
+
+def _rows(found: Sequence[torch.Tensor | None], shape: tuple[int, int]) -> torch.Tensor:
+    """Derivatives with respect to the rows of wpe, which one sequence reads once each."""
+    for value in found:
+        if value is not None and value.numel() % shape[1] == 0:
+            return value.reshape(-1, shape[1])[: shape[0]]
+    raise NotExamined("no gradients at the input: the sum of embeddings is not in its graph")
+
+
+def _derivatives(
+    loss: torch.Tensor, leaves: Sequence[torch.Tensor], graph: Graph
+) -> list[torch.Tensor | None]:
+    """d loss / d leaf of each; None for what it does not depend on."""
+    if not graph.recomputes:
+        return list(torch.autograd.grad(loss, leaves, allow_unused=True))
+    before = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    try:
+        loss.backward()
+        return [leaf.grad for leaf in leaves]
+    finally:
+        for leaf, grad in zip(leaves, before, strict=True):
+            leaf.grad = grad
+
+
+def _unscaled(tensor: torch.Tensor, scale: float) -> Floats:
+    return to_numpy(tensor if scale == 1 else tensor / scale)
+
+
+def _shared(
+    leaves: Sequence[torch.Tensor], found: Sequence[torch.Tensor | None]
+) -> dict[int, torch.Tensor]:
+    """Identity of a parameter → its derivative; what lies in the same memory is summed."""
+    own: dict[int, torch.Tensor] = {}
+    for leaf, value in zip(leaves, found, strict=True):
+        if value is not None:
+            dense = value.to_dense() if value.is_sparse else value
+            own[id(leaf)] = dense.to(wide_dtype(dense.dtype))
+    for cluster in clusters(leaves):
+        if len(cluster) == 1 or not any(id(leaf) in own for leaf in cluster):
+            continue
+        first, size = span(cluster)
+        flat = torch.zeros(size, dtype=wide_dtype(cluster[0].dtype), device=cluster[0].device)
+        for leaf in cluster:
+            if id(leaf) in own:
+                view_like(flat, leaf, first).add_(own[id(leaf)])
+        own |= {id(leaf): view_like(flat, leaf, first) for leaf in cluster}
+    return own
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """In float32, or float64 where it is that."""
+    return tensor.to(wide_dtype(tensor.dtype))

@@ -1,0 +1,150 @@
+"""What passes the two ends of wte, and any other operation, while a backward pass runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from verify.ports.torch_graph import Graph, Node, Read
+
+
+@dataclass(frozen=True)
+class Table:
+    """A parameter that is wte, or a head of its own in its place.
+
+    Attributes:
+        tensor: the parameter.
+        transposed: it is kept as [D, V].
+    """
+
+    tensor: torch.Tensor
+    transposed: bool
+
+
+def in_memory_of(table: Table, other: torch.Tensor) -> Table | None:
+    """Another parameter as a view of a table, if that is what it is."""
+    mine, its = table.tensor, other
+    if mine.untyped_storage().data_ptr() != its.untyped_storage().data_ptr():
+        return None
+    if mine.storage_offset() != its.storage_offset() or mine.numel() != its.numel():
+        return None
+    layout, its_layout = _layout(mine), _layout(its)
+    if its_layout not in (layout, layout[::-1]):
+        return None
+    return Table(other, table.transposed != (its_layout != layout))
+
+
+def _layout(tensor: torch.Tensor) -> list[tuple[int, int]]:
+    """Length and step of each axis that has one."""
+    axes = zip(tensor.shape, tensor.stride(), strict=True)
+    return [(length, step) for length, step in axes if length != 1]
+
+
+class Parts:
+    """What the two ends of wte contribute, [V, D] each, while a backward pass runs."""
+
+    def __init__(self, graph: Graph, tables: Sequence[Table], shape: tuple[int, int]) -> None:
+        self._graph, self._shape = graph, shape
+        self._tables = {id(table.tensor): table for table in tables}
+        self._sums: dict[bool, torch.Tensor] = {}
+
+    def __enter__(self) -> Parts:
+        ends = self._graph.ends
+        self._handles = [
+            self._watch(read, of_head)
+            for of_head, reads in ((True, ends.heads), (False, ends.lookups))
+            for read in reads
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def values(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """That of the lookup, that of the last product; None where they cannot be told apart."""
+        if not self._tables or self._graph.ends.hidden is not None:
+            return None, None
+        return self._value(of_head=False), self._value(of_head=True)
+
+    def _value(self, of_head: bool) -> torch.Tensor:
+        found = self._sums.get(of_head)
+        if found is None:  # a reader that was cut off contributes nothing
+            like = next(iter(self._tables.values())).tensor
+            found = torch.zeros(self._shape, dtype=wide_dtype(like.dtype), device=like.device)
+        return found
+
+    def _watch(self, read: Read, of_head: bool) -> torch.utils.hooks.RemovableHandle:
+        def collect(found: Sequence[torch.Tensor | None], _: object) -> None:
+            value = found[read.operand]
+            if value is not None:
+                self._pull(*read.source, value, of_head)
+
+        return read.node.register_hook(collect)
+
+    def _pull(self, node: Node, output: int, value: torch.Tensor, of_head: bool) -> None:
+        """Through the views and copies that lie between a reader and the parameter."""
+        leaf = self._graph.leaf(node)
+        if leaf is not None:
+            self._add(self._tables[id(leaf)], value, of_head)
+            return
+        given: list[torch.Tensor | None] = [None] * len(node._input_metadata)
+        given[output] = value
+        # What is written in Python is called by another name.
+        call: Any = getattr(node, "apply", node)
+        made = call(*given)
+        for (source, at), part in zip(node.next_functions, _tuple(made), strict=True):
+            if source is not None and part is not None:
+                self._pull(source, at, part, of_head)
+
+    def _add(self, table: Table, value: torch.Tensor, of_head: bool) -> None:
+        dense = value.to_dense() if value.is_sparse else value
+        rows = dense.reshape(self._shape[::-1]).t() if table.transposed else dense
+        rows = rows.reshape(self._shape).to(wide_dtype(dense.dtype))
+        before = self._sums.get(of_head)
+        self._sums[of_head] = rows if before is None else before + rows
+
+
+class Outputs:
+    """Derivatives with respect to what some operations made, while a backward pass runs."""
+
+    def __init__(self, nodes: Sequence[Node], shape: tuple[int, int]) -> None:
+        self._nodes, self._shape = nodes, shape
+        self._found: dict[int, torch.Tensor] = {}
+
+    def __enter__(self) -> None:
+        self._handles = [self._watch(order, node) for order, node in enumerate(self._nodes)]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def first(self) -> torch.Tensor | None:
+        """[T, D] of the first of them that has this shape; axes of length 1 do not count."""
+        for order in range(len(self._nodes)):
+            value = self._found.get(order)
+            if value is not None and _squeezed(value.shape) == _squeezed(self._shape):
+                return value.reshape(self._shape)
+        return None
+
+    def _watch(self, order: int, node: Node) -> torch.utils.hooks.RemovableHandle:
+        def collect(found: Sequence[torch.Tensor | None]) -> None:
+            if found[0] is not None:
+                self._found[order] = found[0]
+
+        return node.register_prehook(collect)
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _squeezed(shape: Sequence[int]) -> list[int]:
+    return [n for n in shape if n != 1]
+
+
+def _tuple(made: torch.Tensor | tuple[torch.Tensor | None, ...] | None) -> tuple[object, ...]:
+    return made if isinstance(made, tuple) else (made,)
