@@ -88,8 +88,8 @@ def check_loss_batch(subject: Subject) -> list[Finding]:
         labels = tokens.copy()
         for row, length in enumerate(order):
             labels[row, length:] = IGNORED
-            # What libraries pad with is one id, and an ordinary one.
-            tokens[row, length:] = 0
+            # As GPT-2 is padded: with its end of text, the last id.
+            tokens[row, length:] = subject.config.n_vocab - 1
         inputs.append(_Labelled(f"rows of {', '.join(map(str, order))}", tokens, labels))
     return _judge(subject, "loss.batch", inputs)
 
