@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser import Opener, chromium
 from command import PORTS, SIZE, Run
 
 from verify.cli import main
@@ -48,3 +51,18 @@ def run(capfd: pytest.CaptureFixture[str], tiny: Path) -> Run:
         return (status, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def chromium_browser() -> Iterator[Any]:
+    """One Chromium for all tests; skipped, or failed where it is required, without one."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_page(chromium_browser: Any, tmp_path: Path) -> Iterator[Opener]:
+    """Open an HTML page in a real browser: ``open_page(html)`` is a ``browser.Tab``."""
+    opener = Opener(chromium_browser, tmp_path)
+    yield opener
+    opener.close()

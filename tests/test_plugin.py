@@ -227,8 +227,18 @@ def test_json(user: Pytest, pytester: pytest.Pytester) -> None:
     assert loaded["repeat"].count("--port") == 2
 
 
-def test_json_that_cannot_be_written(user: Pytest) -> None:
-    result = user("--gpt-verify-json", "missing/out.json")
+def test_html(user: Pytest, pytester: pytest.Pytester) -> None:
+    assert user("--gpt-verify-html", "out.html", "--port", f"{PORTS}:twice_too_large").ret == 1
+    page = (pytester.path / "out.html").read_text(encoding="utf-8")
+    assert "<h1>Refuted: " in page
+    assert page.count('class="port" id="p') == 2
+    for port in ("good", "twice_too_large"):  # the command that judges it alone
+        assert re.search(rf"<pre>gpt-verify run [^<]*--port {PORTS}:{port} --length 5</pre>", page)
+
+
+@pytest.mark.parametrize("kind", ["json", "html"])
+def test_a_report_that_cannot_be_written(user: Pytest, kind: str) -> None:
+    result = user(f"--gpt-verify-{kind}", "missing/out.json")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "missing/out.json: cannot be written" in result.stderr.str()
 

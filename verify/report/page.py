@@ -28,10 +28,11 @@ from verify.report.text import number
 
 
 def printable(value: object) -> object:
-    """Text in which every character shows; markup and what is no text stay as they are."""
-    if not isinstance(value, str) or isinstance(value, Markup):
+    """Text in which every character shows; markup stays markup, what is no text stays as it is."""
+    if not isinstance(value, str) or value.replace("\n", "").replace("\t", "").isprintable():
         return value
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in value)
+    shown = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in value)
+    return Markup(shown) if isinstance(value, Markup) else shown
 
 
 def as_data(value: Any) -> Markup:
