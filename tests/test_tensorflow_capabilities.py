@@ -7,8 +7,9 @@ import pytest
 from models import CONFIG, checkpoint
 from oracle import assert_agrees, distance
 
-from reference import logits, tensor_table
+from reference import forward, logits, tensor_table
 from reference.loss import token_losses_nats
+from reference.ops import softmax
 from verify.checkpoint import Checkpoint
 from verify.checks.subject import same_bits
 from verify.errors import PortError
@@ -250,3 +251,150 @@ def test_caches_are_released(port, twin):
     del cache, _other, _
     port.logits(TOKENS)
     assert held(port) == {"caches": 0, "bytes": 0}
+
+
+# Gradients
+
+
+def slope(function, size):
+    """Derivative at 0 of a function of one number, and a bound of its error.
+
+    Richardson's extrapolation of two central differences. What it changes about the finer one
+    bounds what is left of the truncation; rounding of the function adds 2 · 64 ulp of it over the
+    step, 64 being far above what the oracle's few hundred operations were seen to add up to.
+    """
+    coarse, fine = ((function(h) - function(-h)) / (2 * h) for h in (size, size / 2))
+    better = (4 * fine - coarse) / 3
+    rounding = 128 * np.finfo(np.float64).eps * abs(function(0.0)) / size
+    return better, abs(better - fine) + rounding
+
+
+def along(weights, name, direction, tokens):
+    """The oracle's loss as a function of the distance that one tensor moves."""
+
+    def function(h):
+        return nats({**weights, name: weights[name] + h * direction}, tokens, tokens)
+
+    return function
+
+
+@pytest.fixture(scope="module")
+def gradients(twin):
+    return twin.gradients(TOKENS)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    return {name: value.astype(np.float64) for name, value in WEIGHTS.items()}
+
+
+def test_every_variable_has_a_gradient_of_its_shape(port, twin, gradients):
+    shapes = {p.name: p.shape for p in port.parameters()}
+    assert {name: value.shape for name, value in gradients.parameters.items()} == shapes
+    assert {value.dtype for value in gradients.parameters.values()} == {np.dtype(np.float64)}
+    narrow = port.gradients(TOKENS)
+    assert {value.dtype for value in narrow.parameters.values()} == {np.dtype(np.float32)}
+    for name, value in narrow.parameters.items():
+        # float32: that nothing is grossly wrong.
+        assert distance(value, gradients.parameters[name]) < 1e-4, name
+
+
+@pytest.mark.parametrize("name", list(tensor_table(CONFIG)))
+def test_the_directional_derivative_is_that_of_the_oracle(gradients, wide, name):
+    rng = np.random.default_rng(len(name))
+    gradient = gradients.parameters[f"model/{name}"].reshape(wide[name].shape)
+    # Along itself it cannot hide; a random direction sees every element.
+    directions = [gradient, rng.standard_normal(gradient.shape)]
+    for direction in (d / np.linalg.norm(d) for d in directions):
+        expected, error = slope(along(wide, name, direction, TOKENS), 1e-2)
+        assert abs((gradient * direction).sum() - expected) <= error
+        assert error < 1e-4 * np.linalg.norm(gradient)  # so that something is compared
+
+
+def test_a_wrong_gradient_is_seen_by_this_comparison(gradients, wide):
+    gradient = gradients.parameters["model/h1/ln_2/g"]
+    direction = gradient / np.linalg.norm(gradient)
+    expected, error = slope(along(wide, "h1/ln_2/g", direction, TOKENS), 1e-2)
+    assert abs((1.001 * gradient * direction).sum() - expected) > error
+
+
+def at_the_head(weights, row):
+    """d loss / d logits of a sequence of ``TOKENS``, in closed form, and what the head is fed."""
+    sites = dict(forward(weights, CONFIG, row))
+    at_logits = softmax(sites["logits"][:-1])
+    at_logits[np.arange(len(row) - 1), row[1:]] -= 1
+    return at_logits / TOKENS[:, 1:].size, sites["ln_f"][:-1]
+
+
+def test_the_part_of_the_last_product_has_a_closed_form(gradients, wide):
+    shown = [at_the_head(wide, row) for row in TOKENS]
+    assert_agrees(gradients.wte_output, sum(at_logits.T @ ln_f for at_logits, ln_f in shown))
+
+
+def test_the_part_of_the_lookup_is_what_reaches_the_embeddings(twin):
+    """In one sequence, position and token rows receive the same derivatives."""
+    (tokens,) = single = np.array([[4, 7, 4, 4, 100, 0]])
+    gradients = twin.gradients(single)
+    expected = np.zeros((CONFIG.n_vocab, CONFIG.n_embd))
+    np.add.at(expected, tokens, gradients.parameters["model/wpe"][: len(tokens)])
+    assert_agrees(gradients.wte_input, expected)
+    assert not gradients.wte_input[[1, 99]].any()
+
+
+def test_both_parts_make_the_whole(gradients):
+    whole = gradients.parameters["model/wte"]
+    assert_agrees(gradients.wte_input + gradients.wte_output, whole)
+    assert (
+        distance(gradients.wte_output, whole) > 1e-2 and distance(gradients.wte_input, whole) > 1e-2
+    )
+
+
+def test_one_prediction_depends_on_what_came_before_it(twin, wide):
+    single = TOKENS[:1]
+    length, total = single.shape[1], 0
+    for position in range(length - 1):
+        found = twin.input_gradients(single, position)
+        assert found.shape == (length, CONFIG.n_embd) and found.dtype == np.float64
+        assert not found[position + 1 :].any()
+        assert found[: position + 1].any(axis=1).all()
+        total = total + found
+        direction = np.zeros_like(wide["wpe"])
+        direction[:length] = np.random.default_rng(position).standard_normal(found.shape)
+
+        def cost(h, position=position, direction=direction):
+            weights = {**wide, "wpe": wide["wpe"] + h * direction}
+            return token_losses_nats(logits(weights, CONFIG, single[0]), single[0])[position]
+
+        expected, error = slope(cost, 1e-3)
+        assert abs((found * direction[:length]).sum() - expected) <= error
+    whole = twin.gradients(single).parameters["model/wpe"]
+    assert_agrees(total / (length - 1), whole[:length])
+    assert not whole[length:].any()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "position"), [(TOKENS, 0), (TOKENS[:1], 6), (TOKENS[:1], -1), (TOKENS[:1, :1], 0)]
+)
+def test_what_predicts_nothing_has_no_gradient(port, tokens, position):
+    with pytest.raises(PortError, match=r"is no prediction|predicts nothing"):
+        port.input_gradients(tokens, position)
+
+
+@pytest.mark.parametrize("tokens", [TOKENS[:, :1], TOKENS[:0]])
+def test_a_loss_of_nothing_has_no_gradient(port, tokens):
+    with pytest.raises(PortError, match="predicts nothing"):
+        port.gradients(tokens)
+
+
+def test_gradients_follow_what_was_written(port, twin, gradients):
+    gain = parameter(port, "ln_f/g")
+    original = gain.read()
+    gain.write(2 * original)
+    try:
+        shown = [at_the_head(weights_of(port), row) for row in TOKENS]
+        found = twin.gradients(TOKENS).parameters["model/ln_f/b"]
+    finally:
+        gain.write(original)
+    assert_agrees(found, sum((at_logits @ WEIGHTS["wte"]).sum(axis=0) for at_logits, _ in shown))
+    again = twin.gradients(TOKENS)
+    assert same_bits(again.parameters["model/ln_f/b"], gradients.parameters["model/ln_f/b"])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from verify.ahead import read_ahead
 from verify.errors import PortError
 from verify.frames import Array, Frame
-from verify.ports.port import Dtype, Floats, Parameter, Port, Tokens, Visit
+from verify.ports.port import Dtype, Floats, Gradients, Parameter, Port, Tokens, Visit
 from verify.worker import Worker
 
 #: Sites that wait to be looked at: about one block, so that memory is still a layer's.
@@ -126,6 +126,41 @@ class OpenAIGraph(Port):
             raise PortError(f"{self.name}: a label for each token, not {found}")
         return float(self._call("loss", tokens, labels, dtype=self.dtype).arrays[0])
 
+    def gradients(self, tokens: Tokens) -> Gradients:
+        """Derivatives of the loss by ``tf.gradients``, in the port's dtype and the stored shapes.
+
+        Args:
+            tokens: int[B, T], T ≥ 2.
+
+        Raises:
+            PortError: as `logits`; sequences that predict nothing.
+        """
+        tokens = _predicting(tokens, self.name)
+        frames = self._stream("gradients", tokens, dtype=self.dtype)
+        values = {frame.fields["name"]: frame.arrays[0] for frame in frames}
+        wte_input, wte_output = values.pop("wte_input"), values.pop("wte_output")
+        return Gradients(values, wte_input, wte_output)
+
+    def input_gradients(self, tokens: Tokens, position: int) -> Floats:
+        """Derivative of the loss at one position with respect to each sum of embeddings.
+
+        Args:
+            tokens: int[1, T].
+            position: of the logits, less than T - 1: the token after it is predicted.
+
+        Returns:
+            float[T, D] in the port's dtype.
+
+        Raises:
+            PortError: as `logits`; more than one sequence, or no such prediction.
+        """
+        tokens = _predicting(tokens, self.name)
+        if len(tokens) != 1 or not 0 <= position < tokens.shape[1] - 1:
+            found = f"position {position} of int{list(tokens.shape)}"
+            raise PortError(f"{self.name}: {found} is no prediction of one sequence")
+        frame = self._call("input_gradients", tokens, position=position, dtype=self.dtype)
+        return frame.arrays[0]
+
     def step(self, tokens: Tokens, cache: _Cache | None) -> tuple[Floats, _Cache]:
         """Logits of tokens that follow those in the cache, and the cache with them added.
 
@@ -182,6 +217,13 @@ class OpenAIGraph(Port):
             raise PortError(f"{self.name}: {name} is float32{list(shape)}; {found} was written")
         with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
             self._call("assign", value.astype(np.float32), name=name)
+
+
+def _predicting(tokens: Tokens, name: str) -> NDArray[np.int32]:
+    narrow = int32(tokens)
+    if not narrow[:, 1:].size:
+        raise PortError(f"{name}: int{list(narrow.shape)} predicts nothing, and has no loss")
+    return narrow
 
 
 def int32(tokens: Tokens) -> NDArray[np.int32]:

@@ -47,14 +47,15 @@ class Training:
         return np.asarray(self._run(self._loss, tokens, labels))
 
     def gradients(self, tokens: Array) -> Iterator[tuple[str, Array]]:
-        """Derivatives of the loss, one at a time: of each variable under its checkpoint name, in
-        the stored shape, and of ``wte`` through the lookup and through the last product alone.
+        """Derivatives of the loss, one at a time: of each variable under its own name, and under
+        ``wte_input`` and ``wte_output`` that of wte through the lookup alone and through the last
+        product alone.
 
         Memory is the activations of all layers at once, and then all the derivatives.
         """
-        names = [*self._model.variables, "wte_input", "wte_output"]
+        variables = (variable.op.name for variable in self._model.variables.values())
         values = deque(self._run(self._gradients, tokens, tokens))
-        for name in names:
+        for name in (*variables, "wte_input", "wte_output"):
             yield name, values.popleft()  # and forget it
 
     def input_gradients(self, tokens: Array, position: int) -> Array:

@@ -120,6 +120,17 @@ class Commands:
         """Mean cross entropy in nats."""
         return [({}, [self._models[model].training(dtype).loss(tokens, labels)])]
 
+    def gradients(self, tokens: Array, dtype: str, model: str = ORIGINAL) -> Answer:
+        """Every derivative of the loss, one item each; computed together, and dropped when sent."""
+        for name, value in self._models[model].training(dtype).gradients(tokens):
+            yield {"name": name}, [value]
+
+    def input_gradients(
+        self, tokens: Array, position: int, dtype: str, model: str = ORIGINAL
+    ) -> Answer:
+        """Derivative of the loss at one position with respect to every sum of embeddings."""
+        return [({}, [self._models[model].training(dtype).input_gradients(tokens, position)])]
+
     def step(self, tokens: Array, cache: int | None, dtype: str, model: str = ORIGINAL) -> Answer:
         """Decode; the cache that is handed in, by its number, is given up."""
         asked = self._models[model]
