@@ -1,0 +1,202 @@
+"""Derivatives of the reference's loss, against a complex step through the oracle, and autograd."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from models import CONFIG as LARGER
+from models import checkpoint
+from oracle import CONFIG, weights_of
+from transformers import GPT2LMHeadModel
+
+from reference import Config, forward, tensor_table
+from reference.loss import token_losses_nats
+from verify.numerics import derivatives as numerics
+from verify.numerics import sweep
+from verify.numerics.cascade import LIMIT_FLOORS
+from verify.numerics.derivatives import derivatives
+from verify.numerics.directions import WTE_READERS, Direction, draw
+from verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
+from verify.numerics.sweep import Batch
+from verify.numerics.weights import DeclaredWeights
+from verify.ports.huggingface import huggingface
+
+TOKENS = np.array([[3, 10, 0, 3, 7, 1], [5, 5, 2, 9, 0, 10]])
+ODD = [
+    Config(n_vocab=2, n_ctx=2, n_embd=1, n_head=1, n_layer=1),
+    Config(n_vocab=3, n_ctx=4, n_embd=2, n_head=2, n_layer=1),
+    Config(n_vocab=5, n_ctx=3, n_embd=6, n_head=1, n_layer=4),
+]
+
+
+def declared(config: Config, precision: str = "float64", seed: int = 0) -> DeclaredWeights:
+    return DeclaredWeights(weights_of(config, seed), PRECISIONS[precision])
+
+
+def tokens_of(config: Config, rows: int = 2, length: int = 6, seed: int = 0) -> np.ndarray:
+    shape = rows, min(length, config.n_ctx)
+    return np.random.default_rng([seed, *shape]).integers(0, config.n_vocab, shape)
+
+
+def complex_step(
+    weights: DeclaredWeights, config: Config, tokens: np.ndarray, direction: Direction
+) -> float:
+    """Im L(θ + iεv) / ε, which has no truncation and no cancellation: another way to the same."""
+    moved = {name: weights.float64(name).astype(complex) for name in weights}
+    moved[direction.tensor] = moved[direction.tensor] + 1e-30j * direction.values()
+    losses = []
+    for row in tokens:
+        value = deque_last(forward(moved, config, row, np.complex128))
+        if direction.tensor == "wte" and len(direction.sites) == 1:
+            value = one_end(weights, moved, config, row, direction.sites[0])
+        losses.append(token_losses_nats(value, row))
+    return float(np.mean(losses).imag) / 1e-30
+
+
+def deque_last(sites):
+    *_, (_, value) = sites
+    return value
+
+
+def one_end(weights, moved, config, row, site):
+    """The logits where wte has moved for one of its two readers alone."""
+    plain = {**moved, "wte": weights.float64("wte").astype(complex)}
+    lookup, product = (moved, plain) if site == "embed" else (plain, moved)
+    values = dict(forward(lookup, config, row, np.complex128))
+    return values["ln_f"] @ product["wte"].T
+
+
+@pytest.mark.parametrize("config", [CONFIG, *ODD], ids=str)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_derivative_is_within_its_error_of_the_complex_step(config, seed):
+    weights, tokens = declared(config, seed=seed), tokens_of(config, seed=seed)
+    directions = draw(config, np.random.default_rng(seed))
+    for found in derivatives(config, weights, tokens, directions, FLOAT64):
+        exact = complex_step(weights, config, tokens, found.direction)
+        error = np.hypot(found.truncation, found.rounding)
+        assert abs(found.value - exact) <= 4 * error, found.direction
+        assert error < 1e-7 * max(1.0, abs(exact)), found.direction
+
+
+def test_every_tensor_has_a_direction_and_wte_three_that_add_up():
+    directions = draw(CONFIG, np.random.default_rng(0))
+    tensors = [d.tensor for d in directions]
+    assert sorted(tensors) == sorted([*tensor_table(CONFIG), "wte", "wte"])
+    assert all(d.values().shape == tensor_table(CONFIG)[d.tensor].shape for d in directions)
+    found = derivatives(CONFIG, declared(CONFIG), TOKENS, directions, FLOAT64)
+    ends = {d.direction.sites: d.value for d in found if d.direction.tensor == "wte"}
+    assert ends[WTE_READERS] == pytest.approx(ends["embed",] + ends["logits",], rel=1e-8)
+    assert all(abs(value) > 1e-3 for value in ends.values())
+
+
+def test_the_unmoved_run_has_the_loss_of_the_reference():
+    weights = declared(CONFIG)
+    found = Batch(CONFIG, weights, TOKENS).unmoved_N
+    for i, row in enumerate(TOKENS):
+        expected = token_losses_nats(deque_last(forward(weights, CONFIG, row)), row)
+        np.testing.assert_allclose(found[i * 5 : i * 5 + 5], expected, rtol=1e-13)
+
+
+def test_how_directions_are_grouped_does_not_matter(monkeypatch):
+    directions = draw(CONFIG, np.random.default_rng(0))
+    together = derivatives(CONFIG, declared(CONFIG), TOKENS, directions, FLOAT64)
+    monkeypatch.setattr(sweep, "GROUP_ELEMENTS", 1)
+    alone = derivatives(CONFIG, declared(CONFIG), TOKENS, directions[::-1], FLOAT64)[::-1]
+    for a, b in zip(together, alone, strict=True):
+        assert a.direction is b.direction
+        assert abs(a.value - b.value) <= 4 * np.hypot(a.rounding, a.truncation)
+
+
+def test_a_loss_of_strong_curvature_is_looked_at_more_closely():
+    tensors = weights_of(CONFIG, 0)
+    for name in tensors:
+        if name.endswith("attn/c_attn/w"):
+            tensors[name] = tensors[name] * 300
+    weights = DeclaredWeights(tensors, FLOAT64)
+    directions = draw(CONFIG, np.random.default_rng(0))
+    found = derivatives(CONFIG, weights, TOKENS, directions, FLOAT64)
+    assert min(d.step for d in found) < numerics.STEP == max(d.step for d in found)
+    for d in found:
+        exact = complex_step(weights, CONFIG, TOKENS, d.direction)
+        assert abs(d.value - exact) <= 4 * np.hypot(d.truncation, d.rounding), d.direction
+        assert abs(d.value - exact) <= 1e-7 * max(1.0, abs(exact)), d.direction
+
+
+def test_a_vocabulary_of_one_has_no_loss_to_lower():
+    config = Config(n_vocab=1, n_ctx=3, n_embd=4, n_head=2, n_layer=1)
+    directions = draw(config, np.random.default_rng(0))
+    found = derivatives(config, declared(config), np.zeros((2, 3), int), directions, FLOAT32)
+    assert [d.value for d in found] == [0.0] * len(directions)
+    assert found[0].floors(0.0) == 0.0
+
+
+def test_what_is_not_finite_agrees_with_nothing():
+    directions = draw(CONFIG, np.random.default_rng(0))[:1]
+    (found,) = derivatives(CONFIG, declared(CONFIG), TOKENS, directions, FLOAT32)
+    assert found.floors(float("nan")) == found.floors(float("inf")) == float("inf")
+
+
+def test_along_is_the_inner_product():
+    rng = np.random.default_rng(0)
+    for direction in draw(CONFIG, rng)[2:6]:
+        gradient = rng.standard_normal(direction.values().shape)
+        expected = np.sum(gradient * direction.values())
+        assert direction.along(gradient) == pytest.approx(expected, rel=1e-12)
+        assert direction.size == direction.values().size == np.sum(direction.values() ** 2)
+
+
+def autograd(model: GPT2LMHeadModel, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """Gradients of the mean loss under the checkpoint's names."""
+    ids = torch.tensor(tokens)
+    logits = model(ids).logits
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    loss = torch.nn.functional.cross_entropy(wide[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    values = torch.autograd.grad(loss, parameters)
+    return {_name(n): v.double().numpy() for n, v in zip(names, values, strict=True)}
+
+
+def _name(name: str) -> str:
+    name = name.removeprefix("transformer.").replace("h.", "h").replace(".", "/")
+    kind = "g" if "ln_" in name else "w"
+    name = name.replace("/weight", f"/{kind}").replace("/bias", "/b")
+    return name[:3] if name.startswith(("wte", "wpe")) else name
+
+
+def scores(dtype: str, twin: bool, attention: str = "eager", seed: int = 0) -> np.ndarray:
+    """Of autograd in transformers' GPT-2, tensor by tensor."""
+    source, tokens = checkpoint(seed=seed), tokens_of(LARGER, length=9, seed=seed)
+    module = huggingface(source, attention, dtype).module
+    gradients = autograd(module.double() if twin else module, tokens)
+    precision = PRECISIONS[dtype]
+    directions = draw(LARGER, np.random.default_rng(seed))
+    whole = [d for d in directions if d.tensor != "wte" or d.sites == WTE_READERS]
+    found = derivatives(
+        LARGER, DeclaredWeights(source.tensors, precision), tokens, whole, precision
+    )
+    finer = FLOAT64.u / precision.u if twin else 1.0
+    return np.array(
+        [d.floors(d.direction.along(gradients[d.direction.tensor]), finer) for d in found]
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("twin", [False, True], ids=["declared", "float64"])
+def test_autograd_is_within_floors_that_are_not_too_wide(dtype, twin):
+    found = scores(dtype, twin)
+    assert len(found) == len(tensor_table(LARGER))
+    assert found.max() < LIMIT_FLOORS / 3
+    # A floor that were always far above the noise would let everything pass.
+    assert found.max() > 0.2
+    assert np.sqrt(np.mean(found**2)) > 0.05
+
+
+def test_a_gradient_off_by_a_millionth_is_seen_in_float64():
+    source, tokens = checkpoint(), tokens_of(LARGER, length=9)
+    gradients = autograd(huggingface(source, "eager").module.double(), tokens)
+    directions = draw(LARGER, np.random.default_rng(0))[3:]
+    weights = DeclaredWeights(source.tensors, FLOAT32)
+    for d in derivatives(LARGER, weights, tokens, directions, FLOAT32):
+        off = d.direction.along(gradients[d.direction.tensor] * (1 + 1e-6))
+        assert d.floors(off, FLOAT64.u / FLOAT32.u) > LIMIT_FLOORS, d.direction

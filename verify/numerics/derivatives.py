@@ -1,0 +1,194 @@
+"""How the reference's loss changes when one tensor moves: central differences, with their errors.
+
+There is no backward pass here. The float64 loss is evaluated at θ ± h v, θ ± 2 h v and θ ± 4 h v,
+and extrapolated to h = 0; how far that may be off is estimated from the same numbers. What rounding
+in a port's precision does to such a derivative is measured too. Derived in docs/numerics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.config import Config
+from verify.numerics.directions import Direction
+from verify.numerics.precision import FLOAT32, FLOAT64, Precision
+from verify.numerics.sweep import Array, Batch
+from verify.numerics.weights import DeclaredWeights
+
+#: Steps of the three differences, in units of h.
+LADDER = np.array([1.0, 2.0, 4.0])
+#: Extrapolates their quotients to h = 0: the terms in h² and h⁴ cancel.
+TO_ZERO = np.array([64.0, -20.0, 1.0]) / 45
+#: What cancels the terms in h² and h⁴ of the even parts L(θ + h v) + L(θ - h v) - 2 L(θ), and so
+#: leaves their rounding; its size if each loss had an error of 1.
+EVEN = np.array([64.0, -20.0, 1.0])
+EVEN_NOISE = float(np.sqrt(2 * np.sum(EVEN**2) + (2 * np.sum(EVEN)) ** 2))
+#: Size of the extrapolated derivative if each loss had an error of 1, times h.
+ODD_NOISE = float(np.sqrt(np.sum((TO_ZERO / LADDER) ** 2) / 2))
+#: h at first, in units of the size of what moves.
+STEP = 2.0**-12
+#: A difference whose truncation exceeds its rounding this many times is taken again, closer.
+UNBALANCED = 16.0
+ROUNDS = 3
+#: The imaginary step of the floor: its square is far below rounding.
+IMAGINARY = 2.0**-40
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """⟨∇L, v⟩ of the mean next-token loss in nats, and how exactly it is known.
+
+    Attributes:
+        direction: v.
+        value: extrapolated to h = 0.
+        truncation: how far the two extrapolations of the order below are apart.
+        rounding: what rounding in float64 does to ``value``.
+        floor: what rounding in the declared precision does to the same derivative.
+        step: h, in units of the size of what moves.
+    """
+
+    direction: Direction
+    value: float
+    truncation: float
+    rounding: float
+    floor: float
+    step: float
+
+    def floors(self, got: float, finer: float = 1.0) -> float:
+        """|got - value| in units of what a correct port may be off.
+
+        Args:
+            got: ⟨gradient, v⟩ of a port.
+            finer: unit roundoff of the port's arithmetic ÷ that of the precision of ``floor``.
+        """
+        difference = abs(got - self.value)
+        if not np.isfinite(difference):
+            return float("inf")
+        error = float(np.hypot(np.hypot(self.truncation, self.rounding), finer * self.floor))
+        if difference == 0.0:
+            return 0.0
+        return difference / error if error else float("inf")
+
+
+def derivatives(
+    config: Config,
+    weights: DeclaredWeights,
+    tokens_BT: NDArray[np.integer],
+    directions: Sequence[Direction],
+    precision: Precision,
+) -> list[Derivative]:
+    """Derivatives of the mean next-token loss of a batch along each direction.
+
+    Args:
+        config: sizes.
+        weights: as a port of this precision holds them.
+        tokens_BT: int[B, T], T ≥ 2, every row of the same length.
+        directions: any number; memory and time grow with it.
+        precision: of the port's arithmetic, for ``Derivative.floor``.
+    """
+    with np.errstate(all="ignore"):  # what overflows is not finite, and judged as that
+        batch = Batch(config, weights, tokens_BT)
+        found = _Differences.take(batch, directions, np.full(len(directions), STEP))
+        for _ in range(ROUNDS):
+            ratio = found.truncation / found.rounding
+            (again,) = np.nonzero(ratio > UNBALANCED)
+            if not len(again):
+                break
+            # Truncation falls as h⁴ and rounding grows as 1/h: they meet at h / ratio^(1/5).
+            smaller = 2.0 ** np.ceil(np.log2(ratio[again]) / 5)
+            some = [directions[int(i)] for i in again]
+            found.improve(again, _Differences.take(batch, some, found.step[again] / smaller))
+        floor = _floors(batch, directions, found.by_token, precision)
+    return [
+        Derivative(d, *map(float, numbers))
+        for d, *numbers in zip(
+            directions,
+            found.by_token.mean(axis=-1),
+            found.truncation,
+            found.rounding,
+            floor,
+            found.step,
+            strict=True,
+        )
+    ]
+
+
+@dataclass
+class _Differences:
+    """Central differences of several directions; all but ``step`` for a step of v itself.
+
+    Attributes:
+        by_token: the derivative of each prediction's loss, [directions, N].
+        truncation: of their mean, [directions].
+        rounding: of their mean, [directions].
+        step: h, [directions].
+    """
+
+    by_token: Array
+    truncation: Array
+    rounding: Array
+    step: Array
+
+    @classmethod
+    def take(cls, batch: Batch, directions: Sequence[Direction], step: Array) -> _Differences:
+        ladder = np.concatenate([LADDER, -LADDER])
+        losses = batch.losses(directions, step[:, None] * ladder)
+        up, down = np.split(losses.moved, 2, axis=1)
+        quotients = (up - down) / (2 * step[:, None, None] * LADDER[:, None])
+        quotients /= losses.scale[:, None, None]
+        near, middle, far = quotients.mean(axis=-1).T
+        even = np.einsum("k,dkn->dn", EVEN, up + down - 2 * losses.unmoved) / EVEN_NOISE
+        # Like in all runs, and mixed with what is left of the even parts only where h is too large.
+        noise = np.median(np.sqrt(np.mean(even**2, axis=-1))) if len(even) else 0.0
+        noise = max(noise, FLOAT64.u * np.sqrt(np.mean(losses.unmoved**2)))
+        return cls(
+            by_token=np.einsum("k,dkn->dn", TO_ZERO, quotients),
+            truncation=np.abs((4 * near - middle) - (4 * middle - far)) / 3,
+            rounding=ODD_NOISE * noise / (step * losses.scale),
+            step=step,
+        )
+
+    def improve(self, where: Array, other: _Differences) -> None:
+        """Take over what is known better there."""
+        before = np.hypot(self.truncation[where], self.rounding[where])
+        better = np.hypot(other.truncation, other.rounding) < before
+        for name in ("by_token", "truncation", "rounding", "step"):
+            getattr(self, name)[where[better]] = getattr(other, name)[better]
+
+
+def _floors(
+    batch: Batch, directions: Sequence[Direction], exact_DN: Array, precision: Precision
+) -> Array:
+    """What rounding in a precision does to a derivative, [directions].
+
+    The oracle runs once more in complex64 with an imaginary step: the imaginary parts are the
+    derivatives of everything with respect to the step, and they are rounded, as the values are,
+    wherever a port keeps something. A port's backward pass rounds as much, to first order.
+    """
+    narrow = FLOAT32 if precision.name == "float64" else precision
+    noisy = Batch(
+        batch.config, batch.weights, batch.whole_BT, np.complex64, partial(_store, narrow)
+    )
+    losses = noisy.losses(directions, np.full((len(directions), 1), 1j * IMAGINARY))
+    unit = IMAGINARY * losses.scale
+    noise_DN = losses.moved[:, 0].imag / unit[:, None] - exact_DN
+    # The errors of the predictions may have one cause: their mean is no smaller than each.
+    squares = np.mean(noise_DN**2, axis=-1) + np.mean((narrow.u * exact_DN) ** 2, axis=-1)
+    # A gradient that is too small for the format is off by up to `tiny`, wherever it is kept.
+    size = np.array([d.size for d in directions])
+    squares += narrow.tiny**2 * (losses.squares[:, 0] / unit**2 + size)
+    floors: Array = np.sqrt(squares) * (precision.u / narrow.u)
+    return floors
+
+
+def _store(precision: Precision, value: Array) -> Array:
+    """Values and their derivatives rounded; these have the size of the values they belong to."""
+    rounded = np.empty_like(value)
+    rounded.real = precision.round(value.real)
+    rounded.imag = precision.round(value.imag / IMAGINARY) * IMAGINARY
+    return rounded
