@@ -14,7 +14,8 @@ import pytest
 from command import Run
 from report_samples import broken, good, report, wrong
 
-from verify.findings import Finding, PortReport, Report, Status, Waiver
+from verify.faults.catalogue import CATALOGUE
+from verify.findings import Cause, Finding, PortReport, Report, Status, Waiver
 from verify.report import html as html_report
 from verify.report.evidence import by_law, statistics
 from verify.report.strips import HEIGHT, LEAST, PADDING, Scale, chart
@@ -104,7 +105,13 @@ class TestContent:
         text = text_of(page)
         assert "First divergence: h.0.mlp.act" in text
         assert "This operation (gelu) was judged on the port's own h.0.mlp.pre" in text
-        assert "Explained by : erf_gelu" in text
+        assert "Explained by erf_gelu ." in text
+
+    def test_a_cause_is_worded_by_the_catalogue(self) -> None:
+        cause = Cause("gelu-erf", "a note", ("h.0.mlp.act", "h.1.mlp.act"), ("gelu-other",))
+        text = text_of(rendered(dataclasses.replace(wrong(), causes=(cause,))))
+        assert f"Explained by gelu-erf : the port {CATALOGUE['gelu-erf'].summary}." in text
+        assert "This explains h.0…1.mlp.act (a note). Equally possible: gelu-other." in text
 
     def test_an_order_that_is_wrong_is_not_called_an_operation_that_is(self) -> None:
         site = "h.1.mlp.act"

@@ -11,11 +11,14 @@ from functools import cached_property
 from pathlib import Path
 
 from reference.config import Config
-from verify.findings import Finding, PortReport, Report, Status, Verdict
-from verify.report.evidence import Law, Numbered, Statistic, by_law, statistics
+from verify.faults.catalogue import CATALOGUE
+from verify.faults.fault import Fault
+from verify.findings import Cause, Finding, PortReport, Report, Status, Verdict
+from verify.report.evidence import Law, Numbered, by_law, statistics
 from verify.report.page import assemble
 from verify.report.strips import Chart, chart
 from verify.report.text import (
+    collapse_sites,
     failures_by_check,
     first_failure,
     not_examined,
@@ -101,6 +104,12 @@ class PortView:
         return self.table.get(found.site)
 
     @property
+    def causes(self) -> list[tuple[Cause, Fault | None]]:
+        """What explains the failures, with what the catalogue says of it."""
+        found = self.port.causes or [Cause(name, "", ()) for name in self.port.explained_by]
+        return [(cause, CATALOGUE.get(cause.fault)) for cause in found]
+
+    @property
     def failed_checks(self) -> str:
         return failures_by_check(self.port.findings)
 
@@ -160,10 +169,6 @@ def _matrix(views: Sequence[PortView]) -> list[tuple[str, bool, list[object]]]:
     ]
 
 
-def _statistics(finding: Finding) -> list[Statistic]:
-    return statistics(finding)
-
-
 def render(report: Report, repeats: Sequence[str] = ()) -> str:
     """The page.
 
@@ -191,5 +196,10 @@ def render(report: Report, repeats: Sequence[str] = ()) -> str:
         },
         styles=["base.css", "report.css"],
         scripts=["tooltip.js", "report.js"],
-        filters={"ratio": ratio, "statistics": _statistics, "line": one_line},
+        filters={
+            "ratio": ratio,
+            "statistics": statistics,
+            "line": one_line,
+            "sites": collapse_sites,
+        },
     )
