@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from verify.diagnosis.cause import causes
 from verify.diagnosis.explanation import Candidate, Explanation
+from verify.diagnosis.logits import filter_logits
 from verify.diagnosis.sites import SiteDiagnosis
 from verify.diagnosis.tensors import Difference, explain
 from verify.faults.catalogue import CATALOGUE
@@ -40,7 +41,10 @@ class Diagnosis:
     """
 
     def __init__(
-        self, explanations: Sequence[Explanation] = (), findings: Sequence[Finding] = ()
+        self,
+        explanations: Sequence[Explanation] = (),
+        findings: Sequence[Finding] = (),
+        from_logits: Sequence[Cause] = (),
     ) -> None:
         self.explanations = {explanation.where: explanation for explanation in explanations}
         # A law that knows its own faults says which one it was.
@@ -50,6 +54,7 @@ class Diagnosis:
                 named.setdefault(finding.details["fault"], []).append(finding.id)
         self.causes: list[Cause] = [
             *causes(explanations),
+            *from_logits,
             *(Cause(fault, "", tuple(where)) for fault, where in named.items()),
         ]
 
@@ -77,9 +82,10 @@ def diagnose(
     subject: Subject,
     inputs: Sequence[Input],
     comparisons: Mapping[str, SiteComparison],
-    findings: Sequence[Finding],
+    findings: list[Finding],
 ) -> Diagnosis:
-    """Explain every site and every tensor that failed by itself.
+    """Explain every site and every tensor that failed by itself; of a port that shows nothing but
+    logits, those. What is found there is added to the findings.
 
     Args:
         subject: the port.
@@ -88,6 +94,10 @@ def diagnose(
         findings: of the whole run.
     """
     tensors, own = _tensors(subject)
+    from_logits: list[Cause] = []
+    if not comparisons:
+        finding, from_logits = filter_logits(subject)
+        findings.append(finding)
     failed = {
         law: [f.site for f in findings if f.id == law and f.status is Status.FAILED and f.site]
         for law in comparisons
@@ -97,7 +107,7 @@ def diagnose(
         # What the float64 run has explained need not be explained again, with less to see it by.
         left = [site for site in failed[law] if site not in found]
         found |= _explain_sites(subject, inputs, comparison, left, law, own, tensors)
-    return Diagnosis([*tensors.values(), *found.values()], findings)
+    return Diagnosis([*tensors.values(), *found.values()], findings, from_logits)
 
 
 def _explain_sites(

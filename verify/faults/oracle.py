@@ -101,6 +101,7 @@ def run(
     overrides: Mapping[str, Act],
     dtype: type[np.floating] = np.float64,
     start: Mapping[str, Array] | None = None,
+    keep: int | None = 25,
 ) -> Iterator[tuple[str, Array]]:
     """The forward pass with some operations replaced; yields ``(site, value)`` in order.
 
@@ -112,16 +113,17 @@ def run(
         dtype: what the arithmetic is done in.
         start: sites that are known already, from the first on without a gap; they are not computed
             and not yielded. What lies before the first override need not be computed twice.
+        keep: how many sites an override can look back: by default this block and the one before;
+            None for all.
     """
     values: dict[str, Array] = dict(start or {})
     order = list(sites(config).values())
-    keep = 2 * 12 + 1  # this block and the one before
     for i, site in enumerate(order):
         if start is not None and site.name in start:
             continue
         call = Call(config, site, tokens_T, values, lookup, dtype)
         value = np.asarray(overrides.get(site.name, right)(call), dtype)
         values[site.name] = value
-        for old in order[max(0, i - keep - 1) : max(0, i - keep)]:
-            values.pop(old.name, None)
+        if keep is not None and i >= keep:
+            values.pop(order[i - keep].name, None)
         yield site.name, value

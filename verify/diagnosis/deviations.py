@@ -1,0 +1,130 @@
+"""What every known fault would do to the logits: the exact deviations, computed by the oracle.
+
+All candidates share one pass of the right model; each is computed from its first changed site on.
+Of a large vocabulary a sample of the logits is enough: a fault changes all of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.config import Config
+from verify.diagnosis.filter import Candidate
+from verify.faults.fault import Fault
+from verify.faults.oracle import Act, Call, right, run
+from verify.numerics.precision import FLOAT32, Precision
+from verify.numerics.weights import DeclaredWeights, Widened
+from verify.sites import sites
+
+Floats = NDArray[np.float64]
+Tokens = NDArray[np.int64]
+
+#: Logits of each position that are looked at.
+COLUMNS = 512
+
+
+class Deviations:
+    """The right logits of some sequences, and what faults would change in them.
+
+    Args:
+        config: sizes.
+        weights: as the port's precision holds them.
+        tokens_ST: the sequences, all of one length.
+        seed: of the sample of the vocabulary.
+    """
+
+    def __init__(
+        self, config: Config, weights: DeclaredWeights, tokens_ST: Tokens, seed: int
+    ) -> None:
+        self._config, self._weights, self._tokens_ST = config, weights, tokens_ST
+        rng = np.random.default_rng([seed, config.n_vocab])
+        n = min(COLUMNS, config.n_vocab)
+        self.columns = np.sort(rng.choice(config.n_vocab, n, replace=False))
+        self._order = list(sites(config))
+        self._lookup = Widened(weights).__getitem__
+        head = {"logits": self._sampled(right)}
+        self._right = [
+            dict(run(self._lookup, config, tokens_T, head, keep=None)) for tokens_T in tokens_ST
+        ]
+
+    def error(self, logits_STV: NDArray[np.floating]) -> Floats:
+        """A port's logits minus the right ones, [S, T × columns]."""
+        sampled = np.asarray(logits_STV, np.float64)[..., self.columns]
+        return sampled.reshape(len(self._right), -1) - self._exact()
+
+    def noise(self, precision: Precision) -> Floats:
+        """What rounding in a precision does to them: one realisation for each sequence."""
+        narrow = FLOAT32 if precision.name == "float64" else precision
+        rows = []
+        for tokens_T in self._tokens_ST:
+            rounded = {name: _rounding(narrow) for name in self._order}
+            rounded["logits"] = self._sampled(_rounding(narrow))
+            lookup = self._weights.__getitem__
+            rows.append(_last(run(lookup, self._config, tokens_T, rounded, np.float32)))
+        noise: Floats = (np.asarray(rows, np.float64) - self._exact()) * (precision.u / narrow.u)
+        return noise
+
+    def candidates(self, faults: Iterable[Fault], single_layers: bool) -> Iterator[Candidate]:
+        """Every fault that acts on a site: in all layers, or each layer by itself."""
+        for fault in faults:
+            if not fault.acts:
+                continue
+            choices: list[tuple[int, ...] | None] = [None]
+            if single_layers:
+                if not fault.layered or self._config.n_layer == 1:
+                    continue
+                choices = [(layer,) for layer in range(self._config.n_layer)]
+            for layers in choices:
+                overrides = fault.overrides(self._config, layers)
+                deviation = self._deviation(overrides) if overrides else None
+                if deviation is not None:
+                    yield Candidate(fault.name, layers, deviation, fault.coarse)
+
+    def _exact(self) -> Floats:
+        return np.array([known["logits"].ravel() for known in self._right])
+
+    def _deviation(self, overrides: Mapping[str, Act]) -> Floats | None:
+        """None where the fault cannot be computed at these sizes."""
+        first = min(self._order.index(name) for name in overrides)
+        overrides = dict(overrides)
+        overrides["logits"] = self._sampled(overrides.get("logits", right))
+        rows = []
+        for tokens_T, known in zip(self._tokens_ST, self._right, strict=True):
+            start = {name: known[name] for name in self._order[:first]}
+            try:
+                with np.errstate(all="ignore"):
+                    sites_ = run(self._lookup, self._config, tokens_T, overrides, start=start)
+                    rows.append(_last(sites_))
+            except (KeyError, ValueError, IndexError):
+                return None
+        deviation = np.asarray(rows, np.float64) - self._exact()
+        return deviation if np.isfinite(deviation).all() else None
+
+    def _sampled(self, act: Act) -> Act:
+        """The logits of the sampled tokens only, where the operation allows it."""
+
+        def logits(call: Call) -> NDArray[np.floating]:
+            if act is right:
+                table_CD = np.asarray(call.lookup("wte")[self.columns], call.dtype)
+                product: NDArray[np.floating] = call.x @ table_CD.T
+                return product
+            return act(call)[..., self.columns]
+
+        return logits
+
+
+def _last(computed: Iterator[tuple[str, NDArray[np.floating]]]) -> NDArray[np.floating]:
+    """The logits, which come last, in a row."""
+    ((_site, logits),) = deque(computed, maxlen=1)
+    return logits.ravel()
+
+
+def _rounding(precision: Precision) -> Act:
+    def rounded(call: Call) -> NDArray[np.floating]:
+        return precision.round(right(call))
+
+    return rounded
