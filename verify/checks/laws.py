@@ -19,6 +19,8 @@ from verify.checks.loss import (
 )
 from verify.checks.precision import check_precision
 from verify.checks.subject import Subject
+from verify.checks.tied_copies import check_persistence
+from verify.checks.tied_gradient import check_gradient
 from verify.checks.tying import at_the_logits, check_graph, check_storage, check_value
 from verify.findings import Finding
 
@@ -69,7 +71,9 @@ LACKS = {
 LAWS: tuple[Law, ...] = (
     Law("tying.value", check_value, ("parameters",), at_the_logits),
     Law("tying.storage", check_storage, ("parameters",), at_the_logits),
+    Law("tying.gradient", check_gradient, ("parameters", "gradients"), at_the_logits),
     Law("tying.graph", check_graph, ("tying",), at_the_logits),
+    Law("tying.persistence", check_persistence, ("parameters", "copies"), at_the_logits),
     Law("precision", check_precision, ("activations",)),
     Law("device", check_device),
     Law("loss.value", check_loss, ("loss",)),

@@ -19,7 +19,7 @@ from verify.checks.subject import NotExamined, Subject, same_bits
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.two_tables import OtherLookup, last_state
 from verify.numerics.weights import Widened
-from verify.ports.port import Floats, Parameter, Port
+from verify.ports.port import Floats, Parameter
 
 Tokens = NDArray[np.int64]
 Bits = NDArray[np.bool_]
@@ -56,29 +56,26 @@ def table_rows(value: Floats, shape_VD: tuple[int, int], transposed: bool) -> Fl
     return view.T if transposed else view
 
 
-def ends_of(subject: Subject, port: Port, parameter: Parameter, transposed: bool) -> Ends:
+def ends_of(subject: Subject, parameter: Parameter, transposed: bool) -> Ends:
     """Overwrite rows of a table and see which ends of the port follow.
 
     Args:
-        subject: what it is judged against.
-        port: the one that is written to, ``subject.port`` or a copy of it.
+        subject: the port, and what it is judged against.
         parameter: the table; it can be written to.
         transposed: it is [D, V].
 
     Raises:
         NotExamined: the logits are not finite, or not the same twice.
     """
-    trial = _Trial(subject, port, parameter, transposed)
+    trial = _Trial(subject, parameter, transposed)
     return trial.only_token() if subject.config.n_vocab == 1 else trial.many_tokens()
 
 
 class _Trial:
     """One table, overwritten and restored."""
 
-    def __init__(
-        self, subject: Subject, port: Port, parameter: Parameter, transposed: bool
-    ) -> None:
-        self._subject, self._port, self._parameter = subject, port, parameter
+    def __init__(self, subject: Subject, parameter: Parameter, transposed: bool) -> None:
+        self._subject, self._port, self._parameter = subject, subject.port, parameter
         self._transposed = transposed
         self._shape_VD = (subject.config.n_vocab, subject.config.n_embd)
         self._length = min(subject.config.n_ctx, _LENGTH)

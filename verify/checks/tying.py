@@ -1,6 +1,6 @@
 """The laws of tying: lm_head is wte, by value, in memory, in the graph, and after being copied.
 
-By gradient: ``tied_gradient.py``.
+By gradient: ``tied_gradient.py``. Through copies: ``tied_copies.py``.
 """
 
 from __future__ import annotations
@@ -67,13 +67,7 @@ def check_value(subject: Subject) -> Iterable[Finding]:
         one = f"{tables}: " if len(tables.names) > 1 else f"{tables.wte.parameter}: "
         yield Finding(law, Status.PASSED, f"{one}one matrix, hence one value", SITE)
         return
-    read = {p.name: p.read for p in subject.parameters}
-    wte_VD = _rows(read[tables.wte.parameter](), tables.wte, subject.config)
-    problems = []
-    for head in tables.own:
-        head_VD = _rows(read[head.parameter](), head, subject.config)
-        if difference := _difference(head_VD, wte_VD):
-            problems.append(f"{head.parameter}{difference} ({tables.wte.parameter})")
+    problems = differences(subject.parameters, tables, subject.config)
     if problems:
         message = f"{'; '.join(problems)}: the head is not tied"
         yield Finding(law, Status.FAILED, message, SITE)
@@ -99,7 +93,8 @@ def check_storage(subject: Subject) -> Iterable[Finding]:
     problems: list[str] = []
     unseen: list[str] = []
     for parameter in writable:
-        ends = ends_of(subject, subject.port, parameter, _transposed(parameter, tables, subject))
+        layout = transposed(parameter, tables, subject.parameters, subject.config)
+        ends = ends_of(subject, parameter, layout)
         problems += ends.problems
         unseen += ends.unseen
     if problems:
@@ -120,21 +115,35 @@ def check_graph(subject: Subject) -> Iterable[Finding]:
     yield Finding("tying.graph", status, description, SITE)
 
 
+def differences(parameters: Sequence[Parameter], tables: Tables, config: Config) -> list[str]:
+    """Heads of their own that do not hold the bits of wte, each in the grammar of all messages."""
+    read = {p.name: p.read for p in parameters}
+    problems = []
+    for head in tables.own:
+        wte_VD = _rows(read[tables.wte.parameter](), tables.wte, config)
+        difference = _difference(_rows(read[head.parameter](), head, config), wte_VD)
+        if difference is not None:
+            problems.append(f"{head.parameter}{difference} ({tables.wte.parameter})")
+    return problems
+
+
+def transposed(
+    parameter: Parameter, tables: Tables, parameters: Sequence[Parameter], config: Config
+) -> bool:
+    """Whether a name in the memory of wte is [D, V]: by shape, and by content where that is
+    square."""
+    if parameter.name == tables.wte.parameter:
+        return tables.wte.transposed
+    if config.n_vocab != config.n_embd:
+        return parameter.shape[-1] == config.n_vocab and config.n_vocab != 1
+    (wte,) = _named(parameters, [tables.wte.parameter])
+    same = np.array_equal(np.squeeze(parameter.read()), np.squeeze(wte.read()))
+    return tables.wte.transposed == same
+
+
 def _named(parameters: Sequence[Parameter], names: Sequence[str]) -> list[Parameter]:
     by_name = {p.name: p for p in parameters}
     return [by_name[name] for name in names]
-
-
-def _transposed(parameter: Parameter, tables: Tables, subject: Subject) -> bool:
-    """Of a name in the memory of wte: by shape, and by content where it is square."""
-    v, d = subject.config.n_vocab, subject.config.n_embd
-    if parameter.name == tables.wte.parameter:
-        return tables.wte.transposed
-    if v != d:
-        return parameter.shape[-1] == v and v != 1
-    (wte,) = _named(subject.parameters, [tables.wte.parameter])
-    same = np.array_equal(np.squeeze(parameter.read()), np.squeeze(wte.read()))
-    return tables.wte.transposed == same
 
 
 def _rows(value: Floats, placement: Placement, config: Config) -> Floats:

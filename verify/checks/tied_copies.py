@@ -1,0 +1,93 @@
+"""The law of tying through copies: what is one matrix today is one after it was saved, too.
+
+Frameworks tie when a model is built, and lose it when a model is copied, cast, stored or trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from verify.checks.subject import NotExamined, Subject
+from verify.checks.tied_ends import ends_of
+from verify.checks.tying import SITE, Tables, differences, tables_of, transposed
+from verify.findings import Finding, Status
+from verify.numerics.precision import PRECISIONS
+from verify.numerics.weights import DeclaredWeights
+from verify.ports.port import Parameter, Port
+
+_LAW = "tying.persistence"
+
+
+def check_persistence(subject: Subject) -> Iterable[Finding]:
+    """Every copy still has one matrix at both ends, by storage and by a write; of a port whose head
+    is a matrix of its own, the two still hold the same bits."""
+    assert subject.port.copies is not None, "the table of laws asks for it"
+    tables = tables_of(subject.parameters, subject.matching)
+    if differences(subject.parameters, tables, subject.config):
+        raise NotExamined("the head is not wte to begin with")
+    held: list[str] = []
+    problems: list[str] = []
+    missing: list[str] = []
+    for how, copy in subject.port.copies():
+        if isinstance(copy, str):
+            missing.append(f"{how} ({copy})")
+            continue
+        try:
+            found = _parted(subject, copy, tables)
+        except NotExamined as reason:
+            missing.append(f"{how} ({reason})")
+            continue
+        problems += [f"after {how}: {problem}" for problem in found]
+        if not found:
+            held.append(how)
+    left_out = f"; not examined: {', '.join(missing)}" if missing else ""
+    if problems:
+        yield Finding(_LAW, Status.FAILED, "; ".join(problems) + left_out, SITE)
+    elif held:
+        what = "equal bits" if tables.own else "one matrix at both ends"
+        yield Finding(_LAW, Status.PASSED, f"{what} after {', '.join(held)}{left_out}", SITE)
+    else:
+        raise NotExamined(", ".join(missing) or "the port offers no way of copying it")
+
+
+def _parted(subject: Subject, copy: Port, tables: Tables) -> list[str]:
+    """What is wrong with one copy."""
+    assert copy.parameters is not None, "a copy shows its parameters"
+    parameters = list(copy.parameters())
+    by_name = {p.name: p for p in parameters}
+    names = [*tables.names, *(head.parameter for head in tables.own)]
+    if absent := [name for name in names if name not in by_name]:
+        raise NotExamined(f"it has no {' and no '.join(absent)}")
+    if tables.own:
+        return differences(parameters, tables, subject.config)
+    if problems := _storages([by_name[name] for name in tables.names]):
+        return problems
+    wte = by_name[tables.wte.parameter]
+    if wte.write is None:
+        if len(tables.names) > 1:
+            return []
+        raise NotExamined("one name, and its weights cannot be written to")
+    weights = subject.weights
+    if copy.dtype != subject.port.dtype:
+        weights = DeclaredWeights(subject.checkpoint.tensors, PRECISIONS[copy.dtype])
+    judged = Subject(copy, subject.checkpoint, weights, subject.seed)
+    ends = ends_of(judged, wte, transposed(wte, tables, parameters, subject.config))
+    if ends.unseen and not ends.problems:
+        raise NotExamined(f"no write can show in {' and '.join(ends.unseen)}")
+    return ends.problems
+
+
+def _storages(named: Sequence[Parameter]) -> list[str]:
+    """Names of one matrix that have come to stand for several."""
+    first, *others = named
+    problems = []
+    for other in others:
+        if other.storage == first.storage:
+            continue
+        alike = np.array_equal(np.ravel(first.read()), np.ravel(other.read()))
+        problems.append(
+            f"{other.name} is a {'copy of' if alike else 'matrix that differs from'} {first.name}"
+        )
+    return problems

@@ -1,0 +1,225 @@
+"""The law of tying by gradient: what trains wte comes through both of its ends.
+
+d loss / d wte = what comes through the lookup + what comes through the last product. Each is held
+against the reference's central difference, in which wte moves in that one place only, so that an
+end that is detached, or trained apart, is found and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.ops import unembed
+from verify.checks.subject import NotExamined, Subject
+from verify.checks.tied_ends import table_rows
+from verify.checks.tying import SITE, Tables, tables_of
+from verify.findings import Finding, Status
+from verify.numerics.cascade import LIMIT_FLOORS
+from verify.numerics.derivatives import Derivative, derivatives
+from verify.numerics.directions import WTE_READERS, Direction
+from verify.numerics.precision import FLOAT64
+from verify.numerics.two_tables import last_state
+from verify.numerics.weights import Widened
+from verify.ports.port import Floats, Gradients
+
+_LAW = "tying.gradient"
+#: Rows and positions of the batch, and how many random directions.
+_ROWS, _LENGTH, _DIRECTIONS = 2, 8, 3
+_PARTS = {"input part": WTE_READERS[:1], "output part": WTE_READERS[1:], "sum": WTE_READERS}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part of the gradient along each direction: what a port says, and what is so.
+
+    Attributes:
+        name: of the part.
+        got: ⟨gradient, v⟩ of the port; None where it does not tell the parts apart.
+        expected: of the reference.
+        finer: unit roundoff of the port's arithmetic ÷ that of the declared precision.
+    """
+
+    name: str
+    got: Sequence[float] | None
+    expected: Sequence[Derivative]
+    finer: float
+
+    def floors(self, got: Sequence[float]) -> float:
+        """The direction in which something is furthest from this part, in noise floors."""
+        each = zip(self.expected, got, strict=True)
+        return max(derivative.floors(value, self.finer) for derivative, value in each)
+
+    def apart(self, difference: Sequence[float]) -> float:
+        """How far two versions of it are from each other, in noise floors."""
+        each = zip(self.expected, difference, strict=True)
+        return self.floors([derivative.value + move for derivative, move in each])
+
+    @property
+    def error(self) -> float:
+        return 0.0 if self.got is None else self.floors(self.got)
+
+    @property
+    def visible(self) -> bool:
+        """Whether a port in which it is missing would be found."""
+        return self.floors([0.0] * len(self.expected)) > LIMIT_FLOORS
+
+    @property
+    def blocked(self) -> bool:
+        """Nothing comes through, where something should."""
+        return self.got is not None and not any(self.got) and self.visible
+
+    def difference(self) -> str:
+        """In the grammar of all messages, of the worst direction."""
+        assert self.got is not None, "it was compared"
+        floors = [d.floors(x, self.finer) for d, x in zip(self.expected, self.got, strict=True)]
+        at = int(np.argmax(floors))
+        return (
+            f"{self.name} along direction {at} = {self.got[at]:.9g}, should be "
+            f"{self.expected[at].value:.9g} ({floors[at]:.3g} noise floors)"
+        )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a port computed.
+
+    Attributes:
+        gradients: of the batch.
+        logits: float[B, T, V], in the same arithmetic.
+        finer: its unit roundoff ÷ that of the declared precision.
+    """
+
+    gradients: Gradients
+    logits: Floats
+    finer: float
+
+
+def check_gradient(subject: Subject) -> Iterable[Finding]:
+    """Both parts and their sum, along random directions."""
+    tables = tables_of(subject.parameters, subject.matching)
+    tokens = _tokens(subject)
+    measured = _measure(subject, tokens)
+    first, last, total = parts = _parts(subject, tables, tokens, measured)
+    wrong = [part for part in parts if part.error > LIMIT_FLOORS]
+    reason = _reason(tables, measured.gradients, first, last, total)
+    score = max(part.error for part in parts)
+    if reason or wrong:
+        if not reason:
+            _same_function(subject, tokens, measured)
+        message = "; ".join(part.difference() for part in wrong or [total])
+        message += f": {reason}" if reason else ""
+        yield Finding(_LAW, Status.FAILED, message, SITE, score, LIMIT_FLOORS)
+        return
+    if lost := [part.name for part in parts if not part.visible]:
+        raise NotExamined(f"lost in the noise: the {' and the '.join(lost)} of the gradient of wte")
+    told = "input part, output part and sum"
+    if any(part.got is None for part in parts):
+        told = "the sum of both parts, which the port does not tell apart,"
+    message = f"{told} along {_DIRECTIONS} random directions: at most {score:.3g} noise floors"
+    message += " (in float64)" if measured.finer < 1 else ""
+    yield Finding(_LAW, Status.PASSED, message, SITE, score, LIMIT_FLOORS)
+
+
+def _reason(
+    tables: Tables, gradients: Gradients, first: _Part, last: _Part, total: _Part
+) -> str | None:
+    """What is wrong with the tying, where the numbers say it; whatever else is wrong with the
+    port, and with its derivatives therefore, says nothing of that kind."""
+    if first.blocked:
+        return "nothing comes through the lookup: it is detached"
+    if last.blocked:
+        return "nothing comes through the last product: the head is detached"
+    assert total.got is not None, "the sum is always asked for"
+    wte = tables.wte.parameter
+    if first.got is not None and last.got is not None:
+        rest = [s - a - b for s, a, b in zip(total.got, first.got, last.got, strict=True)]
+        if total.apart(rest) <= LIMIT_FLOORS:
+            return None
+        trained = [p.parameter for p in tables.own if p.parameter in gradients.parameters]
+        elsewhere = f"; the rest goes to {' and '.join(trained)}" if trained else ""
+        return f"what comes through both ends does not add up in {wte}{elsewhere}"
+    if not (first.visible and last.visible) or total.error <= LIMIT_FLOORS:
+        return None
+    for present, end in ((first, "head"), (last, "lookup")):
+        if present.floors(total.got) <= LIMIT_FLOORS:
+            return f"{wte} has the {present.name} alone: the {end} is detached"
+    return None
+
+
+def _same_function(subject: Subject, tokens: NDArray[np.int64], measured: _Measured) -> None:
+    """Of another function the derivatives are other ones, which is no matter of tying.
+
+    Raises:
+        NotExamined: the logits are not the reference's.
+    """
+    for logits_TV, tokens_T in zip(measured.logits, tokens, strict=True):
+        x_TD = last_state(Widened(subject.weights), subject.config, tokens_T)
+        exact_TV = unembed(x_TD, np.asarray(subject.weights["wte"], np.float64))
+        floors = subject.floors(logits_TV - exact_TV, tokens_T) / measured.finer
+        if floors > LIMIT_FLOORS:
+            raise NotExamined(
+                f"its logits are not the reference's ({floors:.3g} noise floors), and so its "
+                "derivatives are others too"
+            )
+
+
+def _tokens(subject: Subject) -> NDArray[np.int64]:
+    """Two rows, with tokens that occur more than once: their rows are added up."""
+    config = subject.config
+    if config.n_ctx < 2:
+        raise NotExamined("nothing is predicted: the context is one token")
+    if config.n_vocab < 2:
+        raise NotExamined("nothing is learnt: the vocabulary is one token")
+    tokens = subject.tokens(_ROWS, min(config.n_ctx, _LENGTH), *b"tying")
+    half = tokens.shape[1] // 2
+    tokens[:, half : 2 * half] = tokens[:, :half]
+    return tokens
+
+
+def _measure(subject: Subject, tokens: NDArray[np.int64]) -> _Measured:
+    """In float64 where the port can: there is no rounding to hide in."""
+    port = subject.port
+    if port.float64 is not None:
+        try:
+            with port.float64() as twin:
+                if twin.gradients is not None:
+                    finer = FLOAT64.u / subject.precision.u
+                    return _Measured(twin.gradients(tokens), twin.logits(tokens), finer)
+        except NotExamined:
+            raise
+        except Exception:  # the law of architecture says that it does not run in float64
+            pass
+    assert port.gradients is not None, "the table of laws asks for it"
+    return _Measured(port.gradients(tokens), port.logits(tokens), 1.0)
+
+
+def _parts(
+    subject: Subject, tables: Tables, tokens: NDArray[np.int64], measured: _Measured
+) -> list[_Part]:
+    """Input part, output part, sum."""
+    shape_VD = (subject.config.n_vocab, subject.config.n_embd)
+    rng, gradients = subject.rng(*b"directions"), measured.gradients
+    signs = [[rng.choice([-1.0, 1.0], n) for n in shape_VD] for _ in range(_DIRECTIONS)]
+    directions = [
+        Direction("wte", ends, left_V, right_D)
+        for ends in _PARTS.values()
+        for left_V, right_D in signs
+    ]
+    known = derivatives(subject.config, subject.weights, tokens, directions, subject.precision)
+    total = gradients.parameters.get(tables.wte.parameter)
+    if total is None:  # the loss does not depend on it
+        total = np.zeros(shape_VD)
+    else:
+        total = table_rows(np.asarray(total), shape_VD, tables.wte.transposed)
+    parts = []
+    for i, (name, part) in enumerate(
+        zip(_PARTS, (gradients.wte_input, gradients.wte_output, total), strict=True)
+    ):
+        expected = known[i * _DIRECTIONS : (i + 1) * _DIRECTIONS]
+        got = None if part is None else [d.direction.along(part) for d in expected]
+        parts.append(_Part(name, got, expected, measured.finer))
+    return parts
