@@ -112,7 +112,7 @@ class Differentiation:
             logits = self._port.run(tokens)
             graph = self.graph(logits)
             with Parts(graph, self.tables(), self._shape()) as parts:
-                found = _derivatives(self._mean_loss(logits, tokens) * scale, leaves, graph)
+                found = self._derivatives(self._mean_loss(logits, tokens) * scale, leaves, graph)
             totals = _shared(leaves, found)
             if scale == 1 or all(bool(torch.isfinite(t).all()) for t in totals.values()):
                 break
@@ -133,13 +133,29 @@ class Differentiation:
             loss = functional.cross_entropy(_wide(logits)[:, position], target)
             leaves = [*(table.tensor for table in tables), *positions]
             with seen:
-                found = _derivatives(loss * scale, leaves, graph)
+                found = self._derivatives(loss * scale, leaves, graph)
             value = seen.first()
             if value is None:
                 value = _rows(found[len(tables) :], shape)
             if scale == 1 or bool(torch.isfinite(value).all()):
                 break
         return _unscaled(value, scale)
+
+    def _derivatives(
+        self, loss: torch.Tensor, leaves: Sequence[torch.Tensor], graph: Graph
+    ) -> list[torch.Tensor | None]:
+        """d loss / d leaf of each; None for what it does not depend on."""
+        if not graph.recomputes:
+            return list(torch.autograd.grad(loss, leaves, allow_unused=True))
+        before = [(parameter, parameter.grad) for parameter in self._named().values()]
+        try:
+            for parameter, _ in before:
+                parameter.grad = None
+            loss.backward()
+            return [leaf.grad for leaf in leaves]
+        finally:
+            for parameter, grad in before:
+                parameter.grad = grad
 
     def _mean_loss(self, logits: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """Radford et al. 2018 (GPT), equation 1, divided by the number of predictions; in nats."""
@@ -181,23 +197,6 @@ def _rows(found: Sequence[torch.Tensor | None], shape: tuple[int, int]) -> torch
         if value is not None and value.numel() % shape[1] == 0:
             return value.reshape(-1, shape[1])[: shape[0]]
     raise NotExamined("no gradients at the input: the sum of embeddings is not in its graph")
-
-
-def _derivatives(
-    loss: torch.Tensor, leaves: Sequence[torch.Tensor], graph: Graph
-) -> list[torch.Tensor | None]:
-    """d loss / d leaf of each; None for what it does not depend on."""
-    if not graph.recomputes:
-        return list(torch.autograd.grad(loss, leaves, allow_unused=True))
-    before = [leaf.grad for leaf in leaves]
-    for leaf in leaves:
-        leaf.grad = None
-    try:
-        loss.backward()
-        return [leaf.grad for leaf in leaves]
-    finally:
-        for leaf, grad in zip(leaves, before, strict=True):
-            leaf.grad = grad
 
 
 def _unscaled(tensor: torch.Tensor, scale: float) -> Floats:

@@ -87,11 +87,13 @@ class Parts:
 
     def _pull(self, node: Node, output: int, value: torch.Tensor, of_head: bool) -> None:
         """Through the views and copies that lie between a reader and the parameter."""
+        made_like = node._input_metadata
+        value = value.sum_to_size(made_like[output].shape)  # it may have been broadcast
         leaf = self._graph.leaf(node)
         if leaf is not None:
             self._add(self._tables[id(leaf)], value, of_head)
             return
-        given: list[torch.Tensor | None] = [None] * len(node._input_metadata)
+        given: list[torch.Tensor | None] = [None] * len(made_like)
         given[output] = value
         # What is written in Python is called by another name.
         call: Any = getattr(node, "apply", node)
