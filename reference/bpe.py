@@ -13,7 +13,7 @@ character that one of the two does not know yet, it takes for punctuation.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from heapq import heapify, heappop, heappush
 
@@ -50,34 +50,38 @@ def kind(character: str) -> str:
     return category if category in "LN" else "?"
 
 
-def split(text: str) -> Iterator[str]:
+def split(text: str, kind_of: Callable[[str], str] = kind) -> Iterator[str]:
     r"""Cut text into the pieces that are encoded one by one; together they are the text.
 
     The same as finding all matches of gpt-2 ``src/encoder.py:53``::
 
         's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+
+    Args:
+        text: any.
+        kind_of: `kind`, or what another version of Unicode takes a character for.
     """
     start, length = 0, len(text)
     while start < length:
-        end = _piece_end(text, start, length)
+        end = _piece_end(text, start, length, kind_of)
         yield text[start:end]
         start = end
 
 
-def _piece_end(text: str, start: int, length: int) -> int:
+def _piece_end(text: str, start: int, length: int, kind_of: Callable[[str], str]) -> int:
     """The alternatives of the pattern, in its order."""
     for contraction in CONTRACTIONS:
         if text.startswith(contraction, start):
             return start + len(contraction)
     # One space belongs to the letters, numbers or signs that follow it.
     first = start + 1 if text[start] == " " and start + 1 < length else start
-    found = kind(text[first])
+    found = kind_of(text[first])
     end = first + 1
     if found != " ":
-        while end < length and kind(text[end]) == found:
+        while end < length and kind_of(text[end]) == found:
             end += 1
         return end
-    while end < length and kind(text[end]) == " ":
+    while end < length and kind_of(text[end]) == " ":
         end += 1
     # A run of white space leaves its last character to what follows, if it has another one.
     return end if end == length or end == start + 1 else end - 1
@@ -98,6 +102,7 @@ class BPE:
     def __init__(self, encoder: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> None:
         self.encoder = dict(encoder)
         self.decoder = {token: symbols for symbols, token in self.encoder.items()}
+        self.merges = list(merges)
         self._rank = {pair: rank for rank, pair in enumerate(merges)}
         self._byte = {symbol: byte for byte, symbol in alphabet().items()}
         self._known: dict[str, list[int]] = {}
@@ -123,8 +128,12 @@ class BPE:
         Raises:
             UnicodeEncodeError: a lone surrogate, which no UTF-8 stands for.
         """
+        return self.encode_pieces(split(text))
+
+    def encode_pieces(self, pieces: Iterable[str]) -> list[int]:
+        """Ids of a text that has been cut already; no merge goes across a cut."""
         ids: list[int] = []
-        for piece in split(text):
+        for piece in pieces:
             if piece not in self._known:
                 symbols = self._merge([alphabet()[byte] for byte in piece.encode()])
                 self._known[piece] = [self.encoder[symbol] for symbol in symbols]
