@@ -35,7 +35,6 @@ class Training:
         self._model, self._dtype = model, dtype
         with self._added():
             self._labels = tf1.placeholder(tf.int32, [None, None], name="labels")
-            self._position = tf1.placeholder(tf.int32, [], name="position")
 
     def loss(self, tokens: Array, labels: Array) -> Array:
         """Nats, the mean over all labels from the second on that are not ignored; NaN for none.
@@ -54,7 +53,7 @@ class Training:
         Memory is the activations of all layers at once, and then all the derivatives.
         """
         variables = (variable.op.name for variable in self._model.variables.values())
-        values = deque(self._run(self._gradients, tokens, tokens))
+        values = deque(self._run(self._gradients[0], tokens, tokens))
         for name in (*variables, "wte_input", "wte_output"):
             yield name, values.popleft()  # and forget it
 
@@ -65,8 +64,10 @@ class Training:
             tokens: int[1, T].
             position: of the logits; the token after it is the label.
         """
-        feed = {self._position: position}
-        value: Array = self._run(self._input_gradients, tokens, tokens, feed)[0]
+        # The mean over one prediction is that prediction's loss.
+        labels = np.full_like(tokens, IGNORED)
+        labels[:, position + 1] = tokens[:, position + 1]
+        value: Array = self._run(self._gradients[1], tokens, labels)[0]
         return value
 
     def descend(self, tokens: Array, rate: float) -> None:
@@ -82,7 +83,8 @@ class Training:
             return mean_loss(self._model.sites(self._dtype)["logits"], self._labels)
 
     @cached_property
-    def _gradients(self) -> list[Tensor]:
+    def _gradients(self) -> tuple[list[Tensor], Tensor]:
+        """Of the variables, then the two parts of wte; and of the sum of embeddings."""
         with self._added():
             weights, sites = self._differentiable()
             loss = mean_loss(sites["logits"], self._labels)
@@ -92,15 +94,7 @@ class Training:
             # product alone, where nothing goes beyond that sum.
             parts = tf1.gradients(embed, weights["wte"], at_embed)
             parts += tf1.gradients(logits, weights["wte"], at_logits, stop_gradients=[embed])
-            return [tf.convert_to_tensor(gradient) for gradient in (*whole, *parts)]
-
-    @cached_property
-    def _input_gradients(self) -> Tensor:
-        with self._added():
-            sites = self._model.sites(self._dtype)
-            losses = token_losses(sites["logits"], self._labels)
-            (gradient,) = tf1.gradients(tf.gather(losses[0], self._position), sites["embed"])
-            return gradient
+            return [tf.convert_to_tensor(gradient) for gradient in (*whole, *parts)], at_embed
 
     def _differentiable(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The tensors to differentiate with respect to, and the forward pass made of them.
@@ -123,22 +117,15 @@ class Training:
     def _added(self) -> AbstractContextManager[None]:
         return self._model.added(self._scope)
 
-    def _run(
-        self, what: Any, tokens: Array, labels: Array, feed: dict[Any, Any] | None = None
-    ) -> Any:
-        fed = {self._model.tokens: tokens, self._labels: labels, **(feed or {})}
-        return self._model.session.run(what, fed)
-
-
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Nats of each prediction, [B, T - 1]; of an ignored label a number that means nothing."""
-    following = labels[:, 1:]
-    # The operation refuses what is no token.
-    named = tf.where(tf.equal(following, IGNORED), tf.zeros_like(following), following)
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=named, logits=logits[:, :-1])
+    def _run(self, what: Any, tokens: Array, labels: Array) -> Any:
+        return self._model.session.run(what, {self._model.tokens: tokens, self._labels: labels})
 
 
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the predictions whose labels are not ignored."""
-    predicted = tf.not_equal(labels[:, 1:], IGNORED)
-    return tf.reduce_mean(tf.boolean_mask(token_losses(logits, labels), predicted))
+    following = labels[:, 1:]
+    predicted = tf.not_equal(following, IGNORED)
+    # The operation refuses what is no token.
+    named = tf.where(predicted, following, tf.zeros_like(following))
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=named, logits=logits[:, :-1])
+    return tf.reduce_mean(tf.boolean_mask(losses, predicted))
