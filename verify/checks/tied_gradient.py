@@ -8,7 +8,7 @@ end that is detached, or trained apart, is found and named.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,8 @@ from verify.numerics.weights import Widened
 from verify.ports.port import Floats, Gradients
 
 _LAW = "tying.gradient"
-#: Rows and positions of the batch, and how many random directions.
-_ROWS, _LENGTH, _DIRECTIONS = 2, 8, 3
-_PARTS = {"input part": WTE_READERS[:1], "output part": WTE_READERS[1:], "sum": WTE_READERS}
+#: Positions of the input, and how many random directions.
+_LENGTH, _DIRECTIONS = 8, 3
 
 
 @dataclass(frozen=True)
@@ -168,13 +167,13 @@ def _same_function(subject: Subject, tokens: NDArray[np.int64], measured: _Measu
 
 
 def _tokens(subject: Subject) -> NDArray[np.int64]:
-    """Two rows, with tokens that occur more than once: their rows are added up."""
+    """Tokens that occur twice: what comes through the lookup is added up in their rows."""
     config = subject.config
     if config.n_ctx < 2:
         raise NotExamined("nothing is predicted: the context is one token")
     if config.n_vocab < 2:
         raise NotExamined("nothing is learnt: the vocabulary is one token")
-    tokens = subject.tokens(_ROWS, min(config.n_ctx, _LENGTH), *b"tying")
+    tokens = subject.tokens(1, min(config.n_ctx, _LENGTH), *b"tying")
     half = tokens.shape[1] // 2
     tokens[:, half : 2 * half] = tokens[:, :half]
     return tokens
@@ -203,23 +202,40 @@ def _parts(
     """Input part, output part, sum."""
     shape_VD = (subject.config.n_vocab, subject.config.n_embd)
     rng, gradients = subject.rng(*b"directions"), measured.gradients
-    signs = [[rng.choice([-1.0, 1.0], n) for n in shape_VD] for _ in range(_DIRECTIONS)]
-    directions = [
-        Direction("wte", ends, left_V, right_D)
-        for ends in _PARTS.values()
-        for left_V, right_D in signs
+    # Sizes that differ: all channels alike is a direction that layer norm removes.
+    drawn = [
+        [rng.choice([-1.0, 1.0], n) * rng.uniform(0.5, 1, n) for n in shape_VD]
+        for _ in range(_DIRECTIONS)
     ]
+    first, last = WTE_READERS
+    directions = [Direction("wte", (end,), *v) for end in (first, last) for v in drawn]
     known = derivatives(subject.config, subject.weights, tokens, directions, subject.precision)
+    of_input, of_output = known[:_DIRECTIONS], known[_DIRECTIONS:]
+    of_both = [_sum(a, b) for a, b in zip(of_input, of_output, strict=True)]
     total = gradients.parameters.get(tables.wte.parameter)
     if total is None:  # the loss does not depend on it
         total = np.zeros(shape_VD)
     else:
         total = table_rows(np.asarray(total), shape_VD, tables.wte.transposed)
-    parts = []
-    for i, (name, part) in enumerate(
-        zip(_PARTS, (gradients.wte_input, gradients.wte_output, total), strict=True)
-    ):
-        expected = known[i * _DIRECTIONS : (i + 1) * _DIRECTIONS]
-        got = None if part is None else [d.direction.along(part) for d in expected]
-        parts.append(_Part(name, got, expected, measured.finer))
-    return parts
+
+    def part(name: str, got_VD: Floats | None, expected: Sequence[Derivative]) -> _Part:
+        got = None if got_VD is None else [d.direction.along(got_VD) for d in expected]
+        return _Part(name, got, expected, measured.finer)
+
+    return [
+        part("input part", gradients.wte_input, of_input),
+        part("output part", gradients.wte_output, of_output),
+        part("sum", total, of_both),
+    ]
+
+
+def _sum(a: Derivative, b: Derivative) -> Derivative:
+    """Of both ends along one direction. Their errors may have one cause, and are added."""
+    return Derivative(
+        direction=replace(a.direction, sites=WTE_READERS),
+        value=a.value + b.value,
+        truncation=a.truncation + b.truncation,
+        rounding=a.rounding + b.rounding,
+        floor=a.floor + b.floor,
+        step=max(a.step, b.step),
+    )
