@@ -12,17 +12,14 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from verify.arguments import COULD_NOT_JUDGE, build_parser
 from verify.errors import GptVerifyError, UsageError
 
 if TYPE_CHECKING:
-    from verify.findings import Report
     from verify.run import Options, Progress
 
 INTERRUPTED = 130
@@ -71,23 +68,13 @@ def _run(args: argparse.Namespace) -> int:
     from verify.checkpoint import default_checkpoint
     from verify.ports.registry import expand
     from verify.report import html, json, junit, terminal
-    from verify.report.output import OutputFile
+    from verify.report.output import open_outputs, write_outputs
     from verify.report.repeat import repeat_command
     from verify.report.text import one_line
     from verify.run import run
     from verify.selection import default_ports
 
-    formats: dict[str, Callable[[Report], str]]
-    formats = {"json": json.render, "junit": junit.render, "html": html.render}
-    given = {name: out for name in formats if (out := getattr(args, name)) is not None}
-    for name, out in given.items():
-        if out == "-" and name != "json":
-            raise UsageError(f"--{name} needs a file")
-        other = next(n for n, o in given.items() if o == out)
-        if other != name:
-            raise UsageError(f"{out}: --{other} and --{name} cannot share a file")
-    # Before the long run: a report that cannot be written is no reason to have waited.
-    outputs = {name: OutputFile(Path(out)) for name, out in given.items() if out != "-"}
+    outputs = open_outputs({"json": args.json, "junit": args.junit, "html": args.html})
     options = _options(args)
     ports: list[str] = args.port or []
     missing: list[str] = []
@@ -111,14 +98,14 @@ def _run(args: argparse.Namespace) -> int:
     for error in dict.fromkeys(port.error for port in report.ports if port.error is not None):
         print(f"gpt-verify: {one_line(error)}", file=sys.stderr)
     repeats = [repeat_command(args.checkpoint, [port], options) for port in expand(ports)]
-    formats["html"] = partial(html.render, repeats=repeats)
-    unwritten: GptVerifyError | None = None
-    for name, output in outputs.items():
-        try:
-            output.write(formats[name](report))
-        except GptVerifyError as error:
-            # The run was long: the other reports are still written, and the table printed.
-            unwritten = unwritten or error
+    unwritten = write_outputs(
+        outputs,
+        {
+            "json": lambda: json.render(report),
+            "junit": lambda: junit.render(report),
+            "html": lambda: html.render(report, repeats),
+        },
+    )
     stream = sys.stderr if to_stdout else sys.stdout
     if args.quiet:
         text = terminal.summary(report) + "\n"
