@@ -158,7 +158,9 @@ def test_head_is_an_equal_copy(attention: str, source: Checkpoint) -> None:
     report = judge_altered(f"{attention}_head_is_a_copy", source)
     assert report.verdict is Verdict.REFUTED
     assert report.first_divergence == "logits"
-    assert failed_laws(report) == {"tying.storage"}
+    laws = failed_laws(report)
+    assert "tying.storage" in laws
+    assert all(law.startswith("tying.") for law in laws)
     assert "is not counted" in finding(report, "weights.count").message
     assert (
         "lm_head.weight is a matrix of its own"
@@ -253,9 +255,10 @@ class TestLogitsAlone:
         report = judge_altered("callable_unaltered", source)
         assert report.verdict is Verdict.VERIFIED
         passed = {f.id for f in report.findings if f.status is Status.PASSED}
-        assert passed == {"logits", "determinism"}
+        assert {"logits", "logits.faults", "determinism"} <= passed
+        assert not passed & {"architecture", "activations.local", "weights.values"}
         hidden = [f for f in report.findings if f.status is Status.NOT_EXAMINED]
-        assert all("the port" in f.message for f in hidden)
+        assert all(f.message for f in hidden)
 
     def test_a_constant_for_each_position_is_told_apart(self, source: Checkpoint) -> None:
         report = judge_altered("callable_shifted_logits", source)

@@ -145,10 +145,11 @@ def test_a_port_that_shows_nothing_is_no_success(user: Pytest, pytester: pytest.
 @pytest.mark.parametrize(
     ("change", "failed", "says"),
     [
-        ("findings[:-1]", 1, "no finding: nothing was compared"),
+        ("[f for f in findings if f.id != 'logits']", 1, "no finding: nothing was compared"),
         ("(*findings, Finding('other', Status.FAILED, 'a surprise', 'x'))", 1, "a surprise"),
         (
-            "(*findings, dataclasses.replace(findings[-1], status=Status.FAILED))",
+            "(*findings, *(dataclasses.replace(f, status=Status.FAILED)"
+            " for f in findings if f.id == 'logits'))",
             2,
             "failed checks",
         ),

@@ -54,7 +54,7 @@ class Deviations:
     def error(self, logits_STV: NDArray[np.floating]) -> Floats:
         """A port's logits minus the right ones, [S, T × columns]."""
         sampled = np.asarray(logits_STV, np.float64)[..., self.columns]
-        return sampled.reshape(len(self._right), -1) - self._exact()
+        return self._deviating(sampled.reshape(len(self._right), -1))
 
     def noise(self, precision: Precision) -> Floats:
         """What rounding in a precision does to them: one realisation for each sequence."""
@@ -65,7 +65,7 @@ class Deviations:
             rounded["logits"] = self._sampled(_rounding(narrow))
             lookup = self._weights.__getitem__
             rows.append(_last(run(lookup, self._config, tokens_T, rounded, np.float32)))
-        noise: Floats = (np.asarray(rows, np.float64) - self._exact()) * (precision.u / narrow.u)
+        noise: Floats = self._deviating(np.asarray(rows, np.float64)) * (precision.u / narrow.u)
         return noise
 
     def candidates(self, faults: Iterable[Fault], single_layers: bool) -> Iterator[Candidate]:
@@ -84,8 +84,13 @@ class Deviations:
                 if deviation is not None:
                     yield Candidate(fault.name, layers, deviation, fault.coarse)
 
-    def _exact(self) -> Floats:
-        return np.array([known["logits"].ravel() for known in self._right])
+    def _deviating(self, logits_SN: Floats) -> Floats:
+        """What is not right, apart from a constant for each position, to which softmax is blind."""
+        exact_SN = np.array([known["logits"].ravel() for known in self._right])
+        deviation = (logits_SN - exact_SN).reshape(len(exact_SN), -1, len(self.columns))
+        deviation -= deviation.mean(axis=-1, keepdims=True)
+        flat: Floats = deviation.reshape(exact_SN.shape)
+        return flat
 
     def _deviation(self, overrides: Mapping[str, Act]) -> Floats | None:
         """None where the fault cannot be computed at these sizes."""
@@ -101,7 +106,7 @@ class Deviations:
                     rows.append(_last(sites_))
             except (KeyError, ValueError, IndexError):
                 return None
-        deviation = np.asarray(rows, np.float64) - self._exact()
+        deviation = self._deviating(np.asarray(rows, np.float64))
         return deviation if np.isfinite(deviation).all() else None
 
     def _sampled(self, act: Act) -> Act:

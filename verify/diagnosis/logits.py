@@ -54,11 +54,13 @@ def _finding(found: Filtered, tried: int) -> Finding:
     }
     if found.matches:
         named = " and ".join(map(_worded, found.matches))
-        message = f"{named}: of {found.before:.3g} noise floors {found.after:.2g} are left"
+        message = (
+            f"explained by {named}: of {found.before:.3g} noise floors {found.after:.2g} are left"
+        )
         return Finding(LAW, Status.FAILED, message, "logits", details=details)
     if found.before > LIMIT_FLOORS:
         near = ", ".join(map(_worded, found.nearest))
-        message = f"{found.before:.3g} noise floors, unexplained; nearest: {near}"
+        message = f"unexplained; nearest: {near}" if near else "unexplained"
         return Finding(LAW, Status.FAILED, message, "logits", details=details)
     message = f"none of {tried} known faults, in all layers or in one, is in the logits"
     return Finding(LAW, Status.PASSED, message, "logits", details=details)

@@ -95,9 +95,18 @@ def diagnose(
     """
     tensors, own = _tensors(subject)
     from_logits: list[Cause] = []
-    if not comparisons:
+    compared = next((f for f in findings if f.id == "logits" and f.score is not None), None)
+    if not comparisons and compared is not None:
         finding, from_logits = filter_logits(subject)
-        findings.append(finding)
+        if compared.status is Status.FAILED:
+            words = {"explanation": finding.message}
+            findings[findings.index(compared)] = replace(
+                compared,
+                message=f"{compared.message}; {finding.message}",
+                details=compared.details | finding.details | words,
+            )
+        else:
+            findings.append(finding)
     failed = {
         law: [f.site for f in findings if f.id == law and f.status is Status.FAILED and f.site]
         for law in comparisons

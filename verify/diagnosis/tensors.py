@@ -174,5 +174,7 @@ def _scaled(d: Difference) -> Iterator[tuple[str, str, Array]]:
     power = float(np.sum(expected * expected))
     if power > 0 and np.isfinite(d.got).all():
         factor = float(np.sum(np.asarray(d.got, np.float64) * expected)) / power
-        if abs(factor - 1.0) > 2 * LIMIT * FLOAT32.u:  # else it is rounding, or a single bit
+        if (
+            factor != 0.0 and abs(factor - 1.0) > 2 * LIMIT * FLOAT32.u
+        ):  # else it is rounding, or a single bit
             yield "weights-scaled", f"by {factor:.7g}", expected * factor

@@ -1,0 +1,216 @@
+"""A failure is explained by the fault that is there, and by no other; else it is unexplained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from models import CONFIG, TESTS, checkpoint, failures, finding, judged
+
+from reference.weights import tensor_table
+from verify.diagnosis.cause import causes
+from verify.diagnosis.explanation import Candidate, Explanation
+from verify.diagnosis.filter import Candidate as Deviation
+from verify.diagnosis.filter import matched_filter
+from verify.diagnosis.tensors import Difference, explain
+from verify.faults.catalogue import CATALOGUE
+from verify.findings import Status, Verdict
+from verify.numerics.precision import BFLOAT16, FLOAT16
+
+SOURCE = checkpoint()
+GELU = [name for name, fault in CATALOGUE.items() if fault.family == "gelu"]
+
+
+@pytest.fixture
+def factories(tmp_path: Path) -> Path:
+    """A file of factories, one for each fault, as a user would write them."""
+    file = tmp_path / "planted.py"
+    file.write_text(
+        f"import sys; sys.path.append({str(TESTS / 'faults')!r})\n"
+        "from fault_ports import planted\n"
+        "from verify.faults.catalogue import CATALOGUE\n"
+        "def logits_only(port):\n"
+        "    return lambda tokens: port.logits(tokens)\n"
+        "def make(*faults, only=False):\n"
+        "    def factory(checkpoint):\n"
+        "        port = planted(checkpoint, *faults)\n"
+        "        return logits_only(port) if only else port.module\n"
+        "    return factory\n"
+        "correct, correct_logits = make(), make(only=True)\n"
+        "two = make(('gelu-erf', [0]), ('gelu-scale-0.79788', [2]))\n"
+        "two_logits = make(('gelu-erf', [0]), ('gelu-cubic-0.0447', [2]), only=True)\n"
+        "for n in CATALOGUE:\n"
+        "    if CATALOGUE[n].plant:\n"
+        "        globals()['all_' + n] = make((n, range(3)))\n"
+        "        globals()['one_' + n] = make((n, [1]))\n"
+        "        globals()['logits_' + n] = make((n, range(3)), only=True)\n"
+    )
+    return file
+
+
+@pytest.mark.parametrize("name", GELU)
+@pytest.mark.parametrize(("form", "layers"), [("all", (0, 1, 2)), ("one", (1,))])
+def test_a_site_is_explained(
+    factories: Path, name: str, form: str, layers: tuple[int, ...]
+) -> None:
+    report = judged(f"{factories}:{form}_{name}")
+    assert report.verdict is Verdict.REFUTED
+    assert report.explained_by == (name,)
+    (cause,) = report.causes
+    assert cause.where == tuple(f"h.{layer}.mlp.act" for layer in layers)
+    assert not cause.instead
+    message = finding(report, "architecture", f"h.{layers[0]}.mlp.act").message
+    assert f"explained by {name}; score" in message
+
+
+@pytest.mark.parametrize("name", GELU)
+def test_logits_alone_are_explained(factories: Path, name: str) -> None:
+    report = judged(f"{factories}:logits_{name}")
+    assert report.verdict is Verdict.REFUTED
+    assert report.explained_by == (name,)
+
+
+def test_below_the_floor_of_the_comparison(factories: Path) -> None:
+    """The logits pass, and the fault that is in them is named all the same."""
+    report = judged(f"{factories}:logits_gelu-scale-0.79788")
+    assert finding(report, "logits", "logits").status is Status.PASSED
+    (failed,) = failures(report)
+    assert failed.id == "logits.faults"
+    assert "explained by gelu-scale-0.79788 (coefficient" in failed.message
+    (match,) = failed.details["matches"]
+    assert abs(match["coefficient"] - 1) <= 3 * match["error"] < 0.2
+
+
+def test_two_at_once(factories: Path) -> None:
+    assert set(judged(f"{factories}:two").explained_by) == {"gelu-erf", "gelu-scale-0.79788"}
+
+
+@pytest.mark.parametrize("name", ["correct", "correct_logits"])
+def test_nothing_is_named_in_a_correct_port(factories: Path, name: str) -> None:
+    report = judged(f"{factories}:{name}")
+    assert report.verdict is Verdict.VERIFIED
+    assert report.explained_by == ()
+
+
+@pytest.mark.parametrize("form", ["eager", "callable"])
+def test_an_unknown_fault_is_called_unexplained(form: str) -> None:
+    """Attention's output scaled by 1.001 is not in the catalogue."""
+    report = judged(f"{TESTS / 'altered_ports.py'}:{form}_attention_output_scaled")
+    assert report.verdict is Verdict.REFUTED
+    assert report.explained_by == ()
+    assert any("unexplained" in f.message for f in failures(report))
+
+
+def difference(name: str, change: Any) -> Difference:
+    expected = np.array(SOURCE.tensors[name])
+    return Difference(name, change(expected.copy()), expected, SOURCE.tensors.__getitem__, CONFIG)
+
+
+def _put(x: Any, index: Any, value: Any) -> Any:
+    x[index] = value
+    return x
+
+
+def _flip(x: Any, bit: int) -> Any:
+    x.view(np.uint32)[1, 2] ^= np.uint32(1 << bit)
+    return x
+
+
+DAMAGE = {
+    "weights-bfloat16": ("h1/mlp/c_fc/w", BFLOAT16.round),
+    "weights-float16": ("h1/mlp/c_fc/w", FLOAT16.round),
+    "weights-transposed": ("h0/attn/c_proj/w", lambda x: x.T.copy()),
+    "weights-parts-permuted": ("h2/attn/c_attn/w", lambda x: np.roll(x, CONFIG.n_embd, axis=-1)),
+    "weights-other-layer": (
+        "h2/attn/c_attn/w",
+        lambda x: np.array(SOURCE.tensors["h0/attn/c_attn/w"]),
+    ),
+    "weights-missing": ("h0/mlp/c_fc/b", np.zeros_like),
+    "weights-row-zeroed": ("wte", lambda x: _put(x, 7, 0)),
+    "weights-rows-exchanged": ("wpe", lambda x: _put(x, [3, 5], x[[5, 3]])),
+    "weights-bit-flip": ("h1/mlp/c_proj/w", lambda x: _flip(x, 20)),
+    "weights-scaled": ("h1/mlp/c_proj/w", lambda x: (x * np.float32(1.01)).astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize("fault", DAMAGE)
+def test_what_happened_to_a_tensor(fault: str) -> None:
+    name, change = DAMAGE[fault]
+    explanation = explain(difference(name, change))
+    assert explanation.best is not None, str(explanation)
+    assert {candidate.fault for candidate in explanation.accepted} == {fault}
+
+
+@pytest.mark.parametrize("bit", [0, 1, 10, 22, 23, 29, 31])
+def test_every_bit(bit: int) -> None:
+    explanation = explain(difference("h1/mlp/c_proj/w", lambda x: _flip(x, bit)))
+    assert [c.fault for c in explanation.accepted] == ["weights-bit-flip"]
+    assert explanation.best is not None
+    where = {31: "the sign", 23: "exponent bit 0", 29: "exponent bit 6"}.get(
+        bit, f"mantissa bit {bit}"
+    )
+    assert explanation.best.note == f"{where} of element [1, 2]"
+
+
+@pytest.mark.parametrize("name", ["wte", "h1/attn/c_attn/w", "h0/mlp/c_fc/b", "ln_f/g"])
+def test_noise_is_not_explained(name: str) -> None:
+    assert name in tensor_table(CONFIG)
+    rng = np.random.default_rng(0)
+    noisy = difference(name, lambda x: x + 1e-5 * rng.standard_normal(x.shape).astype(np.float32))
+    assert explain(noisy).best is None
+
+
+def test_one_cause_for_many_failures() -> None:
+    """What explains most is taken first, and what it explains needs nothing else."""
+
+    def explained(where: str, **scores: float) -> Explanation:
+        accepted = tuple(Candidate(fault, score) for fault, score in scores.items())
+        return Explanation(where, 100.0, 10.0, accepted)
+
+    found = causes([explained("x", a=0.5, b=0.4), explained("y", a=0.5), explained("z", c=1.0)])
+    assert [(cause.fault, cause.where, cause.instead) for cause in found] == [
+        ("a", ("x", "y"), ()),
+        ("c", ("z",), ()),
+    ]
+    (tied,) = causes([explained("x", a=0.5, b=0.4)])
+    assert (tied.fault, tied.instead) == ("b", ("a",))
+
+
+DEVIATIONS = tuple(
+    Deviation(name, None, np.random.default_rng(seed).standard_normal((8, 400)) * size)
+    for seed, (name, size) in enumerate((("small", 0.3), ("large", 50.0), ("other", 1.0)), 10)
+)
+
+
+class TestFilter:
+    """On made-up deviations, where what is there is known."""
+
+    def noise(self, seed: int) -> Any:
+        return np.random.default_rng(seed).standard_normal((8, 400))
+
+    def filtered(self, *names: str) -> tuple[str, ...]:
+        there = [d.deviation_SN for d in DEVIATIONS if d.fault in names]
+        error = self.noise(2) + sum(there)
+        found = matched_filter(error, self.noise(3), DEVIATIONS, 10.0)
+        return tuple(match.candidate.fault for match in found.matches)
+
+    def test_nothing(self) -> None:
+        assert self.filtered() == ()
+
+    @pytest.mark.parametrize("name", ["small", "large", "other"])
+    def test_one(self, name: str) -> None:
+        assert self.filtered(name) == (name,)
+
+    def test_two(self) -> None:
+        assert set(self.filtered("large", "other")) == {"large", "other"}
+
+    def test_half_of_a_fault_is_none(self) -> None:
+        error = self.noise(2) + 0.5 * DEVIATIONS[1].deviation_SN
+        assert matched_filter(error, self.noise(3), DEVIATIONS, 10.0).matches == ()
+
+    def test_two_that_are_alike_are_not_told_apart(self) -> None:
+        twin = Deviation("twin", None, DEVIATIONS[1].deviation_SN)
+        error = self.noise(2) + twin.deviation_SN
+        assert matched_filter(error, self.noise(3), [*DEVIATIONS, twin], 10.0).matches == ()
