@@ -3,13 +3,14 @@
 The floor is measured: the oracle in the port's precision against the oracle in float64. But one
 measurement is one draw. The noise of a single logit, or of a position of a model with one token,
 can happen to be zero, and any correct port would then look wrong. So the noise of a position counts
-as no less than that of the sequence (root mean square), and what the last two operations may spend
-by themselves, their budget, is added.
+as no less than that of the sequence (root mean square), and what the last two operations may do by
+themselves is added: arithmetic as wide as the port's accumulators, of a residual stream, a norm and
+logits that are each rounded to the port's format.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,10 @@ def measure_floor(
         stream = lockstep.value(f"h.{config.n_layer - 1}.resid_post")
         assert stream is not None, "sites are asked for in their order"
         gain_D, bias_D = weights.float64("ln_f/g"), weights.float64("ln_f/b")
-        normed = budgets.layer_norm(precision, Measured(stream[0][first:]), gain_D, bias_D)
+        stream_TD = stream[0][first:]
+        rounded = Measured(stream_TD, precision.u * np.abs(stream_TD))
+        wide = replace(precision, u=precision.u_sum)
+        normed = budgets.layer_norm(wide, rounded, gain_D, bias_D)
         size = len(tokens_T) - first
         noise_T, squares_T, last = np.zeros(size), np.zeros(size), []
         for _, exact, noise in lockstep.logits(first):
@@ -67,16 +71,15 @@ def measure_floor(
 def _unembedding(
     config: Config, weights: DeclaredWeights, p: Precision, normed: Measured, squares_T: Floats
 ) -> Floats:
-    """Mean over the vocabulary of ``budgets.unembed``, squared, [T], without computing it for
-    every token: x² w² is summed over the tokens first."""
+    """Mean over the vocabulary of the squared budget of the last product, [T]: x² w² is summed
+    over the tokens before it is multiplied."""
     wte_VD = weights["wte"]
     mean_D = np.zeros(config.n_embd)
     for rows in vocabulary_tiles(config.n_embd, config.n_vocab):
         mean_D += (wte_VD[rows].astype(np.float64) ** 2).sum(axis=0)
     mean_D /= config.n_vocab
     assert normed.budget is not None, "an operation's result has a budget"
-    budget_T = config.n_embd * p.u_sum**2 * (normed.value**2 @ mean_D + squares_T)
-    budget_T += 2 * p.u**2 * squares_T
+    budget_T = (config.n_embd * p.u_sum**2 + p.u**2) * (normed.value**2 @ mean_D + squares_T)
     if p.name == "float64":
         budget_T *= 2  # as in ``budgets``: the oracle rounds as well
     return np.maximum(budget_T + normed.budget**2 @ mean_D, p.tiny**2)

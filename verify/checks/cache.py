@@ -1,0 +1,176 @@
+"""The law of the cache: a sequence decoded in pieces has the logits of the whole."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.weights import parameter_count
+from verify.checks.agreement import LIMIT_PAIR, Agreement, checked, logits_of, refuting
+from verify.checks.cache_mistakes import ways, window
+from verify.checks.decoding import Before, Case, Way, recognise, right_positions
+from verify.checks.subject import NotExamined, Subject
+from verify.findings import Finding
+
+Tokens = NDArray[np.int64]
+Floats = NDArray[np.floating]
+Lengths = tuple[int, ...]
+
+LAW = "cache"
+#: Tokens of the sequence that is split in every way into two and into three.
+SHORT = 8
+#: How many parameters are read at most while a long sequence is decoded one by one (a step reads
+#: all of them), and how many tokens are decoded at least.
+READS, FEWEST = 8_000_000_000, 32
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One sequence, decoded in pieces of these lengths."""
+
+    lengths: Lengths
+    tokens_T: Tokens
+    got_TV: Floats
+    expected_TV: Floats
+    floors_T: Floats
+
+    def case(self, subject: Subject) -> Case:
+        """For recognising what went wrong."""
+        cuts = np.cumsum(self.lengths)[:-1]
+        pieces = np.split(self.tokens_T, cuts)
+        rows = np.arange(len(self.tokens_T))
+        floor_T = subject.floor(self.tokens_T)
+        return Case(pieces, rows, self.got_TV, self.expected_TV, floor_T)
+
+
+@refuting(LAW)
+def check_cache(subject: Subject) -> Iterator[Finding]:
+    """Short sequences split in every way, a long one token by token, and the last position."""
+    n_ctx = subject.config.n_ctx
+    if n_ctx == 1:
+        raise NotExamined("a context of one token cannot be split")
+    agreement = Agreement(subject)
+    short = min(SHORT, n_ctx)
+    splits = _splits(subject, agreement, short)
+    if not agreement.holds():
+        yield agreement.failed(LAW, _named(subject, splits))
+        return
+    said = [f"{len(splits)} splits of {short} tokens"]
+    _two_rows(subject, agreement, short)
+    if not agreement.holds():
+        yield agreement.failed(LAW, "one row alone is decoded as it should be: rows are mixed up")
+        return
+    said.append("two rows at once")
+    count = min(n_ctx, max(FEWEST, READS // parameter_count(subject.config)))
+    if count > short:
+        tokens = subject.tokens(1, count)
+        whole_TV = logits_of(subject, tokens)[0]
+        long = _compare(subject, agreement, tokens, (1,) * count, whole_TV)
+        if not agreement.holds():
+            yield agreement.failed(LAW, _limited(subject, long))
+            return
+        said.append(f"{count} tokens one by one")
+    if count < n_ctx:
+        _last_positions(subject, agreement)
+        if not agreement.holds():
+            yield agreement.failed(LAW, "shorter sequences are decoded as they should be")
+            return
+        said.append(f"the last two of {n_ctx}")
+    yield agreement.passed(LAW, ", ".join(said))
+
+
+def splits_of(n: int) -> list[Lengths]:
+    """The whole in one call, every way into two and into three, and one by one."""
+    found = {(n,): None, (1,) * n: None}
+    for count in (2, 3):
+        for cuts in combinations(range(1, n), count - 1):
+            found[tuple(b - a for a, b in pairwise((0, *cuts, n)))] = None
+    return list(found)
+
+
+def _words(lengths: Lengths) -> str:
+    if len(lengths) > 3 and set(lengths) == {1}:
+        return "decoded one by one"
+    return "decoded as " + " + ".join(map(str, lengths))
+
+
+def _decode(subject: Subject, tokens_BT: Tokens, lengths: Lengths) -> Iterator[Floats]:
+    """Logits of each piece, [B, n, V], made with the cache of those before it."""
+    step = subject.port.step
+    assert step is not None, "the table says that the law needs it"
+    cache = None
+    for piece in np.split(tokens_BT, np.cumsum(lengths)[:-1], axis=1):
+        logits, cache = step(piece, cache)
+        yield checked(subject, logits, piece, _words(lengths))
+
+
+def _splits(subject: Subject, agreement: Agreement, n: int) -> list[Decoded]:
+    tokens = subject.tokens(1, n)
+    whole_TV = logits_of(subject, tokens)[0]
+    return [_compare(subject, agreement, tokens, lengths, whole_TV) for lengths in splits_of(n)]
+
+
+def _compare(
+    subject: Subject, agreement: Agreement, tokens: Tokens, lengths: Lengths, whole_TV: Floats
+) -> Decoded:
+    got_TV = np.concatenate(list(_decode(subject, tokens, lengths)), axis=1)[0]
+    floors_T = agreement.compare(_words(lengths), got_TV, whole_TV, tokens[0])
+    return Decoded(lengths, tokens[0], got_TV, whole_TV, floors_T)
+
+
+def _two_rows(subject: Subject, agreement: Agreement, n: int) -> None:
+    tokens = subject.tokens(2, n)
+    whole_BTV = logits_of(subject, tokens)
+    for lengths in {(n - n // 2, n // 2), (1,) * n}:
+        got_BTV = np.concatenate(list(_decode(subject, tokens, lengths)), axis=1)
+        for row in range(2):
+            what = f"row {row} of two, {_words(lengths)}"
+            agreement.compare(what, got_BTV[row], whole_BTV[row], tokens[row])
+
+
+def _last_positions(subject: Subject, agreement: Agreement) -> None:
+    """Most of a whole context in one call, then its last two tokens."""
+    n_ctx = subject.config.n_ctx
+    tokens, lengths = subject.tokens(1, n_ctx), (n_ctx - 2, 1, 1)
+    whole_TV = logits_of(subject, tokens)[0, -2:].copy()
+    got_TV = np.concatenate(deque(_decode(subject, tokens, lengths), maxlen=2), axis=1)[0]
+    agreement.compare(_words(lengths), got_TV, whole_TV, tokens[0], n_ctx - 2)
+
+
+def _named(subject: Subject, splits: Sequence[Decoded]) -> str:
+    """Which mistake it is, where the oracle that makes it departs in the same way."""
+    n = len(splits[0].tokens_T)
+    telling = {(n // 2, n - n // 2), (1, n - 1), (n - 1, 1), (1, n - 2, 1), (1,) * n}
+    cases = [split.case(subject) for split in splits if split.lengths in telling]
+    way = recognise(subject, cases, ways(subject.config.n_layer, n))
+    wrong = [split for split in splits if split.floors_T.max() > LIMIT_PAIR]
+    if way is None:
+        return f"{len(wrong)} of {len(splits)} splits are wrong"
+    return _displaced(way, wrong) + way.words
+
+
+def _displaced(way: Way, wrong: Sequence[Decoded]) -> str:
+    """The first position that is decoded at another one's place, if that is the mistake."""
+    for split in wrong:
+        before: Before = ()
+        for length in split.lengths:
+            asked, used = right_positions(before, length), way.positions(before, length)
+            if (asked != used).any():
+                at = int(np.argmax(asked != used))
+                return f"position {asked[at]} is decoded at position {used[at]}: "
+            before = (*before, length)
+    return ""
+
+
+def _limited(subject: Subject, long: Decoded) -> str:
+    """A mistake that a short sequence does not show: is it that so many tokens are kept?"""
+    first = int(np.argmax(long.floors_T > LIMIT_PAIR))
+    rows, floor_T = np.arange(len(long.tokens_T)), subject.floor(long.tokens_T)
+    case = Case([long.tokens_T], rows, long.got_TV, long.expected_TV, floor_T)
+    way = recognise(subject, [case], [window(first - i) for i in range(3)])
+    return way.words if way else f"the first {first} tokens are decoded as they should be"

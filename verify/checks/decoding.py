@@ -1,0 +1,182 @@
+"""The oracle, decoding a sequence in pieces with one mistake or another.
+
+A port that decodes wrongly is told what it does wrong only where the oracle with that mistake
+departs from the right logits as the port does: same direction, same size, to within rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.config import Config
+from reference.model import Weights
+from reference.ops import (
+    attention_mix,
+    attention_scores,
+    gelu,
+    layer_norm,
+    linear,
+    softmax,
+    split_heads,
+    unembed,
+)
+from verify.checks.agreement import LIMIT_PAIR
+from verify.checks.subject import Subject
+from verify.numerics.weights import Widened
+
+Tokens = NDArray[np.int64]
+Floats = NDArray[np.floating]
+#: How far from 1 the coefficient of a recognised mistake may be.
+NEAR = 0.1
+#: Lengths of the pieces before this one.
+Before = tuple[int, ...]
+
+
+def right_positions(before: Before, n: int) -> NDArray[np.integer]:
+    return np.arange(n) + sum(before)
+
+
+def right_sources(before: Before, n: int) -> NDArray[np.bool_]:
+    """Every earlier token and itself: a triangle in the lower right corner."""
+    past = sum(before)
+    return np.tri(n, past + n, past, dtype=np.bool_)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the pieces of a sequence are decoded; what is left out is right.
+
+    Attributes:
+        words: what a port that decodes so does wrong.
+        positions: rows of wpe for a piece of n tokens, int[n].
+        sources: which tokens each of them sees, bool[n, past + n].
+        layer: the layer whose cached keys and values a layer reads.
+    """
+
+    words: str
+    positions: Callable[[Before, int], NDArray[np.integer]] = right_positions
+    sources: Callable[[Before, int], NDArray[np.bool_]] = right_sources
+    layer: Callable[[int], int] = lambda layer: layer
+
+
+def decode(weights: Weights, config: Config, pieces: Sequence[Tokens], way: Way) -> Floats | None:
+    """Logits of all pieces, float64[T, V]; None where a position does not exist."""
+    past: list[tuple[Floats, Floats]] = []
+    before: Before = ()
+    logits = []
+    for tokens_n in pieces:
+        positions = way.positions(before, len(tokens_n))
+        if positions.min() < 0 or positions.max() >= config.n_ctx:
+            return None
+        x_nD = weights["wte"][tokens_n].astype(np.float64) + weights["wpe"][positions]
+        seen = way.sources(before, len(tokens_n))
+        present = []
+        for layer in range(config.n_layer):
+            cached = past[way.layer(layer)] if past else None
+            x_nD, own = _block(weights, config.n_head, layer, x_nD, cached, seen)
+            if past:
+                own = _joined(past[layer], own)
+            present.append(own)
+        past, before = present, (*before, len(tokens_n))
+        logits.append(unembed(_norm(weights, "ln_f", x_nD), weights["wte"]))
+    return np.concatenate(logits)
+
+
+def _block(
+    weights: Weights,
+    n_head: int,
+    layer: int,
+    x_nD: Floats,
+    cached: tuple[Floats, Floats] | None,
+    seen: NDArray[np.bool_],
+) -> tuple[Floats, tuple[Floats, Floats]]:
+    """One block; the keys and values that it makes, [H, n, K] each."""
+    at = f"h{layer}"
+    qkv_nC = _linear(weights, f"{at}/attn/c_attn", _norm(weights, f"{at}/ln_1", x_nD))
+    q_HnK, k_HnK, v_HnK = split_heads(qkv_nC, n_head)
+    k_HSK, v_HSK = _joined(cached, (k_HnK, v_HnK)) if cached else (k_HnK, v_HnK)
+    scores = np.where(seen, attention_scores(q_HnK, k_HSK), -np.inf)
+    x_nD = x_nD + _linear(weights, f"{at}/attn/c_proj", attention_mix(softmax(scores), v_HSK))
+    act_nF = gelu(_linear(weights, f"{at}/mlp/c_fc", _norm(weights, f"{at}/ln_2", x_nD)))
+    return x_nD + _linear(weights, f"{at}/mlp/c_proj", act_nF), (k_HnK, v_HnK)
+
+
+def _joined(past: tuple[Floats, Floats], own: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+    return np.concatenate([past[0], own[0]], axis=1), np.concatenate([past[1], own[1]], axis=1)
+
+
+def _norm(weights: Weights, at: str, x: Floats) -> Floats:
+    return layer_norm(x, weights[f"{at}/g"], weights[f"{at}/b"])
+
+
+def _linear(weights: Weights, at: str, x: Floats) -> Floats:
+    return linear(x, weights[f"{at}/w"], weights[f"{at}/b"])
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a port made of a sequence, and what it should have made.
+
+    Attributes:
+        pieces: the tokens as they were decoded.
+        rows: which positions of them were compared, int[R].
+        got_RV: what the port made there.
+        expected_RV: the same port, used in a way that it is right in.
+        floor_R: noise floors of these positions.
+    """
+
+    pieces: Sequence[Tokens]
+    rows: NDArray[np.integer]
+    got_RV: Floats
+    expected_RV: Floats
+    floor_R: Floats
+
+
+def recognise(subject: Subject, cases: Sequence[Case], ways: Iterable[Way]) -> Way | None:
+    """The way that departs from the right one as the port does, in every case; of several the
+    closest, of equally close ones the first."""
+    weights, config = Widened(subject.weights), subject.config
+    rights = [decode(weights, config, case.pieces, Way("")) for case in cases]
+    best, closest = None, np.inf
+    for way in ways:
+        remainders = []
+        for case, right in zip(cases, rights, strict=True):
+            with np.errstate(all="ignore"):  # a token that sees nothing has no softmax
+                wrong = decode(weights, config, case.pieces, way)
+            if right is None or wrong is None:
+                break
+            remainder = _remainder((wrong - right)[case.rows], case)
+            if remainder is None:
+                break
+            remainders.append(remainder)
+        if len(remainders) == len(cases) and sum(remainders) < closest:
+            best, closest = way, sum(remainders)
+    return best
+
+
+def _remainder(predicted_RV: Floats, case: Case) -> float | None:
+    """What a mistake leaves unexplained of the port's departure, in noise floors (RMS).
+
+    None where it does not explain it: the remainder is above the noise at some position, or the
+    coefficient is not near 1.
+    """
+    if not np.isfinite(predicted_RV).all():
+        return None
+    measured_RV = case.got_RV.astype(np.float64) - case.expected_RV
+    left_R = _floors(measured_RV - predicted_RV, case)
+    if left_R.max() > LIMIT_PAIR:
+        return None
+    if max(_floors(measured_RV, case).max(), _floors(predicted_RV, case).max()) > LIMIT_PAIR:
+        size = float((predicted_RV**2).sum())
+        if not size or abs(float((measured_RV * predicted_RV).sum()) / size - 1) > NEAR:
+            return None
+    return float(np.sqrt(np.mean(left_R**2)))
+
+
+def _floors(difference_RV: Floats, case: Case) -> Floats:
+    floors_R: Floats = np.sqrt(np.mean(difference_RV**2, axis=-1)) / case.floor_R
+    return floors_R
