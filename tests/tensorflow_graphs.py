@@ -37,6 +37,13 @@ def untied(wte: tf.Tensor, head: tf.Tensor, directory: Path) -> None:
     product(tf.gather(wte, tokens()), head)
 
 
+def untied_training(wte: tf.Tensor, head: tf.Tensor, directory: Path) -> None:
+    """With an inner matrix of the same sizes, and gradients that multiply by both again."""
+    inner = tf.matmul(tf.reshape(tf.gather(wte, tokens()), [-1, 3]), head, transpose_b=True)
+    rows = tf.matmul(tf.tanh(inner), head)
+    tf1.gradients(tf.square(product(rows, head)), [wte, head])
+
+
 def constant_input(wte: tf.Tensor, head: tf.Tensor, directory: Path) -> None:
     product(tf.gather(wte, [[1, 2]]), wte)
 
@@ -59,11 +66,11 @@ def writes_a_file(wte: tf.Tensor, head: tf.Tensor, directory: Path) -> None:
 
 def main(directory: Path) -> None:
     makers: list[Callable[[tf.Tensor, tf.Tensor, Path], None]] = [
-        *(only_variables, embedding_only, untied, constant_input),
+        *(only_variables, embedding_only, untied, untied_training, constant_input),
         *(training, transposed, writes_a_file),
     ]
     values = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32)
-    np.save(directory / "wte.npy", values[0])
+    np.save(directory / "tables.npy", values)
     for maker in makers:
         for resource in (False, True):
             with tf.Graph().as_default(), tf1.Session() as session:

@@ -282,7 +282,7 @@ def test_damaged_files_are_refused_in_one_line(directory, tmp_path):
 
 def test_our_meta_holds_the_forward_graph_with_the_same_bits(port):
     meta = port.meta_graph(TOKENS, keep=True)
-    assert meta.found
+    assert meta.found and meta.tied
     assert "tokens (int32) is fed to GatherV2" in meta.description
     assert meta.operations["VariableV2"] == len(tensor_table(CONFIG))
     assert same_bits(meta.logits, port.logits(TOKENS))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from oracle import distance
 
 from verify.errors import CheckpointError
 from verify.tensorflow import start
@@ -34,7 +36,6 @@ def graphs(tmp_path_factory):
     [
         ("only_variables", "no forward graph: no gather"),
         ("embedding_only", "no forward graph: no product"),
-        ("untied", "no forward graph: no product"),
         ("constant_input", "no forward graph: no gather"),
         ("training", None),
         ("transposed", None),
@@ -46,20 +47,51 @@ def test_graphs_of_other_authors(worker, graphs, graph, kind, expected):
     frame = worker.call("meta", tokens, prefix=str(graphs / f"{graph}-{kind}"))
     if expected is not None:
         assert expected in frame.fields["description"]
+        assert frame.fields["tied"] is (True if graph == "writes_a_file" else None)
         assert not frame.arrays
         assert not (graphs / "written").exists()
         return
-    wte = np.load(graphs / "wte.npy")
-    assert frame.fields["found"], frame.fields["description"]
+    wte, _head = np.load(graphs / "tables.npy")
+    assert frame.fields["found"] and frame.fields["tied"]
+    assert "read the one variable model/wte" in frame.fields["description"]
     state = np.tanh(wte[tokens])
-    # A dot product of n terms in float32 is off by at most n u Σ|x||w|, and tanh by a few u; here
-    # both sides are float32 (Higham 2002, equation 3.5).
-    bound = 2 * (wte.shape[1] + 8) * 2.0**-24 * (np.abs(state) @ np.abs(wte).T)
-    assert (np.abs(frame.arrays[0] - state @ wte.T) <= bound).all()
+    assert (np.abs(frame.arrays[0] - state @ wte.T) <= bound(state, wte)).all()
+
+
+def bound(state, table):
+    """A dot product of n terms in float32 is off by at most n u Σ|x||w|, and tanh by a few u; here
+    both sides are float32 (Higham 2002, equation 3.5)."""
+    return 2 * (table.shape[1] + 8) * 2.0**-24 * (np.abs(state) @ np.abs(table).T)
+
+
+@pytest.mark.parametrize("kind", ["reference", "resource"])
+@pytest.mark.parametrize("graph", ["untied", "untied_training"])
+def test_a_head_of_its_own_is_named(worker, graphs, graph, kind):
+    tokens = np.array([[1], [4]], np.int32)
+    frame = worker.call("meta", tokens, prefix=str(graphs / f"{graph}-{kind}"))
+    assert frame.fields["found"] and frame.fields["tied"] is False
+    assert "reads model/wte; " in frame.fields["description"]
+    assert frame.fields["description"].endswith("reads another variable, model/head")
+    wte, head = np.load(graphs / "tables.npy")
+    state = wte[tokens]
+    if graph == "untied_training":
+        state = np.tanh(state @ head.T) @ head
+    # That it is this product and no other.
+    assert distance(frame.arrays[0], state @ head.T) < 1e-5
+
+
+@pytest.mark.parametrize("suffixes", [["meta"], ["meta", "index"]])
+def test_what_cannot_be_restored_is_described_and_not_run(worker, graphs, tmp_path, suffixes):
+    for suffix in suffixes:
+        shutil.copy(graphs / f"untied-reference.{suffix}", tmp_path / f"model.ckpt.{suffix}")
+    frame = worker.call("meta", np.zeros((1, 1), np.int32), prefix=str(tmp_path / "model.ckpt"))
+    assert frame.fields["tied"] is False and not frame.arrays
+    assert "not run: it cannot be restored: " in frame.fields["description"]
+    assert "\n" not in frame.fields["description"]
 
 
 def test_a_meta_that_is_no_graph(worker, tmp_path):
     (tmp_path / "model.ckpt.meta").write_bytes(b"\xff" * 100)
     frame = worker.call("meta", np.zeros((1, 1), np.int32), prefix=str(tmp_path / "model.ckpt"))
     assert "cannot be imported" in frame.fields["description"]
-    assert not frame.fields["found"]
+    assert not frame.fields["found"] and frame.fields["tied"] is None

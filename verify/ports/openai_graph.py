@@ -184,7 +184,7 @@ class OpenAIGraph(Port):
     def tying(self) -> tuple[bool, str]:
         """Whether one variable feeds both the gather and the last product of the graph that is run,
         and which operations those are."""
-        fields = self._call("tying").fields
+        fields = self._call("tying", dtype=self.dtype).fields
         return fields["tied"], fields["description"]
 
     def _call(self, command: str, *arrays: Array, **fields: Any) -> Frame:

@@ -25,7 +25,8 @@ class MetaGraph:
 
     Attributes:
         found: it holds a forward pass: fed integers gather rows of ``model/wte``, and what comes
-            of that is multiplied by the same variable.
+            of that is multiplied by a matrix of the same two sizes.
+        tied: that matrix is the same variable; None where there is no forward pass.
         description: one line: which operations, or why there is none or it was not run.
         operations: type of operation → how many the whole graph has.
         logits: computed by that graph, float[B, T, V]; None where it was not run.
@@ -33,6 +34,7 @@ class MetaGraph:
 
     found: bool
     description: str
+    tied: bool | None = None
     operations: dict[str, int] = field(default_factory=dict)
     logits: Floats | None = None
 

@@ -7,6 +7,7 @@ graph.py     the published architecture as a TensorFlow 1 graph
 training.py  its loss and derivatives
 cache.py     decoding with it
 meta.py      the forward graph that a checkpoint's ``.meta`` may hold
+messages.py  what it says in a page, in a line
 worker.py    the commands; run as ``python -m verify.tensorflow.worker``
 """
 

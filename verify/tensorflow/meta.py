@@ -6,8 +6,9 @@ graph can read and write files, so that no operation is run but those of arithme
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from verify.tensorflow.graph import SCOPE, session
+from verify.tensorflow.messages import reason
 from verify.worker import one_line
 
 tf1 = tf.compat.v1
@@ -34,53 +36,122 @@ _ARITHMETIC = """
     Rsqrt Select SelectV2 Shape ShapeN Size Slice Softmax Split SplitV Sqrt Square
     SquaredDifference Squeeze StridedSlice Sub Sum Tanh Tile Unpack Where ZerosLike
 """
+_BACKWARD = re.compile(r"(^|/)gradients(_\d+)?/")
 _RUN = _VARIABLE | _SAME | _GATHER | _MATMUL | set(_ARITHMETIC.split())
 
 
 @dataclass(frozen=True)
 class Forward:
-    """What was found: ``tokens`` and ``logits`` are None where there is no forward graph."""
+    """What was found.
+
+    Attributes:
+        description: one line.
+        operations: type of operation → how many there are.
+        tokens: what the ids are fed to; None where there is no forward graph.
+        logits: the result of its last product; None likewise.
+        tied: that product reads the variable that the ids gather rows of; None likewise.
+    """
 
     description: str
     operations: dict[str, int]
     tokens: Any = None
     logits: Any = None
+    tied: bool | None = None
 
 
-def find_forward(graph: tf.Graph) -> Forward:
-    """Look for integers fed to a gather from ``model/wte`` and for a product with it after that."""
-    counts = dict(sorted(Counter(op.type for op in graph.get_operations()).items()))
+def find_forward(graph: tf.Graph, logits: Any = None) -> Forward:
+    """Look for integers fed to a gather from ``model/wte`` and for the last product after that.
+
+    The last product is one with ``model/wte`` itself where there is one; else one with another
+    matrix of the same two sizes that no other such product comes after.
+
+    Args:
+        graph: any graph.
+        logits: look at what this tensor is computed from, and at nothing else.
+    """
+    operations = graph.get_operations()
+    if logits is not None:
+        needed = ancestors([logits.op])
+        operations = [op for op in operations if op in needed]
+    counts = dict(sorted(Counter(op.type for op in operations).items()))
 
     def missing(what: str) -> Forward:
         return Forward(f"no forward graph: {what}", counts)
 
-    wte = [op for op in graph.get_operations() if op.name == f"{SCOPE}/wte"]
-    if not wte or wte[0].type not in _VARIABLE:
+    wte = next((op for op in operations if op.name == f"{SCOPE}/wte"), None)
+    if wte is None or wte.type not in _VARIABLE:
         return missing(f"no variable {SCOPE}/wte")
-    readers = _readers(wte[0])
-    gathers = [(op, _source(op.inputs[1])) for op in readers if op.type in _GATHER]
-    gathers = [
-        (op, ids)
-        for op, ids in gathers
-        if ids.op.type.startswith("Placeholder") and ids.dtype.is_integer
-    ]
+    gathers = _gathers(operations, wte)
     if not gathers:
         return missing(f"no gather from {SCOPE}/wte whose indices are fed")
-    found = []
-    for op in (op for op in readers if op.type in _MATMUL):
-        before = ancestors([op])
-        found += [(len(before), op, gather, ids) for gather, ids in gathers if gather in before]
-    if not found:
-        return missing(f"no product with {SCOPE}/wte after the gather")
-    # A training graph has a second such product, the gradient's; it comes after the first.
-    _, product, gather, ids = min(found, key=lambda candidate: candidate[0])
-    return Forward(
-        f"{ids.op.name} ({ids.dtype.name}) is fed to {gather.type} {gather.name}; it and "
-        f"{product.type} {product.name} read the one variable {SCOPE}/wte",
-        counts,
-        ids,
-        product.outputs[0],
+    heads = [(op, variable, ancestors([op])) for op, variable in _heads(operations, wte)]
+    heads = [head for head in heads if any(gather in head[2] for gather, _ in gathers)]
+    if not heads:
+        return missing(f"no product with {SCOPE}/wte, nor with a matrix of its sizes, after that")
+    tied = [head for head in heads if head[1] is wte]
+    last = [head for head in heads if not any(head[0] in h[2] for h in heads if h is not head)]
+    # There may be several forward passes, one with a cache for example: the plainest.
+    product, variable, before = min(tied or last, key=lambda head: len(head[2]))
+    gather, ids = next((gather, ids) for gather, ids in gathers if gather in before)
+    first = f"{ids.op.name} ({ids.dtype.name}) is fed to {gather.type} {gather.name}"
+    second = f"{product.type} {product.name}"
+    description = (
+        f"{first}; it and {second} read the one variable {wte.name}"
+        if tied
+        else f"{first}, which reads {wte.name}; {second} reads another variable, {variable.name}"
     )
+    return Forward(description, counts, ids, product.outputs[0], bool(tied))
+
+
+def _gathers(operations: Iterable[Any], wte: Any) -> list[tuple[Any, Any]]:
+    """Every gather of rows of wte whose indices are fed, and what they are fed to."""
+    found = [
+        (op, _source(op.inputs[1]))
+        for op in operations
+        if op.type in _GATHER and _source(op.inputs[0]).op is wte
+    ]
+    return [
+        (op, ids)
+        for op, ids in found
+        if ids.op.type.startswith("Placeholder") and ids.dtype.is_integer
+    ]
+
+
+def _heads(operations: Iterable[Any], wte: Any) -> Iterator[tuple[Any, Any]]:
+    """Every product that makes V logits of D channels by one variable, and that variable.
+
+    Products of a backward pass, some of which do the same, are told by the scope that
+    ``tf.gradients`` gives them. Where V = D, it is known of wte alone which axis is which.
+    """
+    n_vocab, n_embd = _shape(wte)
+    for op in operations:
+        if op.type not in _MATMUL or _BACKWARD.search(op.name):
+            continue
+        variable, is_transposed = _matrix(op)
+        if variable.type not in _VARIABLE:
+            continue
+        if _shape(variable) != ([n_vocab, n_embd] if is_transposed else [n_embd, n_vocab]):
+            continue
+        if variable is not wte or is_transposed:
+            yield op, variable
+
+
+def _matrix(product: Any) -> tuple[Any, bool]:
+    """Where the second factor comes from, and whether it is transposed on the way."""
+    known = product.node_def.attr
+    is_transposed = any(
+        product.get_attr(name) for name in ("transpose_b", "adj_y") if name in known
+    )
+    tensor = product.inputs[1]
+    while tensor.op.type in _SAME:
+        is_transposed ^= tensor.op.type == "Transpose"
+        tensor = tensor.op.inputs[0]
+    return tensor.op, is_transposed
+
+
+def _shape(variable: Any) -> list[int]:
+    """Sizes of a variable; -1 for one that the graph does not know."""
+    return [dim.size for dim in variable.get_attr("shape").dim]
 
 
 def run_forward(
@@ -99,14 +170,18 @@ def run_forward(
         if forward.logits is None:
             return forward, None
         if saver is None:
-            return _not_run(forward, "it cannot be restored (no Saver)"), None
+            return _not_run(forward, "not run: it has no Saver to restore it"), None
         restore = graph.get_operation_by_name(saver.saver_def.restore_op_name)
         used = {op.type for op in ancestors([forward.logits.op, restore])}
         if used - _RUN:
             strange = ", ".join(sorted(used - _RUN))
             return _not_run(forward, f"not run: more than arithmetic ({strange})"), None
         with session(graph) as run:
-            saver.restore(run, prefix)
+            try:
+                saver.restore(run, prefix)
+            except (tf.errors.OpError, ValueError) as error:
+                why = reason(getattr(error, "message", str(error)))
+                return _not_run(forward, f"not run: it cannot be restored: {why}"), None
             flat = run.run(forward.logits, {forward.tokens: tokens})
     return forward, flat.reshape(*tokens.shape, -1)
 
@@ -126,19 +201,6 @@ def ancestors(operations: Iterable[Any]) -> set[Any]:
             waiting += [tensor.op for tensor in op.inputs]
             waiting += op.control_inputs
     return seen
-
-
-def _readers(variable: Any) -> list[Any]:
-    """Operations that use the variable's value as it is, cast or transposed."""
-    readers, waiting = [], list(variable.outputs)
-    while waiting:
-        for op in waiting.pop().consumers():
-            if op in readers:
-                continue
-            readers.append(op)
-            if op.type in _SAME:
-                waiting += op.outputs
-    return readers
 
 
 def _source(tensor: Any) -> Any:

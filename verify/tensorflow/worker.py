@@ -18,6 +18,7 @@ from reference import Config
 from verify.errors import GptVerifyError, MissingDependency
 from verify.frames import Array
 from verify.tensorflow import ORIGINAL
+from verify.tensorflow.messages import reason
 from verify.worker import Item, one_line, serve
 
 try:
@@ -109,12 +110,13 @@ class Commands:
         for site, value in self._model(model).activations(tokens, dtype):
             yield {"site": site}, [value]
 
-    def tying(self, model: str = ORIGINAL) -> Answer:
+    def tying(self, dtype: str, model: str = ORIGINAL) -> Answer:
         """How the graph that is run uses wte."""
         from verify.tensorflow.meta import find_forward
 
-        found = find_forward(self._model(model).graph)
-        return [({"tied": found.logits is not None, "description": found.description}, [])]
+        published = self._model(model)
+        found = find_forward(published.graph, published.sites(dtype)["logits"])
+        return [({"tied": found.tied is True, "description": found.description}, [])]
 
     def loss(self, tokens: Array, labels: Array, dtype: str, model: str = ORIGINAL) -> Answer:
         """Mean cross entropy in nats."""
@@ -163,6 +165,7 @@ class Commands:
         forward, logits = run_forward(f"{prefix}.meta", prefix, tokens)
         fields = {
             "found": forward.logits is not None,
+            "tied": forward.tied,
             "description": forward.description,
             "operations": forward.operations,
         }
@@ -205,17 +208,6 @@ def _worded(command: Callable[..., Answer | None]) -> Callable[..., Answer]:
             raise GptVerifyError(f"{where}{one_line(error)}") from None
 
     return run
-
-
-def reason(message: str) -> str:
-    """The sentence of a message that says what happened.
-
-    TensorFlow puts it after the place in our code (``Node: …``) and before the stack.
-    """
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    after = [i + 1 for i, line in enumerate(lines) if line.startswith("Node:")]
-    chosen = lines[after[0]] if after and after[0] < len(lines) else lines[0] if lines else ""
-    return chosen
 
 
 if __name__ == "__main__":
