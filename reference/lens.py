@@ -1,6 +1,7 @@
 """The logit lens by its definition: each residual stream read as if it were the last.
 
-nostalgebraist, "interpreting GPT: the logit lens" (2020): softmax(ln_f(h) wteᵀ).
+nostalgebraist, "interpreting GPT: the logit lens" (2020): softmax(ln_f(h) wteᵀ). What is said of
+such a distribution is said here in one line each, with every logit in memory.
 """
 
 from __future__ import annotations
@@ -53,3 +54,67 @@ def rank(logits_TV: Array, tokens_T: NDArray[np.integer]) -> NDArray[np.integer]
     not_above_TV: NDArray[np.bool_] = logits_TV <= own_T1
     rank_T: NDArray[np.integer] = np.sum(~not_above_TV, axis=-1)
     return rank_T
+
+
+def entropy_nats(log_q_TV: Array) -> Array:
+    """−Σ q ln q at each position, [T]; 0 log 0 is 0."""
+    q_TV: Array = np.exp(log_q_TV)
+    terms_TV: Array = np.multiply(q_TV, log_q_TV, out=np.zeros_like(q_TV), where=q_TV != 0)
+    entropy_T: Array = -np.sum(terms_TV, axis=-1)
+    return entropy_T
+
+
+def total_variation(log_p_TV: Array, log_q_TV: Array) -> Array:
+    """½ Σ |p − q| at each position, [T]."""
+    distance_T: Array = 0.5 * np.sum(np.abs(np.exp(log_p_TV) - np.exp(log_q_TV)), axis=-1)
+    return distance_T
+
+
+def js_distance(log_p_TV: Array, log_q_TV: Array) -> Array:
+    """√(½ KL(p ‖ m) + ½ KL(q ‖ m)), m = (p + q)/2, [T]: a metric (Endres and Schindelin 2003).
+
+    In nats, so at most √ln 2. What rounding leaves below zero is zero.
+    """
+    log_m_TV: Array = np.logaddexp(log_p_TV, log_q_TV) - np.log(2.0)
+    divergence_T = 0.5 * (kl_nats(log_p_TV, log_m_TV) + kl_nats(log_q_TV, log_m_TV))
+    distance_T: Array = np.sqrt(np.maximum(divergence_T, 0.0))
+    return distance_T
+
+
+def top(logits_TV: Array, k: int) -> NDArray[np.integer]:
+    """Ids of the k largest logits, [T, k], the largest first; of equal ones the smaller id."""
+    ids_Tk: NDArray[np.integer] = np.argsort(-logits_TV, axis=-1, kind="stable")[:, :k]
+    return ids_Tk
+
+
+def statistics(
+    logits_NTV: Array, tokens_T: NDArray[np.integer], k: int
+) -> dict[str, NDArray[np.floating] | NDArray[np.integer]]:
+    """Every statistic of the lens, [N, T] (``top_…``: [N, T, k]), from the logits of N states.
+
+    "Final" is the last of the N states, "input" the first. The last position has no next token:
+    there ``rank_next`` and ``loss_nats`` say what holds for token 0, and mean nothing.
+    """
+    next_T = np.append(tokens_T[1:], 0)
+    log_NTV = np.stack([log_softmax(logits_TV) for logits_TV in logits_NTV])
+    predicted_T = top(logits_NTV[-1], 1)[:, 0]
+    by_state = []
+    for logits_TV, log_TV in zip(logits_NTV, log_NTV, strict=True):
+        top_Tk = top(logits_TV, k)
+        by_state.append(
+            {
+                "rank_final_top1": rank(logits_TV, predicted_T),
+                "rank_input": rank(logits_TV, tokens_T),
+                "rank_next": rank(logits_TV, next_T),
+                "kl_final_layer_nats": kl_nats(log_NTV[-1], log_TV),
+                "kl_input_layer_nats": kl_nats(log_NTV[0], log_TV),
+                "kl_layer_final_nats": kl_nats(log_TV, log_NTV[-1]),
+                "js_distance": js_distance(log_NTV[-1], log_TV),
+                "total_variation": total_variation(log_NTV[-1], log_TV),
+                "entropy_nats": entropy_nats(log_TV),
+                "loss_nats": -np.take_along_axis(log_TV, next_T[:, None], axis=-1)[:, 0],
+                "top_ids": top_Tk,
+                "top_probabilities": np.exp(np.take_along_axis(log_TV, top_Tk, axis=-1)),
+            }
+        )
+    return {name: np.stack([state[name] for state in by_state]) for name in by_state[0]}

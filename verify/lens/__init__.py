@@ -1,5 +1,25 @@
 """The logit lens: what each state of the residual stream would predict if it were the last."""
 
+from verify.lens.decoders import Decoder, FromBlock, LnF, WithoutLnF
+from verify.lens.states import is_state, oracle_states, port_states, state_sites
 from verify.lens.statistics import STATISTICS, UNDEFINED, Lens, Statistic
+from verify.lens.stream import lens
+from verify.lens.tuned import TunedLens, read_tuned
 
-__all__ = ["STATISTICS", "UNDEFINED", "Lens", "Statistic"]
+__all__ = [
+    "STATISTICS",
+    "UNDEFINED",
+    "Decoder",
+    "FromBlock",
+    "Lens",
+    "LnF",
+    "Statistic",
+    "TunedLens",
+    "WithoutLnF",
+    "is_state",
+    "lens",
+    "oracle_states",
+    "port_states",
+    "read_tuned",
+    "state_sites",
+]

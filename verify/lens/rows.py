@@ -1,0 +1,263 @@
+"""From rows of logits to the statistics of the lens, in passes over what fits the cache.
+
+A slab x[P, N, V] holds the logits of N states at P positions, the first state first and the last
+one last. In place, it becomes y = x − max(x); with q = exp(y)/Z, p and r the q of the last and
+the first state, and d = y_q − y_p, everything that is wanted is one of a few sums over V:
+
+    entropy          ln Z − Σ q y
+    KL(p ‖ q)        ln Z_q − ln Z_p − Σ p d
+    KL(q ‖ p)        ln Z_p − ln Z_q + Σ q d
+    KL(r ‖ q)        ln Z_q − ln Z_r − Σ r (y_q − y_r)
+    total variation  1 − Σ min(p, q)
+    Jensen–Shannon   ln 2 − (H(p) + H(q) + Σ (p + q) ln(p + q)) / 2
+
+Logits are subtracted before they are weighted, so what cancels is no larger than the distance
+between the two distributions, and the error is a few units of rounding, absolute. That is too much
+where the distance itself is so small, more so for a square root. Pairs that turn out to be near
+(``NEAR_NATS``) are therefore measured once more, in float64, from the same logits, by forms in
+which every term is small by itself (``verify.lens.near``). A state is at distance 0 from itself.
+
+Sums are kept in float64 over segments of a few hundred products. Functions that NumPy and torch
+spell alike are called by their common name; what they spell differently is in ``Arrays``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verify.lens.near import Distances, distances
+from verify.lens.statistics import UNDEFINED
+
+#: An array of NumPy, or a tensor of torch.
+Array = Any
+#: Name → [P, N], or [P, N, k].
+Measured = dict[str, NDArray[Any]]
+
+#: A pair whose divergence (Jensen–Shannon to the last state, KL from the first one) is below this
+#: is near. The first pass errs by some tens of units, 2⁻¹⁹ in float32. At this divergence that is
+#: 2⁻¹⁶ in its root, which is what logits of size 100 are uncertain by when they are rounded once.
+NEAR_NATS = 2.0**-8
+#: What p is raised to before p + q has its logarithm taken, which must not be −inf.
+_TINY = 1e-37
+_SUMS = ("y_next", "qy", "pd", "qd", "rd", "overlap", "slogs")
+_RANKS = ("rank_final_top1", "rank_input", "rank_next")
+#: Statistics that compare with the last and with the first state → field of ``Distances``.
+_TO_FINAL = {
+    "kl_final_layer_nats": "kl_ab",
+    "kl_layer_final_nats": "kl_ba",
+    "js_distance": "js",
+    "total_variation": "total_variation",
+}
+_TO_INPUT = {"kl_input_layer_nats": "kl_ab"}
+
+
+class Arrays(Protocol):
+    """What differs between engines. Rows are padded to a length that suits the engine."""
+
+    xp: Any
+    n_vocab: int
+    #: The least number of the engine's dtype.
+    lowest: float
+
+    def empty(self, *shape: int) -> Array:
+        """Of the engine's dtype."""
+
+    def zeros(self, *shape: int) -> Array:
+        """In float64."""
+
+    def narrow(self, a: Array) -> Array:
+        """To the engine's dtype."""
+
+    def wide(self, a: Array) -> Array:
+        """To float64."""
+
+    def host(self, a: Array) -> NDArray[Any]:
+        """To NumPy."""
+
+    def dot(self, a_PnV: Array, b_PnV: Array) -> Array:
+        """Σ a b over V, float64[P, n]."""
+
+    def total(self, a_PnV: Array) -> Array:
+        """Σ a over V, float64[P, n]."""
+
+    def argmax(self, y_PV: Array) -> Array:
+        """The smallest id of each row's maximum, [P]."""
+
+    def take(self, y_PnV: Array, ids_P: Array) -> Array:
+        """The logit of one token at each position, [P, n, 1]."""
+
+    def above(self, y_PnV: Array, own_Pn1: Array) -> Array:
+        """How many tokens have a strictly larger logit, [P, n]."""
+
+    def largest(self, x_PnV: Array) -> tuple[Array, Array]:
+        """The maximum of each row, [P, n, 1], and what ``top`` is to know of these rows."""
+
+    def top(
+        self, y_PNV: Array, known: Sequence[Array], k: int
+    ) -> tuple[NDArray[np.integer], NDArray[np.floating]]:
+        """Ids of the k largest, equal ones by id, and their y in float64, [P, N, k].
+
+        ``known`` is what ``largest`` said of the states, in their order.
+        """
+
+
+class Rows:
+    """Measures slabs, and holds the buffers that one slab after another uses.
+
+    Args:
+        arrays: the engine's functions.
+        group: how many states are worked on at a time: as many as fit the cache.
+        k: how many of the most probable tokens are listed.
+    """
+
+    def __init__(self, arrays: Arrays, group: int, k: int) -> None:
+        self._arrays, self._group, self._k = arrays, group, min(k, arrays.n_vocab)
+        self._buffers: dict[str, Array] = {}
+
+    def measure(self, x_PNV: Array, tokens_P: Array, next_P: Array) -> Measured:
+        """Every statistic of a slab by its name, and ``top_ids`` and ``top_probabilities``.
+
+        Args:
+            x_PNV: logits, padded with −inf; overwritten.
+            tokens_P: the token read at each position.
+            next_P: the one that follows; any token where there is none.
+        """
+        sums, known = self._sums(x_PNV, tokens_P, next_P)
+        top_ids, top_y = self._arrays.top(x_PNV, known, self._k)
+        found = {name: self._arrays.host(value) for name, value in sums.items()}
+        measured = _statistics(found)
+        measured["top_ids"] = top_ids
+        measured["top_probabilities"] = np.exp(top_y - found["log_z"][..., None])
+        self._measure_near(x_PNV, measured)
+        measured["js_distance"] = np.sqrt(measured["js_distance"])
+        _undefine(measured, np.isfinite(found["qy"]))
+        return measured
+
+    def _sums(self, x: Array, tokens_P: Array, next_P: Array) -> tuple[dict[str, Array], list[Any]]:
+        arrays, xp = self._arrays, self._arrays.xp
+        positions, states, width = x.shape
+        sums = {n: arrays.zeros(positions, states) for n in ("log_z", *_SUMS, *_RANKS)}
+        log_z = sums["log_z"]
+        known: dict[int, Any] = {}
+
+        # The two that all others are compared with come first, and their probabilities are kept.
+        final, first = slice(states - 1, states), slice(0, 1)
+        kept = {}
+        for at in (final, first)[: min(states, 2)]:
+            kept[at.start] = self._buffer(f"kept {at == first}", positions, 1, width)
+            log_z[:, at], known[at.start] = self._normalise(x[:, at], kept[at.start])
+        p, y_p, r, y_r = kept[final.start], x[:, final], kept[0], x[:, first]
+        floor = self._buffer("floor", positions, 1, width)
+        xp.clip(p, _TINY, None, out=floor)
+        ranked = dict(zip(_RANKS, (arrays.argmax(y_p[:, 0]), tokens_P, next_P), strict=True))
+
+        for at in _groups(states, self._group):
+            y = x[:, at]
+            q, d = self._buffer("q", *y.shape), self._buffer("d", *y.shape)
+            if at.start in kept:
+                q[...] = kept[at.start]
+            else:
+                log_z[:, at], known[at.start] = self._normalise(y, q)
+            for name, ids_P in ranked.items():
+                own = arrays.take(y, ids_P)
+                sums[name][:, at] = arrays.above(y, own)
+            sums["y_next"][:, at] = own[..., 0]
+            sums["qy"][:, at] = arrays.dot(q, y)
+            xp.subtract(y, y_p, out=d)
+            sums["pd"][:, at] = arrays.dot(d, p)
+            sums["qd"][:, at] = arrays.dot(q, d)
+            xp.subtract(y, y_r, out=d)
+            sums["rd"][:, at] = arrays.dot(d, r)
+            xp.minimum(q, p, out=d)
+            sums["overlap"][:, at] = arrays.total(d)
+            xp.add(q, floor, out=q)
+            xp.log(q, out=d)
+            sums["slogs"][:, at] = arrays.dot(q, d)
+        return sums, [known[start] for start in sorted(known)]
+
+    def _normalise(self, x: Array, q: Array) -> tuple[Array, Array]:
+        """x becomes y, q its probabilities; ln Z [P, n], and what ``top`` is to know."""
+        arrays, xp = self._arrays, self._arrays.xp
+        largest, known = arrays.largest(x)
+        xp.subtract(x, largest, out=x)
+        # Finite, so that a difference of two is 0, and a product with a probability of 0 too.
+        x[..., arrays.n_vocab :] = arrays.lowest
+        xp.exp(x, out=q)
+        z = arrays.total(q)
+        xp.multiply(q, arrays.narrow(1.0 / z)[..., None], out=q)
+        return xp.log(z), known
+
+    def _measure_near(self, y: Array, measured: Measured) -> None:
+        """Replace what is said of near pairs; ``js_distance`` is still a divergence here."""
+        final = y.shape[1] - 1
+        for other, by, fields in (
+            (final, "js_distance", _TO_FINAL),
+            (0, "kl_input_layer_nats", _TO_INPUT),
+        ):
+            near_PN = measured[by] < NEAR_NATS
+            near_PN[:, other] = False
+            pairs = np.argwhere(near_PN)
+            for start in range(0, len(pairs), self._group):
+                at_P, at_N = pairs[start : start + self._group].T
+                exact = self._distances(y, at_P, at_N, other)
+                for name, of in fields.items():
+                    measured[name][at_P, at_N] = self._arrays.host(getattr(exact, of))
+            for name in fields:
+                measured[name][:, other] = 0.0
+
+    def _distances(
+        self, y: Array, at_P: NDArray[np.integer], at_N: NDArray[np.integer], other: int
+    ) -> Distances:
+        """From state ``other`` to some states, in float64."""
+        y = y[..., : self._arrays.n_vocab]
+        a_MV, b_MV = (self._arrays.wide(y[at_P, n]) for n in (other, at_N))
+        return distances(self._arrays.xp, a_MV, b_MV)
+
+    def _buffer(self, name: str, *shape: int) -> Array:
+        """The first rows of a buffer that is made once, and again where it is too small."""
+        known = self._buffers.get(name)
+        if known is None or any(have < want for have, want in zip(known.shape, shape, strict=True)):
+            known = self._buffers[name] = self._arrays.empty(*shape)
+        return known[: shape[0], : shape[1]]
+
+
+def _groups(states: int, size: int) -> Iterator[slice]:
+    """The first and the last state by themselves, the others ``size`` at a time."""
+    yield slice(0, 1)
+    for start in range(1, states - 1, size):
+        yield slice(start, min(start + size, states - 1))
+    if states > 1:
+        yield slice(states - 1, states)
+
+
+def _statistics(found: dict[str, NDArray[np.float64]]) -> Measured:
+    """What the sums mean; the divergence itself stands under ``js_distance``."""
+    log_z = found["log_z"]
+    entropy = log_z - found["qy"]
+    beyond_final, beyond_input = log_z - log_z[:, -1:], log_z - log_z[:, :1]
+    return {
+        **{name: found[name].astype(np.int64) for name in _RANKS},
+        "kl_final_layer_nats": beyond_final - found["pd"],
+        "kl_input_layer_nats": beyond_input - found["rd"],
+        "kl_layer_final_nats": found["qd"] - beyond_final,
+        "js_distance": math.log(2.0) - (entropy + entropy[:, -1:] + found["slogs"]) / 2,
+        "total_variation": 1.0 - found["overlap"],
+        "entropy_nats": entropy,
+        "loss_nats": log_z - found["y_next"],
+    }
+
+
+def _undefine(measured: Measured, defined_PN: NDArray[np.bool_]) -> None:
+    """Nothing is said of a state without a distribution, nor of what refers to it."""
+    to_final, to_input = defined_PN & defined_PN[:, -1:], defined_PN & defined_PN[:, :1]
+    for name, values in measured.items():
+        if name in (*_TO_FINAL, "rank_final_top1"):
+            known = to_final
+        else:
+            known = to_input if name in _TO_INPUT else defined_PN
+        values[~known] = UNDEFINED if np.issubdtype(values.dtype, np.integer) else np.nan
