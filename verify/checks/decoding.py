@@ -34,6 +34,10 @@ Floats = NDArray[np.floating]
 NEAR = 0.1
 #: Lengths of the pieces before this one.
 Before = tuple[int, ...]
+#: Rows of wpe for a piece of n tokens, int[n].
+Positions = Callable[[Before, int], NDArray[np.integer]]
+#: Which tokens each of them sees, bool[n, past + n].
+Sources = Callable[[Before, int], NDArray[np.bool_]]
 
 
 def right_positions(before: Before, n: int) -> NDArray[np.integer]:
@@ -52,14 +56,14 @@ class Way:
 
     Attributes:
         words: what a port that decodes so does wrong.
-        positions: rows of wpe for a piece of n tokens, int[n].
-        sources: which tokens each of them sees, bool[n, past + n].
+        positions: where the tokens of a piece are taken to be.
+        sources: what they see.
         layer: the layer whose cached keys and values a layer reads.
     """
 
     words: str
-    positions: Callable[[Before, int], NDArray[np.integer]] = right_positions
-    sources: Callable[[Before, int], NDArray[np.bool_]] = right_sources
+    positions: Positions = right_positions
+    sources: Sources = right_sources
     layer: Callable[[int], int] = lambda layer: layer
 
 
@@ -72,7 +76,7 @@ def decode(weights: Weights, config: Config, pieces: Sequence[Tokens], way: Way)
         positions = way.positions(before, len(tokens_n))
         if positions.min() < 0 or positions.max() >= config.n_ctx:
             return None
-        x_nD = weights["wte"][tokens_n].astype(np.float64) + weights["wpe"][positions]
+        x_nD: Floats = weights["wte"][tokens_n].astype(np.float64) + weights["wpe"][positions]
         seen = way.sources(before, len(tokens_n))
         present = []
         for layer in range(config.n_layer):
@@ -136,11 +140,17 @@ class Case:
     floor_R: Floats
 
 
-def recognise(subject: Subject, cases: Sequence[Case], ways: Iterable[Way]) -> Way | None:
+#: Nothing is wrong.
+RIGHT = Way("")
+
+
+def recognise(
+    subject: Subject, cases: Sequence[Case], ways: Iterable[Way], right_way: Way = RIGHT
+) -> Way | None:
     """The way that departs from the right one as the port does, in every case; of several the
     closest, of equally close ones the first."""
     weights, config = Widened(subject.weights), subject.config
-    rights = [decode(weights, config, case.pieces, Way("")) for case in cases]
+    rights = [decode(weights, config, case.pieces, right_way) for case in cases]
     best, closest = None, np.inf
     for way in ways:
         remainders = []

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from reference.config import Config
+from verify.checks.batch import check_batch
 from verify.checks.cache import check_cache
 from verify.checks.device import check_device
 from verify.checks.loss import (
@@ -81,5 +82,6 @@ LAWS: tuple[Law, ...] = (
     Law("loss.ignored", check_loss_ignored, ("loss",)),
     Law("loss.batch", check_loss_batch, ("loss",)),
     Law("loss.reference", check_loss_reference, ("loss",)),
+    Law("batch", check_batch),
     Law("cache", check_cache, ("step",)),
 )
