@@ -17,6 +17,7 @@ from verify.checks.activations import SiteComparison
 from verify.checks.laws import LACKS, LAWS, Law
 from verify.checks.logits import Determinism, LogitsComparison
 from verify.checks.subject import NotExamined, Subject
+from verify.checks.tying import with_stored_graph
 from verify.checks.weights import check_weights
 from verify.diagnosis.port import Diagnosis, diagnose
 from verify.errors import GptVerifyError
@@ -240,11 +241,12 @@ class _Work:
             self.findings.append(Finding(law.id, Status.FAILED, message, site))
 
     def _stored_graph(self, port: Port, weights: DeclaredWeights) -> None:
-        """A forward graph that came with the checkpoint computes the same logits."""
+        """A forward graph that came with the checkpoint computes the same logits, and is tied."""
         if port.meta_graph is None:
             return
         law, item = "graph.meta", max(self.inputs, key=lambda item: item.tokens.shape[1])
         graph = port.meta_graph(item.tokens)
+        self.findings = with_stored_graph(self.findings, graph)
         if not graph.found or graph.logits is None:
             self.findings.append(Finding(law, Status.NOT_EXAMINED, graph.description, "logits"))
             return

@@ -100,3 +100,45 @@ def lookup_copied(model: Any) -> None:
         return F.embedding(ids, kept.to(table.weight.dtype))
 
     model.transformer.wte.forward = types.MethodType(forward, model.transformer.wte)
+
+
+# By gradient
+
+
+def head_detached(model: Any) -> None:
+    """The head reads wte without training it: lm_head(x, wte.weight.detach())."""
+
+    def forward(head: Any, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, head.weight.detach())
+
+    model.lm_head.forward = types.MethodType(forward, model.lm_head)
+
+
+def head_through_data(model: Any) -> None:
+    """The same by .data, which autograd does not see either."""
+    model.lm_head.forward = types.MethodType(lambda head, x: x @ head.weight.data.T, model.lm_head)
+
+
+def lookup_detached(model: Any) -> None:
+    """What is looked up is detached: only the head trains the table."""
+    model.transformer.wte.register_forward_hook(lambda module, args, output: output.detach())
+
+
+def lookup_takes_the_last_token_for_padding(model: Any) -> None:
+    """<|endoftext|> as padding_idx: its row is never trained by the lookup."""
+    model.transformer.wte.padding_idx = model.config.vocab_size - 1
+
+
+def lookup_scaled_by_frequency(model: Any) -> None:
+    """Each row's gradient is divided by how often its token occurs in the batch."""
+    model.transformer.wte.scale_grad_by_freq = True
+
+
+def head_gradient_halved(model: Any) -> None:
+    """A hook that is meant for something else scales what comes back through the head."""
+
+    def forward(head: Any, x: torch.Tensor) -> torch.Tensor:
+        weight = head.weight
+        return F.linear(x, weight.detach() + 0.5 * (weight - weight.detach()))
+
+    model.lm_head.forward = types.MethodType(forward, model.lm_head)

@@ -73,7 +73,8 @@ def _parted(subject: Subject, copy: Port, tables: Tables) -> list[str]:
     if copy.dtype != subject.port.dtype:
         weights = DeclaredWeights(subject.checkpoint.tensors, PRECISIONS[copy.dtype])
     judged = Subject(copy, subject.checkpoint, weights, subject.seed)
-    ends = ends_of(judged, wte, transposed(wte, tables, parameters, subject.config))
+    layout = transposed(wte, tables, parameters, subject.config)
+    ends = ends_of(judged, wte, layout, restore=False)
     if ends.unseen and not ends.problems:
         raise NotExamined(f"no write can show in {' and '.join(ends.unseen)}")
     return ends.problems

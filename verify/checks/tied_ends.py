@@ -23,8 +23,8 @@ from verify.ports.port import Floats, Parameter
 
 Tokens = NDArray[np.int64]
 Bits = NDArray[np.bool_]
-#: Overwrites these rows with these values and returns the logits.
-Write = Callable[[Tokens, Floats], Floats]
+#: Overwrites some rows with zeros and others with one row of signs, and returns the logits.
+Write = Callable[[Tokens, Tokens], Floats]
 
 #: Positions of the inputs, and how many of the overwritten tokens are looked up.
 _LENGTH, _LOOKED_UP = 8, 3
@@ -56,51 +56,62 @@ def table_rows(value: Floats, shape_VD: tuple[int, int], transposed: bool) -> Fl
     return view.T if transposed else view
 
 
-def ends_of(subject: Subject, parameter: Parameter, transposed: bool) -> Ends:
+def ends_of(subject: Subject, parameter: Parameter, transposed: bool, restore: bool = True) -> Ends:
     """Overwrite rows of a table and see which ends of the port follow.
 
     Args:
         subject: the port, and what it is judged against.
         parameter: the table; it can be written to.
         transposed: it is [D, V].
+        restore: afterwards every bit is as before, and that is tested.
 
     Raises:
         NotExamined: the logits are not finite, or not the same twice.
     """
-    trial = _Trial(subject, parameter, transposed)
+    trial = _Trial(subject, parameter, transposed, restore)
     return trial.only_token() if subject.config.n_vocab == 1 else trial.many_tokens()
 
 
 class _Trial:
-    """One table, overwritten and restored."""
+    """One table, overwritten."""
 
-    def __init__(self, subject: Subject, parameter: Parameter, transposed: bool) -> None:
+    def __init__(
+        self, subject: Subject, parameter: Parameter, transposed: bool, restore: bool
+    ) -> None:
         self._subject, self._port, self._parameter = subject, subject.port, parameter
-        self._transposed = transposed
+        self._transposed, self._restore = transposed, restore
         self._shape_VD = (subject.config.n_vocab, subject.config.n_embd)
         self._length = min(subject.config.n_ctx, _LENGTH)
+        self._signs_D = self._signs()
         self._ends = Ends()
 
     def many_tokens(self) -> Ends:
-        """Half of the rows are overwritten; the inputs consist of the other half, but for one row
-        of the batch for each token that is looked up, which ends in it."""
+        """Half of the rows are overwritten, most of them with zeros, a few with signs. The inputs
+        consist of the other half; but one row of the batch for each of those few ends in it."""
         rng = self._subject.rng(*b"ends")
         order = rng.permutation(self._shape_VD[0])
         half = self._shape_VD[0] // 2
-        written, kept = np.sort(order[:half]), np.sort(order[half:])
-        looked_up = order[: min(half, _LOOKED_UP)]
-        tokens = np.tile(rng.choice(kept, self._length), (1 + len(looked_up), 1)).astype(np.int64)
-        tokens[1:, -1] = looked_up
+        written, kept = order[:half], np.sort(order[half:])
+        if half > 1:
+            few = min(half - 1, _LOOKED_UP)
+            zeroed, signed = np.sort(written[few:]), written[:few]
+            steps = [(zeroed, signed)]
+        else:  # one row, in two steps
+            zeroed = signed = written
+            steps = [(written, written[:0]), (written[:0], written)]
+        tokens = np.tile(rng.choice(kept, self._length), (1 + len(signed), 1)).astype(np.int64)
+        tokens[1:, -1] = signed
 
         before = self._logits(tokens)
-        signs = self._signs(len(written))
-        with self._restored(tokens, before) as write:
-            after = [write(written, np.zeros_like(signs)), write(written, signs)]
-        self._head(before[0], [a[0] for a in after], written, kept, tokens[0])
-        for row, token in enumerate(looked_up, start=1):
-            moved = any(_different(a[row, -1, kept], before[row, -1, kept]).any() for a in after)
-            new_D = signs[np.searchsorted(written, token)]
-            self._lookup(moved, tokens[row], kept, new_D)
+        with self._overwriting(tokens, before) as write:
+            after = [write(*step) for step in steps]
+        self._head(before[0][:, zeroed], [a[0][:, zeroed] for a in after], zeroed)
+        for a in after:
+            if not self._others(before[0][:, kept], a[0][:, kept], kept, tokens[0]):
+                break
+        for row, tokens_T in enumerate(tokens[1:], start=1):
+            if not any(_different(a[row, -1, kept], before[row, -1, kept]).any() for a in after):
+                self._lookup(tokens_T, kept)
         self._ends.unseen = list(dict.fromkeys(self._ends.unseen))
         return self._ends
 
@@ -111,51 +122,40 @@ class _Trial:
         follow, negating the row negates the logits, exactly.
         """
         tokens = np.zeros((1, self._length), np.int64)
-        row = np.zeros(1, np.int64)
-        name = self._parameter.name
+        row, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
         before = self._logits(tokens)
-        signs = self._signs(1)
-        with self._restored(tokens, before) as write:
-            zero, plus, minus = (write(row, x) for x in (np.zeros_like(signs), signs, -signs))
+        with self._overwriting(tokens, before) as write:
+            zero, plus = write(row, none), write(none, row)
+            self._signs_D *= -1
+            minus = write(none, row)
         if zero.any():
+            t = int(np.argmax(zero[0, :, 0] != 0))
             self._ends.problems.append(
-                f"the only row of {name} was overwritten with zeros, and logits[0, 0] = "
-                f"{zero[0, 0, 0]:.9g}, should be 0: the head reads other memory"
+                f"the only row of {self._parameter.name} was overwritten with zeros, and "
+                f"logits[{t}, 0] = {zero[0, t, 0]:.9g}, should be 0: the head reads other memory"
             )
         elif not (before.any() or plus.any()):
             self._ends.unseen.append("the head (every logit is zero)")
         if (minus == -plus).all():
             wte_VD = np.asarray(self._subject.weights["wte"], np.float64)
-            x_TD = [self._state(tokens[0], 0, new) for new in (signs[0], -signs[0])]
+            x_TD = [self._state(tokens[0], 0, new_D) for new_D in (-self._signs_D, self._signs_D)]
             moves = unembed(x_TD[0] - x_TD[1], wte_VD)
             self._not_followed(self._subject.floors(moves, tokens[0]), 0, self._length - 1)
         return self._ends
 
-    def _head(
-        self,
-        before_TV: Floats,
-        after: list[Floats],
-        written: Tokens,
-        kept: Tokens,
-        tokens_T: Tokens,
-    ) -> None:
-        """A logit that was not zero must follow: with a row of zeros it is exactly zero."""
-        name, old_TW = self._parameter.name, before_TV[:, written]
-        moved = np.any([_different(a[:, written], old_TW) for a in after], axis=0)
-        still = (old_TW != 0) & ~moved
+    def _head(self, before_TZ: Floats, after: list[Floats], zeroed: Tokens) -> None:
+        """A logit that was not zero must follow: of a row of zeros it is exactly zero."""
+        moved = np.any([_different(after_TZ, before_TZ) for after_TZ in after], axis=0)
+        still = (before_TZ != 0) & ~moved
         if not (moved.any() or still.any()):
             self._ends.unseen.append("the head (every logit is zero)")
         elif still.any():
-            rows = int(still.any(axis=0).sum())
-            t, w = np.argwhere(still)[0]
+            t, z = np.argwhere(still)[0]
             self._ends.problems.append(
-                f"{rows} of {len(written)} rows of {name} were overwritten without a trace in "
-                f"their logits (logits[{t}, {written[w]}] = {old_TW[t, w]:.9g} as before): "
-                "the head reads other memory, a copy or a buffer"
+                f"{int(still.any(axis=0).sum())} of {len(zeroed)} rows of {self._parameter.name} "
+                f"were overwritten without a trace in their logits (logits[{t}, {zeroed[z]}] = "
+                f"{before_TZ[t, z]:.9g} as before): the head reads other memory, a copy or a buffer"
             )
-        for a in after:
-            if not self._others(before_TV[:, kept], a[:, kept], kept, tokens_T):
-                break
 
     def _others(self, before_TK: Floats, after_TK: Floats, kept: Tokens, tokens_T: Tokens) -> bool:
         """Not one bit of other tokens' logits, up to a constant for each position (softmax is blind
@@ -174,16 +174,14 @@ class _Trial:
         )
         return False
 
-    def _lookup(self, moved: bool, tokens_T: Tokens, kept: Tokens, new_D: Floats) -> None:
-        """Where nothing moved, the reference says whether anything should have."""
-        if moved:
-            return
-        old_D = np.asarray(self._subject.weights["wte"][tokens_T[-1]])
-        x_TD = [self._state(tokens_T, int(tokens_T[-1]), new) for new in (old_D, new_D)]
+    def _lookup(self, tokens_T: Tokens, kept: Tokens) -> None:
+        """Nothing moved: the reference says whether anything should have."""
+        at, token = len(tokens_T) - 1, int(tokens_T[-1])
+        old_D = np.asarray(self._subject.weights["wte"][token])
+        x_TD = [self._state(tokens_T, token, new_D) for new_D in (old_D, self._signs_D)]
         kept_KD = np.asarray(self._subject.weights["wte"][kept], np.float64)
-        moves = unembed(x_TD[1][-1:] - x_TD[0][-1:], kept_KD)
-        at = len(tokens_T) - 1
-        self._not_followed(self._subject.floors(moves, tokens_T, first=at), int(tokens_T[-1]), at)
+        moves = unembed(x_TD[1][at:] - x_TD[0][at:], kept_KD)
+        self._not_followed(self._subject.floors(moves, tokens_T, first=at), token, at)
 
     def _not_followed(self, floors: float, token: int, position: int) -> None:
         if floors <= LIMIT_FLOORS:
@@ -201,13 +199,14 @@ class _Trial:
         other = OtherLookup(Widened(self._subject.weights), lookup_VD)
         return last_state(other, self._subject.config, tokens_T)
 
-    def _signs(self, rows: int) -> Floats:
-        """Rows that no table has: ± the largest power of two in either table, so that a sum with
+    def _signs(self) -> Floats:
+        """A row that no table has: ± the largest power of two in either table, so that a sum with
         a position is another direction, and every format holds it."""
-        largest = max(float(np.max(np.abs(self._subject.weights[name]))) for name in ("wte", "wpe"))
+        tables = (self._subject.weights[name] for name in ("wte", "wpe"))
+        largest = max(float(max(table.max(), -table.min())) for table in tables)
         scale = 2.0 ** np.floor(np.log2(largest)) if largest > 0 else 1.0
-        signs = self._subject.rng(*b"signs").choice([-1.0, 1.0], (rows, self._shape_VD[1]))
-        return np.asarray(scale * signs, np.float32)
+        signs_D = self._subject.rng(*b"signs").choice([-1.0, 1.0], self._shape_VD[1])
+        return np.asarray(scale * signs_D, np.float32)
 
     def _logits(self, tokens: Tokens) -> Floats:
         value = self._port.logits(tokens)
@@ -216,7 +215,7 @@ class _Trial:
         return value
 
     @contextmanager
-    def _restored(self, tokens: Tokens, before: Floats) -> Iterator[Write]:
+    def _overwriting(self, tokens: Tokens, before: Floats) -> Iterator[Write]:
         """Write as often as you like; afterwards every bit is as before."""
         write = self._parameter.write
         assert write is not None, "the caller has asked"
@@ -224,16 +223,19 @@ class _Trial:
         changed = original.copy()
         rows_VD = table_rows(changed, self._shape_VD, self._transposed)
 
-        def overwrite(rows: Tokens, values: Floats) -> Floats:
-            rows_VD[rows] = values
+        def overwrite(zeroed: Tokens, signed: Tokens) -> Floats:
+            rows_VD[zeroed], rows_VD[signed] = 0.0, self._signs_D
             write(changed)
             return self._port.logits(tokens)
 
         try:
             yield overwrite
         finally:
-            write(original)
-        if not same_bits(original, np.array(self._parameter.read(), order="C")):
+            if self._restore:
+                write(original)
+        if not self._restore:
+            return
+        if _different(original, self._parameter.read()).any():
             self._ends.problems.append(
                 f"{self._parameter.name} does not hold what it held before it was written to"
             )
@@ -242,6 +244,7 @@ class _Trial:
 
 
 def _different(a: Floats, b: Floats) -> Bits:
-    """Element by element, whether one bit differs: -0 is not 0, and NaN is NaN."""
-    both_nan = np.isnan(a) & np.isnan(b)
-    return np.asarray((a != b) & ~both_nan | (np.signbit(a) != np.signbit(b)))
+    """Element by element, whether one bit differs: -0 is not 0, and NaN is the same NaN only."""
+    bits = np.dtype(f"u{a.dtype.itemsize}")
+    different: Bits = np.ascontiguousarray(a).view(bits) != np.ascontiguousarray(b).view(bits)
+    return different

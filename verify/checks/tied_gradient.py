@@ -21,7 +21,7 @@ from verify.findings import Finding, Status
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.derivatives import Derivative, derivatives
 from verify.numerics.directions import WTE_READERS, Direction
-from verify.numerics.precision import FLOAT64
+from verify.numerics.precision import FLOAT64, Precision
 from verify.numerics.two_tables import last_state
 from verify.numerics.weights import Widened
 from verify.ports.port import Floats, Gradients
@@ -39,18 +39,16 @@ class _Part:
         name: of the part.
         got: ⟨gradient, v⟩ of the port; None where it does not tell the parts apart.
         expected: of the reference.
-        finer: unit roundoff of the port's arithmetic ÷ that of the declared precision.
     """
 
     name: str
     got: Sequence[float] | None
     expected: Sequence[Derivative]
-    finer: float
 
     def floors(self, got: Sequence[float]) -> float:
         """The direction in which something is furthest from this part, in noise floors."""
         each = zip(self.expected, got, strict=True)
-        return max(derivative.floors(value, self.finer) for derivative, value in each)
+        return max(derivative.floors(value) for derivative, value in each)
 
     def apart(self, difference: Sequence[float]) -> float:
         """How far two versions of it are from each other, in noise floors."""
@@ -74,7 +72,7 @@ class _Part:
     def difference(self) -> str:
         """In the grammar of all messages, of the worst direction."""
         assert self.got is not None, "it was compared"
-        floors = [d.floors(x, self.finer) for d, x in zip(self.expected, self.got, strict=True)]
+        floors = [d.floors(x) for d, x in zip(self.expected, self.got, strict=True)]
         at = int(np.argmax(floors))
         return (
             f"{self.name} along direction {at} = {self.got[at]:.9g}, should be "
@@ -89,12 +87,12 @@ class _Measured:
     Attributes:
         gradients: of the batch.
         logits: float[B, T, V], in the same arithmetic.
-        finer: its unit roundoff ÷ that of the declared precision.
+        precision: which that is: float64, or the declared one.
     """
 
     gradients: Gradients
     logits: Floats
-    finer: float
+    precision: Precision
 
 
 def check_gradient(subject: Subject) -> Iterable[Finding]:
@@ -113,14 +111,22 @@ def check_gradient(subject: Subject) -> Iterable[Finding]:
         message += f": {reason}" if reason else ""
         yield Finding(_LAW, Status.FAILED, message, SITE, score, LIMIT_FLOORS)
         return
-    if lost := [part.name for part in parts if not part.visible]:
+    if lost := [part.name for part in (first, last) if not _seen(part, total)]:
         raise NotExamined(f"lost in the noise: the {' and the '.join(lost)} of the gradient of wte")
     told = "input part, output part and sum"
     if any(part.got is None for part in parts):
         told = "the sum of both parts, which the port does not tell apart,"
     message = f"{told} along {_DIRECTIONS} random directions: at most {score:.3g} noise floors"
-    message += " (in float64)" if measured.finer < 1 else ""
+    message += " (in float64)" if measured.precision is not subject.precision else ""
     yield Finding(_LAW, Status.PASSED, message, SITE, score, LIMIT_FLOORS)
+
+
+def _seen(part: _Part, total: _Part) -> bool:
+    """Whether a port in which this part is missing would be found: in the part itself, or in the
+    sum where the port tells no more."""
+    if part.got is not None:
+        return part.visible
+    return total.apart([d.value for d in part.expected]) > LIMIT_FLOORS
 
 
 def _reason(
@@ -141,10 +147,10 @@ def _reason(
         trained = [p.parameter for p in tables.own if p.parameter in gradients.parameters]
         elsewhere = f"; the rest goes to {' and '.join(trained)}" if trained else ""
         return f"what comes through both ends does not add up in {wte}{elsewhere}"
-    if not (first.visible and last.visible) or total.error <= LIMIT_FLOORS:
+    if total.error <= LIMIT_FLOORS:
         return None
-    for present, end in ((first, "head"), (last, "lookup")):
-        if present.floors(total.got) <= LIMIT_FLOORS:
+    for present, missing, end in ((first, last, "head"), (last, first, "lookup")):
+        if _seen(missing, total) and present.floors(total.got) <= LIMIT_FLOORS:
             return f"{wte} has the {present.name} alone: the {end} is detached"
     return None
 
@@ -158,7 +164,8 @@ def _same_function(subject: Subject, tokens: NDArray[np.int64], measured: _Measu
     for logits_TV, tokens_T in zip(measured.logits, tokens, strict=True):
         x_TD = last_state(Widened(subject.weights), subject.config, tokens_T)
         exact_TV = unembed(x_TD, np.asarray(subject.weights["wte"], np.float64))
-        floors = subject.floors(logits_TV - exact_TV, tokens_T) / measured.finer
+        floors = subject.floors(logits_TV - exact_TV, tokens_T)
+        floors *= subject.precision.u / measured.precision.u
         if floors > LIMIT_FLOORS:
             raise NotExamined(
                 f"its logits are not the reference's ({floors:.3g} noise floors), and so its "
@@ -167,15 +174,17 @@ def _same_function(subject: Subject, tokens: NDArray[np.int64], measured: _Measu
 
 
 def _tokens(subject: Subject) -> NDArray[np.int64]:
-    """Tokens that occur twice: what comes through the lookup is added up in their rows."""
+    """Tokens that occur twice: what comes through the lookup is added up in their rows. The first
+    and the last of the vocabulary are among them, which some embeddings take for padding."""
     config = subject.config
     if config.n_ctx < 2:
         raise NotExamined("nothing is predicted: the context is one token")
     if config.n_vocab < 2:
         raise NotExamined("nothing is learnt: the vocabulary is one token")
     tokens = subject.tokens(1, min(config.n_ctx, _LENGTH), *b"tying")
+    tokens[0, :2] = config.n_vocab - 1, 0
     half = tokens.shape[1] // 2
-    tokens[:, half : 2 * half] = tokens[:, :half]
+    tokens[0, half : 2 * half] = tokens[0, :half]
     return tokens
 
 
@@ -186,14 +195,13 @@ def _measure(subject: Subject, tokens: NDArray[np.int64]) -> _Measured:
         try:
             with port.float64() as twin:
                 if twin.gradients is not None:
-                    finer = FLOAT64.u / subject.precision.u
-                    return _Measured(twin.gradients(tokens), twin.logits(tokens), finer)
+                    return _Measured(twin.gradients(tokens), twin.logits(tokens), FLOAT64)
         except NotExamined:
             raise
         except Exception:  # the law of architecture says that it does not run in float64
             pass
     assert port.gradients is not None, "the table of laws asks for it"
-    return _Measured(port.gradients(tokens), port.logits(tokens), 1.0)
+    return _Measured(port.gradients(tokens), port.logits(tokens), subject.precision)
 
 
 def _parts(
@@ -209,7 +217,9 @@ def _parts(
     ]
     first, last = WTE_READERS
     directions = [Direction("wte", (end,), *v) for end in (first, last) for v in drawn]
-    known = derivatives(subject.config, subject.weights, tokens, directions, subject.precision)
+    known = derivatives(subject.config, subject.weights, tokens, directions, measured.precision)
+    if not np.isfinite([(d.value, d.floor) for d in known]).all():
+        raise NotExamined(f"the reference overflows in {measured.precision.name}")
     of_input, of_output = known[:_DIRECTIONS], known[_DIRECTIONS:]
     of_both = [_sum(a, b) for a, b in zip(of_input, of_output, strict=True)]
     total = gradients.parameters.get(tables.wte.parameter)
@@ -220,7 +230,7 @@ def _parts(
 
     def part(name: str, got_VD: Floats | None, expected: Sequence[Derivative]) -> _Part:
         got = None if got_VD is None else [d.direction.along(got_VD) for d in expected]
-        return _Part(name, got, expected, measured.finer)
+        return _Part(name, got, expected)
 
     return [
         part("input part", gradients.wte_input, of_input),

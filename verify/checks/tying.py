@@ -15,7 +15,7 @@ from verify.checks.subject import NotExamined, Subject
 from verify.checks.tied_ends import ends_of, table_rows
 from verify.findings import Finding, Status
 from verify.matching import Matching, Placement
-from verify.ports.port import Floats, Parameter
+from verify.ports.port import Floats, Parameter, StoredGraph
 
 SITE = "logits"
 
@@ -113,6 +113,22 @@ def check_graph(subject: Subject) -> Iterable[Finding]:
     tied, description = subject.port.tying()
     status = Status.PASSED if tied else Status.FAILED
     yield Finding("tying.graph", status, description, SITE)
+
+
+def with_stored_graph(findings: Sequence[Finding], stored: StoredGraph) -> list[Finding]:
+    """What a graph that came with the checkpoint says of tying, added to what the port's own said.
+
+    Both must be tied; one that says nothing (it holds no forward pass) changes nothing.
+    """
+    law = "tying.graph"
+    others = [f for f in findings if f.id != law]
+    own = [f for f in findings if f.id == law and f.status is not Status.NOT_EXAMINED]
+    if stored.tied is None:
+        return list(findings)
+    failed = not stored.tied or any(f.status is Status.FAILED for f in own)
+    messages = [f.message for f in own] + [f"stored graph: {stored.description}"]
+    status = Status.FAILED if failed else Status.PASSED
+    return [*others, Finding(law, status, "; ".join(messages), SITE)]
 
 
 def differences(parameters: Sequence[Parameter], tables: Tables, config: Config) -> list[str]:

@@ -101,6 +101,10 @@ class StoredGraph(Protocol):
         """One line: which operations, or why there is no forward pass or it was not run."""
 
     @property
+    def tied(self) -> bool | None:
+        """One variable feeds the lookup and the last product; None without a forward pass."""
+
+    @property
     def logits(self) -> Floats | None:
         """Computed by that graph; None where it was not run."""
 
