@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import tempfile
+
 import numpy as np
 import pytest
 from models import CONFIG, checkpoint
@@ -398,3 +403,101 @@ def test_gradients_follow_what_was_written(port, twin, gradients):
     assert_agrees(found, sum((at_logits @ WEIGHTS["wte"]).sum(axis=0) for at_logits, _ in shown))
     again = twin.gradients(TOKENS)
     assert same_bits(again.parameters["model/ln_f/b"], gradients.parameters["model/ln_f/b"])
+
+
+# Copies
+
+
+def test_copies_are_models_of_their_own(port, wide, gradients):
+    before = port.logits(TOKENS)
+    shapes = {p.name: p.shape for p in port.parameters()}
+    seen = []
+    for how, copy in port.copies():
+        seen.append(how)
+        assert {p.name: p.shape for p in copy.parameters()} == shapes, how
+        assert not {p.storage for p in copy.parameters()} & {p.storage for p in port.parameters()}
+        if how == "one optimiser step":
+            assert_stepped(port, copy, wide)
+        else:
+            assert same_bits(copy.logits(TOKENS), before), how
+            for name, value in weights_of(copy).items():
+                assert np.array_equal(value, WEIGHTS[name]), (how, name)
+        # A write shows in the copy, and there alone.
+        parameter(copy, "wte").write(2 * WEIGHTS["wte"])
+        changed = weights_of(copy)
+        with copy.float64() as wider:
+            for row, found in zip(TOKENS, wider.logits(TOKENS), strict=True):
+                assert_agrees(found, logits(changed, CONFIG, row), how)
+        assert np.array_equal(weights_of(port)["wte"], WEIGHTS["wte"])
+        assert copy.tying()[0]
+        assert copy.training() == []
+    assert seen == ["Saver", "Saver and import_meta_graph", "one optimiser step"]
+    assert same_bits(port.logits(TOKENS), before)
+
+
+def assert_stepped(port, copy, wide):
+    """Every variable has moved down the gradient of eight tokens."""
+    tokens = np.random.default_rng(0).integers(0, CONFIG.n_vocab, (1, 8), dtype=np.int32)
+    gradients = port.gradients(tokens).parameters
+    for p in copy.parameters():
+        old = wide[p.implies].reshape(p.shape)
+        step = p.read() - old
+        expected = -0.1 * gradients[p.name].astype(np.float64)
+        # Three roundings: of 0.1 (by a quarter of u), of the product and of the sum.
+        bound = 2.0**-24 * (1.25 * np.abs(expected) + np.abs(p.read()))
+        assert (np.abs(step - expected) <= bound).all(), p.name
+        assert step.any(), p.name
+
+
+def test_a_copy_is_released_before_the_next_is_made(port):
+    copies = port.copies()
+    _, first = next(copies)
+    assert np.isfinite(first.logits(TOKENS)).all()
+    _, second = next(copies)
+    assert np.isfinite(second.logits(TOKENS)).all()
+    copies.close()
+    with pytest.raises(PortError, match="no model was built"):
+        second.logits(TOKENS)
+    assert np.isfinite(port.logits(TOKENS)).all()
+
+
+def test_a_way_of_copying_that_is_not_there_is_a_reason(port, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    copies = dict(port.copies())
+    assert "No such file or directory" in copies["Saver"]
+    assert "No such file or directory" in copies["Saver and import_meta_graph"]
+    assert not isinstance(copies["one optimiser step"], str)
+
+
+# Mode and tying
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nothing_is_drawn_and_one_variable_feeds_both_ends(port, twin, dtype):
+    """Also after decoders and gradients were added to the graph."""
+    judged = {"float32": port, "float64": twin}[dtype]
+    assert judged.training() == []
+    tied, description = judged.tying()
+    assert tied and description.endswith("read the one variable model/wte")
+
+
+def test_dropout_is_named():
+    """In a process of its own: TensorFlow has no place in this one."""
+    code = """
+import json
+import tensorflow as tf
+from verify.tensorflow.meta import drawn
+with tf.Graph().as_default():
+    x = tf.compat.v1.placeholder(tf.float32, [3])
+    kept = tf.nn.dropout(x, rate=0.1, name="embd_dropout")
+    tf.nn.dropout(x, rate=0.1, name="elsewhere")
+    fixed = tf.random.stateless_uniform([3], seed=[1, 2], name="fixed")
+    print(json.dumps([drawn(tensor) for tensor in (x + 1, kept, kept + fixed)]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    nothing, dropout, both = json.loads(done.stdout)
+    assert nothing == []
+    assert dropout == ["embd_dropout/random_uniform/RandomUniform (RandomUniform)"]
+    assert (
+        dropout[0] in both and "fixed/StatelessRandomUniformV2 (StatelessRandomUniformV2)" in both
+    )

@@ -187,6 +187,15 @@ class OpenAIGraph(Port):
         fields = self._call("tying", dtype=self.dtype).fields
         return fields["tied"], fields["description"]
 
+    def training(self) -> list[str]:
+        """Operations of the graph that is run that draw random numbers, as dropout does.
+
+        The published graph has none: it has no mode, and was trained with another program. It is
+        the graph that is looked at, not this sentence.
+        """
+        names: list[str] = self._call("training", dtype=self.dtype).fields["drawn"]
+        return names
+
     def _call(self, command: str, *arrays: Array, **fields: Any) -> Frame:
         self._forget()
         return self._worker.call(command, *arrays, model=self._model, **fields)

@@ -6,17 +6,24 @@ run in a process of its own. Nothing here imports TensorFlow.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
 
 from reference import tensor_table
 from verify.checkpoint import Checkpoint
 from verify.checkpoint.tensorflow import as_stored
 from verify.errors import PortError
 from verify.ports.openai_graph import OpenAIGraph, int32
-from verify.ports.port import Floats, Tokens
+from verify.ports.port import Floats, Port, Tokens
 from verify.tensorflow import ORIGINAL, start
 from verify.worker import Worker
+
+#: Of the one step of training: enough to move every variable that the loss depends on.
+_STEP_RATE, _STEP_LENGTH = 0.1, 8
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class OpenAITensorFlow(OpenAIGraph):
     def __init__(
         self, checkpoint: Checkpoint, *, device: str = "cpu", timeout: float = 1800.0
     ) -> None:
-        self._prefix = _prefix(checkpoint)
+        self._prefix, self._config = _prefix(checkpoint), checkpoint.config
         super().__init__(start(device=device, timeout=timeout), ORIGINAL, "float32", device)
         try:
             self._call("build", config=checkpoint.config.as_dict())
@@ -69,6 +76,52 @@ class OpenAITensorFlow(OpenAIGraph):
         except BaseException:
             self._worker.close()
             raise
+
+    def copies(self) -> Iterator[tuple[str, Port | str]]:
+        """Copies in further graphs and sessions of the same process, one at a time.
+
+        By the Saver into a graph that is built anew, by the Saver into the graph that it wrote, and
+        after one step of gradient descent.
+        """
+        ways = {
+            "Saver": self._saved,
+            "Saver and import_meta_graph": self._imported,
+            "one optimiser step": self._stepped,
+        }
+        for how, make in ways.items():
+            copy = _Copy(self._worker, "copy", "float32", self.device)
+            try:
+                try:
+                    make(copy)
+                except (PortError, OSError) as error:
+                    yield how, str(error)
+                    continue
+                yield how, copy
+            finally:
+                copy.close()
+
+    def _saved(self, copy: _Copy) -> None:
+        with TemporaryDirectory() as directory:
+            prefix = f"{directory}/model.ckpt"
+            self._call("save", prefix=prefix)
+            copy._call("build", config=self._config.as_dict())
+            copy._call("restore", prefix=prefix)
+
+    def _imported(self, copy: _Copy) -> None:
+        with TemporaryDirectory() as directory:
+            prefix = f"{directory}/model.ckpt"
+            self._call("save", prefix=prefix)
+            copy._call("import_graph", prefix=prefix)
+
+    def _stepped(self, copy: _Copy) -> None:
+        length = min(_STEP_LENGTH, self._config.n_ctx)
+        if length < 2:
+            raise PortError("one position predicts nothing")
+        rng = np.random.default_rng(0)
+        tokens = rng.integers(0, self._config.n_vocab, (1, length), dtype=np.int32)
+        copy._call("build", config=self._config.as_dict())
+        copy._call("copy_variables")
+        copy._call("descend", tokens, rate=_STEP_RATE)
 
     def meta_graph(self, tokens: Tokens, keep: bool = False) -> MetaGraph:
         """Examine the graph that came with the checkpoint in ``.meta``, and compute its logits.
@@ -88,6 +141,14 @@ class OpenAITensorFlow(OpenAIGraph):
     def close(self) -> None:
         """End the TensorFlow process. May be called again."""
         self._worker.close()
+
+
+class _Copy(OpenAIGraph):
+    """Another model in the same process."""
+
+    def close(self) -> None:
+        """Release it. May be called again."""
+        self._call("release")
 
 
 def openai_tf(checkpoint: Checkpoint, device: str = "cpu") -> OpenAITensorFlow:

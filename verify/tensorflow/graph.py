@@ -120,6 +120,32 @@ class Published:
             feed = {sites[stream]: values[-1]}
 
 
+class Imported(Published):
+    """A published graph as its ``.meta`` tells it, with the values that were saved beside it.
+
+    Args:
+        prefix: of the files, written by ``original.save``.
+        original: says under which names tensors are found.
+    """
+
+    def __init__(self, prefix: str, original: Published) -> None:
+        self.config = original.config
+        self.graph = tf.Graph()
+        with self.graph.as_default():
+            self._saver = tf1.train.import_meta_graph(f"{prefix}.meta", clear_devices=True)
+            variables = {v.op.name: v for v in tf1.global_variables()}
+        self.variables = {
+            name: variables[variable.op.name] for name, variable in original.variables.items()
+        }
+        self.tokens = self.graph.get_tensor_by_name(original.tokens.name)
+        self._sites = {
+            dtype: {site: self.graph.get_tensor_by_name(t.name) for site, t in sites.items()}
+            for dtype, sites in original._sites.items()
+        }
+        self.session = session(self.graph)
+        self.restore(prefix)
+
+
 def segments(config: Config) -> Iterator[list[str]]:
     """Sites in groups, each of which depends on the last site of the group before it only."""
     yield ["embed"]

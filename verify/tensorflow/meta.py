@@ -37,6 +37,8 @@ _ARITHMETIC = """
     SquaredDifference Squeeze StridedSlice Sub Sum Tanh Tile Unpack Where ZerosLike
 """
 _BACKWARD = re.compile(r"(^|/)gradients(_\d+)?/")
+#: RandomUniform, StatelessRandomUniformV2, RngReadAndSkip, …
+_DRAWS = re.compile("Random|Rng|Stateful(Uniform|StandardNormal)|Truncated|Multinomial|Dropout")
 _RUN = _VARIABLE | _SAME | _GATHER | _MATMUL | set(_ARITHMETIC.split())
 
 
@@ -188,6 +190,16 @@ def run_forward(
 
 def _not_run(forward: Forward, why: str) -> Forward:
     return replace(forward, description=f"{forward.description}; {why}")
+
+
+def drawn(tensor: Any) -> list[str]:
+    """Operations that draw random numbers on the way to a tensor: ``name (type)``, sorted.
+
+    Dropout of TensorFlow 1 is made of them, and is there or not when a graph is built; there is no
+    mode that could be switched.
+    """
+    found = [op for op in ancestors([tensor.op]) if _DRAWS.search(op.type)]
+    return sorted(f"{op.name} ({op.type})" for op in found)
 
 
 def ancestors(operations: Iterable[Any]) -> set[Any]:

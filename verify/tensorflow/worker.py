@@ -90,6 +90,25 @@ class Commands:
         """Fill the variables from checkpoint files with the Saver."""
         self._model(model).restore(prefix)
 
+    def import_graph(self, prefix: str, model: str) -> None:
+        """Make a model of the graph in ``prefix.meta`` that `save` wrote, and fill its variables.
+
+        The other way of restoring: nothing of the graph is built by our code.
+        """
+        from verify.tensorflow.graph import Imported
+
+        self._models[model] = _Model(Imported(prefix, self._model(ORIGINAL)))
+
+    def copy_variables(self, model: str) -> None:
+        """Give every variable of a model the value that it has in the original."""
+        original = self._model(ORIGINAL)
+        for name, variable in original.variables.items():
+            self._model(model).assign(name, original.session.run(variable))
+
+    def descend(self, tokens: Array, rate: float, model: str = ORIGINAL) -> None:
+        """One step of gradient descent on the loss of these tokens."""
+        self._models[model].training("float32").descend(tokens, rate)
+
     def variables(self, model: str = ORIGINAL) -> Answer:
         """Name and shape of every variable: checkpoint name, variable's name, shape."""
         variables = self._model(model).variables.items()
@@ -117,6 +136,12 @@ class Commands:
         published = self._model(model)
         found = find_forward(published.graph, published.sites(dtype)["logits"])
         return [({"tied": found.tied is True, "description": found.description}, [])]
+
+    def training(self, dtype: str, model: str = ORIGINAL) -> Answer:
+        """What the graph that is run draws at random."""
+        from verify.tensorflow.meta import drawn
+
+        return [({"drawn": drawn(self._model(model).sites(dtype)["logits"])}, [])]
 
     def loss(self, tokens: Array, labels: Array, dtype: str, model: str = ORIGINAL) -> Answer:
         """Mean cross entropy in nats."""
@@ -155,8 +180,9 @@ class Commands:
         return [({"caches": len(sizes), "bytes": sum(sizes)}, [])]
 
     def release(self, model: str = ORIGINAL) -> None:
-        """Give up the model, its variables and its caches."""
-        self._models.pop(model).published.session.close()
+        """Give up the model, its variables and its caches, if it is there."""
+        if model in self._models:
+            self._models.pop(model).published.session.close()
 
     def meta(self, tokens: Array, prefix: str) -> Answer:
         """Examine the graph in ``prefix.meta`` and run it."""
