@@ -21,6 +21,8 @@ pytest_plugins = ["pytester"]
 
 Pytest = Callable[..., pytest.RunResult]
 CHECKS = len(expected_checks(Config(97, 24, 12, 3, 2)))
+#: Of them, what a port that shows nothing but logits is judged on: logits, determinism, batch.
+SEEN = 3
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_each_law_and_site_is_a_test(user: Pytest) -> None:
     assert result.ret == 0
     outcomes = result.parseoutcomes()
     # Logits and determinism pass, and the verdict; a function shows nothing else.
-    assert outcomes == {"passed": 3, "skipped": CHECKS - 2}
+    assert outcomes == {"passed": SEEN + 1, "skipped": CHECKS - SEEN}
     lines = result.outlines
     for name, outcome in (
         ("logits[logits]", "PASSED"),
@@ -67,7 +69,7 @@ def test_each_law_and_site_is_a_test(user: Pytest) -> None:
 def test_what_was_not_examined_is_skipped_by_name(user: Pytest) -> None:
     result = user("-rs")
     skips = [line for line in result.outlines if line.startswith("SKIPPED")]
-    assert len(skips) == CHECKS - 2
+    assert len(skips) == CHECKS - SEEN
     assert any(
         "::activations.local[h.1.mlp.act]: the port shows nothing but logits" in line
         for line in skips
@@ -109,7 +111,11 @@ def test_a_port_runs_once(user: Pytest, pytester: pytest.Pytester) -> None:
 def test_several_ports(user: Pytest) -> None:
     result = user("--port", f"{PORTS}:twice_too_large", "-v")
     assert result.ret == 1
-    assert result.parseoutcomes() == {"passed": 4, "failed": 2, "skipped": 2 * (CHECKS - 2)}
+    assert result.parseoutcomes() == {
+        "passed": 2 * SEEN,
+        "failed": 2,
+        "skipped": 2 * (CHECKS - SEEN),
+    }
 
 
 def test_selection_by_name(user: Pytest) -> None:
@@ -214,7 +220,7 @@ def test_fixtures(user: Pytest, pytester: pytest.Pytester) -> None:
     result = user("test_own.py", "-v", "--port", f"{PORTS}:twice_too_large")
     assert result.ret == 1
     outcomes = result.parseoutcomes()
-    assert (outcomes["passed"], outcomes["failed"]) == (4 + 2, 2 + 1)
+    assert (outcomes["passed"], outcomes["failed"]) == (2 * SEEN + 2, 2 + 1)
     assert any("test_floors" in x and "good" in x and "PASSED" in x for x in result.outlines)
     assert any("test_floors" in x and "twice" in x and "FAILED" in x for x in result.outlines)
 
@@ -276,7 +282,7 @@ def test_the_plugin_is_registered_once(
         *named, f"--checkpoint={tiny}", "--gpt-verify-length=5", f"--port={PORTS}:good"
     )
     assert result.ret == 0
-    assert result.parseoutcomes()["passed"] == 3
+    assert result.parseoutcomes()["passed"] == SEEN + 1
 
 
 def test_collecting_loads_no_framework(user: Pytest, pytester: pytest.Pytester) -> None:
