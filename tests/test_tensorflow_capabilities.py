@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,16 +21,17 @@ from verify.checks.subject import same_bits
 from verify.errors import PortError
 from verify.ports.openai_tf import openai_tf
 from verify.ports.port import IGNORED
+from verify.ports.registry import build
 
 WEIGHTS = checkpoint().tensors
+#: Filled tensor by tensor: no files are needed.
+SOURCE = Checkpoint(Path("in-memory"), "huggingface", CONFIG, WEIGHTS)
 TOKENS = np.random.default_rng(5).integers(0, CONFIG.n_vocab, (2, 7))
 
 
 @pytest.fixture(scope="module")
 def port():
-    # Filled tensor by tensor: no files are needed.
-    source = checkpoint()
-    port = openai_tf(Checkpoint(source.path, "huggingface", CONFIG, source.tensors))
+    port = openai_tf(SOURCE)
     yield port
     port.close()
 
@@ -501,3 +503,13 @@ with tf.Graph().as_default():
     assert (
         dropout[0] in both and "fixed/StatelessRandomUniformV2 (StatelessRandomUniformV2)" in both
     )
+
+
+# Device
+
+
+def test_without_a_gpu_cuda_is_refused(monkeypatch):
+    # TensorFlow is left no GPU, also on a machine that has one.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(PortError, match="openai-tf: TensorFlow sees no GPU"):
+        build("openai-tf", SOURCE, None, "cuda")

@@ -57,7 +57,7 @@ class OpenAITensorFlow(OpenAIGraph):
 
     Raises:
         MissingDependency: TensorFlow is not installed.
-        PortError: the checkpoint cannot be restored.
+        PortError: the checkpoint cannot be restored, or TensorFlow sees no GPU to compute on.
     """
 
     def __init__(
@@ -66,6 +66,8 @@ class OpenAITensorFlow(OpenAIGraph):
         self._prefix, self._config = _prefix(checkpoint), checkpoint.config
         super().__init__(start(device=device, timeout=timeout), ORIGINAL, "float32", device)
         try:
+            if device != "cpu" and not self._worker.call("gpus").fields["gpus"]:
+                raise PortError(f"{self.name}: TensorFlow sees no GPU")
             self._call("build", config=checkpoint.config.as_dict())
             if self._prefix is not None:
                 self._call("restore", prefix=str(self._prefix))

@@ -43,7 +43,7 @@ def _openai_tf(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port
 
     if dtype not in (None, "float32"):
         raise PortError(f"openai-tf: computes in float32; {dtype} was asked for")
-    return openai_tf(checkpoint)
+    return openai_tf(checkpoint, device)
 
 
 def _huggingface(attention: str) -> Build:

@@ -72,6 +72,12 @@ class Commands:
         self._numbers = count(1)
         self._readers: dict[str, Any] = {}
 
+    def gpus(self) -> Answer:
+        """Names of the GPUs that TensorFlow can use; from now on they compute float32 as such."""
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        found = [device.name for device in tf.config.list_physical_devices("GPU")]
+        return [({"gpus": found}, [])]
+
     def build(self, config: dict[str, int], model: str = ORIGINAL) -> None:
         """Make the published graph, its variables still without values."""
         from verify.tensorflow.graph import Published
