@@ -16,6 +16,7 @@ import torch
 from verify.errors import PortError
 from verify.ports.torch_gradients import Differentiation
 from verify.ports.torch_trace import to_numpy
+from verify.ports.torch_tying import Tying
 
 if TYPE_CHECKING:
     from verify.ports.port import Floats, Tokens
@@ -39,6 +40,7 @@ def add_capabilities(port: TorchModule) -> None:
         differentiation = Differentiation(port)
         port.gradients = differentiation.gradients
         port.input_gradients = differentiation.input_gradients
+        port.tying = Tying(port, differentiation).tying
 
 
 class _Calls:

@@ -54,7 +54,8 @@ class Differentiation:
         """
         if not logits.requires_grad:
             raise NotExamined(
-                "no gradients: its output does not depend on its parameters differentiably"
+                "no gradients and no graph: its output does not depend on its parameters "
+                "differentiably"
             )
         tables = [table.tensor for table in self.tables()]
         return Graph(logits, tables, self._placed(lambda tensor: tensor not in ("wte", "wpe")))
@@ -112,7 +113,7 @@ class Differentiation:
             logits = self._port.run(tokens)
             graph = self.graph(logits)
             with Parts(graph, self.tables(), self._shape()) as parts:
-                found = self._derivatives(self._mean_loss(logits, tokens) * scale, leaves, graph)
+                found = self._derivatives(mean_loss(logits, tokens) * scale, leaves, graph)
             totals = _shared(leaves, found)
             if scale == 1 or all(bool(torch.isfinite(t).all()) for t in totals.values()):
                 break
@@ -157,13 +158,6 @@ class Differentiation:
             for parameter, grad in before:
                 parameter.grad = grad
 
-    def _mean_loss(self, logits: torch.Tensor, tokens: Tokens) -> torch.Tensor:
-        """Radford et al. 2018 (GPT), equation 1, divided by the number of predictions; in nats."""
-        if logits.shape[:2] != tokens.shape:
-            raise RuntimeError(f"logits {list(logits.shape)} for tokens {list(tokens.shape)}")
-        targets = torch.as_tensor(tokens[:, 1:].reshape(-1), device=logits.device)
-        return functional.cross_entropy(_wide(logits)[:, :-1].flatten(0, 1), targets)
-
     def _scales(self) -> Sequence[float]:
         half = any(p.dtype == torch.float16 for p in self._named().values())
         return _HALF_SCALES if half else (1.0,)
@@ -179,6 +173,14 @@ class Differentiation:
 
     def _shape(self) -> tuple[int, int]:
         return self._port.config.n_vocab, self._port.config.n_embd
+
+
+def mean_loss(logits: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    """Radford et al. 2018 (GPT), equation 1, divided by the number of predictions; in nats."""
+    if logits.shape[:2] != tokens.shape:
+        raise RuntimeError(f"logits {list(logits.shape)} for tokens {list(tokens.shape)}")
+    targets = torch.as_tensor(tokens[:, 1:].reshape(-1), device=logits.device)
+    return functional.cross_entropy(_wide(logits)[:, :-1].flatten(0, 1), targets)
 
 
 def _embedding_nodes(graph: Graph, positions: Sequence[torch.Tensor]) -> list[Node]:

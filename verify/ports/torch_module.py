@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from verify.numerics.precision import PRECISIONS
 from verify.numerics.weights import DeclaredWeights
 from verify.ports.port import Dtype, Floats, Parameter, Port, Tokens, Visit
 from verify.ports.torch_calls import add_capabilities, logits_of
+from verify.ports.torch_copies import Copies
 from verify.ports.torch_float64 import widened_each, widened_whole
+from verify.ports.torch_state import elsewhere
 from verify.ports.torch_trace import SiteTrace, to_numpy
 
 _TORCH = {
@@ -75,6 +77,30 @@ class TorchModule(Port):
     def training(self) -> list[str]:
         """Modules that are in training mode although the whole was put into evaluation mode."""
         return [name or "the model" for name, m in self.module.named_modules() if m.training]
+
+    def copies(self) -> Iterator[tuple[str, Port | str]]:
+        return Copies(self).copies()
+
+    def elsewhere(self, device: str) -> AbstractContextManager[Port]:
+        return elsewhere(self, device)
+
+    def like(self, module: torch.nn.Module) -> TorchModule:
+        """Another module, of which everything else that is known of this one holds as well."""
+        where = next((p.device.type for p in module.parameters()), self.device)
+        made = TorchModule(
+            module,
+            self._checkpoint,
+            self.name,
+            device=where,
+            weights_from=self.weights_from,
+            call=self._call,
+        )
+        made._matching = self.matching
+        return made
+
+    def close(self) -> None:
+        """Let go of the module, whose memory would wait for the garbage collector otherwise."""
+        self.module = torch.nn.Identity()
 
     @property
     def matching(self) -> Matching:
