@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from reference.weights import tensor_table
 from verify.checkpoint import Checkpoint
 from verify.errors import MissingDependency, PortError
+from verify.ports.tokenizers import tokenizers
 
 if TYPE_CHECKING:
     from verify.ports.port import Dtype
@@ -54,7 +56,7 @@ def huggingface(
         "attn_implementation": attention,
         "dtype": getattr(torch, dtype or "float32"),
     }
-    with _quiet(transformers):
+    with quiet(transformers):
         if source is None:
             config = transformers.GPT2Config(**_sizes(checkpoint))
             model = transformers.GPT2LMHeadModel.from_pretrained(
@@ -63,7 +65,7 @@ def huggingface(
         else:
             model = _load(transformers, source, options)
             _same_sizes(model.config, checkpoint, source)
-    return TorchModule(
+    port = TorchModule(
         model,
         checkpoint,
         name=f"huggingface-{attention}" if source is None else f"huggingface-{attention}={source}",
@@ -72,6 +74,9 @@ def huggingface(
         weights_from="checkpoint" if source is None else source,
         call=lambda module, ids: module(ids, use_cache=False),
     )
+    if source is not None or (checkpoint.encoder is not None and checkpoint.merges is not None):
+        port.tokenizers = cache(partial(tokenizers, checkpoint, source))
+    return port
 
 
 def parameter_name(tensor: str) -> str:
@@ -138,7 +143,7 @@ def _same_sizes(config: Any, checkpoint: Checkpoint, source: str) -> None:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """No progress bars, warnings or retries on the screen while it loads; as before afterwards.
 
     What goes wrong for good is raised, and worded in one line.

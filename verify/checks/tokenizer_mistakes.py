@@ -1,0 +1,227 @@
+"""What a tokenizer would give if it had made one of the usual mistakes.
+
+Each is worked out with the reference's own files, so that a mistake is named only where it gives
+every id, or every character, that the tokenizer gave.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import groupby
+from typing import Literal, get_args
+
+from reference.bpe import BPE, WHITE_SPACE, alphabet, kind, split
+
+Encode = Callable[[BPE, str], list[int]]
+Decode = Callable[[BPE, list[int]], str]
+Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
+
+#: What ``clean_up_tokenization_spaces`` of transformers removes the space before, in its order.
+CLEANED = (".", "?", "!", ",", "'", "n't", "'m", "'s", "'ve", "'re")
+
+#: Python's own methods also strip the separators U+001C … U+001F.
+_BLANK = "".join(WHITE_SPACE)
+
+
+def specials(bpe: BPE) -> list[str]:
+    """Tokens that no merge makes and that are no byte: ``<|endoftext|>``."""
+    made = {*alphabet().values(), *(left + right for left, right in bpe.merges)}
+    return [symbols for symbols in bpe.encoder if symbols not in made]
+
+
+def _on(change: Callable[[str], str]) -> Encode:
+    """The text is changed first."""
+    return lambda bpe, text: bpe.encode(change(text))
+
+
+def _space_before(unless: Callable[[str], bool]) -> Encode:
+    return _on(lambda text: text if unless(text) else f" {text}")
+
+
+def _lower_each(text: str) -> str:
+    """Character by character, without the rule for a sigma at the end of a word."""
+    return "".join(map(str.lower, text))
+
+
+def _specials_taken(bpe: BPE, text: str) -> list[int]:
+    names = specials(bpe)
+    if not names:
+        return bpe.encode(text)
+    ids: list[int] = []
+    for part in re.split(f"({'|'.join(map(re.escape, names))})", text):
+        ids += [bpe.encoder[part]] if part in names else bpe.encode(part)
+    return ids
+
+
+def pattern(
+    text: str, *, contractions: bool = True, lookahead: bool = True, space: bool = True
+) -> Iterator[str]:
+    r"""The pieces of a text by GPT-2's pattern, or by one that lacks something.
+
+    Args:
+        text: any.
+        contractions: without them, ``'s`` is a sign and a letter.
+        lookahead: without ``\s+(?!\S)``, white space leaves nothing to the word after it.
+        space: without the ``\x20?``, no word takes the space before it along.
+    """
+    runs = ["".join(run) for _, run in groupby(text, key=lambda c: kind(c) == " ")]
+    before = ""
+    for n, run in enumerate(runs):
+        if kind(run[0]) != " ":
+            yield from split(before + run) if contractions else _by_kind(before, run)
+            before = ""
+            continue
+        has_word = n + 1 < len(runs)
+        if has_word and lookahead and len(run) > 1:
+            yield run[:-1]
+            run = run[-1]
+        if has_word and space and run == " ":
+            before = run
+        else:
+            yield run
+
+
+def _by_kind(before: str, word: str) -> Iterator[str]:
+    for _, run in groupby(word, key=kind):
+        yield before + "".join(run)
+        before = ""
+
+
+def _in_digits(text: str, size: int, space: bool) -> Iterator[str]:
+    """Numbers in groups of at most ``size`` digits, the first with or without its space."""
+    for piece in split(text):
+        if kind(piece[-1]) != "N":
+            yield piece
+            continue
+        blank, digits = piece[: piece[0] == " "], piece[piece[0] == " " :]
+        if blank and not space:
+            yield blank
+            blank = ""
+        for first in range(0, len(digits), size):
+            yield blank + digits[first : first + size]
+            blank = ""
+
+
+def _ascii_kind(character: str) -> str:
+    found = kind(character)
+    return "?" if found in "LN" and not character.isascii() else found
+
+
+def _cut_by(cut: Callable[[str], Iterable[str]]) -> Encode:
+    return lambda bpe, text: bpe.encode_pieces(cut(text))
+
+
+def _with_merges(part: slice) -> Encode:
+    """Some lines of ``vocab.bpe`` alone; the table is built for the first text."""
+    built: dict[int, BPE] = {}
+
+    def encode(bpe: BPE, text: str) -> list[int]:
+        if id(bpe) not in built:
+            built.clear()
+            built[id(bpe)] = BPE(bpe.encoder, bpe.merges[part])
+        return built[id(bpe)].encode(text)
+
+    return encode
+
+
+def _normalised(form: Form) -> Encode:
+    return _on(partial(unicodedata.normalize, form))
+
+
+#: What is said of it → variants of what it gives.
+ENCODING: dict[str, tuple[Encode, ...]] = {
+    "a space is put before the text (add_prefix_space)": (
+        _space_before(lambda text: False),
+        _space_before(lambda text: not text),
+        _space_before(lambda text: text.startswith(" ")),
+        _space_before(lambda text: not text or text[0] == " "),
+        _space_before(lambda text: text[:1] in WHITE_SPACE),
+        _space_before(lambda text: not text or text[0] in WHITE_SPACE),
+    ),
+    "the text is lower-cased": (_on(str.lower), _on(_lower_each), _on(str.casefold)),
+    **{f"the text is normalised ({form})": (_normalised(form),) for form in get_args(Form)},
+    "the text is lower-cased and normalised (NFKC)": (
+        _on(lambda text: _lower_each(unicodedata.normalize("NFKC", text))),
+        _on(lambda text: unicodedata.normalize("NFKC", _lower_each(text))),
+    ),
+    "white space at the ends is stripped": (
+        _on(lambda text: text.strip(_BLANK)),
+        _on(lambda text: text.rstrip(_BLANK)),
+        _on(lambda text: text.lstrip(_BLANK)),
+        _on(str.strip),
+    ),
+    "runs of white space are made one space": (_on(lambda text: " ".join(text.split())),),
+    "line ends \\r\\n are made \\n": (
+        _on(lambda text: text.replace("\r\n", "\n")),
+        _on(lambda text: text.replace("\r\n", "\n").replace("\r", "\n")),
+    ),
+    "a special token in the text is taken for the token, not for text": (_specials_taken,),
+    "white space before a word is not left to it: \\s+(?!\\S) is missing from the pattern": (
+        _cut_by(partial(pattern, lookahead=False)),
+    ),
+    "contractions ('s, 't, …) are not cut off": (_cut_by(partial(pattern, contractions=False)),),
+    "the space before a word is cut off from it": (_cut_by(partial(pattern, space=False)),),
+    "only ASCII letters and digits are taken for letters and numbers": (
+        _cut_by(lambda text: split(text, _ascii_kind)),
+    ),
+    "every digit is a word of its own": (
+        _cut_by(partial(_in_digits, size=1, space=False)),
+        _cut_by(partial(_in_digits, size=1, space=True)),
+    ),
+    "numbers are cut into groups of three digits, as GPT-4 does": (
+        _cut_by(partial(_in_digits, size=3, space=False)),
+        _cut_by(partial(_in_digits, size=3, space=True)),
+    ),
+    "the text is not cut into words before it is merged": (
+        _cut_by(lambda text: [text] if text else []),
+    ),
+    "the first merge of vocab.bpe is lost": (_with_merges(slice(1, None)),),
+    "the last merge of vocab.bpe is lost": (_with_merges(slice(None, -1)),),
+    "the merges of vocab.bpe are applied in the opposite order": (
+        _with_merges(slice(None, None, -1)),
+    ),
+}
+
+
+def _cleaned(text: str) -> str:
+    for sign in CLEANED:
+        text = text.replace(" ' ", "'") if sign == "'" else text.replace(f" {sign}", sign)
+    return text
+
+
+def _specials_dropped(bpe: BPE, ids: list[int]) -> str:
+    dropped = {bpe.encoder[name] for name in specials(bpe)}
+    return bpe.decode([token for token in ids if token not in dropped])
+
+
+DECODING: dict[str, tuple[Decode, ...]] = {
+    "spaces before punctuation are removed (clean_up_tokenization_spaces)": (
+        lambda bpe, ids: _cleaned(bpe.decode(ids)),
+    ),
+    "bytes that are no UTF-8 are dropped (errors='ignore')": (
+        lambda bpe, ids: bpe.decode_bytes(ids).decode(errors="ignore"),
+    ),
+    "special tokens are left out (skip_special_tokens)": (_specials_dropped,),
+    "white space at the ends is stripped": (
+        lambda bpe, ids: bpe.decode(ids).strip(),
+        lambda bpe, ids: bpe.decode(ids).lstrip(),
+        lambda bpe, ids: bpe.decode(ids).lstrip(" "),
+        lambda bpe, ids: bpe.decode(ids).removeprefix(" "),
+    ),
+    "tokens are decoded one by one, so that a character of several tokens is lost": (
+        lambda bpe, ids: "".join(bpe.decode([token]) for token in ids),
+    ),
+    "a space is put between tokens": (
+        lambda bpe, ids: " ".join(bpe.decode([token]) for token in ids),
+    ),
+    "bytes are taken for characters (Latin-1), not for UTF-8": (
+        lambda bpe, ids: bpe.decode_bytes(ids).decode("latin-1"),
+    ),
+    "symbols are not translated back into bytes": (
+        lambda bpe, ids: "".join(bpe.decoder[token] for token in ids),
+        lambda bpe, ids: "".join(bpe.decoder[token] for token in ids).replace("Ġ", " "),
+    ),
+}
