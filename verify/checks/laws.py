@@ -19,10 +19,13 @@ from verify.checks.loss import (
     check_loss_ignored,
     check_loss_reference,
 )
+from verify.checks.padding import check_padding
+from verify.checks.positions import check_beyond, check_limit
 from verify.checks.precision import check_precision
 from verify.checks.subject import Subject
 from verify.checks.tied_copies import check_persistence
 from verify.checks.tied_gradient import check_gradient
+from verify.checks.tokenizer import check_decode, check_encode
 from verify.checks.tying import at_the_logits, check_graph, check_storage, check_value
 from verify.findings import Finding
 
@@ -84,4 +87,9 @@ LAWS: tuple[Law, ...] = (
     Law("loss.reference", check_loss_reference, ("loss",)),
     Law("batch", check_batch),
     Law("cache", check_cache, ("step",)),
+    Law("positions.limit", check_limit),
+    Law("positions.beyond", check_beyond),
+    Law("positions.padding", check_padding),
+    Law("tokenizer.encode", check_encode, ("tokenizers",)),
+    Law("tokenizer.decode", check_decode, ("tokenizers",)),
 )

@@ -1,0 +1,183 @@
+"""Padding on the left: with positions, and with a mask alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import padding_faults as faults
+import pytest
+from models import CONFIG, checkpoint
+from plain_ports import plain
+from subjects import hold, port, subject
+
+from reference import Config
+from verify.checks.agreement import LIMIT_PAIR
+from verify.checks.padding import padded_batches
+from verify.checks.padding_mistakes import ways
+from verify.findings import Finding, Status
+from verify.ports.callable import CallablePort
+
+LAW = "positions.padding"
+DTYPES = ["float64", "float32", "bfloat16", "float16"]
+#: Fault → what the finding says.
+NAMED = {
+    "mask_ignored": "the mask is ignored: padding is attended to",
+    "mask_of_the_first_row": "the mask of the first row is used for all",
+    "mask_inverted": "the mask is taken the wrong way round",
+    "mask_for_the_other_side": "the mask is taken for one of padding on the right",
+    "mask_early": "the mask is one token early",
+    "mask_too_soft": "the tokens of the padding matter: it is attended to",
+    "mask_replaces_the_causal_one": "no causal mask where there is a mask of padding",
+    "positions_begin_at_one": "positions begin at 1 after padding",
+    "positions_of_the_first_row": "the positions of the first row are used for all",
+}
+
+
+def padding(judged: Any, *source: Any) -> Finding:
+    (finding,) = hold(LAW, judged, *source)
+    assert finding.id == LAW
+    return finding
+
+
+def only_a_mask(alter: Any = lambda model: None, dtype: Any = None) -> Any:
+    """A port that takes no positions."""
+    judged = plain(alter, dtype)
+    judged.padded_at = None
+    return judged
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_port_that_derives_positions_passes_both_ways(dtype: Any) -> None:
+    finding = padding(plain(dtype=dtype))
+    assert finding.status is Status.PASSED
+    assert finding.message.startswith(
+        "sequences of 8, 17, 1, 14 tokens padded on the left in two ways, "
+        "mask and positions given and a mask alone: "
+    )
+    assert finding.details["derives_positions"] is True
+    finding = padding(only_a_mask(dtype=dtype))
+    assert finding.status is Status.PASSED
+    assert "in two ways, a mask alone: " in finding.message
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_known_trap_is_reported_as_what_it_is(attention: str, dtype: Any) -> None:
+    """transformers' GPT-2 does not derive positions from the mask."""
+    finding = padding(port(attention=attention, dtype=dtype))
+    assert finding.status is Status.PASSED
+    assert "mask and positions given: " in finding.message
+    assert "without position_ids positions count the padding: logits are off by" in finding.message
+    assert finding.message.endswith("noise floors; pass position_ids")
+    assert finding.details["derives_positions"] is False
+    assert finding.details["without_positions"] > 2 * LIMIT_PAIR
+    assert finding.score is not None and finding.score < 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_whoever_takes_no_positions_must_derive_them(dtype: Any) -> None:
+    finding = padding(only_a_mask(faults.positions_count_padding, dtype))
+    assert finding.status is Status.FAILED
+    assert finding.message.endswith(
+        "the port does not derive positions from the mask, and takes none: "
+        "positions count the padding"
+    )
+    assert finding.details["derives_positions"] is False
+
+
+def test_a_port_that_takes_nothing_but_positions_too_is_examined() -> None:
+    judged = plain()
+    judged.padded = None
+    finding = padding(judged)
+    assert finding.status is Status.PASSED
+    assert finding.details["derives_positions"] is None
+
+
+def test_without_a_mask_it_is_not_examined() -> None:
+    finding = padding(CallablePort(port().logits, "function", None))
+    assert (finding.status, finding.message) == (Status.NOT_EXAMINED, "no attention mask")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_each_mistake_is_refuted_and_named(name: str) -> None:
+    finding = padding(plain(getattr(faults, name)))
+    assert finding.status is Status.FAILED
+    assert NAMED[name] in finding.message
+    assert finding.message.startswith("logits[")
+    assert finding.score is not None and finding.score > 100 * LIMIT_PAIR
+
+
+@pytest.mark.parametrize("name", [n for n in NAMED if n != "mask_too_soft"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_half_precision_too(name: str, dtype: Any) -> None:
+    finding = padding(plain(getattr(faults, name), dtype))
+    assert finding.status is Status.FAILED
+    assert NAMED[name] in finding.message
+
+
+@pytest.mark.parametrize("name", [n for n in NAMED if n.startswith("mask")])
+def test_and_with_a_mask_alone(name: str) -> None:
+    finding = padding(only_a_mask(getattr(faults, name)))
+    assert finding.status is Status.FAILED
+    assert f"with a mask alone, {NAMED[name]}" in finding.message
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(n_vocab=1, n_ctx=3, n_embd=4, n_head=1, n_layer=2),
+        Config(n_vocab=2, n_ctx=2, n_embd=3, n_head=1, n_layer=1),
+        Config(n_vocab=11, n_ctx=9, n_embd=6, n_head=1, n_layer=5),
+        Config(n_vocab=101, n_ctx=40, n_embd=2, n_head=2, n_layer=1),
+    ],
+    ids=lambda c: f"P{c.n_ctx}",
+)
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_odd_sizes(config: Config, dtype: Any) -> None:
+    for seed in range(3):
+        source = checkpoint(config, seed, scale=1.5)
+        for made in (port(dtype=dtype, source=source), plain(dtype=dtype, source=source)):
+            finding = padding(made, source, seed)
+            assert finding.status is Status.PASSED, finding.message
+
+
+def test_one_token_leaves_no_room() -> None:
+    source = checkpoint(Config(n_vocab=5, n_ctx=1, n_embd=4, n_head=2, n_layer=1))
+    finding = padding(port(source=source), source)
+    assert finding.status is Status.NOT_EXAMINED
+
+
+def test_what_is_returned_at_padding_is_not_looked_at() -> None:
+    judged = plain()
+    right = judged.padded_at
+    assert right is not None
+
+    def nan_at_padding(tokens: Any, mask: Any, positions: Any) -> Any:
+        return np.where(mask[..., None] > 0, right(tokens, mask, positions), np.nan)
+
+    judged.padded_at = nan_at_padding
+    assert padding(judged).status is Status.PASSED
+
+
+def test_every_mistake_is_another_one() -> None:
+    """No two ways of going wrong have the same positions and the same mask."""
+    batch = padded_batches(subject(port()))[0]
+    n = batch.tokens.size
+    found = {
+        (way.positions((), n).tobytes(), way.sources((), n).tobytes())
+        for way in [batch.right, *ways(batch)]
+    }
+    assert len(found) == 1 + len(ways(batch))
+
+
+def test_the_batch_is_padded_on_the_left() -> None:
+    zeros, other = padded_batches(subject(port()))
+    assert [len(tokens) for tokens in zeros.sequences] == [8, 17, 1, 14]
+    for a, b in zip(zeros.sequences, other.sequences, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (zeros.mask[:, -1] == 1).all() and (np.diff(zeros.mask) >= 0).all()
+    assert zeros.positions[2].tolist() == [0] * 17
+    assert zeros.positions[0].tolist() == [0] * 9 + list(range(8))
+    assert not (zeros.tokens == other.tokens)[~zeros.real].all()
+    assert zeros.tokens.shape[1] <= CONFIG.n_ctx

@@ -1,0 +1,139 @@
+"""The law of padding: sequences that are padded on the left have the logits that they have alone.
+
+Padding moves a sequence to the right, so that its positions are no longer those of its tokens.
+Whoever hands over a mask and no positions relies on the port to find them. A port that does not is
+easily used wrongly: the finding says so, and proves that it is this and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verify.checks.agreement import (
+    LIMIT_PAIR,
+    Agreement,
+    checked,
+    logits_of,
+    mean_squares,
+    refuting,
+)
+from verify.checks.decoding import Case, recognise
+from verify.checks.padding_mistakes import COUNTED, Padded, ways
+from verify.checks.subject import NotExamined, Subject
+from verify.findings import Finding
+
+Tokens = NDArray[np.int64]
+Floats = NDArray[np.floating]
+
+LAW = "positions.padding"
+#: Tokens of a padded row at most.
+WIDTH = 17
+
+
+@refuting(LAW)
+def check_padding(subject: Subject) -> Iterator[Finding]:
+    """With positions given and with a mask alone, as far as the port takes them."""
+    padded, padded_at = subject.port.padded, subject.port.padded_at
+    if padded is None and padded_at is None:
+        raise NotExamined("no attention mask")
+    if subject.config.n_ctx == 1:
+        raise NotExamined("a context of one token leaves no room for padding")
+    batches = padded_batches(subject)
+    lengths = ", ".join(str(len(tokens_T)) for tokens_T in batches[0].sequences)
+    said = f"sequences of {lengths} tokens padded on the left in two ways"
+    given = None
+    if padded_at is not None:
+        given = _Runs(subject, batches, lambda b: padded_at(b.tokens, b.mask, b.positions))
+        if not given.agreement.holds():
+            yield given.agreement.failed(LAW, given.why())
+            return
+        said += ", mask and positions given"
+    if padded is None:
+        assert given is not None, "one of the two is there"
+        yield given.agreement.passed(LAW, said, derives_positions=None)
+        return
+    bare = _Runs(subject, batches, lambda b: padded(b.tokens, b.mask))
+    if bare.agreement.holds():
+        worse = max(filter(None, (given, bare)), key=lambda runs: runs.agreement.floors)
+        said += " and a mask alone" if given else ", a mask alone"
+        yield worse.agreement.passed(LAW, said, derives_positions=True)
+        return
+    yield _without_positions(given, bare, said)
+
+
+def _without_positions(given: _Runs | None, bare: _Runs, said: str) -> Finding:
+    """With a mask alone the port is wrong: is it that it does not derive positions from it?"""
+    why, floors = bare.why(), bare.agreement.floors
+    if why != COUNTED:
+        return bare.agreement.failed(LAW, f"with a mask alone, {why}")
+    if given is None:
+        why = f"the port does not derive positions from the mask, and takes none: {COUNTED}"
+        return bare.agreement.failed(LAW, why, derives_positions=False)
+    trap = f"without position_ids {COUNTED}: logits are off by {floors:.3g} noise floors; "
+    finding = given.agreement.passed(LAW, said, derives_positions=False, without_positions=floors)
+    return replace(finding, message=f"{finding.message}; {trap}pass position_ids")
+
+
+def padded_batches(subject: Subject) -> list[Padded]:
+    """Sequences of several lengths in one batch, twice: with zeros and with other tokens in front.
+
+    The first one has some padding, so that its mask or positions do not fit the others.
+    """
+    width = min(WIDTH, max(2, subject.config.n_ctx - 1))
+    lengths = [max(1, n) for n in (width // 2, width, 1, width - 3)]
+    tokens = subject.tokens(len(lengths), width)
+    mask = np.arange(width) >= width - np.array(lengths)[:, None]
+    other = subject.other_tokens(tokens)
+    return [
+        Padded(np.where(mask, tokens, filling), mask.astype(np.int64))
+        for filling in (np.zeros_like(tokens), other)
+    ]
+
+
+class _Runs:
+    """Padded batches, run in one way, against each of their sequences alone."""
+
+    def __init__(
+        self, subject: Subject, batches: Sequence[Padded], call: Callable[[Padded], Floats]
+    ) -> None:
+        self._subject, self._batches = subject, batches
+        self._got: list[list[Floats]] = []
+        self._alone = [logits_of(subject, row[None])[0] for row in batches[0].sequences]
+        self.agreement = Agreement(subject)
+        for filling, batch in zip(("zeros", "other tokens"), batches, strict=True):
+            what = f"padded with {filling}"
+            logits = checked(subject, call(batch), batch.tokens, what, batch.real)
+            rows = [row_TV[real] for row_TV, real in zip(logits, batch.real, strict=True)]
+            self._got.append(rows)
+            for i, (got, alone, tokens_T) in enumerate(
+                zip(rows, self._alone, batch.sequences, strict=True)
+            ):
+                pads = batch.tokens.shape[1] - len(tokens_T)
+                self.agreement.compare(f"row {i}, {pads} {what}", got, alone, tokens_T)
+
+    def why(self) -> str:
+        """What is wrong, by the mistake that the oracle would have to make as well."""
+        # The mistakes are those of masks and positions, which all batches share.
+        first = self._batches[0]
+        floor_R = np.concatenate([self._subject.floor(tokens_T) for tokens_T in first.sequences])
+        cases = [
+            Case(
+                [batch.tokens.reshape(-1)],
+                np.flatnonzero(batch.real),
+                np.concatenate(got),
+                np.concatenate(self._alone),
+                floor_R,
+            )
+            for batch, got in zip(self._batches, self._got, strict=True)
+        ]
+        way = recognise(self._subject, cases, ways(first), first.right)
+        if way is not None:
+            return way.words
+        squares_R = mean_squares(cases[0].got_RV, cases[1].got_RV)
+        if (np.sqrt(squares_R) / floor_R).max() > LIMIT_PAIR:
+            return "the tokens of the padding matter: it is attended to"
+        return "whatever tokens the padding has: it is the mask or the positions"
