@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tying_faults as faults
-from models import CONFIG, checkpoint
+from models import CONFIG, checkpoint, failed_laws, finding, judged
 from subjects import hold, port
 
 from reference import Config
 from reference.model import logits as reference_logits
 from reference.weights import tensor_table
 from verify.checkpoint import Checkpoint
-from verify.findings import Finding, Status
+from verify.findings import Finding, Status, Verdict
 from verify.ports.port import Floats, Parameter, Port, Tokens
 
 Alter = Callable[[Any], None]
@@ -276,3 +277,33 @@ class TestByStorage:
         found = one(hold("tying.storage", made))
         assert found.status is Status.FAILED
         assert "does not hold what it held before" in found.message
+
+
+class TestUntiedInTransformers:
+    """tie_word_embeddings=False: the hub serves fine-tuned models whose head went its own way."""
+
+    def directory(self, tmp_path: Path, alter: Alter) -> Path:
+        made = port(alter)
+        made.module.config.tie_word_embeddings = False  # type: ignore[attr-defined]
+        made.module.save_pretrained(tmp_path)  # type: ignore[attr-defined]
+        return tmp_path
+
+    @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+    def test_a_head_that_differs(self, tmp_path: Path, attention: str) -> None:
+        source = checkpoint()
+        spec = f"huggingface-{attention}={self.directory(tmp_path, faults.head_scaled)}"
+        report = judged(spec, source)
+        assert report.verdict is Verdict.REFUTED
+        assert {"tying.value", "tying.storage", "tying.graph"} <= failed_laws(report)
+        assert "the head is not tied" in finding(report, "tying.value", "logits").message
+
+    def test_an_equal_head(self, tmp_path: Path) -> None:
+        """Refuted on tying, not on its numbers."""
+        spec = f"huggingface-sdpa={self.directory(tmp_path, faults.head_copied)}"
+        report = judged(spec, checkpoint())
+        assert report.verdict is Verdict.REFUTED
+        assert failed_laws(report) == {
+            *("tying.storage", "tying.gradient", "tying.graph", "tying.persistence")
+        }
+        assert finding(report, "tying.value", "logits").status is Status.PASSED
+        assert report.first_divergence == "logits"

@@ -9,6 +9,7 @@ import types
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional as F
 
@@ -142,3 +143,60 @@ def head_gradient_halved(model: Any) -> None:
         return F.linear(x, weight.detach() + 0.5 * (weight - weight.detach()))
 
     model.lm_head.forward = types.MethodType(forward, model.lm_head)
+
+
+# Through copies
+
+
+def tied_by_data(model: Any) -> None:
+    """The head was tied by .data: two parameters in one memory, which every copy parts."""
+    model.lm_head.weight = nn.Parameter(model.transformer.wte.weight.data)
+
+
+def _part(model: Any) -> None:
+    model.lm_head.weight = nn.Parameter(_wte(model).clone())
+
+
+def _part_after_loading(model: Any, keys: Any) -> None:
+    _part(model)
+
+
+def parted_by_load_state_dict(model: Any) -> None:
+    """Loading assigns a tensor of its own to each name, as ``assign=True`` does."""
+    model.register_load_state_dict_post_hook(_part_after_loading)
+
+
+class _PartedByCasting(transformers.GPT2LMHeadModel):
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        dtype = self.dtype
+        super()._apply(fn, recurse)
+        if self.dtype != dtype:
+            _part(self)
+        return self
+
+
+def parted_by_casting(model: Any) -> None:
+    """Each parameter is cast by itself and put in its place, twice where it is shared."""
+    model.__class__ = _PartedByCasting
+
+
+class _PartedByPickling(transformers.GPT2LMHeadModel):
+    def __reduce__(self) -> Any:
+        return _unpickled, (self.config, self.state_dict())
+
+
+def _unpickled(config: Any, state: Any) -> Any:
+    model = _PartedByPickling(config)
+    model.load_state_dict(state)
+    _part(model)
+    return model
+
+
+def parted_by_pickling(model: Any) -> None:
+    """What is saved as a whole comes back with a head of its own."""
+    model.__class__ = _PartedByPickling
+
+
+def saved_untied(model: Any) -> None:
+    """tie_word_embeddings=False in the configuration: what is saved and loaded is not tied."""
+    model.config.tie_word_embeddings = False
