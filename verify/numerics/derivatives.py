@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reference.config import Config
+from verify.numerics.derivative_noise import derivative_noise
 from verify.numerics.directions import Direction
-from verify.numerics.precision import FLOAT32, FLOAT64, Precision
+from verify.numerics.precision import FLOAT64, Precision
 from verify.numerics.sweep import Array, Batch
 from verify.numerics.weights import DeclaredWeights
 
@@ -35,8 +35,6 @@ STEP = 2.0**-12
 #: A difference whose truncation exceeds its rounding this many times is taken again, closer.
 UNBALANCED = 16.0
 ROUNDS = 3
-#: The imaginary step of the floor: its square is far below rounding.
-IMAGINARY = 2.0**-40
 
 
 @dataclass(frozen=True)
@@ -59,17 +57,25 @@ class Derivative:
     floor: float
     step: float
 
-    def floors(self, got: float, finer: float = 1.0) -> float:
-        """|got - value| in units of what a correct port may be off.
+    def error(self, finer: float = 1.0) -> float:
+        """Scale of what a correct port may be off, the reference's own error included.
 
         Args:
-            got: ⟨gradient, v⟩ of a port.
             finer: unit roundoff of the port's arithmetic ÷ that of the precision of ``floor``.
         """
-        difference = abs(got - self.value)
+        return float(np.hypot(np.hypot(self.truncation, self.rounding), finer * self.floor))
+
+    def floors(self, got: float, finer: float = 1.0) -> float:
+        """|got - value| in units of ``error``.
+
+        Infinite where ``got`` is not finite, and NaN, which exceeds no limit and is within none,
+        where the reference is not.
+        """
+        error, difference = self.error(finer), abs(got - self.value)
+        if not np.isfinite(error) or not np.isfinite(self.value):
+            return float("nan")
         if not np.isfinite(difference):
             return float("inf")
-        error = float(np.hypot(np.hypot(self.truncation, self.rounding), finer * self.floor))
         if difference == 0.0:
             return 0.0
         return difference / error if error else float("inf")
@@ -103,7 +109,7 @@ def derivatives(
             smaller = 2.0 ** np.ceil(np.log2(ratio[again]) / 5)
             some = [directions[int(i)] for i in again]
             found.improve(again, _Differences.take(batch, some, found.step[again] / smaller))
-        floor = _floors(batch, directions, found.by_token, precision)
+        floor = derivative_noise(batch, directions, found.by_token, precision)
     return [
         Derivative(d, *map(float, numbers))
         for d, *numbers in zip(
@@ -159,36 +165,3 @@ class _Differences:
         better = np.hypot(other.truncation, other.rounding) < before
         for name in ("by_token", "truncation", "rounding", "step"):
             getattr(self, name)[where[better]] = getattr(other, name)[better]
-
-
-def _floors(
-    batch: Batch, directions: Sequence[Direction], exact_DN: Array, precision: Precision
-) -> Array:
-    """What rounding in a precision does to a derivative, [directions].
-
-    The oracle runs once more in complex64 with an imaginary step: the imaginary parts are the
-    derivatives of everything with respect to the step, and they are rounded, as the values are,
-    wherever a port keeps something. A port's backward pass rounds as much, to first order.
-    """
-    narrow = FLOAT32 if precision.name == "float64" else precision
-    noisy = Batch(
-        batch.config, batch.weights, batch.whole_BT, np.complex64, partial(_store, narrow)
-    )
-    losses = noisy.losses(directions, np.full((len(directions), 1), 1j * IMAGINARY))
-    unit = IMAGINARY * losses.scale
-    noise_DN = losses.moved[:, 0].imag / unit[:, None] - exact_DN
-    # The errors of the predictions may have one cause: their mean is no smaller than each.
-    squares = np.mean(noise_DN**2, axis=-1) + np.mean((narrow.u * exact_DN) ** 2, axis=-1)
-    # A gradient that is too small for the format is off by up to `tiny`, wherever it is kept.
-    size = np.array([d.size for d in directions])
-    squares += narrow.tiny**2 * (losses.squares[:, 0] / unit**2 + size)
-    floors: Array = np.sqrt(squares) * (precision.u / narrow.u)
-    return floors
-
-
-def _store(precision: Precision, value: Array) -> Array:
-    """Values and their derivatives rounded; these have the size of the values they belong to."""
-    rounded = np.empty_like(value)
-    rounded.real = precision.round(value.real)
-    rounded.imag = precision.round(value.imag / IMAGINARY) * IMAGINARY
-    return rounded

@@ -1,7 +1,8 @@
 """The directions in which the derivatives of a tensor are taken.
 
-Every element is +1 or -1, so that each counts alike in ⟨gradient, v⟩, and a matrix is the outer
-product of two vectors of signs: it takes the memory of in + out numbers.
+The direction of a matrix is an outer product, which takes the memory of in + out numbers. Signs are
+random, and sizes between 1/2 and 1: each element counts nearly alike in ⟨gradient, v⟩, and no
+direction is one along which nothing changes (all channels alike, which a layer norm removes).
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ WTE_READERS = ("embed", "logits")
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """A direction of one tensor: ±1 for each element, left ⊗ right.
+    """A direction of one tensor: left ⊗ right, or right alone.
 
     Attributes:
         tensor: the checkpoint's name.
         sites: the operations for which it moves: its reader, or for ``wte`` one of two or both.
-        left: signs of the rows, float64[in]; None for a vector.
-        right: signs of the columns, float64[out].
+        left: factors of the rows, float64[in]; None for a vector.
+        right: factors of the columns, float64[out].
     """
 
     tensor: str
@@ -40,12 +41,12 @@ class Direction:
     right: Array
 
     @property
-    def size(self) -> int:
-        """Number of elements, which is also ‖v‖²."""
-        return len(self.right) * (1 if self.left is None else len(self.left))
+    def square(self) -> float:
+        """‖v‖²."""
+        return float(np.sum(self.right**2) * (1 if self.left is None else np.sum(self.left**2)))
 
     def rows(self, which: slice | Array = slice(None)) -> Array:
-        """Signs of these rows of a matrix."""
+        """Factors of these rows of a matrix."""
         assert self.left is not None, f"{self.tensor} is a vector"
         return self.left[which]
 
@@ -66,11 +67,11 @@ class Direction:
 
 def draw(config: Config, rng: np.random.Generator) -> list[Direction]:
     """One direction of each tensor, in the order in which the forward pass reads them; ``wte`` has
-    three with the same signs: as the lookup sees it, as the last product does, and as both do."""
+    three that are the same: as the lookup sees it, as the last product does, and as both do."""
     reader = {tensor: site.name for site in sites(config).values() for tensor in site.weights}
     drawn = []
     for spec in tensor_table(config).values():
-        *left, right = (rng.choice([-1.0, 1.0], n) for n in spec.shape)
+        *left, right = (rng.choice([-1, 1], n) * rng.uniform(0.5, 1, n) for n in spec.shape)
         first, last = WTE_READERS
         ends = [(first,), (last,), WTE_READERS] if spec.name == "wte" else [(reader[spec.name],)]
         drawn += [Direction(spec.name, at, left[0] if left else None, right) for at in ends]

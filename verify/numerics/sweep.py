@@ -26,7 +26,6 @@ from verify.numerics.weights import DeclaredWeights
 from verify.sites import Site, sites
 
 Array = NDArray[Any]
-Round = Callable[[Array], Array]
 
 #: Elements of the widest activation (four times the residual stream) of all runs at one time.
 GROUP_ELEMENTS = 1 << 23
@@ -60,7 +59,6 @@ class Batch:
         weights: the tensors.
         tokens_BT: T ≥ 2.
         dtype: of the arithmetic; in a complex one, steps may be imaginary.
-        store: rounds every value that a port would keep.
     """
 
     def __init__(
@@ -69,9 +67,8 @@ class Batch:
         weights: DeclaredWeights,
         tokens_BT: NDArray[np.integer],
         dtype: type[np.inexact[Any]] = np.float64,
-        store: Round = lambda x: x,
     ) -> None:
-        self.config, self.weights, self.store = config, weights, store
+        self.config, self.weights = config, weights
         self.dtype = np.dtype(dtype)
         self.real: np.dtype[Any] = np.zeros(0, dtype).real.dtype
         self.whole_BT, self.tokens_BT = tokens_BT, tokens_BT[:, :-1]
@@ -81,7 +78,7 @@ class Batch:
         self.last_reader = {name: site.name for site in self.sites.values() for name in site.inputs}
         #: The residual stream of the unmoved run, by the layer norm that begins a block.
         self.states: dict[str, Array] = {}
-        unmoved = _Sweep(self, [], np.zeros((0, 1)))
+        unmoved = _Sweep(self, [], np.zeros((0, 1)), [])
         unmoved.states = self.states
         self.unmoved_N = unmoved.losses().unmoved
 
@@ -98,7 +95,8 @@ class Batch:
 
         def sweep(chosen: list[int]) -> None:
             if chosen:
-                done = _Sweep(self, [directions[i] for i in chosen], steps[chosen]).losses()
+                some = [directions[i] for i in chosen]
+                done = _Sweep(self, some, steps[chosen], chosen).losses()
                 found.moved[chosen], found.scale[chosen] = done.moved, done.scale
                 found.squares[chosen] = done.squares
 
@@ -109,6 +107,17 @@ class Batch:
             now = order[first : first + group]
             both(partial(sweep, now[0::2]), partial(sweep, now[1::2]))
         return found
+
+    def keep(self, value: Array, rng: np.random.Generator) -> Array:
+        """What is left of a value where a port would keep it: here, all of it."""
+        return value
+
+    def layer_norm(self, x_ND: Array, rng: np.random.Generator, g_D: Array, b_D: Array) -> Array:
+        return ops.layer_norm(x_ND, g_D, b_D)
+
+    def gain(self, x_ND: Array, v_D: Array, rng: np.random.Generator) -> Array:
+        """What a layer norm makes of v in place of its gain, and of no bias; x is real."""
+        return ops.layer_norm(x_ND, v_D, np.zeros(1, self.real))
 
     def weight(self, name: str) -> Array:
         return self.weights.float64(name) if self.real == np.float64 else self.weights[name]
@@ -126,8 +135,11 @@ class Batch:
 class _Sweep:
     """One pass. Run 0 is unmoved; every array has the runs along its first axis."""
 
-    def __init__(self, batch: Batch, directions: Sequence[Direction], steps: Array) -> None:
+    def __init__(
+        self, batch: Batch, directions: Sequence[Direction], steps: Array, seed: Sequence[int]
+    ) -> None:
         self.batch, self.directions = batch, directions
+        self.rng = np.random.default_rng([len(seed), *seed])
         self.steps, self.n_steps = steps.astype(batch.dtype), int(steps.shape[1])
         self.scale = np.ones(len(directions))
         self.squares = np.zeros(steps.shape)
@@ -151,7 +163,7 @@ class _Sweep:
                 break
             if site.name.endswith(("ln_1", "ln_f")):
                 self.states[site.name] = self.values[site.inputs[0]]
-            value = b.store(self._branch(site, self._apply(site)))
+            value = b.keep(self._branch(site, self._apply(site)), self.rng)
             self._count(value)
             self.values[site.name] = value
             for name in site.inputs:
@@ -166,6 +178,8 @@ class _Sweep:
             return np.concatenate([ops.embed(row_T, *tables, b.dtype) for row_T in b.tokens_BT])
         x, *more = (self.values[name] for name in site.inputs)
         weights = [b.weight(name) for name in site.weights]
+        if site.operation == "layer_norm":
+            return b.layer_norm(x, self.rng, *weights)
         if site.operation == "linear":
             return b.linear(x, *weights)
         if site.operation == "scores":
@@ -208,7 +222,7 @@ class _Sweep:
         if d.tensor.endswith("/b"):
             return np.broadcast_to(d.right, (len(b.targets_N), len(d.right)))
         if site.operation == "layer_norm":
-            return ops.layer_norm(self._unmoved(site), d.right.astype(b.real), np.zeros(1, b.real))
+            return b.gain(self._unmoved(site), d.right.astype(b.real), self.rng)
         if d.tensor == "wte":
             rows_N = d.rows(b.tokens_BT.ravel())
         elif d.tensor == "wpe":
@@ -227,7 +241,7 @@ class _Sweep:
         x_RND = x.reshape(self.n_runs, n, -1)
         moving = {i: d for i, d in enumerate(self.directions) if d.sites[-1] == "logits"}
         late = [i for i, d in moving.items() if d.sites[0] == "logits"]
-        # A row of wte moves by ±1 times `right`, and its logit by ±1 times this.
+        # A row of wte moves by a multiple of `right`, and its logit by the same multiple of this.
         along = {
             i: (x_RND[:1] if i in late else x_RND[self._runs(i)]) @ d.right.astype(b.real)
             for i, d in moving.items()
@@ -244,7 +258,7 @@ class _Sweep:
             for i, d in moving.items():
                 effect = along[i][..., None] * d.rows(rows).astype(b.real)
                 y_RNV[self._runs(i)] += self.steps[i][:, None, None] * (self.scale[i] * effect)
-            y_RNV = b.store(y_RNV)
+            y_RNV = b.keep(y_RNV, self.rng)
             self._count(y_RNV)
             losses.add(rows.start, y_RNV)
         loss_RN = losses.losses()
@@ -288,7 +302,6 @@ class _CrossEntropy:
 
 
 _ELEMENTWISE: dict[str, Callable[..., Array]] = {
-    "layer_norm": ops.layer_norm,
     "gelu": ops.gelu,
     "add": lambda x, y: x + y,
     "pattern": ops.causal_softmax,

@@ -1,0 +1,210 @@
+"""The law of the gradient: wrong derivatives of right logits are refuted, correct ports pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import gradient_faults as faults
+import numpy as np
+import pytest
+from models import CONFIG, checkpoint
+from subjects import message, port, subject
+
+from reference import Config
+from verify.checkpoint import Checkpoint
+from verify.checks.gradient import at_the_weights, check_gradient
+from verify.checks.subject import NotExamined
+from verify.findings import Finding, Status
+from verify.ports.port import Gradients, Port
+
+ALL = [site for site in at_the_weights(CONFIG) if site is not None]
+
+
+def held(made: Port, source: Checkpoint | None = None) -> list[Finding]:
+    return list(check_gradient(subject(made, source)))
+
+
+def failed(findings: list[Finding]) -> list[str | None]:
+    return [f.site for f in findings if f.status is Status.FAILED]
+
+
+def without_twin(made: Port) -> Port:
+    made.float64 = None
+    return made
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_correct_ports_pass_everywhere(attention: str, dtype: Any) -> None:
+    findings = held(port(attention=attention, dtype=dtype))
+    assert [f.site for f in findings] == ALL
+    assert {f.status for f in findings} == {Status.PASSED}
+    for f in findings:
+        assert f.score is not None and f.limit is not None and f.score < f.limit / 2
+        assert ("in float64" in f.message) and (f"in {dtype}" in f.message)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_port_without_float64_is_judged_as_it_is(dtype: Any) -> None:
+    findings = held(without_twin(port(dtype=dtype)))
+    assert failed(findings) == []
+    assert all("float64" not in f.message for f in findings)
+    # In half precision a derivative that happens to be small can drown; few do.
+    lost = [f.message for f in findings if f.status is Status.NOT_EXAMINED]
+    assert all("lost in the noise" in message for message in lost)
+    assert len(lost) <= {"float32": 0, "bfloat16": 6, "float16": 1}[dtype]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [Config(2, 2, 2, 1, 1), Config(3, 2, 8, 2, 1), Config(7, 5, 6, 6, 1), Config(50, 9, 12, 1, 4)],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 3.0])
+def test_odd_sizes_and_weights_are_never_refuted(config: Config, dtype: Any, scale: float) -> None:
+    source = checkpoint(config, scale=scale)
+    for attention in ("eager", "sdpa"):
+        findings = held(port(attention=attention, dtype=dtype, source=source), source)
+        assert failed(findings) == [], message(findings, Status.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [(Config(5, 1, 6, 2, 1), "context is one token"), (Config(1, 4, 6, 2, 1), "vocabulary is one")],
+    ids=["context", "vocabulary"],
+)
+def test_without_a_loss_nothing_is_examined(config: Config, why: str) -> None:
+    source = checkpoint(config)
+    with pytest.raises(NotExamined, match=why):
+        held(port(source=source), source)
+
+
+# Which sites are wrong, and which are not, follows from where the derivative is cut.
+BEFORE_MLP_1 = ALL[: ALL.index("h.1.mlp.out") + 1]
+CASES = [
+    (
+        faults.residual_branch_detached,
+        BEFORE_MLP_1,
+        "no gradient reaches h1/mlp/c_proj/w: frozen or detached",
+    ),
+    (
+        faults.norm_statistics_detached,
+        ALL[: ALL.index("h.1.attn.out") + 1],
+        "right from h.1.ln_2 on",
+    ),
+    (
+        faults.straight_through_activation,
+        ALL[: ALL.index("h.2.mlp.pre") + 1],
+        "right from h.2.mlp.out on",
+    ),
+    (
+        faults.derivative_of_another_activation,
+        ALL[: ALL.index("h.2.mlp.pre") + 1],
+        "right from h.2.mlp.out on",
+    ),
+    (
+        faults.frozen_matrix,
+        ["h.1.mlp.pre"],
+        "no gradient reaches h1/mlp/c_fc/w: frozen or detached",
+    ),
+    (faults.gradient_scaled, BEFORE_MLP_1, "1/2 of what it should be"),
+    (faults.sum_of_losses, ALL, "16 of what it should be"),
+    (
+        faults.pattern_detached,
+        ALL[: ALL.index("h.1.attn.qkv") + 1],
+        "none reaches query and key: the attention pattern is detached",
+    ),
+    (faults.key_detached, ALL[: ALL.index("h.1.attn.qkv") + 1], "none reaches its key: detached"),
+    (faults.counted_twice, ["h.1.attn.out"], "twice what it should be, as if counted twice"),
+    (
+        faults.double_backward_of_a_block,
+        [site for site in ALL if site.startswith("h.1.")],
+        "twice what it should be, as if counted twice",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fault", "sites", "words"), CASES, ids=[c[0].__name__ for c in CASES])
+@pytest.mark.parametrize("twin", [True, False], ids=["float64", "declared"])
+def test_a_wrong_derivative_is_refuted_where_it_is_wrong(
+    fault: Callable[[Any], None], sites: list[str], words: str, twin: bool
+) -> None:
+    made = port(fault)
+    findings = held(made if twin else without_twin(made))
+    if twin or fault is not faults.derivative_of_another_activation:
+        assert failed(findings) == sites
+    assert words in message(findings, Status.FAILED)
+
+
+def test_the_first_wrong_one_on_the_way_back_is_named_by_all() -> None:
+    findings = {f.site: f for f in held(port(faults.straight_through_activation))}
+    for site, finding in findings.items():
+        if finding.status is Status.FAILED and site != "h.2.mlp.pre":
+            assert finding.message.endswith("h.2.mlp.pre is the first that is wrong")
+
+
+def test_of_another_function_nothing_is_said() -> None:
+    def exact_gelu(model: Any) -> None:
+        from torch import nn
+
+        model.transformer.h[1].mlp.act = nn.GELU()
+
+    with pytest.raises(NotExamined, match="its logits are not the reference's"):
+        held(port(exact_gelu))
+
+
+class Answering(Port):
+    """A port whose gradients are changed before they are handed over."""
+
+    def __init__(self, inner: Port, change: Callable[[Gradients], Gradients]) -> None:
+        self._inner, self.name, self.dtype = inner, inner.name, inner.dtype
+        self.parameters = inner.parameters
+        self.gradients = lambda tokens: change(inner.gradients(tokens))
+
+    def logits(self, tokens: Any) -> Any:
+        return self._inner.logits(tokens)
+
+
+def test_a_gradient_that_is_absent_is_named_as_one_that_is_zero() -> None:
+    def drop(gradients: Gradients) -> Gradients:
+        kept = {n: g for n, g in gradients.parameters.items() if not n.endswith("2.ln_1.weight")}
+        return replace(gradients, parameters=kept)
+
+    findings = held(Answering(port(), drop))
+    assert failed(findings) == ["h.2.ln_1"]
+    assert "no gradient reaches h2/ln_1/g" in message(findings, Status.FAILED)
+
+
+def test_a_port_that_knows_the_sum_of_both_ends_alone_is_judged_at_the_logits() -> None:
+    def total(gradients: Gradients) -> Gradients:
+        return replace(gradients, wte_input=None, wte_output=None)
+
+    findings = {f.site: f for f in held(Answering(port(), total))}
+    assert {f.status for f in findings.values()} == {Status.PASSED}
+    assert "wte (both ends)" in findings["logits"].message
+    assert "wte" not in findings["embed"].message and "wpe" in findings["embed"].message
+
+
+def test_a_gradient_that_is_not_finite_is_refuted() -> None:
+    def spoil(gradients: Gradients) -> Gradients:
+        spoilt = {
+            n: g * np.nan if n.endswith("ln_f.bias") else g for n, g in gradients.parameters.items()
+        }
+        return replace(gradients, parameters=spoilt)
+
+    assert failed(held(Answering(port(), spoil))) == ["ln_f"]
+
+
+def test_the_reference_is_measured_once_for_all_ports_of_a_precision() -> None:
+    from verify.checks.reference_gradient import reference_gradient
+
+    source = checkpoint()
+    first, second = (
+        reference_gradient(subject(port(attention=a), source)) for a in ("eager", "sdpa")
+    )
+    assert first is second
+    assert reference_gradient(subject(port(dtype="bfloat16"), source)) is not first
+    assert reference_gradient(subject(port(), source, seed=1)) is not first

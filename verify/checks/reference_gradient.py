@@ -1,0 +1,71 @@
+"""Derivatives of the reference that more than one law and more than one port need.
+
+They depend on the checkpoint, the precision of the weights and the seed alone, and take the longest
+of all that the laws compute: measured once, they are kept for as long as the checkpoint is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import finalize
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.weights import parameter_count
+from verify.checks.subject import NotExamined, Subject
+from verify.numerics.derivatives import Derivative, derivatives
+from verify.numerics.directions import WTE_READERS, draw
+
+#: Sequences, and predictions in each; fewer of them where a model is large, because the time grows
+#: with parameters × predictions. Short contexts make up for it with more sequences.
+_ROWS, _PREDICTIONS, _PREDICTIONS_OF_LARGE = 2, 8, 4
+_LARGE = 1 << 24
+
+
+@dataclass(frozen=True)
+class ReferenceGradient:
+    """The reference's derivatives.
+
+    Attributes:
+        tokens: int64[B, T], the batch whose mean loss was derived.
+        known: one for each tensor in the order of the forward pass; of wte one for each end.
+    """
+
+    tokens: NDArray[np.int64]
+    known: list[Derivative]
+
+
+_KEPT: dict[int, dict[tuple[str, int], ReferenceGradient]] = {}
+
+
+def reference_gradient(subject: Subject) -> ReferenceGradient:
+    """Measured when first asked for.
+
+    Raises:
+        NotExamined: there is no loss, or nothing to learn.
+    """
+    if subject.config.n_ctx < 2:
+        raise NotExamined("nothing is predicted: the context is one token")
+    if subject.config.n_vocab < 2:
+        raise NotExamined("nothing is learnt: the vocabulary is one token")
+    owner = subject.checkpoint
+    if id(owner) not in _KEPT:
+        _KEPT[id(owner)] = {}
+        finalize(owner, _KEPT.pop, id(owner))
+    kept, key = _KEPT[id(owner)], (subject.precision.name, subject.seed)
+    if key not in kept:
+        kept[key] = _measure(subject)
+    return kept[key]
+
+
+def _measure(subject: Subject) -> ReferenceGradient:
+    config = subject.config
+    most = _PREDICTIONS_OF_LARGE if parameter_count(config) > _LARGE else _PREDICTIONS
+    length = min(config.n_ctx, most + 1)
+    rows = -(-_ROWS * most // (length - 1))
+    tokens = subject.tokens(rows, length, *b"gradient")
+    drawn = draw(config, subject.rng(*b"gradient"))
+    ends = [d for d in drawn if d.sites != WTE_READERS]
+    known = derivatives(config, subject.weights, tokens, ends, subject.precision)
+    return ReferenceGradient(tokens, known)
