@@ -40,6 +40,57 @@ def _token_ids(text: str) -> tuple[int, ...]:
     return tuple(_natural(part.strip()) for part in text.split(","))
 
 
+def _add_ports(command: argparse.ArgumentParser, default: str) -> None:
+    """What is looked at: a checkpoint, ports, and how they run."""
+    command.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="default: the one that ships with this tool"
+    )
+    command.add_argument(
+        "--port",
+        action="append",
+        metavar="SPEC",
+        help="FILE.py:factory, package.module:factory, a built-in name (gpt-verify ports), or "
+        f"huggingface=DIR|HUB-ID; repeatable; {default}",
+    )
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    command.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="default: what each port declares",
+    )
+
+
+def _add_lens(lens: argparse.ArgumentParser) -> None:
+    what = lens.add_mutually_exclusive_group(required=True)
+    what.add_argument("text", nargs="?", metavar="TEXT", help="what is read")
+    what.add_argument("--tokens", type=_token_ids, metavar="IDS", help="read 1,2,3")
+    _add_ports(lens, "default: the float64 reference alone, which is shown always")
+    lens.add_argument(
+        "--statistic",
+        default="probability",
+        metavar="NAME",
+        help="what the cells are shaded by; a name that does not exist lists those that do; "
+        "default: probability (of the top-1)",
+    )
+    lens.add_argument(
+        "--sub-blocks", action="store_true", help="show the states after attention too"
+    )
+    lens.add_argument(
+        "--decoder",
+        default="ln_f",
+        metavar="HOW",
+        help="ln_f (default), none (no layer norm), block:J (through blocks J to the last), or "
+        "the file of a tuned lens",
+    )
+    lens.add_argument(
+        "--top", type=_positive, default=5, metavar="K", help="tokens kept of each state; default 5"
+    )
+    lens.add_argument("--json", metavar="OUT", help="write the numbers; - is standard output")
+    lens.add_argument("--html", metavar="OUT", help="write one HTML page")
+    lens.add_argument("--png", metavar="OUT", help="write a picture (gpt-verify[png])")
+    lens.add_argument("--quiet", action="store_true", help="print no table")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="gpt-verify",
@@ -61,22 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     run = add("run", "Judge ports against a checkpoint.", epilog=parser.epilog)
-    run.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="default: the one that ships with this tool"
-    )
-    run.add_argument(
-        "--port",
-        action="append",
-        metavar="SPEC",
-        help="FILE.py:factory, package.module:factory, a built-in name (gpt-verify ports), or "
-        "huggingface=DIR|HUB-ID; repeatable; default: every built-in port that is installed",
-    )
-    run.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    run.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="default: what each port declares",
-    )
+    _add_ports(run, "default: every built-in port that is installed")
     inputs = run.add_mutually_exclusive_group()
     inputs.add_argument(
         "--length",
@@ -92,6 +128,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--junit", metavar="OUT", help="write a JUnit XML report")
     run.add_argument("--html", metavar="OUT", help="write the report as one HTML page")
     run.add_argument("--quiet", action="store_true", help="print the verdict alone")
+
+    _add_lens(add("lens", "Show what each layer would predict if it were the last."))
 
     synth = add("synth", "Write a synthetic checkpoint, or convert one to Hugging Face's format.")
     what = synth.add_mutually_exclusive_group(required=True)

@@ -122,6 +122,60 @@ def _run(args: argparse.Namespace) -> int:
     return report.exit_status
 
 
+def _lens(args: argparse.Namespace) -> int:
+    from verify.lens_run import lens_run
+    from verify.report.lens import html, json, picture, png, terminal
+    from verify.report.output import open_outputs, write_outputs
+    from verify.report.repeat import lens_command
+    from verify.report.text import one_line
+    from verify.run import Options
+
+    view = picture.view(args.statistic)
+    if args.png is not None:
+        png.require()
+    outputs = open_outputs({"json": args.json, "html": args.html, "png": args.png})
+    options = Options(args.device, args.dtype, tokens=args.tokens, text=args.text)
+    to_stdout = args.json == "-"
+    with contextlib.ExitStack() as stack:
+        if to_stdout:
+            stack.enter_context(_standard_output_for_the_report())
+        report = lens_run(args.checkpoint, args.port or (), options, args.top, args.decoder)
+    more = [f"--decoder={args.decoder}"] * (args.decoder != "ln_f")
+    more += [f"--statistic={args.statistic}"] * (args.statistic != "probability")
+    more += [f"--top={args.top}"] * (args.top != 5) + ["--sub-blocks"] * args.sub_blocks
+    report = replace(report, repeat=lens_command(args.checkpoint, args.port or (), options, *more))
+    for reading in report.readings:
+        if args.debug and reading.exception is not None:
+            traceback.print_exception(reading.exception)
+        if reading.error is not None:
+            print(f"gpt-verify: {one_line(reading.error)}", file=sys.stderr)
+    unwritten = write_outputs(
+        outputs,
+        {
+            "json": lambda: json.render(report),
+            "html": lambda: html.render(report, view),
+            "png": lambda: png.render(report, view, sub_blocks=args.sub_blocks),
+        },
+    )
+    stream = sys.stderr if to_stdout else sys.stdout
+    with contextlib.suppress(BrokenPipeError):
+        if not args.quiet:
+            text = terminal.render(
+                report,
+                view,
+                colours=terminal.colours_of(stream),
+                width=terminal.width_of(stream),
+                sub_blocks=args.sub_blocks,
+            )
+            print(text, end="", file=stream, flush=True)
+        if to_stdout:
+            sys.stdout.buffer.write(json.render(report).encode())
+            sys.stdout.flush()
+    if unwritten is not None:
+        raise unwritten
+    return report.exit_status
+
+
 def _synth(args: argparse.Namespace) -> int:
     from verify.checkpoint import synthetic
 
@@ -159,7 +213,7 @@ def _doctor(args: argparse.Namespace) -> int:
     return 0 if well else COULD_NOT_JUDGE
 
 
-COMMANDS = {"run": _run, "synth": _synth, "ports": _ports, "doctor": _doctor}
+COMMANDS = {"run": _run, "lens": _lens, "synth": _synth, "ports": _ports, "doctor": _doctor}
 
 
 def _complain(message: str, debug: bool) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,19 +27,22 @@ Ints = NDArray[np.integer]
 Product = Callable[[Floats, Floats], object]
 
 #: How long the sums are that are added up in the engine's own dtype.
-SEGMENT = 768
+SEGMENT = 3072
+#: How many logits stand for one, their maximum, while the largest are looked for.
+COLUMN = 32
 #: Logits of the states that are worked on at a time; three such buffers and five single rows are
 #: to fit the second-level cache.
 GROUP_BYTES = 512 * 1024
 #: Logits of a block: enough rows for the product to be efficient.
-BLOCK_BYTES = 64 * 1024 * 1024
+BLOCK_BYTES = 96 * 1024 * 1024
 
 
 class NumpyArrays:
-    """``Arrays`` in NumPy. A row is a table of ``segments`` × ``length``, padded at its end.
+    """``Arrays`` in NumPy. A row is padded at its end, so that it is a table in two ways.
 
-    The top k lie in the k *columns* of that table with the largest maxima, and the maxima of all
-    columns are one vectorised maximum over its few rows.
+    In ``segments`` rows, each of which is summed up in the engine's dtype. And in ``COLUMN`` rows:
+    the top k lie in the k columns with the largest maxima, and the maxima of all columns are one
+    vectorised maximum over the rows.
     """
 
     def __init__(self, n_vocab: int, dtype: DTypeLike) -> None:
@@ -47,11 +50,12 @@ class NumpyArrays:
         self.n_vocab, self.dtype = n_vocab, np.dtype(dtype)
         self.lowest = float(np.finfo(self.dtype).min)
         self.segments = max(1, round(n_vocab / SEGMENT))
-        # In steps of 64 bytes, so that vectors do not straddle lines of the cache.
-        step = 16 if self.segments > 1 else 1
-        self.length = step * math.ceil(n_vocab / (self.segments * step))
-        self.width = self.segments * self.length
-        self._ones = np.ones(self.length, self.dtype)
+        self.depth = COLUMN if n_vocab >= 64 * COLUMN else 1
+        # Whole lines of the cache, which vectors then do not straddle.
+        step = math.lcm(16 * self.segments, self.depth)
+        self.width = step * math.ceil(n_vocab / step)
+        self._above = np.empty(0, np.bool_)
+        self._ones = np.ones(self.width // self.segments, self.dtype)
 
     def empty(self, *shape: int) -> Floats:
         return np.empty(shape, self.dtype)
@@ -69,63 +73,73 @@ class NumpyArrays:
         return a
 
     def dot(self, a_PnV: Floats, b_PnV: Floats) -> Floats:
-        return _sum(np.vecdot(self._table(a_PnV), self._table(b_PnV)))
+        return _sum(np.vecdot(self._table(a_PnV, self.segments), self._table(b_PnV, self.segments)))
 
     def total(self, a_PnV: Floats) -> Floats:
-        return _sum(self._table(a_PnV) @ self._ones)
+        return _sum(self._table(a_PnV, self.segments) @ self._ones)
 
     def argmax(self, y_PV: Floats) -> Ints:
         ids_P: Ints = np.argmax(y_PV, axis=-1)
         return ids_P
 
-    def take(self, y_PnV: Floats, ids_P: Ints) -> Floats:
-        return np.take_along_axis(y_PnV, ids_P[:, None, None], axis=-1)
+    def take(self, y_PnV: Floats, ids_Pi: Ints) -> Floats:
+        own = [y_nV.take(ids_i, axis=-1) for y_nV, ids_i in zip(y_PnV, ids_Pi, strict=True)]
+        return np.stack(own)
 
     def above(self, y_PnV: Floats, own_Pn1: Floats) -> Ints:
-        above_PnV = y_PnV[..., : self.n_vocab] > own_Pn1
+        y_PnV = y_PnV[..., : self.n_vocab]
+        if self._above.size < y_PnV.size:
+            self._above = np.empty(y_PnV.size, np.bool_)
+        above_PnV = self._above[: y_PnV.size].reshape(y_PnV.shape)
+        np.greater(y_PnV, own_Pn1, out=above_PnV)
         # Row by row: with an axis, count_nonzero adds up integers instead of counting bytes.
         return np.array([[np.count_nonzero(row) for row in rows] for rows in above_PnV])
 
-    def largest(self, x_PnV: Floats) -> tuple[Floats, Floats]:
-        columns_PnL = np.max(self._table(x_PnV), axis=-2)
-        largest_Pn1 = np.max(columns_PnL, axis=-1, keepdims=True)
-        return largest_Pn1, columns_PnL - largest_Pn1
+    def notes(self, positions: int, states: int) -> Floats:
+        return self.empty(positions, states, self.width // self.depth)
 
-    def top(self, y_PNV: Floats, known: Sequence[Floats], k: int) -> tuple[Ints, Floats]:
+    def largest(self, x_PnV: Floats, notes_Pn: Floats) -> Floats:
+        np.max(self._table(x_PnV, self.depth), axis=-2, out=notes_Pn)
+        largest_Pn1: Floats = np.max(notes_Pn, axis=-1, keepdims=True)
+        notes_Pn -= largest_Pn1
+        return largest_Pn1
+
+    def top(self, y_PNV: Floats, notes_PN: Floats, k: int) -> tuple[Ints, Floats]:
         shape = (*y_PNV.shape[:2], k)
         y_RV = y_PNV.reshape(-1, self.width)
-        columns_RL = np.concatenate(known, axis=1).reshape(len(y_RV), -1)
-        ids_Rk, top_Rk = self._top_of_columns(y_RV, columns_RL, k)
-        return ids_Rk.reshape(shape), top_Rk.reshape(shape).astype(np.float64)
+        columns_RL = notes_PN.reshape(len(y_RV), -1)
+        length = columns_RL.shape[1]
+        taken = min(k, length)
+        best_Rk = np.argpartition(columns_RL, length - taken, axis=-1)[:, length - taken :]
+        rows = length * np.arange(self.depth)
+        ids = (best_Rk[:, None, :] + rows[:, None]).reshape(len(y_RV), -1)
+        y = np.take_along_axis(y_RV, ids, axis=-1)
+        least_R1 = np.partition(y, -k, axis=-1)[:, -k, None]
 
-    def _top_of_columns(self, y_RV: Floats, columns_RL: Floats, k: int) -> tuple[Ints, Floats]:
-        taken = min(k, self.length)
-        best_Rk = np.argpartition(columns_RL, self.length - taken, axis=-1)[:, -taken:]
-        rows_S = np.arange(self.segments) * self.length
-        ids = np.sort((best_Rk[:, :, None] + rows_S).reshape(len(y_RV), -1), axis=-1)
-        ids_Rk, top_Rk = _first(ids, np.take_along_axis(y_RV, ids, axis=-1), k)
-        # A column that was not taken may hold an equal of the last one, with a smaller id.
-        least_R1 = top_Rk[:, -1:]
-        equal_R = np.sum(columns_RL >= least_R1, axis=-1)
-        equal_R -= np.sum(np.take_along_axis(columns_RL, best_Rk, axis=-1) >= least_R1, axis=-1)
-        for row in np.flatnonzero(equal_R):
-            all_ids = np.flatnonzero(y_RV[row] >= least_R1[row])[None]
-            ids_Rk[row], top_Rk[row] = _first(all_ids, y_RV[row, all_ids], k)
-        return ids_Rk, top_Rk
+        # As a rule k logits reach the k-th largest, all of them in these columns: those are they.
+        reach, columns_reach = y >= least_R1, np.sum(columns_RL >= least_R1, axis=-1)
+        columns_reach -= np.sum(np.take_along_axis(columns_RL, best_Rk, -1) >= least_R1, axis=-1)
+        plain_R = (np.sum(reach, axis=-1) == k) & (columns_reach == 0)
+        ids_Rk: Ints = np.zeros((len(y), k), np.int64)
+        top_Rk: Floats = np.zeros((len(y), k))
+        ids_Rk[plain_R] = ids[plain_R][reach[plain_R]].reshape(-1, k)
+        top_Rk[plain_R] = y[plain_R][reach[plain_R]].reshape(-1, k)
+        # Otherwise there are equal ones, of which the smallest ids count.
+        for row in np.flatnonzero(~plain_R & ~np.isnan(least_R1[:, 0])):
+            equal = np.flatnonzero(y_RV[row, : self.n_vocab] >= least_R1[row])
+            best = np.argsort(-y_RV[row, equal], kind="stable")[:k]
+            ids_Rk[row], top_Rk[row] = equal[best], y_RV[row, equal[best]]
+        order = np.lexsort((ids_Rk, -top_Rk))
+        ids_Rk, top_Rk = (np.take_along_axis(a, order, axis=-1) for a in (ids_Rk, top_Rk))
+        return ids_Rk.reshape(shape), top_Rk.reshape(shape)
 
-    def _table(self, a_PnV: Floats) -> Floats:
-        return a_PnV.reshape(*a_PnV.shape[:-1], self.segments, self.length)
+    def _table(self, a_PnV: Floats, rows: int) -> Floats:
+        return a_PnV.reshape(*a_PnV.shape[:-1], rows, -1)
 
 
 def _sum(parts_PnS: Floats) -> Floats:
     total_Pn: Floats = np.sum(parts_PnS, axis=-1, dtype=np.float64)
     return total_Pn
-
-
-def _first(ids: Ints, y: Floats, k: int) -> tuple[Ints, Floats]:
-    """The k largest of each row, equal ones in the order in which they come."""
-    order = np.argsort(-y, axis=-1, kind="stable")[:, :k]
-    return np.take_along_axis(ids, order, axis=-1), np.take_along_axis(y, order, axis=-1)
 
 
 class NumpyWorker:
@@ -136,7 +150,7 @@ class NumpyWorker:
         self._arrays = NumpyArrays(len(wte_VD), wte_VD.dtype)
         self._x_RV = self._arrays.empty(rows, self._arrays.width)
         group = max(1, GROUP_BYTES // (self._arrays.width * wte_VD.itemsize))
-        self._rows = Rows(self._arrays, group, k)
+        self._rows = Rows(self._arrays, slab=1, group=group, k=k)
 
     def measure(self, h_PND: Floats, tokens_P: Ints, next_P: Ints) -> Measured:
         """Statistics [P, N] of decoded states."""
@@ -144,13 +158,8 @@ class NumpyWorker:
         x_RV = self._x_RV[: positions * states]
         x_RV[:, self._arrays.n_vocab :] = -np.inf
         self._product(h_PND.reshape(-1, d), x_RV[:, : self._arrays.n_vocab])
-        x_PNV = x_RV.reshape(positions, states, -1)
         with np.errstate(all="ignore"):  # what is not finite is reported as undefined
-            measured = [
-                self._rows.measure(x_PNV[at], tokens_P[at], next_P[at])
-                for at in (slice(p, p + 1) for p in range(positions))
-            ]
-        return {name: np.concatenate([m[name] for m in measured]) for name in measured[0]}
+            return self._rows.measure(x_RV.reshape(positions, states, -1), tokens_P, next_P)
 
 
 class NumpyEngine:

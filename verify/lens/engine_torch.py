@@ -6,7 +6,7 @@ makes an engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,16 +61,19 @@ class TorchArrays:
     def argmax(self, y_PV: Any) -> Any:
         return self.xp.argmax(y_PV, dim=-1)  # of equal ones the first, by its documentation
 
-    def take(self, y_PnV: Any, ids_P: Any) -> Any:
-        return self.xp.take_along_dim(y_PnV, ids_P[:, None, None], dim=-1)
+    def take(self, y_PnV: Any, ids_Pi: Any) -> Any:
+        return self.xp.take_along_dim(y_PnV, ids_Pi[:, None], dim=-1)
 
     def above(self, y_PnV: Any, own_Pn1: Any) -> Any:
         return self.xp.count_nonzero(y_PnV > own_Pn1, dim=-1)
 
-    def largest(self, x_PnV: Any) -> tuple[Any, Any]:
-        return self.xp.amax(x_PnV, dim=-1, keepdim=True), None
+    def notes(self, positions: int, states: int) -> Any:
+        return self.zeros(positions, states)  # nothing to note
 
-    def top(self, y_PNV: Any, known: Sequence[Any], k: int) -> tuple[Ints, Floats]:
+    def largest(self, x_PnV: Any, notes_Pn: Any) -> Any:
+        return self.xp.amax(x_PnV, dim=-1, keepdim=True)
+
+    def top(self, y_PNV: Any, notes_PN: Any, k: int) -> tuple[Ints, Floats]:
         """torch.topk says which values are the largest; of equal ones it takes any."""
         largest_PNk, any_PNk = self.xp.topk(y_PNV, k, dim=-1)
         reach = self.xp.count_nonzero(y_PNV >= largest_PNk[..., -1:], dim=-1)
@@ -88,9 +91,9 @@ class TorchArrays:
 class TorchWorker:
     """Measures blocks of positions on the device."""
 
-    def __init__(self, arrays: TorchArrays, wte_VD: Floats, states: int, k: int) -> None:
+    def __init__(self, arrays: TorchArrays, wte_VD: Floats, rows: int, k: int) -> None:
         self._arrays, self._wte = arrays, arrays.tensor(wte_VD)
-        self._rows = Rows(arrays, states, k)
+        self._rows = Rows(arrays, slab=rows, group=rows, k=k)
 
     def measure(self, h_PND: Floats, tokens_P: Ints, next_P: Ints) -> Measured:
         """Statistics [P, N] of decoded states."""

@@ -7,7 +7,7 @@ the first state, and d = y_q − y_p, everything that is wanted is one of a few 
     entropy          ln Z − Σ q y
     KL(p ‖ q)        ln Z_q − ln Z_p − Σ p d
     KL(q ‖ p)        ln Z_p − ln Z_q + Σ q d
-    KL(r ‖ q)        ln Z_q − ln Z_r − Σ r (y_q − y_r)
+    KL(r ‖ q)        ln Z_q − ln Z_r − Σ r d + Σ r d_r
     total variation  1 − Σ min(p, q)
     Jensen–Shannon   ln 2 − (H(p) + H(q) + Σ (p + q) ln(p + q)) / 2
 
@@ -24,7 +24,7 @@ spell alike are called by their common name; what they spell differently is in `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,48 +88,57 @@ class Arrays(Protocol):
     def argmax(self, y_PV: Array) -> Array:
         """The smallest id of each row's maximum, [P]."""
 
-    def take(self, y_PnV: Array, ids_P: Array) -> Array:
-        """The logit of one token at each position, [P, n, 1]."""
+    def take(self, y_PnV: Array, ids_Pi: Array) -> Array:
+        """The logits of some tokens, others at each position, [P, n, i]."""
 
     def above(self, y_PnV: Array, own_Pn1: Array) -> Array:
         """How many tokens have a strictly larger logit, [P, n]."""
 
-    def largest(self, x_PnV: Array) -> tuple[Array, Array]:
-        """The maximum of each row, [P, n, 1], and what ``top`` is to know of these rows."""
+    def notes(self, positions: int, states: int) -> Array:
+        """Room for what ``largest`` lets ``top`` know of each row, [P, N, …]."""
+
+    def largest(self, x_PnV: Array, notes_Pn: Array) -> Array:
+        """The maximum of each row, [P, n, 1]."""
 
     def top(
-        self, y_PNV: Array, known: Sequence[Array], k: int
+        self, y_PNV: Array, notes_PN: Array, k: int
     ) -> tuple[NDArray[np.integer], NDArray[np.floating]]:
-        """Ids of the k largest, equal ones by id, and their y in float64, [P, N, k].
-
-        ``known`` is what ``largest`` said of the states, in their order.
-        """
+        """Ids of the k largest, equal ones by id, and their y in float64, [P, N, k]."""
 
 
 class Rows:
-    """Measures slabs, and holds the buffers that one slab after another uses.
+    """Measures blocks of logits, and holds the buffers that one slab after another uses.
 
     Args:
         arrays: the engine's functions.
-        group: how many states are worked on at a time: as many as fit the cache.
+        slab: how many positions are worked on at a time.
+        group: how many of their states: as many as fit the cache.
         k: how many of the most probable tokens are listed.
     """
 
-    def __init__(self, arrays: Arrays, group: int, k: int) -> None:
-        self._arrays, self._group, self._k = arrays, group, min(k, arrays.n_vocab)
+    def __init__(self, arrays: Arrays, slab: int, group: int, k: int) -> None:
+        self._arrays, self._slab, self._group = arrays, slab, group
+        self._k = min(k, arrays.n_vocab)
         self._buffers: dict[str, Array] = {}
 
     def measure(self, x_PNV: Array, tokens_P: Array, next_P: Array) -> Measured:
-        """Every statistic of a slab by its name, and ``top_ids`` and ``top_probabilities``.
+        """Every statistic of a block by its name, and ``top_ids`` and ``top_probabilities``.
 
         Args:
             x_PNV: logits, padded with −inf; overwritten.
             tokens_P: the token read at each position.
             next_P: the one that follows; any token where there is none.
         """
-        sums, known = self._sums(x_PNV, tokens_P, next_P)
-        top_ids, top_y = self._arrays.top(x_PNV, known, self._k)
-        found = {name: self._arrays.host(value) for name, value in sums.items()}
+        arrays = self._arrays
+        positions, states, _width = x_PNV.shape
+        sums = {n: arrays.zeros(positions, states) for n in ("log_z", *_SUMS, *_RANKS)}
+        notes = arrays.notes(positions, states)
+        for start in range(0, positions, self._slab):
+            at = slice(start, start + self._slab)
+            part = {name: total_PN[at] for name, total_PN in sums.items()}
+            self._sum(x_PNV[at], tokens_P[at], next_P[at], part, notes[at])
+        found = {name: arrays.host(total_PN) for name, total_PN in sums.items()}
+        top_ids, top_y = arrays.top(x_PNV, notes, self._k)
         measured = _statistics(found)
         measured["top_ids"] = top_ids
         measured["top_probabilities"] = np.exp(top_y - found["log_z"][..., None])
@@ -138,59 +147,66 @@ class Rows:
         _undefine(measured, np.isfinite(found["qy"]))
         return measured
 
-    def _sums(self, x: Array, tokens_P: Array, next_P: Array) -> tuple[dict[str, Array], list[Any]]:
+    def _sum(
+        self,
+        x: Array,
+        tokens_P: Array,
+        next_P: Array,
+        sums: dict[str, Array],
+        notes: Array,
+    ) -> None:
+        """All sums over V of one slab; x becomes y."""
         arrays, xp = self._arrays, self._arrays.xp
         positions, states, width = x.shape
-        sums = {n: arrays.zeros(positions, states) for n in ("log_z", *_SUMS, *_RANKS)}
-        log_z = sums["log_z"]
-        known: dict[int, Any] = {}
+        final, first = slice(states - 1, states), slice(0, 1)
 
         # The two that all others are compared with come first, and their probabilities are kept.
-        final, first = slice(states - 1, states), slice(0, 1)
         kept = {}
         for at in (final, first)[: min(states, 2)]:
             kept[at.start] = self._buffer(f"kept {at == first}", positions, 1, width)
-            log_z[:, at], known[at.start] = self._normalise(x[:, at], kept[at.start])
-        p, y_p, r, y_r = kept[final.start], x[:, final], kept[0], x[:, first]
+            self._normalise(x, at, kept[at.start], sums, notes)
+        p, y_p, r = kept[final.start], x[:, final], kept[0]
         floor = self._buffer("floor", positions, 1, width)
         xp.clip(p, _TINY, None, out=floor)
-        ranked = dict(zip(_RANKS, (arrays.argmax(y_p[:, 0]), tokens_P, next_P), strict=True))
-
+        ids_P3 = xp.stack((arrays.argmax(y_p[:, 0]), tokens_P, next_P), -1)
         for at in _groups(states, self._group):
             y = x[:, at]
             q, d = self._buffer("q", *y.shape), self._buffer("d", *y.shape)
             if at.start in kept:
                 q[...] = kept[at.start]
             else:
-                log_z[:, at], known[at.start] = self._normalise(y, q)
-            for name, ids_P in ranked.items():
-                own = arrays.take(y, ids_P)
-                sums[name][:, at] = arrays.above(y, own)
-            sums["y_next"][:, at] = own[..., 0]
+                self._normalise(x, at, q, sums, notes)
+            own_Pn3 = arrays.take(y, ids_P3)
+            for i, name in enumerate(_RANKS):
+                sums[name][:, at] = arrays.above(y, own_Pn3[..., i : i + 1])
+            sums["y_next"][:, at] = own_Pn3[..., 2]
             sums["qy"][:, at] = arrays.dot(q, y)
+            if at == final:
+                continue  # its distance from itself is known
             xp.subtract(y, y_p, out=d)
             sums["pd"][:, at] = arrays.dot(d, p)
             sums["qd"][:, at] = arrays.dot(q, d)
-            xp.subtract(y, y_r, out=d)
             sums["rd"][:, at] = arrays.dot(d, r)
             xp.minimum(q, p, out=d)
             sums["overlap"][:, at] = arrays.total(d)
             xp.add(q, floor, out=q)
             xp.log(q, out=d)
             sums["slogs"][:, at] = arrays.dot(q, d)
-        return sums, [known[start] for start in sorted(known)]
 
-    def _normalise(self, x: Array, q: Array) -> tuple[Array, Array]:
-        """x becomes y, q its probabilities; ln Z [P, n], and what ``top`` is to know."""
+    def _normalise(
+        self, x: Array, at: slice, q: Array, sums: dict[str, Array], notes: Array
+    ) -> None:
+        """Some states' x becomes y, and q their probabilities."""
         arrays, xp = self._arrays, self._arrays.xp
-        largest, known = arrays.largest(x)
-        xp.subtract(x, largest, out=x)
+        y = x[:, at]
+        largest = arrays.largest(y, notes[:, at])
+        xp.subtract(y, largest, out=y)
         # Finite, so that a difference of two is 0, and a product with a probability of 0 too.
-        x[..., arrays.n_vocab :] = arrays.lowest
-        xp.exp(x, out=q)
+        y[..., arrays.n_vocab :] = arrays.lowest
+        xp.exp(y, out=q)
         z = arrays.total(q)
         xp.multiply(q, arrays.narrow(1.0 / z)[..., None], out=q)
-        return xp.log(z), known
+        sums["log_z"][:, at] = xp.log(z)
 
     def _measure_near(self, y: Array, measured: Measured) -> None:
         """Replace what is said of near pairs; ``js_distance`` is still a divergence here."""
@@ -218,12 +234,12 @@ class Rows:
         a_MV, b_MV = (self._arrays.wide(y[at_P, n]) for n in (other, at_N))
         return distances(self._arrays.xp, a_MV, b_MV)
 
-    def _buffer(self, name: str, *shape: int) -> Array:
-        """The first rows of a buffer that is made once, and again where it is too small."""
+    def _buffer(self, name: str, positions: int, states: int, width: int) -> Array:
+        """Part of a buffer that is made once, and again where it is too small."""
         known = self._buffers.get(name)
-        if known is None or any(have < want for have, want in zip(known.shape, shape, strict=True)):
-            known = self._buffers[name] = self._arrays.empty(*shape)
-        return known[: shape[0], : shape[1]]
+        if known is None or known.shape[0] < positions or known.shape[1] < states:
+            known = self._buffers[name] = self._arrays.empty(positions, states, width)
+        return known[:positions, :states]
 
 
 def _groups(states: int, size: int) -> Iterator[slice]:
@@ -243,7 +259,7 @@ def _statistics(found: dict[str, NDArray[np.float64]]) -> Measured:
     return {
         **{name: found[name].astype(np.int64) for name in _RANKS},
         "kl_final_layer_nats": beyond_final - found["pd"],
-        "kl_input_layer_nats": beyond_input - found["rd"],
+        "kl_input_layer_nats": beyond_input - (found["rd"] - found["rd"][:, :1]),
         "kl_layer_final_nats": found["qd"] - beyond_final,
         "js_distance": math.log(2.0) - (entropy + entropy[:, -1:] + found["slogs"]) / 2,
         "total_variation": 1.0 - found["overlap"],

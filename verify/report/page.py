@@ -86,6 +86,7 @@ def assemble(
     styles: Iterable[str],
     scripts: Iterable[str],
     filters: Mapping[str, Callable[..., object]] | None = None,
+    more_style: str = "",
 ) -> str:
     """A whole page.
 
@@ -94,8 +95,9 @@ def assemble(
         context: what the template shows.
         styles, scripts: names of the files in ``pages/`` that go into the page, in this order.
         filters: further filters of the template.
+        more_style: rules that are computed; they hold nothing that comes from a port.
     """
-    style, script = _read(styles), _read(scripts)
+    style, script = _read(styles) + Markup(more_style), _read(scripts)
     environment = _environment().overlay()
     environment.filters = {**environment.filters, **(filters or {})}
     return environment.get_template(template).render(

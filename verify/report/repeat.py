@@ -20,7 +20,35 @@ def repeat_command(checkpoint: Path | None, ports: Sequence[str], options: Optio
         ports: port specifications as they are given on the command line.
         options: of the run.
     """
-    words = ["gpt-verify", "run"]
+    words = _words("run", checkpoint, ports, options)
+    for length in options.lengths or ():
+        words += ["--length", str(length)]
+    if options.tokens is not None:
+        words += ["--tokens", ",".join(str(token) for token in options.tokens)]
+    if options.text is not None:
+        # One word, so that a text that begins with a dash is not read as an option.
+        words += [f"--text={options.text}"]
+    return shlex.join(words)
+
+
+def lens_command(
+    checkpoint: Path | None, ports: Sequence[str], options: Options, *more: str
+) -> str:
+    """``gpt-verify lens …``, in the same way; ``more`` are options of its own."""
+    words = [*_words("lens", checkpoint, ports, options), *more]
+    if options.tokens is not None:
+        words += ["--tokens", ",".join(str(token) for token in options.tokens)]
+    if options.text is not None:
+        # After this sign nothing is read as an option.
+        words += ["--"] * options.text.startswith("-") + [options.text]
+    return shlex.join(words)
+
+
+def _words(
+    command: str, checkpoint: Path | None, ports: Sequence[str], options: Options
+) -> list[str]:
+    """What both commands say alike."""
+    words = ["gpt-verify", command]
     if checkpoint is not None:
         words += ["--checkpoint", str(checkpoint)]
     for port in ports:
@@ -30,11 +58,4 @@ def repeat_command(checkpoint: Path | None, ports: Sequence[str], options: Optio
         value = getattr(options, name)
         if value != defaults[name]:
             words += [f"--{name}", str(value)]
-    for length in options.lengths or ():
-        words += ["--length", str(length)]
-    if options.tokens is not None:
-        words += ["--tokens", ",".join(str(token) for token in options.tokens)]
-    if options.text is not None:
-        # One word, so that a text that begins with a dash is not read as an option.
-        words += [f"--text={options.text}"]
-    return shlex.join(words)
+    return words
