@@ -11,8 +11,8 @@ plainly with torch and give the same statistics. ``transformer-lens``, if instal
 residual stack, logits, log-probabilities, top 5 and one KL divergence, which is less.
 
 "of peak" is the rate at which the logits' multiplications were made, as a share of the rate of
-the fastest square product of this run (of NumPy or torch). It is given for time on the clock and for
-processor time, which other work on the machine disturbs less.
+the fastest square product of this run (of NumPy or torch). It is given for time on the clock and
+for processor time, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
