@@ -117,10 +117,9 @@ class TestRefuted:
         one = found(made)
         assert one.status is Status.FAILED
         assert "after deepcopy: lm_head.weight is a copy of transformer.wte.weight" in one.message
-        assert (
-            "after one optimiser step: lm_head.weight is a matrix that differs from "
-            "transformer.wte.weight" in one.message
-        )
+        assert "after to(float64): lm_head.weight is a copy of" in one.message
+        # Either parameter's step goes into the one memory: training does not part them.
+        assert "after one optimiser step" not in one.message
 
     @pytest.mark.parametrize(
         ("alter", "ways"),

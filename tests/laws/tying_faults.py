@@ -149,7 +149,7 @@ def head_gradient_halved(model: Any) -> None:
 
 
 def tied_by_data(model: Any) -> None:
-    """The head was tied by .data: two parameters in one memory, which every copy parts."""
+    """The head was tied by .data: two parameters in one memory, which copying and casting part."""
     model.lm_head.weight = nn.Parameter(model.transformer.wte.weight.data)
 
 

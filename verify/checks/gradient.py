@@ -56,7 +56,8 @@ class _Run:
 def check_gradient(subject: Subject) -> Iterable[Finding]:
     """One finding for each operation that reads a tensor."""
     reference = reference_gradient(subject)
-    compared = [c for run in _runs(subject, reference) for c in _compare(run, reference)]
+    every = [c for run in _runs(subject, reference) for c in _compare(run, reference)]
+    compared = [c for c in every if not c.unknown]
     wrong = [c.site for c in compared if c.wrong]
     if wrong:
         in_float64 = any(c.wrong and c.arithmetic == "float64" for c in compared)
@@ -68,7 +69,8 @@ def check_gradient(subject: Subject) -> Iterable[Finding]:
             message = in_words([c for c in here if c.wrong]) + on_the_way_back(site, wrong, order)
             yield _finding(Status.FAILED, site, here, message)
         elif not here:
-            why = "no gradient of a parameter that was matched to its tensors"
+            why = next((c.unknown for c in every if c.site == site), None)
+            why = why or "no gradient of a parameter that was matched to its tensors"
             yield Finding(_LAW, Status.NOT_EXAMINED, why, site)
         elif not any(c.visible for c in here):
             why = "lost in the noise: a gradient of zero would look no different"
@@ -129,11 +131,11 @@ def _compare(run: _Run, reference: ReferenceGradient) -> Iterator[Comparison]:
         got = run.gradient.along(known.direction)
         if got is None:
             continue
-        if run.name == "float16" and not np.isfinite(got):
-            continue  # beyond the range of the format, which is no mistake of the port
-        floors = known.floors(got, run.finer)
-        if np.isnan(floors):  # the reference itself is not finite there
-            continue
+        floors, unknown = known.floors(got, run.finer), ""
+        if run.name == "float16" and not np.isfinite(got):  # no mistake of the port's
+            unknown = "the gradient is not finite in float16, whose range ends at 65504"
+        elif np.isnan(floors):
+            unknown = f"the reference's derivative is not finite in {run.name}"
         yield Comparison(
             what=_what(known),
             site=known.direction.sites[-1],
@@ -144,6 +146,7 @@ def _compare(run: _Run, reference: ReferenceGradient) -> Iterator[Comparison]:
             visible=known.floors(0.0, run.finer) > LIMIT_FLOORS,
             error=known.error(run.finer),
             idle=run.gradient.idle(known.direction),
+            unknown=unknown,
         )
 
 

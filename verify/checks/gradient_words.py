@@ -27,6 +27,7 @@ class Comparison:
         floors: |got - expected| / error.
         visible: a gradient of zero would have been found.
         idle: the tensor, or the parts of it, that get no gradient at all.
+        unknown: why nothing can be said of it; empty where something can.
     """
 
     what: str
@@ -38,6 +39,7 @@ class Comparison:
     floors: float
     visible: bool
     idle: tuple[str, ...]
+    unknown: str = ""
 
     @property
     def wrong(self) -> bool:

@@ -13,6 +13,7 @@ from reference.config import Config
 from verify.checks.batch import check_batch
 from verify.checks.cache import check_cache
 from verify.checks.device import check_device
+from verify.checks.gradient import at_the_weights, check_gradient
 from verify.checks.loss import (
     check_loss,
     check_loss_batch,
@@ -24,7 +25,7 @@ from verify.checks.positions import check_beyond, check_limit
 from verify.checks.precision import check_precision
 from verify.checks.subject import Subject
 from verify.checks.tied_copies import check_persistence
-from verify.checks.tied_gradient import check_gradient
+from verify.checks.tied_gradient import check_tied_gradient
 from verify.checks.tokenizer import check_decode, check_encode
 from verify.checks.tying import at_the_logits, check_graph, check_storage, check_value
 from verify.findings import Finding
@@ -76,7 +77,7 @@ LACKS = {
 LAWS: tuple[Law, ...] = (
     Law("tying.value", check_value, ("parameters",), at_the_logits),
     Law("tying.storage", check_storage, ("parameters",), at_the_logits),
-    Law("tying.gradient", check_gradient, ("parameters", "gradients"), at_the_logits),
+    Law("tying.gradient", check_tied_gradient, ("parameters", "gradients"), at_the_logits),
     Law("tying.graph", check_graph, ("tying",), at_the_logits),
     Law("tying.persistence", check_persistence, ("parameters", "copies"), at_the_logits),
     Law("precision", check_precision, ("activations",)),
@@ -90,6 +91,7 @@ LAWS: tuple[Law, ...] = (
     Law("positions.limit", check_limit),
     Law("positions.beyond", check_beyond),
     Law("positions.padding", check_padding),
+    Law("gradient", check_gradient, ("parameters", "gradients"), at_the_weights),
     Law("tokenizer.encode", check_encode, ("tokenizers",)),
     Law("tokenizer.decode", check_decode, ("tokenizers",)),
 )

@@ -21,7 +21,7 @@ from verify.findings import Finding, Status
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.derivatives import Derivative, derivatives
 from verify.numerics.directions import WTE_READERS, Direction
-from verify.numerics.precision import FLOAT64, Precision
+from verify.numerics.precision import FLOAT16, FLOAT64, Precision
 from verify.numerics.two_tables import last_state
 from verify.numerics.weights import Widened
 from verify.ports.port import Floats, Gradients
@@ -95,12 +95,13 @@ class _Measured:
     precision: Precision
 
 
-def check_gradient(subject: Subject) -> Iterable[Finding]:
+def check_tied_gradient(subject: Subject) -> Iterable[Finding]:
     """Both parts and their sum, along random directions."""
     tables = tables_of(subject.parameters, subject.matching)
     tokens = _tokens(subject)
     measured = _measure(subject, tokens)
     first, last, total = parts = _parts(subject, tables, tokens, measured)
+    _in_range(parts, measured.precision)
     wrong = [part for part in parts if part.error > LIMIT_FLOORS]
     reason = _reason(tables, measured.gradients, first, last, total)
     score = max(part.error for part in parts)
@@ -119,6 +120,18 @@ def check_gradient(subject: Subject) -> Iterable[Finding]:
     message = f"{told} along {_DIRECTIONS} random directions: at most {score:.3g} noise floors"
     message += " (in float64)" if measured.precision is not subject.precision else ""
     yield Finding(_LAW, Status.PASSED, message, SITE, score, LIMIT_FLOORS)
+
+
+def _in_range(parts: Sequence[_Part], precision: Precision) -> None:
+    """float16 ends at 65,504, which is no mistake of the port's; of a wider format what is not
+    finite is.
+
+    Raises:
+        NotExamined: the gradient left float16's range.
+    """
+    got = [value for part in parts if part.got is not None for value in part.got]
+    if precision is FLOAT16 and not np.isfinite(got).all():
+        raise NotExamined("its gradient is not finite in float16, whose range ends at 65504")
 
 
 def _seen(part: _Part, total: _Part) -> bool:
