@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from threadpoolctl import threadpool_limits
@@ -50,19 +51,28 @@ def judge(
     device: str,
     progress: Steps,
     seed: int = 0,
+    *,
+    build: Callable[[], Port] | None = None,
+    laws: Collection[str] | None = None,
 ) -> PortReport:
     """Build a port, hold every law against it, and close it.
 
     Whatever the port raises ends up in the report's ``error``, in one line, with the traceback
     chained for ``--debug``; findings made before that are kept.
+
+    Args:
+        build: makes the port, where it is made by no spec; ``spec`` is its name then.
+        laws: ids of the laws to hold against it (``verify.checks.laws``) beside its weights, its
+            sites and its logits; all where None. The others are reported as not examined.
     """
     start = time.perf_counter()
-    work = _Work(checkpoint, inputs, progress, seed)
+    work = _Work(checkpoint, inputs, progress, seed, laws)
     error = name = None
     waivers: Mapping[str, str] = {}
     declared, where, source = dtype or "float32", device, "checkpoint"
     try:
-        port = registry.build(spec, checkpoint, dtype, device)  # type: ignore[arg-type]
+        made = build or partial(registry.build, spec, checkpoint, dtype, device)  # type: ignore[arg-type]
+        port = made()
         name, declared, where, source = port.name, port.dtype, port.device, port.weights_from
         waivers = port.waivers
         progress.port(name, work.steps(port))
@@ -129,10 +139,15 @@ class _Work:
     """The state of one port's examination: what was found so far."""
 
     def __init__(
-        self, checkpoint: Checkpoint, inputs: Sequence[Input], progress: Steps, seed: int
+        self,
+        checkpoint: Checkpoint,
+        inputs: Sequence[Input],
+        progress: Steps,
+        seed: int,
+        laws: Collection[str] | None = None,
     ) -> None:
         self.checkpoint, self.inputs, self.progress = checkpoint, inputs, progress
-        self.seed = seed
+        self.seed, self.laws = seed, laws
         self.findings: list[Finding] = []
         self.parameters: list[Parameter] = []
         self.matching: Matching | None = None
@@ -224,6 +239,9 @@ class _Work:
         self.findings += logits.findings() + repeats.findings()
 
     def _law(self, law: Law, subject: Subject) -> None:
+        if self.laws is not None and law.id not in self.laws:
+            self._why[law.id] = "not asked for"
+            return
         lacking = next((n for n in law.needs if getattr(subject.port, n, None) is None), None)
         if lacking is not None:
             self._why[law.id] = LACKS[lacking]
