@@ -9,23 +9,46 @@ that neither proves itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reference.config import Config
-from verify.faults.oracle import Act
+from verify.faults.oracle import Act, Call, right
+from verify.sites import sites
 
 Array = NDArray[np.floating]
 #: Changes a ``verify.faults.model.Model`` in the given layers.
 Plant = Callable[[Any, Sequence[int]], None]
 #: Changes a port as a whole: what lies around the model, not in it.
 PlantPort = Callable[[Any], None]
-#: One tensor of the checkpoint → what a mistaken loader makes of it. Arguments: its name, its
-#: value, and how to look up the others. None where the mistake does not concern that tensor.
-Alter = Callable[[str, Array, Callable[[str], Array]], Array | None]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of the checkpoint on its way into a port.
+
+    Attributes:
+        config: sizes.
+        name: the checkpoint's.
+        value: float32.
+        lookup: the others, by name.
+    """
+
+    config: Config
+    name: str
+    value: Array
+    lookup: Callable[[str], Array]
+
+
+#: What a mistaken loader makes of a tensor.
+Alter = Callable[[Stored], Array]
+
+#: Sites that lie in no block.
+OUTSIDE = frozenset(("embed", "ln_f", "logits"))
 
 
 @dataclass(frozen=True)
@@ -42,8 +65,10 @@ class Fault:
             its layer: ``mlp.act``, ``ln_1``, ``embed``, ``logits``. Empty for a fault that changes
             no site of a plain forward pass.
         alter: for a fault of the weights, what it makes of a tensor.
-        tensors: for a fault of the weights, the kind of tensor that it is planted in
+        tensors: for a fault of the weights, the kinds of tensor that it is planted in
             (``attn/c_attn/w``).
+        spot: the damage is at a place of its own (one bit, one row), which is found where the
+            tensor is shown, and not looked for in logits.
         plant: the fault in torch, in some layers of a model.
         plant_port: the same for a fault that lies around the model.
         law: the check that must refute it; None where the fault provably changes nothing.
@@ -60,6 +85,7 @@ class Fault:
     acts: Mapping[str, Act] = field(default_factory=dict)
     alter: Alter | None = None
     tensors: tuple[str, ...] = ()
+    spot: bool = False
     plant: Plant | None = None
     plant_port: PlantPort | None = None
     law: str | None = "architecture"
@@ -68,15 +94,45 @@ class Fault:
     needs: str = ""
 
     def overrides(self, config: Config, layers: Sequence[int] | None = None) -> dict[str, Act]:
-        """Site → what it becomes, for ``verify.faults.oracle.run``; all layers where None."""
+        """Site → what it becomes, for ``verify.faults.oracle.run``; all layers where None.
+
+        What lies outside the blocks is concerned where all layers are, or where nothing in the
+        blocks is: an ε in one layer leaves the last norm as it is.
+        """
+        every = range(config.n_layer) if layers is None else layers
+        whole = len(every) == config.n_layer or OUTSIDE.issuperset(self.acts)
         found: dict[str, Act] = {}
         for kind, act in self.acts.items():
-            if kind in ("embed", "ln_f", "logits"):
-                found[kind] = act
-            else:
-                every = range(config.n_layer) if layers is None else layers
+            if kind not in OUTSIDE:
                 found |= {f"h.{layer}.{kind}": act for layer in every}
+            elif whole:
+                found[kind] = act
+        if self.alter is not None:
+            altered = tensors_of(self.tensors, every)
+            readers = [s for s in sites(config).values() if set(s.weights) & set(altered)]
+            found |= {site.name: partial(_altered, self.alter, altered) for site in readers}
         return found
+
+
+def tensors_of(kinds: Sequence[str], layers: Sequence[int]) -> list[str]:
+    """Names in the checkpoint: ``ln_1/g`` in every one of the layers, ``wte`` once."""
+    names: list[str] = []
+    for kind in kinds:
+        everywhere = kind in ("wte", "wpe") or kind.startswith("ln_f")
+        names += [kind] if everywhere else [f"h{layer}/{kind}" for layer in layers]
+    return names
+
+
+def _altered(alter: Alter, names: Sequence[str], call: Call) -> Array:
+    """The right operation on altered tensors."""
+
+    def lookup(name: str) -> Array:
+        if name not in names:
+            return call.lookup(name)
+        value = np.asarray(call.lookup(name), np.float32)
+        return alter(Stored(call.config, name, value, call.lookup))
+
+    return right(replace(call, lookup=lookup))
 
 
 def kind_of(site: str) -> str:

@@ -188,9 +188,17 @@ class Model(nn.Module):
         """Some of the blocks, to plant a fault in."""
         return [self.h[layer] for layer in layers]
 
-    def norms(self, layers: Sequence[int]) -> list[Any]:
-        """The norms of some of the blocks."""
-        return [norm for block in self.blocks(layers) for norm in (block.ln_1, block.ln_2)]
+    def norms(
+        self, layers: Sequence[int], kinds: Sequence[str] = ("ln_1", "ln_2", "ln_f")
+    ) -> list[Any]:
+        """The norms of some of the blocks; the last one belongs to all blocks together."""
+        norms = [getattr(block, k) for block in self.blocks(layers) for k in kinds if k != "ln_f"]
+        whole = len(layers) == len(self.h) or "ln_1" not in kinds
+        return [*norms, self.ln_f] if "ln_f" in kinds and whole else norms
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """The parameters by their names in the checkpoint."""
+        return {tensor_name(name): parameter for name, parameter in self.named_parameters()}
 
     def positions(self, ids: Tensor, past: int, real: Tensor | None) -> Tensor:
         """[B, T] or [T]: counted from the first token that is no padding."""
@@ -244,8 +252,8 @@ def build(checkpoint: Checkpoint, options: Options | None = None) -> Model:
     """The model with a checkpoint's weights; ``module(ids)["logits"]``."""
     model = Model(checkpoint.config, options)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(np.array(checkpoint.tensors[tensor_name(name)])))
+        for name, parameter in model.tensors().items():
+            parameter.copy_(torch.from_numpy(np.array(checkpoint.tensors[name])))
     return model.eval()
 
 

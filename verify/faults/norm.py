@@ -1,0 +1,372 @@
+"""Faults of layer norm: what it computes, with which tensors, and where in the block it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from reference.ops import LAYER_NORM_EPSILON as EPS
+from reference.ops import Array, layer_norm
+from verify.faults.fault import Fault
+from verify.faults.later import torch
+from verify.faults.oracle import Act, Call, right
+from verify.faults.plant import replace
+
+#: x [T, D], gain [D], bias [D] → the normalised stream, [T, D].
+Formula = Callable[[Array, Array, Array], Array]
+
+_IN_BLOCK = ("ln_1", "ln_2")
+_EVERY = (*_IN_BLOCK, "ln_f")
+
+
+def _centred(x_TD: Array) -> Array:
+    centred_TD: Array = x_TD - x_TD.mean(axis=-1, keepdims=True)
+    return centred_TD
+
+
+def _variance(x_TD: Array, lost: int = 0) -> Array:
+    """[T, 1]; ``lost`` degrees of freedom are taken off the divisor."""
+    variance_T1: Array = np.var(x_TD, axis=-1, keepdims=True, ddof=lost)
+    return variance_T1
+
+
+def _with_eps(x_TD: Array, g_D: Array, b_D: Array, eps: float) -> Array:
+    value: Array = g_D * _centred(x_TD) / np.sqrt(_variance(x_TD) + eps) + b_D
+    return value
+
+
+def _outside(x_TD: Array, g_D: Array, b_D: Array, eps: float = EPS, lost: int = 0) -> Array:
+    value: Array = g_D * _centred(x_TD) / (np.sqrt(_variance(x_TD, lost)) + eps) + b_D
+    return value
+
+
+def _unbiased(x_TD: Array, g_D: Array, b_D: Array) -> Array:
+    value: Array = g_D * _centred(x_TD) / np.sqrt(_variance(x_TD, 1) + EPS) + b_D
+    return value
+
+
+def _rms(x_TD: Array, g_D: Array, b_D: Array | float) -> Array:
+    mean_square_T1 = np.mean(np.square(x_TD), axis=-1, keepdims=True)
+    value: Array = g_D * x_TD / np.sqrt(mean_square_T1 + EPS) + b_D
+    return value
+
+
+def _second_moment(x_TD: Array, g_D: Array, b_D: Array) -> Array:
+    mean_square_T1 = np.mean(np.square(x_TD), axis=-1, keepdims=True)
+    value: Array = g_D * _centred(x_TD) / np.sqrt(mean_square_T1 + EPS) + b_D
+    return value
+
+
+def _over(axes: tuple[int, ...], x_TD: Array, g_D: Array, b_D: Array) -> Array:
+    """Mean and variance over these axes of [T, D]."""
+    centred_TD = x_TD - x_TD.mean(axis=axes, keepdims=True)
+    value: Array = g_D * centred_TD / np.sqrt(x_TD.var(axis=axes, keepdims=True) + EPS) + b_D
+    return value
+
+
+def _torch_normalise(norm: Any, x: Any, change: Callable[[Any, Any], Any]) -> Any:
+    """``change(centred, x)`` in place of the division by the root of the variance."""
+    return change(x - x.mean(-1, keepdim=True), x)
+
+
+def _torch_over(norm: Any, x: Any, axes: tuple[int, ...]) -> Any:
+    variance, mean = torch.var_mean(x, dim=axes, correction=0, keepdim=True)
+    return (x - mean) / torch.sqrt(variance + norm.eps)
+
+
+def _plant(
+    method: str, function: Callable[..., Any], kinds: Sequence[str], model: Any, layers: Any
+) -> None:
+    for norm in model.norms(layers, kinds):
+        replace(norm, method, function)
+
+
+def _plant_eps(eps: float, model: Any, layers: Sequence[int]) -> None:
+    for norm in model.norms(layers):
+        norm.eps = eps
+
+
+def _act(formula: Formula) -> Act:
+    def changed(call: Call) -> Array:
+        return formula(call.x, call.own(0), call.own(1))
+
+    return changed
+
+
+def _eps(name: str, summary: str, eps: float, seen: str = "", **more: Any) -> Fault:
+    act = _act(partial(_with_eps, eps=eps))
+    acts = dict.fromkeys(_EVERY, act)
+    return Fault(name, "norm", summary, seen, acts, plant=partial(_plant_eps, eps), **more)
+
+
+def _normalise(
+    name: str,
+    summary: str,
+    formula: Formula,
+    in_torch: Callable[[Any, Any], Any],
+    seen: str = "",
+    **more: Any,
+) -> Fault:
+    """The normalisation alone is another; gain and bias follow."""
+    changed = partial(_torch_normalise, change=in_torch)
+    plant = partial(_plant, "normalise", changed, _EVERY)
+    return Fault(
+        name, "norm", summary, seen, dict.fromkeys(_EVERY, _act(formula)), plant=plant, **more
+    )
+
+
+def _whole(
+    name: str,
+    summary: str,
+    formula: Formula,
+    in_torch: Callable[[Any, Any], Any],
+    seen: str = "",
+    kinds: Sequence[str] = _EVERY,
+    **more: Any,
+) -> Fault:
+    """The whole of the norm is another: ``in_torch(norm, x)``."""
+    plant = partial(_plant, "forward", in_torch, kinds)
+    return Fault(
+        name, "norm", summary, seen, dict.fromkeys(kinds, _act(formula)), plant=plant, **more
+    )
+
+
+def _root_mean_square(x: Any, eps: float = EPS) -> Any:
+    return torch.sqrt((x * x).mean(-1, keepdim=True) + eps)
+
+
+# With the other norm's tensors
+
+
+def _of(which: str, x_TD: Array, call: Call) -> Array:
+    scope = f"h{call.layer}/{which}"
+    return layer_norm(x_TD, call.w(f"{scope}/g"), call.w(f"{scope}/b"))
+
+
+def _swap(model: Any, layers: Sequence[int]) -> None:
+    for block in model.blocks(layers):
+        block.ln_1, block.ln_2 = block.ln_2, block.ln_1
+
+
+def _share(model: Any, layers: Sequence[int]) -> None:
+    def wire(block: Any, x: Any, attend: Any) -> Any:
+        x = x + attend(block.ln_1(x))
+        return x + block.mlp(block.ln_1(x))
+
+    for block in model.blocks(layers):
+        replace(block, "wire", wire)
+
+
+# After the residual sum, as in the first transformers
+
+
+def _arriving(call: Call) -> Array:
+    """The stream that enters a block of a post-norm model."""
+    if call.layer == 0:
+        return call.stream()
+    scope = f"h{call.layer - 1}/ln_2"
+    return layer_norm(call.stream(), call.w(f"{scope}/g"), call.w(f"{scope}/b"))
+
+
+def _leaving(call: Call) -> Array:
+    """ln_f of what the last block's own norm has made."""
+    scope = f"h{call.config.n_layer - 1}/ln_2"
+    last_TD = layer_norm(call.x, call.w(f"{scope}/g"), call.w(f"{scope}/b"))
+    return layer_norm(last_TD, call.own(0), call.own(1))
+
+
+_POST: dict[str, Act] = {
+    "ln_1": _arriving,
+    "resid_mid": lambda call: call.at("ln_1") + call.at("attn.out"),
+    "ln_2": lambda call: _of("ln_1", call.x, call),
+    "resid_post": lambda call: call.at("ln_2") + call.at("mlp.out"),
+    "ln_f": _leaving,
+}
+
+
+def _post(model: Any, layers: Sequence[int]) -> None:
+    def wire(block: Any, x: Any, attend: Any) -> Any:
+        x = block.ln_1(x + attend(x))
+        return block.ln_2(x + block.mlp(x))
+
+    for block in model.blocks(layers):
+        replace(block, "wire", wire)
+
+
+def _final_twice(call: Call) -> Array:
+    return layer_norm(right(call), call.own(0), call.own(1))
+
+
+FAULTS = (
+    _eps(
+        "norm-eps-1e-6",
+        "has ε = 1e-6 in its layer norms, where GPT-2 has 1e-5",
+        1e-6,
+        "the default of T5's and LLaMA's norms in transformers",
+    ),
+    _eps(
+        "norm-eps-1e-12",
+        "has ε = 1e-12 in its layer norms",
+        1e-12,
+        "layer_norm_eps of BERT, in transformers' BertConfig",
+    ),
+    _eps("norm-eps-0", "has no ε in its layer norms", 0.0),
+    _eps(
+        "norm-eps-1e-3",
+        "has ε = 1e-3 in its layer norms",
+        1e-3,
+        "the default of Keras' LayerNormalization",
+    ),
+    _normalise(
+        "norm-eps-outside",
+        "adds ε to the standard deviation, outside the root",
+        _outside,
+        lambda c, x: c / (c.pow(2).mean(-1, keepdim=True).sqrt() + EPS),
+    ),
+    _normalise(
+        "norm-unbiased-variance",
+        "divides the variance by D - 1",
+        _unbiased,
+        lambda c, x: c / torch.sqrt(x.var(-1, keepdim=True) + EPS),
+        "torch.var and torch.std, whose default is unbiased",
+    ),
+    _normalise(
+        "norm-unbiased-outside",
+        "divides by the unbiased standard deviation plus 1e-6",
+        partial(_outside, eps=1e-6, lost=1),
+        lambda c, x: c / (x.std(-1, keepdim=True) + 1e-6),
+        "LayerNorm of The Annotated Transformer (harvardnlp)",
+    ),
+    _normalise(
+        "norm-no-centring",
+        "does not subtract the mean (RMS norm), and adds the bias",
+        _rms,
+        lambda c, x: x / _root_mean_square(x),
+    ),
+    _whole(
+        "norm-rms",
+        "has RMS norm: no mean is subtracted, no bias added",
+        lambda x, g, b: _rms(x, g, 0.0),
+        lambda norm, x: norm.weight * (x / _root_mean_square(x)),
+        "the norm of T5 and LLaMA",
+    ),
+    _normalise(
+        "norm-second-moment",
+        "subtracts the mean, and divides by the root mean square of what it was subtracted from",
+        _second_moment,
+        lambda c, x: c / _root_mean_square(x),
+    ),
+    _normalise(
+        "norm-not-divided",
+        "subtracts the mean, and divides by nothing",
+        lambda x, g, b: g * _centred(x) + b,
+        lambda c, x: c,
+    ),
+    _whole(
+        "norm-over-positions",
+        "normalises each channel over the positions",
+        partial(_over, (0,)),
+        lambda norm, x: norm.weight * _torch_over(norm, x, (-2,)) + norm.bias,
+    ),
+    _whole(
+        "norm-over-everything",
+        "takes mean and variance over positions and channels together",
+        partial(_over, (0, 1)),
+        lambda norm, x: norm.weight * _torch_over(norm, x, (-2, -1)) + norm.bias,
+    ),
+    _whole(
+        "norm-missing-gain",
+        "does not multiply by the gain of its layer norms",
+        lambda x, g, b: _with_eps(x, np.ones_like(g), b, EPS),
+        lambda norm, x: norm.normalise(x) + norm.bias,
+        needs="a gain that is not 1 everywhere",
+    ),
+    _whole(
+        "norm-missing-bias",
+        "does not add the bias of its layer norms",
+        lambda x, g, b: _with_eps(x, g, np.zeros_like(b), EPS),
+        lambda norm, x: norm.weight * norm.normalise(x),
+        "LayerNorm with bias=False, an option of nanoGPT",
+        needs="a bias that is not 0 everywhere",
+    ),
+    _whole(
+        "norm-gain-plus-one",
+        "multiplies by 1 + the gain",
+        lambda x, g, b: _with_eps(x, 1 + g, b, EPS),
+        lambda norm, x: torch.addcmul(norm.bias, norm.normalise(x), norm.weight + 1),
+        "the norm of Gemma, whose gains are stored less 1",
+    ),
+    _whole(
+        "norm-bias-first",
+        "adds the bias before it multiplies by the gain",
+        lambda x, g, b: g * (_with_eps(x, np.ones_like(g), b, EPS)),
+        lambda norm, x: norm.weight * (norm.normalise(x) + norm.bias),
+        needs="a gain that is not 1 everywhere, and a bias that is not 0",
+    ),
+    _whole(
+        "norm-1-missing",
+        "leaves out the norm before attention",
+        lambda x, g, b: x,
+        lambda norm, x: x,
+        kinds=("ln_1",),
+    ),
+    _whole(
+        "norm-2-missing",
+        "leaves out the norm before the MLP",
+        lambda x, g, b: x,
+        lambda norm, x: x,
+        kinds=("ln_2",),
+    ),
+    _whole(
+        "norm-final-missing",
+        "leaves out the norm before the head",
+        lambda x, g, b: x,
+        lambda norm, x: x,
+        "models made after GPT-1, which has none",
+        kinds=("ln_f",),
+        layered=False,
+    ),
+    Fault(
+        "norm-final-twice",
+        "norm",
+        "applies the last norm twice",
+        "a lens or a head that normalises hidden states which transformers has normalised already",
+        acts={"ln_f": _final_twice},
+        plant=partial(
+            _plant,
+            "forward",
+            lambda norm, x: type(norm).forward(norm, type(norm).forward(norm, x)),
+            ("ln_f",),
+        ),
+        layered=False,
+    ),
+    Fault(
+        "norm-exchanged",
+        "norm",
+        "exchanges the tensors of ln_1 and ln_2",
+        acts={
+            "ln_1": lambda call: _of("ln_2", call.x, call),
+            "ln_2": lambda call: _of("ln_1", call.x, call),
+        },
+        plant=_swap,
+    ),
+    Fault(
+        "norm-shared",
+        "norm",
+        "uses ln_1 before the MLP as well",
+        acts={"ln_2": lambda call: _of("ln_1", call.x, call)},
+        plant=_share,
+    ),
+    Fault(
+        "norm-post",
+        "norm",
+        "normalises after each residual sum instead of before each branch",
+        "the block of GPT-1 and of the original transformer",
+        acts=_POST,
+        plant=_post,
+        layered=False,
+    ),
+)
