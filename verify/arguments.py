@@ -49,8 +49,8 @@ def _add_ports(command: argparse.ArgumentParser, default: str) -> None:
         "--port",
         action="append",
         metavar="SPEC",
-        help="FILE.py:factory, package.module:factory, a built-in name (gpt-verify ports), or "
-        f"huggingface=DIR|HUB-ID; repeatable; {default}",
+        help="FILE.py:factory, package.module:factory, a built-in name (gpt-verify ports), "
+        f"huggingface=DIR|HUB-ID, process=COMMAND, or http://…; repeatable; {default}",
     )
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     command.add_argument(

@@ -103,7 +103,8 @@ def expand(specs: list[str]) -> list[str]:
 
 
 def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-    """One port from one spec: a built-in name, ``huggingface-eager=SOURCE``, or a factory.
+    """One port from one spec: a built-in name, ``huggingface-eager=SOURCE``, ``process=COMMAND``,
+    the address of a server, or a factory.
 
     Raises:
         UsageError: no such built-in port, or a spec of no known form.
@@ -116,6 +117,14 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
 
         attention = name.removeprefix("huggingface-")
         return huggingface(checkpoint, attention, dtype, device, source)  # type: ignore[arg-type]
+    if spec.startswith(("http://", "https://")):
+        from verify.ports.remote.http import HttpPort
+
+        return HttpPort(spec, dtype)
+    if name == "process":
+        from verify.ports.remote.process import ProcessPort
+
+        return ProcessPort(source, checkpoint, spec, dtype)
     if spec in _BUILTIN:
         for info in builtin_ports():
             if info.name == spec and info.missing:
@@ -124,7 +133,8 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
     if ":" not in spec:
         known = ", ".join(["huggingface", *_BUILTIN])
         raise UsageError(
-            f"--port {spec}: not FILE.py:factory, package.module:factory, or one of {known}"
+            f"--port {spec}: not FILE.py:factory, package.module:factory, process=COMMAND, "
+            f"http://…, or one of {known}"
         )
     return _from_factory(spec, checkpoint, dtype, device)
 

@@ -1,0 +1,333 @@
+"""Ports in other processes: programs and servers, right ones, wrong ones and dying ones."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from models import CONFIG, checkpoint, judged
+
+from reference.model import logits as reference_logits
+from verify.checkpoint import open_checkpoint
+from verify.errors import PortError, UsageError
+from verify.findings import PortReport, Status, Verdict
+from verify.ports.port import Port
+from verify.ports.registry import build
+from verify.ports.remote.http import HttpPort
+from verify.ports.remote.process import ProcessPort
+from verify.ports.remote.protocol import Refused
+from verify.run import Options, run
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TOKENS = np.array([[5, 9, 2], [1, 1, 7]])
+
+
+def program(body: str) -> str:
+    """A command that runs a few lines of Python, in which ``line`` is the question."""
+    loop = "import sys, json\nfor line in sys.stdin:\n" + "".join(
+        f"    {text}\n" for text in body.splitlines()
+    )
+    return f"{shlex.quote(sys.executable)} -S -c {shlex.quote(loop)}"
+
+
+@contextmanager
+def process(body: str, timeout: float = 30.0) -> Iterator[ProcessPort]:
+    port = ProcessPort(program(body), checkpoint(), "child", timeout=timeout)
+    try:
+        yield port
+    finally:
+        port.close()
+
+
+ECHO = """\
+tokens = json.loads(line)["tokens"]
+print(json.dumps({"logits": [[[t, t / 2] for t in row] for row in tokens]}), flush=True)"""
+
+
+class TestProcess:
+    def test_one_program_answers_many_questions(self) -> None:
+        with process(
+            "count = globals().get('count', 0) + 1\n" + ECHO.replace("t / 2", "count")
+        ) as p:
+            for count in (1, 2, 3):
+                got = p.logits(TOKENS)
+                assert np.array_equal(got[..., 0], TOKENS)
+                assert (got[..., 1] == count).all()
+
+    def test_npy(self, tmp_path: Path) -> None:
+        values = np.random.default_rng(0).normal(size=(2, 3, 4))
+        for dtype, order in (("<f4", "C"), (">f4", "C"), ("<f8", "F"), ("<f2", "C")):
+            stored = np.asarray(values, dtype, order=order)  # type: ignore[call-overload]
+            np.save(tmp_path / "logits.npy", stored)
+            body = f"sys.stdout.buffer.write(open({str(tmp_path / 'logits.npy')!r}, 'rb').read())"
+            with process(body + "\nsys.stdout.flush()") as p:
+                for _ in range(2):
+                    got = p.logits(TOKENS)
+                    assert got.dtype == np.dtype(dtype).newbyteorder("=")
+                    assert np.array_equal(got, stored)
+
+    @pytest.mark.parametrize(
+        ("body", "words"),
+        [
+            ("sys.exit(3)", "the program ended with exit status 3"),
+            ("print('no memory', file=sys.stderr); sys.exit(1)", "it last said: no memory"),
+            ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "died of SIGSEGV"),
+            ("print('hello', flush=True)", "answered 'hello', which is no JSON"),
+            ("print('{}', flush=True)", 'should be {"logits": …}'),
+            ("print('[1]', flush=True)", 'should be {"logits": …}'),
+            ("print('{\"logits\": [[1], [1, 2]]}', flush=True)", "no array of numbers"),
+            ("sys.stdout.buffer.write(b'\\x93NUMPX\\x01\\x00'); sys.stdout.flush()", "no .npy"),
+            (
+                "sys.stdout.buffer.write(b'\\x93NUMPY\\x01\\x00\\x02\\x00{}'); sys.stdout.flush()",
+                "unreadable header",
+            ),
+            ("sys.stdout.buffer.write(b'\\x93NUM'); sys.exit(0)", "ended with exit status 0"),
+        ],
+    )
+    def test_what_is_no_answer(self, body: str, words: str) -> None:
+        with process(body) as p, pytest.raises(PortError, match="child") as error:
+            p.logits(TOKENS)
+        assert words in str(error.value)
+        assert "\n" not in str(error.value)
+
+    def test_integers_are_no_logits(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "x.npy", np.zeros((2, 3, 4), np.int32))
+        body = f"sys.stdout.buffer.write(open({str(tmp_path / 'x.npy')!r}, 'rb').read())"
+        with (
+            process(body + "\nsys.stdout.flush()") as p,
+            pytest.raises(PortError, match=r"int32\[2, 3, 4\], should be a float array"),
+        ):
+            p.logits(TOKENS)
+
+    def test_a_refusal_leaves_the_program_running(self) -> None:
+        body = f"""\
+if len(json.loads(line)["tokens"][0]) > 2:
+    print(json.dumps({{"error": "at most 2"}}), flush=True)
+    continue
+import os; pid = os.getpid()
+{ECHO.replace("t / 2", "pid")}"""
+        with process(body) as p:
+            first = p.logits(TOKENS[:, :2])
+            with pytest.raises(Refused, match="child: at most 2"):
+                p.logits(TOKENS)
+            assert np.array_equal(p.logits(TOKENS[:, :2]), first)
+
+    def test_one_that_died_is_started_anew(self) -> None:
+        with process(f"if len(line) > 30: sys.exit(1)\n{ECHO}") as p:
+            for _ in range(2):
+                assert p.logits(TOKENS[:1, :2]).shape == (1, 2, 2)
+                with pytest.raises(PortError, match="exit status 1"):
+                    p.logits(TOKENS)
+
+    def test_no_hang(self) -> None:
+        """What the program started goes with it."""
+        body = "import subprocess; subprocess.run(['sleep', '600'])"
+        with process(body, timeout=1.0) as p:
+            start = time.monotonic()
+            with pytest.raises(PortError, match="gave no answer within 1 s"):
+                p.logits(TOKENS)
+            # Far below the sleep, and far above what a busy machine takes.
+            assert time.monotonic() - start < 120
+
+    def test_no_such_program(self) -> None:
+        port = ProcessPort("/nowhere/gpt2", checkpoint())
+        with pytest.raises(PortError, match="/nowhere/gpt2 cannot be started: No such file"):
+            port.logits(TOKENS)
+        port.close()
+
+    @pytest.mark.parametrize("command", ["", "  ", "'unclosed"])
+    def test_no_command(self, command: str) -> None:
+        with pytest.raises(UsageError):
+            build(f"process={command}", checkpoint(), None, "cpu")
+
+    def test_places(self, tmp_path: Path) -> None:
+        """The directories that are named in the command are there, and gone afterwards."""
+        body = "import os; print(json.dumps({'error': ' '.join(sys.argv[1:])}), flush=True)"
+        source = open_checkpoint(EXAMPLES.parent / "verify/data/default/openai")
+        port = ProcessPort(program(body) + " {checkpoint} --model={huggingface}", source, "child")
+        with pytest.raises(Refused) as error:
+            port.logits(TOKENS)
+        _, first, second = str(error.value).split(" ")
+        assert Path(first) == Path(source.path).resolve()
+        written = Path(second.removeprefix("--model="))
+        again = open_checkpoint(written)
+        assert again.config == source.config
+        assert np.array_equal(again.tensors["h3/mlp/c_fc/w"], source.tensors["h3/mlp/c_fc/w"])
+        port.close()
+        assert not written.exists()
+
+
+Answer = Callable[[dict[str, Any]], tuple[int, bytes]]
+
+
+@contextmanager
+def server(reply: Callable[[bytes], tuple[int, bytes]]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            status, body = reply(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}/v1/logits?x=1"
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+class TestServer:
+    def test_the_oracle_behind_a_server(self) -> None:
+        import io
+        import json
+
+        source = checkpoint()
+
+        def reply(body: bytes) -> tuple[int, bytes]:
+            rows = json.loads(body)["tokens"]
+            if len(rows[0]) > CONFIG.n_ctx:
+                return 413, b"too long"
+            out = io.BytesIO()
+            exact = [reference_logits(source.tensors, CONFIG, np.array(row)) for row in rows]
+            np.save(out, np.array(exact, np.float32))
+            return 200, out.getvalue()
+
+        with server(reply) as url:
+            report = judged(url, source)
+        assert report.verdict is Verdict.VERIFIED
+        (beyond,) = (c for c in report.findings if c.id == "positions.beyond")
+        assert beyond.status is Status.PASSED
+        assert "refused with status 413: too long" in beyond.message
+
+    @pytest.mark.parametrize(
+        ("status", "body", "words"),
+        [
+            (500, b"", "status 500"),
+            (404, b"", "status 404"),
+            (200, b"", "of 0 bytes is cut short"),
+            (200, b"<html>", "answered '<html>', which is no JSON"),
+            (200, b"\x93NUMPY\x01\x00\x76", "of 9 bytes is cut short"),
+            (400, b"why not", "refused with status 400: why not"),
+        ],
+    )
+    def test_what_is_no_answer(self, status: int, body: bytes, words: str) -> None:
+        with server(lambda _: (status, body)) as url, pytest.raises(PortError) as error:
+            HttpPort(url).logits(TOKENS)
+        assert words in str(error.value)
+
+    def test_nobody_there(self) -> None:
+        with server(lambda _: (200, b"")) as url:
+            pass
+        with pytest.raises(PortError, match="refused"):
+            HttpPort(url).logits(TOKENS)
+
+    def test_no_hang(self) -> None:
+        waiting = threading.Event()
+
+        def never(_: bytes) -> tuple[int, bytes]:
+            waiting.wait(60)
+            return 200, b""
+
+        with server(never) as url:
+            with pytest.raises(PortError, match=r"no answer within 0.5 s"):
+                HttpPort(url, timeout=0.5).logits(TOKENS)
+            waiting.set()
+
+    def test_no_address(self) -> None:
+        with pytest.raises(UsageError, match="not the address of a server"):
+            build("http://", checkpoint(), None, "cpu")
+
+
+def on_the_default(spec: str) -> PortReport:
+    return run(None, [spec], Options(lengths=(7,))).ports[0]
+
+
+@pytest.fixture(scope="module")
+def c(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], str]:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("c")
+
+    def build_it(old: str = "", new: str = "") -> str:
+        text = (EXAMPLES / "c/gpt2.c").read_text()
+        assert old in text
+        (folder / "gpt2.c").write_text(text.replace(old, new, 1) if old else text)
+        made = folder / f"gpt2-{len(list(folder.iterdir()))}"
+        words = [compiler, "-O2", "-Wall", "-Werror", "-o", made, folder / "gpt2.c", "-lm"]
+        subprocess.run(words, check=True)
+        return f"process={shlex.quote(os.fspath(made))} {{huggingface}}"
+
+    return build_it
+
+
+class TestOtherLanguages:
+    """The examples, right and with one mistake each."""
+
+    def test_c(self, c: Callable[[str, str], str]) -> None:
+        report = on_the_default(c("", ""))
+        assert report.verdict is Verdict.VERIFIED
+        passed = {check.id for check in report.findings if check.status is Status.PASSED}
+        assert {"logits", "determinism", "batch", "positions.limit", "positions.beyond"} <= passed
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ("tanhf(0.7978845608f * (x + 0.044715f * x * x * x))", "erff(x * 0.70710678f)"),
+            ("+ 1e-5)", "+ 1e-6)"),
+            ("score[s] /= sqrtf(K);", ""),
+            ("s <= t; s++) total", "s < t || !s; s++) total"),
+        ],
+    )
+    def test_c_with_a_mistake(self, c: Callable[[str, str], str], old: str, new: str) -> None:
+        report = on_the_default(c(old, new))
+        assert report.verdict is Verdict.REFUTED
+
+    def test_javascript_over_http(self) -> None:
+        node = shutil.which("node")
+        if node is None:
+            pytest.skip("no Node.js")
+        model = EXAMPLES.parent / "verify/data/default/huggingface"
+        with subprocess.Popen(
+            [node, EXAMPLES / "javascript/gpt2.mjs", model, "0"], stdout=subprocess.PIPE, text=True
+        ) as child:
+            try:
+                assert child.stdout is not None
+                url = child.stdout.readline().strip()
+                port: Port = build(url, checkpoint(), None, "cpu")
+                source = open_checkpoint(model)
+                tokens = np.arange(40).reshape(2, 20) * 7
+                exact = [reference_logits(source.tensors, source.config, row) for row in tokens]
+                # In double precision on both sides: nothing but the order of the sums differs.
+                assert np.abs(port.logits(tokens) - exact).max() < 1e-12 * np.abs(exact).max()
+                with pytest.raises(Refused, match="257 tokens, 256 at most"):
+                    port.logits(np.zeros((1, 257), np.int64))
+            finally:
+                child.kill()
+
+
+def test_the_glue_is_short() -> None:
+    """What the protocol costs, in lines."""
+    for name in ("c/gpt2.c", "javascript/gpt2.mjs"):
+        text = (EXAMPLES / name).read_text()
+        glue = text.split("---- the glue")[1].split("int main")[0]
+        assert len(glue.splitlines()) < 40, name
