@@ -49,13 +49,22 @@ _DTYPE: dict[torch.dtype, Dtype] = {
 
 @dataclass
 class _Pending:
-    """A value that may still be completed: a product by its bias, an embedding by the other."""
+    """A value that may still be completed: a product by its bias, an embedding by the other.
+
+    ``missing``: of a product with some rows of a matrix, the rows that it is still to be summed
+    over.
+    """
 
     site: str
     tensor: torch.Tensor
     part: int | None = None
     bias: bool = False
     wants_bias: bool = True
+    missing: int = 0
+
+    @property
+    def complete(self) -> bool:
+        return (self.bias or not self.wants_bias) and not self.missing
 
 
 class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follow torch
@@ -155,12 +164,16 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             self._memory.kept.append(result)
         elif waiting := self._pending.get(address(source)):
             whole = waiting.tensor.numel() == result.numel() and result.dtype == source.dtype
-            if whole and source.is_contiguous():
+            whole = whole and source.is_contiguous()
+            held = any(sum_site(site) == waiting.site for site in self._held)
+            if whole and (held or not waiting.complete):
                 self._pending.pop(address(source))
                 waiting.tensor = result.reshape(waiting.tensor.shape)
                 self._pending[address(result)] = waiting
-            else:  # a part of it, or in another order or format: it is being used
+            else:  # nothing is left to wait for, or it is being used
                 self._complete(waiting)
+                if whole and (known := self._outputs.get(address(source))):
+                    self._outputs[address(result)] = (known[0], result)
         self._note_width(tensors, result)
         return result
 
@@ -171,26 +184,35 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         if name not in _SUM_OPS:
             return None
         waiting = [p for t in tensors if (p := self._pending.get(address(t)))]
+        if len(waiting) == 2 and waiting[0].missing and waiting[1].missing:
+            one, other = waiting
+            if one is not other and (one.site, one.part) == (other.site, other.part):
+                self._pending.pop(address(other.tensor))
+                one.missing = max(0, one.missing + other.missing - self._rows(one.site))
+                return one
         for pending in waiting:
             for role in roles:
                 if role is None or role.leaf != "b":
                     continue
                 if role.output == pending.site and role.part == pending.part:
+                    pending.bias = True
                     return pending
                 # The bias of a projection, added after the residual stream was.
                 if role.output in self._held and sum_site(role.output) == pending.site:
                     self._held.pop(role.output)
+                    pending.bias = True
                     return pending
         # The rows of one table and whatever is added to them first: the other table's, or a slice.
         tables = [p for p in waiting if p.site == "embed" and not p.bias]
         for other in tables[1:]:
             self._pending.pop(address(other.tensor), None)
+        if tables:
+            tables[0].bias = True
         return tables[0] if tables else None
 
     def _continue(self, pending: _Pending, output: torch.Tensor, roles: Sequence[Any]) -> None:
         self._pending.pop(address(pending.tensor), None)
         pending.tensor = output
-        pending.bias = True
         self._pending[address(output)] = pending
 
     def _complete(self, pending: _Pending) -> None:
@@ -241,7 +263,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             if site.endswith("attn.qkv"):
                 self._layer = role.layer or 0
             made = _Pending(site, _channels_last(name, output), role.part, bias)
-            if bias:  # nothing is left to wait for
+            made.missing = self._missing(tensors, roles, site)
+            if made.complete:  # nothing is left to wait for
                 self._emit(made)
             else:
                 self._pending[address(output)] = made
@@ -258,7 +281,21 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                 return site
         return None
 
+    def _rows(self, site: str) -> int:
+        """Of the matrix that makes a site: the features that are summed over."""
+        return (4 if site.endswith("mlp.out") else 1) * self._config.n_embd
+
+    def _missing(
+        self, tensors: Sequence[torch.Tensor], roles: Sequence[Role | None], site: str
+    ) -> int:
+        """Rows of the matrix that a product leaves out."""
+        x = self._operand(tensors, roles)
+        features = self._rows(site) if x is None else x.numel() // (self._batch * self._length)
+        return max(0, self._rows(site) - features)
+
     def _emit(self, pending: _Pending) -> None:
+        if pending.missing:
+            return  # a part of a sum, put to some other use
         if pending.site == "embed" and not pending.bias:
             return  # one table alone, put to some other use: the sum shows where it is read
         if pending.wants_bias and not pending.bias and pending.site.endswith(tuple(SUMS)):

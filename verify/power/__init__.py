@@ -1,0 +1,8 @@
+"""How well the suite works: every known fault planted, every correct variant judged.
+
+variants.py   correct ports written in many ways, none of which may be refuted
+planting.py   ports with a fault of the catalogue in them
+trial.py      one of either, judged: what was detected, localised, explained
+peers.py      what the usual comparisons say of the same port on the same inputs
+campaign.py   all the trials, in several processes, and their sums
+"""
