@@ -16,6 +16,7 @@ FRAMEWORKS = ("torch", "tensorflow", "transformers")
 MATHEMATICS = ("reference.ops", "reference.model", "reference.lens", "reference.loss")
 #: Written in a framework from end to end; what imports such a module does so in a function.
 FRAMEWORK_CODE = (
+    "verify/claims/transformers_probe",
     "verify/faults/model",
     "verify/ports/torch_",
     "verify/tensorflow/cache",

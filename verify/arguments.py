@@ -91,6 +91,29 @@ def _add_lens(lens: argparse.ArgumentParser) -> None:
     lens.add_argument("--quiet", action="store_true", help="print no table")
 
 
+def _add_claims(claims: argparse.ArgumentParser) -> None:
+    claims.add_argument(
+        "ids", nargs="*", metavar="ID", help="tie-transpose …: with the whole answer; default: all"
+    )
+    claims.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="default: the one that ships with this tool"
+    )
+    claims.add_argument(
+        "--text", metavar="TEXT", help="measure claims about weights on this prose, not on ours"
+    )
+    claims.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        metavar="PYTHON",
+        help="another interpreter, whose transformers is examined too; repeatable",
+    )
+    claims.add_argument("--json", metavar="OUT", help="write the JSON report; - is standard output")
+    claims.add_argument("--html", metavar="OUT", help="write one HTML page")
+    claims.add_argument("--markdown", metavar="OUT", help="write the page of the documentation")
+    claims.add_argument("--quiet", action="store_true", help="print the summary alone")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="gpt-verify",
@@ -130,6 +153,14 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--quiet", action="store_true", help="print the verdict alone")
 
     _add_lens(add("lens", "Show what each layer would predict if it were the last."))
+    _add_claims(
+        add(
+            "claims",
+            "Decide by tests what people say of GPT-2.",
+            epilog="Exit status: 0 all as expected, 1 the evidence contradicts what a claim is "
+            "expected to be, 2 could not judge.",
+        )
+    )
 
     synth = add("synth", "Write a synthetic checkpoint, or convert one to Hugging Face's format.")
     what = synth.add_mutually_exclusive_group(required=True)

@@ -176,6 +176,44 @@ def _lens(args: argparse.Namespace) -> int:
     return report.exit_status
 
 
+def _claims(args: argparse.Namespace) -> int:
+    from verify.claims.run import claims_run
+    from verify.report.claims import html, json, markdown, terminal, words
+    from verify.report.output import open_outputs, write_outputs
+
+    asked = {"json": args.json, "html": args.html, "markdown": args.markdown}
+    outputs = open_outputs(asked)
+    to_stdout = args.json == "-"
+    with contextlib.ExitStack() as stack:
+        if to_stdout:
+            stack.enter_context(_standard_output_for_the_report())
+        report = claims_run(args.checkpoint, args.ids, args.text, args.python)
+    for decided in report.claims:
+        if args.debug and decided.exception is not None:
+            traceback.print_exception(decided.exception)
+    unwritten = write_outputs(
+        outputs,
+        {
+            "json": lambda: json.render(report),
+            "html": lambda: html.render(report),
+            "markdown": lambda: markdown.render(report),
+        },
+    )
+    stream = sys.stderr if to_stdout else sys.stdout
+    if args.quiet:
+        text = words.summary(report) + "\n"
+    else:
+        text = terminal.render(report, full=bool(args.ids))
+    with contextlib.suppress(BrokenPipeError):
+        print(text, end="", file=stream, flush=True)
+        if to_stdout:
+            sys.stdout.buffer.write(json.render(report).encode())
+            sys.stdout.flush()
+    if unwritten is not None:
+        raise unwritten
+    return report.exit_status
+
+
 def _synth(args: argparse.Namespace) -> int:
     from verify.checkpoint import synthetic
 
@@ -213,7 +251,14 @@ def _doctor(args: argparse.Namespace) -> int:
     return 0 if well else COULD_NOT_JUDGE
 
 
-COMMANDS = {"run": _run, "lens": _lens, "synth": _synth, "ports": _ports, "doctor": _doctor}
+COMMANDS = {
+    "run": _run,
+    "lens": _lens,
+    "claims": _claims,
+    "synth": _synth,
+    "ports": _ports,
+    "doctor": _doctor,
+}
 
 
 def _complain(message: str, debug: bool) -> int:

@@ -82,6 +82,7 @@ def _active(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpt_verify: a law of gpt-verify at one site of one port")
+    config.addinivalue_line("markers", "claims: a claim of the ledger (gpt-verify claims)")
     config.stash[_RUNS] = _port_runs(config)
     config.stash[_OUTPUTS] = {}
     for kind in ("json", "html"):

@@ -95,7 +95,7 @@ def run(
     specs = expand(list(ports)) if ports else installed()
     with started_early("openai-tf" in specs[1:]), ThreadPoolExecutor(1) as pool:
         # Hashing leaves the interpreter free, and is done while the ports run.
-        hashes: Future[dict[str, str]] = pool.submit(_sha256, opened.files)
+        hashes: Future[dict[str, str]] = pool.submit(sha256, opened.files)
         reports = []
         for spec in specs:
             reports.append(
@@ -196,7 +196,8 @@ def _described(inputs: list[Input], options: Options) -> dict[str, Any]:
     return described
 
 
-def _sha256(files: Sequence[Path]) -> dict[str, str]:
+def sha256(files: Sequence[Path]) -> dict[str, str]:
+    """File name → the digest of its content."""
     found = {}
     for path in files:
         with path.open("rb") as file:

@@ -1,0 +1,137 @@
+"""What a claim is: a sentence that people say about GPT-2, what we expect of it, and the answer.
+
+A claim is data. The function that decides it is registered beside it under the same id
+(``verify.claims.evidence``); what it measured is a ``Measured``, and what became of the claim in
+one run is a ``Decided``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Kind(StrEnum):
+    """On what a claim is decided."""
+
+    #: Follows from the architecture: decided on any checkpoint, by every model that is asked.
+    ARCHITECTURE = "A"
+    #: Depends on trained weights: measured on the checkpoint in use, asserted on OpenAI's.
+    WEIGHTS = "W"
+    #: About a document or a code base: decided on that code, where it is installed.
+    DOCUMENT = "D"
+    #: Cannot be decided by running the model; why not is measured.
+    NOT_DECIDABLE = "N"
+
+
+class Verdict(StrEnum):
+    TRUE = "true"
+    FALSE = "false"
+    CORRECTED = "true-with-a-correction"
+    DEPENDS = "depends-on-weights"
+    UNDECIDABLE = "undecidable-here"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a claim was made.
+
+    Attributes:
+        author: who said it.
+        title: of the text.
+        link: empty where it is not known.
+    """
+
+    author: str
+    title: str
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim.
+
+    Attributes:
+        id: ``tie-transpose``.
+        statement: what is said, in our words.
+        kind: on what it is decided.
+        expected: our own judgement. The evidence decides; where it disagrees, the run fails.
+        answer: two or three sentences with the measured numbers in braces, by their names in
+            ``Measured.numbers``.
+        sources: where it was said; empty where it is common and has no single source.
+        released: of a claim about weights, whether it is said to hold on the released ones: that is
+            asserted there. None where the text makes no such assertion.
+    """
+
+    id: str
+    statement: str
+    kind: Kind
+    expected: Verdict
+    answer: str
+    sources: tuple[Source, ...] = ()
+    released: bool | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one evidence function found.
+
+    Attributes:
+        verdict: what follows from it.
+        numbers: name → number or words; those that the answer shows are the same on every machine.
+        holds: of a claim about weights, whether it holds on this checkpoint.
+        asked: names of the models or code bases that were asked.
+        dissent: where they do not agree, who says what.
+    """
+
+    verdict: Verdict
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    holds: bool | None = None
+    asked: tuple[str, ...] = ()
+    dissent: str = ""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A claim in one run.
+
+    Attributes:
+        claim: which.
+        measured: None where it could not be judged.
+        evidence: the function that decided it, ``verify.claims.tying:transpose``.
+        asserted: of a claim about weights, whether ``claim.released`` was asserted.
+        missing: why it could not be judged, in one line.
+        answer: the paragraph, numbers filled in.
+        repeat: the command line that decides it again.
+        exception: what ``missing`` words; not part of any file.
+    """
+
+    claim: Claim
+    measured: Measured | None
+    evidence: str
+    asserted: bool = False
+    missing: str = ""
+    answer: str = ""
+    repeat: str = ""
+    exception: Exception | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """None where it could not be judged."""
+        return self.measured.verdict if self.measured else None
+
+    @property
+    def contradicted(self) -> bool:
+        """The evidence says something else than what is expected."""
+        if self.measured is None:
+            return False
+        if self.asserted and self.measured.holds is not self.claim.released:
+            return True
+        return self.measured.verdict is not self.claim.expected or bool(self.measured.dissent)
+
+    @property
+    def test(self) -> str:
+        """The test that decides it."""
+        return f"tests/claims/test_claims.py::test_claim[{self.claim.id}]"

@@ -1,0 +1,149 @@
+"""One run of the ledger: every chosen claim put to the evidence, and what became of it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reference.weights import parameter_count
+from verify.checkpoint import default_checkpoint, open_checkpoint
+from verify.claims.case import Case
+from verify.claims.claim import Claim, Decided, Kind, Measured
+from verify.claims.evidence import EVIDENCE
+from verify.claims.ledger import chosen
+from verify.claims.released import released
+from verify.claims.transformers_code import TransformersCode, installed
+from verify.errors import GptVerifyError
+from verify.judge import one_blas_thread, one_line
+from verify.ports.port import NotExamined
+from verify.report.text import number
+from verify.run import environment, sha256
+
+
+@dataclass(frozen=True)
+class ClaimsReport:
+    """Every claim that was asked for.
+
+    Attributes:
+        checkpoint: ``path``, ``config``, ``parameters``, ``files`` (name → sha256), ``released``.
+        claims: in the order of the ledger, or as asked.
+        environment: versions and platform.
+        repeat: the command line.
+    """
+
+    checkpoint: dict[str, Any]
+    claims: tuple[Decided, ...]
+    environment: dict[str, Any]
+    repeat: str
+
+    @property
+    def contradicted(self) -> list[Decided]:
+        return [decided for decided in self.claims if decided.contradicted]
+
+    @property
+    def unjudged(self) -> list[Decided]:
+        return [decided for decided in self.claims if decided.measured is None]
+
+    @property
+    def exit_status(self) -> int:
+        """0 all as expected, 1 evidence contradicts an expected verdict, 2 could not judge."""
+        if self.contradicted:
+            return 1
+        return 2 if self.unjudged or not self.claims else 0
+
+
+def claims_run(
+    checkpoint: Path | None = None,
+    ids: Sequence[str] = (),
+    text: str | None = None,
+    interpreters: Sequence[str] = (),
+) -> ClaimsReport:
+    """Decide claims on a checkpoint.
+
+    Args:
+        checkpoint: a directory of either format; None takes the one that ships with the package.
+        ids: of claims; none takes all.
+        text: in the place of the prose that claims about weights are measured on.
+        interpreters: further Pythons whose transformers is examined.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        UsageError: no such claim.
+        LedgerError: the ledger is not whole.
+    """
+    asked = chosen(ids)
+    opened = open_checkpoint(checkpoint or default_checkpoint())
+    code = [*installed(), *map(TransformersCode, interpreters)]
+    size = released(opened)
+    words = _words(checkpoint, text, interpreters)
+    with Case(opened, code=code, text=text) as case, one_blas_thread():
+        decided = tuple(decide(claim, case, size is not None, words) for claim in asked)
+    return ClaimsReport(
+        checkpoint={
+            "path": str(opened.path),
+            "format": opened.format,
+            "config": opened.config.as_dict(),
+            "parameters": parameter_count(opened.config),
+            "files": sha256(opened.files),
+            "released": size,
+        },
+        claims=decided,
+        environment=environment(),
+        repeat=shlex.join([*words[:2], *ids, *words[2:]]),
+    )
+
+
+def decide(
+    claim: Claim,
+    case: Case,
+    on_released: bool = False,
+    words: Sequence[str] = ("gpt-verify", "claims"),
+) -> Decided:
+    """Put one claim to its evidence. What that raises is no verdict."""
+    function = EVIDENCE[claim.id]
+    name = f"{function.__module__}:{function.__name__}"
+    repeat = shlex.join([*words[:2], claim.id, *words[2:]])
+    try:
+        measured = function(case)
+    except (NotExamined, GptVerifyError) as missing:
+        return Decided(claim, None, name, missing=str(missing), repeat=repeat, exception=missing)
+    except Exception as error:
+        return Decided(claim, None, name, missing=one_line(error), repeat=repeat, exception=error)
+    asserted = on_released and claim.kind is Kind.WEIGHTS and claim.released is not None
+    return Decided(claim, measured, name, asserted, "", _answer(claim, measured), repeat)
+
+
+def _answer(claim: Claim, measured: Measured) -> str:
+    """The paragraph with its numbers."""
+    return claim.answer.format_map({k: _Figure(v) for k, v in measured.numbers.items()})
+
+
+class _Figure:
+    """A number as a reader wants it; a format of its own where the answer asks for one."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __format__(self, wanted: str) -> str:
+        value = self._value
+        if wanted:
+            return format(value, wanted)
+        if isinstance(value, bool | str):
+            return str(value)
+        if isinstance(value, int):
+            return f"{value:,}"
+        return number(value) if isinstance(value, float) else str(value)
+
+
+def _words(checkpoint: Path | None, text: str | None, interpreters: Sequence[str]) -> list[str]:
+    words = ["gpt-verify", "claims"]
+    if checkpoint is not None:
+        words += ["--checkpoint", str(checkpoint)]
+    if text is not None:
+        words += [f"--text={text}"]
+    for python in interpreters:
+        words += ["--python", python]
+    return words

@@ -1,0 +1,1 @@
+"""How the ledger is shown: in a terminal, as JSON, as a page, and in the documentation."""

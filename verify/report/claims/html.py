@@ -1,0 +1,14 @@
+"""The ledger as one HTML page."""
+
+from __future__ import annotations
+
+from verify.claims.run import ClaimsReport
+from verify.report.claims import words
+from verify.report.claims.markdown import KINDS
+from verify.report.page import assemble
+
+
+def render(report: ClaimsReport) -> str:
+    """The page, whole in one file."""
+    context = {"report": report, "words": words, "kinds": KINDS}
+    return assemble("claims.html", context, styles=["base.css", "claims.css"], scripts=[])

@@ -1,0 +1,56 @@
+"""The ledger for programs (docs/report.md)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from verify.claims.claim import Decided
+from verify.claims.run import ClaimsReport
+from verify.report.claims.words import complaint
+from verify.report.json import plain
+
+#: ``major.minor``: a key that is added raises the minor number, any other change the major one.
+SCHEMA_VERSION = "1.0"
+VERDICTS = {0: "as expected", 1: "contradicted", 2: "unjudged"}
+
+
+def claim_as_dict(decided: Decided) -> dict[str, Any]:
+    claim, measured = decided.claim, decided.measured
+    return {
+        "id": claim.id,
+        "statement": claim.statement,
+        "source": [
+            {"author": s.author, "title": s.title, "link": s.link or None} for s in claim.sources
+        ],
+        "kind": claim.kind.value,
+        "verdict": decided.verdict.value if decided.verdict else None,
+        "expected": claim.expected.value,
+        "measured": None if measured is None else plain(dict(measured.numbers)),
+        "holds": None if measured is None else measured.holds,
+        "asserted": decided.asserted,
+        "evidence": {
+            "function": decided.evidence,
+            "test": decided.test,
+            "asked": list(measured.asked) if measured else [],
+        },
+        "answer": plain(decided.answer),
+        "complaint": plain(complaint(decided)) or None,
+        "repeat": plain(decided.repeat),
+    }
+
+
+def as_dict(report: ClaimsReport) -> dict[str, Any]:
+    """The report in JSON's own types."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": VERDICTS[report.exit_status],
+        "repeat": plain(report.repeat),
+        "checkpoint": plain(report.checkpoint),
+        "environment": plain(report.environment),
+        "claims": [claim_as_dict(decided) for decided in report.claims],
+    }
+
+
+def render(report: ClaimsReport) -> str:
+    return json.dumps(as_dict(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
