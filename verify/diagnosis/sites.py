@@ -30,6 +30,8 @@ Floats = NDArray[np.floating]
 FRACTION = 0.1
 #: Of the elements that a coarse fault computes, this fraction does not sit on a step's edge.
 STEADY = 0.9
+#: A score as low as this is masked, whatever number a port has for that.
+HIDDEN = -9e3
 #: Sites kept of what the port has shown: this block and the one before.
 _KEPT = 26
 
@@ -213,6 +215,8 @@ def _score(
     Of scores only over s ≤ t, because the others are masked.
     """
     z = (got - expected) / budget
+    if site.operation == "scores":
+        z = np.where((got <= HIDDEN) & (expected <= HIDDEN), 0.0, z)
     z = np.where(np.isfinite(z), z, np.inf)
     if site.operation == "scores":
         z = z[np.broadcast_to(np.tri(*z.shape[-2:], dtype=np.bool_), z.shape)]

@@ -1,4 +1,4 @@
-"""Faults of layer norm: what it computes, with which tensors, and where in the block it stands."""
+"""Faults of layer norm: what it computes. Where it stands in the block: ``norm_place.py``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 
 from reference.ops import LAYER_NORM_EPSILON as EPS
-from reference.ops import Array, layer_norm
+from reference.ops import Array
 from verify.faults.fault import Fault
 from verify.faults.later import torch
-from verify.faults.oracle import Act, Call, right
+from verify.faults.oracle import Act, Call
 from verify.faults.plant import replace
 
 #: x [T, D], gain [D], bias [D] → the normalised stream, [T, D].
 Formula = Callable[[Array, Array, Array], Array]
 
-_IN_BLOCK = ("ln_1", "ln_2")
-_EVERY = (*_IN_BLOCK, "ln_f")
+_EVERY = ("ln_1", "ln_2", "ln_f")
 
 
 def _centred(x_TD: Array) -> Array:
@@ -77,7 +76,7 @@ def _torch_over(norm: Any, x: Any, axes: tuple[int, ...]) -> Any:
     return (x - mean) / torch.sqrt(variance + norm.eps)
 
 
-def _plant(
+def plant_norms(
     method: str, function: Callable[..., Any], kinds: Sequence[str], model: Any, layers: Any
 ) -> None:
     for norm in model.norms(layers, kinds):
@@ -112,13 +111,13 @@ def _normalise(
 ) -> Fault:
     """The normalisation alone is another; gain and bias follow."""
     changed = partial(_torch_normalise, change=in_torch)
-    plant = partial(_plant, "normalise", changed, _EVERY)
+    plant = partial(plant_norms, "normalise", changed, _EVERY)
     return Fault(
         name, "norm", summary, seen, dict.fromkeys(_EVERY, _act(formula)), plant=plant, **more
     )
 
 
-def _whole(
+def whole(
     name: str,
     summary: str,
     formula: Formula,
@@ -128,7 +127,7 @@ def _whole(
     **more: Any,
 ) -> Fault:
     """The whole of the norm is another: ``in_torch(norm, x)``."""
-    plant = partial(_plant, "forward", in_torch, kinds)
+    plant = partial(plant_norms, "forward", in_torch, kinds)
     return Fault(
         name, "norm", summary, seen, dict.fromkeys(kinds, _act(formula)), plant=plant, **more
     )
@@ -136,68 +135,6 @@ def _whole(
 
 def _root_mean_square(x: Any, eps: float = EPS) -> Any:
     return torch.sqrt((x * x).mean(-1, keepdim=True) + eps)
-
-
-# With the other norm's tensors
-
-
-def _of(which: str, x_TD: Array, call: Call) -> Array:
-    scope = f"h{call.layer}/{which}"
-    return layer_norm(x_TD, call.w(f"{scope}/g"), call.w(f"{scope}/b"))
-
-
-def _swap(model: Any, layers: Sequence[int]) -> None:
-    for block in model.blocks(layers):
-        block.ln_1, block.ln_2 = block.ln_2, block.ln_1
-
-
-def _share(model: Any, layers: Sequence[int]) -> None:
-    def wire(block: Any, x: Any, attend: Any) -> Any:
-        x = x + attend(block.ln_1(x))
-        return x + block.mlp(block.ln_1(x))
-
-    for block in model.blocks(layers):
-        replace(block, "wire", wire)
-
-
-# After the residual sum, as in the first transformers
-
-
-def _arriving(call: Call) -> Array:
-    """The stream that enters a block of a post-norm model."""
-    if call.layer == 0:
-        return call.stream()
-    scope = f"h{call.layer - 1}/ln_2"
-    return layer_norm(call.stream(), call.w(f"{scope}/g"), call.w(f"{scope}/b"))
-
-
-def _leaving(call: Call) -> Array:
-    """ln_f of what the last block's own norm has made."""
-    scope = f"h{call.config.n_layer - 1}/ln_2"
-    last_TD = layer_norm(call.x, call.w(f"{scope}/g"), call.w(f"{scope}/b"))
-    return layer_norm(last_TD, call.own(0), call.own(1))
-
-
-_POST: dict[str, Act] = {
-    "ln_1": _arriving,
-    "resid_mid": lambda call: call.at("ln_1") + call.at("attn.out"),
-    "ln_2": lambda call: _of("ln_1", call.x, call),
-    "resid_post": lambda call: call.at("ln_2") + call.at("mlp.out"),
-    "ln_f": _leaving,
-}
-
-
-def _post(model: Any, layers: Sequence[int]) -> None:
-    def wire(block: Any, x: Any, attend: Any) -> Any:
-        x = block.ln_1(x + attend(x))
-        return block.ln_2(x + block.mlp(x))
-
-    for block in model.blocks(layers):
-        replace(block, "wire", wire)
-
-
-def _final_twice(call: Call) -> Array:
-    return layer_norm(right(call), call.own(0), call.own(1))
 
 
 FAULTS = (
@@ -246,7 +183,7 @@ FAULTS = (
         _rms,
         lambda c, x: x / _root_mean_square(x),
     ),
-    _whole(
+    whole(
         "norm-rms",
         "has RMS norm: no mean is subtracted, no bias added",
         lambda x, g, b: _rms(x, g, 0.0),
@@ -265,26 +202,26 @@ FAULTS = (
         lambda x, g, b: g * _centred(x) + b,
         lambda c, x: c,
     ),
-    _whole(
+    whole(
         "norm-over-positions",
         "normalises each channel over the positions",
         partial(_over, (0,)),
         lambda norm, x: norm.weight * _torch_over(norm, x, (-2,)) + norm.bias,
     ),
-    _whole(
+    whole(
         "norm-over-everything",
         "takes mean and variance over positions and channels together",
         partial(_over, (0, 1)),
         lambda norm, x: norm.weight * _torch_over(norm, x, (-2, -1)) + norm.bias,
     ),
-    _whole(
+    whole(
         "norm-missing-gain",
         "does not multiply by the gain of its layer norms",
         lambda x, g, b: _with_eps(x, np.ones_like(g), b, EPS),
         lambda norm, x: norm.normalise(x) + norm.bias,
         needs="a gain that is not 1 everywhere",
     ),
-    _whole(
+    whole(
         "norm-missing-bias",
         "does not add the bias of its layer norms",
         lambda x, g, b: _with_eps(x, g, np.zeros_like(b), EPS),
@@ -292,81 +229,18 @@ FAULTS = (
         "LayerNorm with bias=False, an option of nanoGPT",
         needs="a bias that is not 0 everywhere",
     ),
-    _whole(
+    whole(
         "norm-gain-plus-one",
         "multiplies by 1 + the gain",
         lambda x, g, b: _with_eps(x, 1 + g, b, EPS),
         lambda norm, x: torch.addcmul(norm.bias, norm.normalise(x), norm.weight + 1),
         "the norm of Gemma, whose gains are stored less 1",
     ),
-    _whole(
+    whole(
         "norm-bias-first",
         "adds the bias before it multiplies by the gain",
         lambda x, g, b: g * (_with_eps(x, np.ones_like(g), b, EPS)),
         lambda norm, x: norm.weight * (norm.normalise(x) + norm.bias),
         needs="a gain that is not 1 everywhere, and a bias that is not 0",
-    ),
-    _whole(
-        "norm-1-missing",
-        "leaves out the norm before attention",
-        lambda x, g, b: x,
-        lambda norm, x: x,
-        kinds=("ln_1",),
-    ),
-    _whole(
-        "norm-2-missing",
-        "leaves out the norm before the MLP",
-        lambda x, g, b: x,
-        lambda norm, x: x,
-        kinds=("ln_2",),
-    ),
-    _whole(
-        "norm-final-missing",
-        "leaves out the norm before the head",
-        lambda x, g, b: x,
-        lambda norm, x: x,
-        "models made after GPT-1, which has none",
-        kinds=("ln_f",),
-        layered=False,
-    ),
-    Fault(
-        "norm-final-twice",
-        "norm",
-        "applies the last norm twice",
-        "a lens or a head that normalises hidden states which transformers has normalised already",
-        acts={"ln_f": _final_twice},
-        plant=partial(
-            _plant,
-            "forward",
-            lambda norm, x: type(norm).forward(norm, type(norm).forward(norm, x)),
-            ("ln_f",),
-        ),
-        layered=False,
-    ),
-    Fault(
-        "norm-exchanged",
-        "norm",
-        "exchanges the tensors of ln_1 and ln_2",
-        acts={
-            "ln_1": lambda call: _of("ln_2", call.x, call),
-            "ln_2": lambda call: _of("ln_1", call.x, call),
-        },
-        plant=_swap,
-    ),
-    Fault(
-        "norm-shared",
-        "norm",
-        "uses ln_1 before the MLP as well",
-        acts={"ln_2": lambda call: _of("ln_1", call.x, call)},
-        plant=_share,
-    ),
-    Fault(
-        "norm-post",
-        "norm",
-        "normalises after each residual sum instead of before each branch",
-        "the block of GPT-1 and of the original transformer",
-        acts=_POST,
-        plant=_post,
-        layered=False,
     ),
 )

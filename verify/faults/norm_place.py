@@ -1,0 +1,141 @@
+"""Faults of layer norm: where it stands in the block, and whose tensors it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from reference.ops import Array, layer_norm
+from verify.faults.fault import Fault
+from verify.faults.norm import plant_norms, whole
+from verify.faults.oracle import Act, Call, right
+from verify.faults.plant import replace
+
+# With the other norm's tensors
+
+
+def _of(which: str, x_TD: Array, call: Call) -> Array:
+    scope = f"h{call.layer}/{which}"
+    return layer_norm(x_TD, call.w(f"{scope}/g"), call.w(f"{scope}/b"))
+
+
+def _swap(model: Any, layers: Sequence[int]) -> None:
+    for block in model.blocks(layers):
+        block.ln_1, block.ln_2 = block.ln_2, block.ln_1
+
+
+def _share(model: Any, layers: Sequence[int]) -> None:
+    def wire(block: Any, x: Any, attend: Any) -> Any:
+        x = x + attend(block.ln_1(x))
+        return x + block.mlp(block.ln_1(x))
+
+    for block in model.blocks(layers):
+        replace(block, "wire", wire)
+
+
+# After the residual sum, as in the first transformers
+
+
+def _arriving(call: Call) -> Array:
+    """The stream that enters a block of a post-norm model."""
+    if call.layer == 0:
+        return call.stream()
+    scope = f"h{call.layer - 1}/ln_2"
+    return layer_norm(call.stream(), call.w(f"{scope}/g"), call.w(f"{scope}/b"))
+
+
+def _leaving(call: Call) -> Array:
+    """ln_f of what the last block's own norm has made."""
+    scope = f"h{call.config.n_layer - 1}/ln_2"
+    last_TD = layer_norm(call.x, call.w(f"{scope}/g"), call.w(f"{scope}/b"))
+    return layer_norm(last_TD, call.own(0), call.own(1))
+
+
+_POST: dict[str, Act] = {
+    "ln_1": _arriving,
+    "resid_mid": lambda call: call.at("ln_1") + call.at("attn.out"),
+    "ln_2": lambda call: _of("ln_1", call.x, call),
+    "resid_post": lambda call: call.at("ln_2") + call.at("mlp.out"),
+    "ln_f": _leaving,
+}
+
+
+def _post(model: Any, layers: Sequence[int]) -> None:
+    def wire(block: Any, x: Any, attend: Any) -> Any:
+        x = block.ln_1(x + attend(x))
+        return block.ln_2(x + block.mlp(x))
+
+    for block in model.blocks(layers):
+        replace(block, "wire", wire)
+
+
+def _final_twice(call: Call) -> Array:
+    return layer_norm(right(call), call.own(0), call.own(1))
+
+
+FAULTS = (
+    whole(
+        "norm-1-missing",
+        "leaves out the norm before attention",
+        lambda x, g, b: x,
+        lambda norm, x: x,
+        kinds=("ln_1",),
+    ),
+    whole(
+        "norm-2-missing",
+        "leaves out the norm before the MLP",
+        lambda x, g, b: x,
+        lambda norm, x: x,
+        kinds=("ln_2",),
+    ),
+    whole(
+        "norm-final-missing",
+        "leaves out the norm before the head",
+        lambda x, g, b: x,
+        lambda norm, x: x,
+        "models made after GPT-1, which has none",
+        kinds=("ln_f",),
+        layered=False,
+    ),
+    Fault(
+        "norm-final-twice",
+        "norm",
+        "applies the last norm twice",
+        "a lens or a head that normalises hidden states which transformers has normalised already",
+        acts={"ln_f": _final_twice},
+        plant=partial(
+            plant_norms,
+            "forward",
+            lambda norm, x: type(norm).forward(norm, type(norm).forward(norm, x)),
+            ("ln_f",),
+        ),
+        layered=False,
+    ),
+    Fault(
+        "norm-exchanged",
+        "norm",
+        "exchanges the tensors of ln_1 and ln_2",
+        acts={
+            "ln_1": lambda call: _of("ln_2", call.x, call),
+            "ln_2": lambda call: _of("ln_1", call.x, call),
+        },
+        plant=_swap,
+    ),
+    Fault(
+        "norm-shared",
+        "norm",
+        "uses ln_1 before the MLP as well",
+        acts={"ln_2": lambda call: _of("ln_1", call.x, call)},
+        plant=_share,
+    ),
+    Fault(
+        "norm-post",
+        "norm",
+        "normalises after each residual sum instead of before each branch",
+        "the block of GPT-1 and of the original transformer",
+        acts=_POST,
+        plant=_post,
+        layered=False,
+    ),
+)
