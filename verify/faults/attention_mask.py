@@ -173,7 +173,9 @@ FAULTS = (
         "attention-mask-lowest-added",
         "adds the lowest finite number to masked scores, which changes nothing",
         lambda scores, causal: scores + np.where(causal, 0, np.finfo(scores.dtype).min),
-        lambda scores, allowed: scores + torch.finfo(scores.dtype).min * ~allowed,
+        lambda scores, allowed: (
+            scores + torch.finfo(scores.dtype).min * (~allowed).to(scores.dtype)
+        ),
         "the additive masks of transformers",
         law=None,
         needs="nothing: every law must pass",
