@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from reference.config import Config
 from verify.checks.batch import check_batch
 from verify.checks.cache import check_cache
+from verify.checks.causality import check_bits
+from verify.checks.causality_gradient import check_causal_gradient
+from verify.checks.causality_pattern import check_pattern, patterns
 from verify.checks.device import check_device
 from verify.checks.gradient import at_the_weights, check_gradient
 from verify.checks.loss import (
@@ -82,6 +85,9 @@ LAWS: tuple[Law, ...] = (
     Law("tying.persistence", check_persistence, ("parameters", "copies"), at_the_logits),
     Law("precision", check_precision, ("activations",)),
     Law("device", check_device),
+    Law("causality.bits", check_bits),
+    Law("causality.pattern", check_pattern, ("activations",), patterns),
+    Law("causality.gradient", check_causal_gradient, ("input_gradients",)),
     Law("loss.value", check_loss, ("loss",)),
     Law("loss.ignored", check_loss_ignored, ("loss",)),
     Law("loss.batch", check_loss_batch, ("loss",)),
