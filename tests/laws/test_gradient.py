@@ -10,7 +10,7 @@ import gradient_faults as faults
 import numpy as np
 import pytest
 from models import CONFIG, checkpoint
-from subjects import message, port, subject
+from subjects import hold, message, port, subject
 
 from reference import Config
 from verify.checkpoint import Checkpoint
@@ -208,3 +208,28 @@ def test_the_reference_is_measured_once_for_all_ports_of_a_precision() -> None:
     assert first is second
     assert reference_gradient(subject(port(dtype="bfloat16"), source)) is not first
     assert reference_gradient(subject(port(), source, seed=1)) is not first
+
+
+def test_without_gradients_nothing_is_examined() -> None:
+    made = port()
+    made.gradients = None
+    assert [f.message for f in hold("gradient", made)] == ["no gradients"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "status"), [("float16", Status.NOT_EXAMINED), ("float32", Status.FAILED)]
+)
+def test_beyond_the_range_of_float16_there_is_no_mistake(dtype: Any, status: Status) -> None:
+    """As a gradient that overflows comes back; in a wider format it is one."""
+
+    def overflow(gradients: Gradients) -> Gradients:
+        spoilt = {n: np.full_like(g, np.nan) for n, g in gradients.parameters.items()}
+        return Gradients(
+            spoilt, *(np.full_like(g, np.nan) for g in (gradients.wte_input, gradients.wte_output))
+        )
+
+    findings = held(Answering(port(dtype=dtype), overflow))
+    assert {f.status for f in findings} == {status}
+    if status is Status.NOT_EXAMINED:
+        words = "the gradient is not finite in float16, whose range ends at 65504"
+        assert {f.message for f in findings} == {words}

@@ -17,9 +17,9 @@ from verify.checks.subject import NotExamined, Subject
 from verify.numerics.derivatives import Derivative, derivatives
 from verify.numerics.directions import WTE_READERS, draw
 
-#: Sequences, and predictions in each; fewer of them where a model is large, because the time grows
-#: with parameters × predictions. Short contexts make up for it with more sequences.
-_ROWS, _PREDICTIONS, _PREDICTIONS_OF_LARGE = 2, 8, 4
+#: Predictions in all, and at most in one sequence; fewer where a model is large, because the time
+#: grows with parameters × predictions. Short contexts make up for it with more sequences.
+_PREDICTIONS, _PREDICTIONS_OF_LARGE, _IN_A_ROW = 16, 4, 8
 _LARGE = 1 << 24
 
 
@@ -62,8 +62,8 @@ def reference_gradient(subject: Subject) -> ReferenceGradient:
 def _measure(subject: Subject) -> ReferenceGradient:
     config = subject.config
     most = _PREDICTIONS_OF_LARGE if parameter_count(config) > _LARGE else _PREDICTIONS
-    length = min(config.n_ctx, most + 1)
-    rows = -(-_ROWS * most // (length - 1))
+    length = min(config.n_ctx, most + 1, _IN_A_ROW + 1)
+    rows = -(-most // (length - 1))
     tokens = subject.tokens(rows, length, *b"gradient")
     drawn = draw(config, subject.rng(*b"gradient"))
     ends = [d for d in drawn if d.sites != WTE_READERS]

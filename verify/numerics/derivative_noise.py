@@ -22,6 +22,9 @@ from verify.numerics.weights import DeclaredWeights
 
 #: The imaginary step: its square is far below rounding, and it is far above underflow.
 STEP = 2.0**-40
+#: Predictions whose noise is looked at, at least. With so few degrees of freedom a normal error
+#: exceeds ten times its own estimated size with probability 4e-7 (Student's distribution).
+OBSERVATIONS = 12
 
 
 def derivative_noise(
@@ -37,12 +40,16 @@ def derivative_noise(
     """
     # Rounding noise is proportional to u, so float64's floor is float32's, scaled.
     narrow = FLOAT32 if precision.name == "float64" else precision
-    noisy = _Noisy(batch.config, batch.weights, batch.whole_BT, narrow)
-    losses = noisy.losses(directions, np.full((len(directions), 1), 1j * STEP))
-    unit = STEP * losses.scale
-    noise_DN = losses.moved[:, 0].imag / unit[:, None] - exact_DN
-    # The errors of the predictions may have one cause: their mean is no smaller than each.
-    squares = np.mean(noise_DN**2, axis=-1) + np.mean((narrow.u * exact_DN) ** 2, axis=-1)
+    draws = -(-OBSERVATIONS // exact_DN.shape[1])
+    squares = np.zeros(len(directions))
+    for draw in range(draws):
+        noisy = _Noisy(batch.config, batch.weights, batch.whole_BT, narrow, draw)
+        losses = noisy.losses(directions, np.full((len(directions), 1), 1j * STEP))
+        unit = STEP * losses.scale
+        noise_DN = losses.moved[:, 0].imag / unit[:, None] - exact_DN
+        # The errors of the predictions may have one cause: their mean is no smaller than each.
+        squares += np.mean(noise_DN**2, axis=-1) / draws
+    squares += np.mean((narrow.u * exact_DN) ** 2, axis=-1)
     # A gradient that is too small for the format is off by up to `tiny`, wherever it is kept.
     square = np.array([d.square for d in directions])
     squares += narrow.tiny**2 * (losses.squares[:, 0] / unit**2 + square)
@@ -63,9 +70,10 @@ class _Noisy(Batch):
         weights: DeclaredWeights,
         tokens_BT: NDArray[np.integer],
         precision: Precision,
+        draw: int = 0,
     ) -> None:
         self.precision = precision
-        super().__init__(config, weights, tokens_BT, np.complex64)
+        super().__init__(config, weights, tokens_BT, np.complex64, draw)
 
     def keep(self, value: Array, rng: np.random.Generator) -> Array:
         kept = np.empty_like(value)

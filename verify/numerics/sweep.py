@@ -59,6 +59,7 @@ class Batch:
         weights: the tensors.
         tokens_BT: T ≥ 2.
         dtype: of the arithmetic; in a complex one, steps may be imaginary.
+        draw: of what is random in it, if anything is: another number, another draw.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class Batch:
         weights: DeclaredWeights,
         tokens_BT: NDArray[np.integer],
         dtype: type[np.inexact[Any]] = np.float64,
+        draw: int = 0,
     ) -> None:
-        self.config, self.weights = config, weights
+        self.config, self.weights, self.draw = config, weights, draw
         self.dtype = np.dtype(dtype)
         self.real: np.dtype[Any] = np.zeros(0, dtype).real.dtype
         self.whole_BT, self.tokens_BT = tokens_BT, tokens_BT[:, :-1]
@@ -139,7 +141,7 @@ class _Sweep:
         self, batch: Batch, directions: Sequence[Direction], steps: Array, seed: Sequence[int]
     ) -> None:
         self.batch, self.directions = batch, directions
-        self.rng = np.random.default_rng([len(seed), *seed])
+        self.rng = np.random.default_rng([batch.draw, len(seed), *seed])
         self.steps, self.n_steps = steps.astype(batch.dtype), int(steps.shape[1])
         self.scale = np.ones(len(directions))
         self.squares = np.zeros(steps.shape)
