@@ -9,7 +9,8 @@ it should have been, and is never passed over.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,10 @@ Array = NDArray[np.floating]
 #: Names of the parts of c_attn, in the order in which they lie side by side.
 PARTS = ("q", "k", "v")
 _SAMPLE = 4096
+#: More than the relative distance of any two samples, less what a name is worth.
+_FARTHEST = 4.0
+#: Between two layouts of a square matrix that fits neither, the one of the other matrices.
+_OTHER_LAYOUT = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,17 @@ class _Candidate:
     def slot(self) -> tuple[str, int | None]:
         return self.tensor, self.part
 
+    @property
+    def kind(self) -> str:
+        """``attn/c_attn/w``, in whatever layer."""
+        return self.tensor if self.layer is None else self.tensor.partition("/")[2]
+
+    @property
+    def layer(self) -> int | None:
+        """None of an embedding or of the last norm."""
+        scope, slash, _ = self.tensor.partition("/")
+        return int(scope[1:]) if slash and scope != "ln_f" else None
+
 
 def match(parameters: Sequence[Parameter], config: Config, weights: DeclaredWeights) -> Matching:
     """Pair the parameters of a port with the tensors of the checkpoint.
@@ -97,33 +113,30 @@ def match(parameters: Sequence[Parameter], config: Config, weights: DeclaredWeig
     left: list[Parameter] = []
     own_heads: set[str] = set()
 
+    exact: dict[str, list[_Candidate]] = {}
     for parameter in _distinct(parameters):
         value = _squeeze(parameter.read())
         if parameter.implies is not None:
             c = next((c for c in candidates if c.slot == (parameter.implies, None)), None)
             if c is not None and c.shape == value.shape:
-                exact = _same_bits(value, _view(weights, c))
-                placed.append(Placement(parameter.name, c.tensor, exact=exact))
+                same = _same_bits(value, _view(weights, c))
+                placed.append(Placement(parameter.name, c.tensor, exact=same))
                 _close(open_slots, c)
                 continue
-        fitting = [
+        left.append(parameter)
+        exact[parameter.name] = [
             c
             for c in candidates
-            if c.shape == value.shape and np.array_equal(prints[c], _fingerprint(value))
+            if c.shape == value.shape
+            and np.array_equal(prints[c], _fingerprint(value))
+            and _same_bits(value, _view(weights, c))
         ]
-        fitting.sort(key=lambda c: (c.slot not in open_slots, -_name_score(parameter.name, c)))
-        for c in fitting:
-            is_head = c.slot not in open_slots
-            if is_head and c.tensor != "wte":
-                continue
-            if _same_bits(value, _view(weights, c)):
-                placed.append(
-                    Placement(parameter.name, c.tensor, c.transposed, c.part, True, is_head)
-                )
-                _close(open_slots, c)
-                break
-        else:
-            left.append(parameter)
+    layer_of = _layers_of_blocks(exact)
+    taken = _take(_without_strangers(exact, layer_of), open_slots)
+    placed += taken
+    upright = Counter(p.transposed for p in taken if weights[p.tensor].ndim > 1).most_common(1)
+    usual = upright[0][0] if upright else False
+    left = [p for p in left if p.name not in {placement.parameter for placement in taken}]
 
     # Nearest first, so that a slightly wrong tensor is claimed before a quite different one.
     pairs = []
@@ -134,6 +147,9 @@ def match(parameters: Sequence[Parameter], config: Config, weights: DeclaredWeig
             if c.shape != value.shape or (head and c.tensor != "wte"):
                 continue
             distance = _distance(value, _view(weights, c))
+            distance += _FARTHEST * _strange(parameter.name, c, layer_of)
+            if value.ndim > 1:
+                distance += _OTHER_LAYOUT * (c.transposed != usual)
             pairs.append((distance - _name_score(parameter.name, c), head, parameter.name, c))
     pairs.sort(key=lambda pair: pair[:3])
     done: set[str] = set()
@@ -156,6 +172,66 @@ def match(parameters: Sequence[Parameter], config: Config, weights: DeclaredWeig
         if (tensor, None) not in whole and part is not None
     ]
     return Matching(tuple(placed), surplus, tuple(missing))
+
+
+def _take(
+    exact: Mapping[str, Sequence[_Candidate]], open_slots: set[tuple[str, int | None]]
+) -> list[Placement]:
+    """Give each tensor to the parameter that equals it, of several to the one with the best name.
+
+    A second wte is a head: what is left when every slot is filled.
+    """
+    ranked = [(name, c) for name, fitting in exact.items() for c in fitting]
+    ranked.sort(key=lambda pair: -_name_score(*pair))
+    taken: dict[str, Placement] = {}
+    for is_head in (False, True):
+        for name, c in ranked:
+            if name in taken or (c.slot not in open_slots) != is_head:
+                continue
+            if not is_head or c.tensor == "wte":
+                taken[name] = Placement(name, c.tensor, c.transposed, c.part, True, is_head)
+                _close(open_slots, c)
+    return [taken[name] for name in exact if name in taken]
+
+
+def _layers_of_blocks(exact: Mapping[str, Sequence[_Candidate]]) -> dict[str, int]:
+    """First number in a name → the layer that most of the parameters with that number are of."""
+    votes: dict[str, Counter[int]] = {}
+    for name, fitting in exact.items():
+        layers = {c.layer for c in fitting}
+        if len(layers) == 1 and (layer := layers.pop()) is not None:
+            votes.setdefault(_block(name), Counter())[layer] += 1
+    found = {}
+    for block, counted in votes.items():
+        layer, most = counted.most_common(1)[0]
+        if block and 2 * most > counted.total():
+            found[block] = layer
+    return found
+
+
+def _without_strangers(
+    exact: Mapping[str, Sequence[_Candidate]], layer_of: Mapping[str, int]
+) -> dict[str, list[_Candidate]]:
+    """Where some layers have the same tensor, one of another layer was not renamed: it is wrong.
+
+    Without a tensor that is there twice, content decides, whatever the names say.
+    """
+    holders = Counter(c.slot for fitting in exact.values() for c in fitting)
+    twice = {(c.kind, c.part) for cs in exact.values() for c in cs if holders[c.slot] > 1}
+    return {
+        name: [c for c in cs if (c.kind, c.part) not in twice or not _strange(name, c, layer_of)]
+        for name, cs in exact.items()
+    }
+
+
+def _strange(name: str, c: _Candidate, layer_of: Mapping[str, int]) -> bool:
+    """A tensor of another layer than that of the block that the name is in."""
+    return c.layer not in (None, layer_of.get(_block(name), c.layer))
+
+
+def _block(name: str) -> str:
+    """The first number in a name; empty where there is none."""
+    return next(iter(re.findall(r"\d+", name)), "")
 
 
 def _candidates(config: Config) -> Iterator[_Candidate]:

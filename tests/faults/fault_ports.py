@@ -1,8 +1,9 @@
-"""Factories of correct torch ports with faults of the catalogue planted in them."""
+"""Correct torch ports with faults of the catalogue planted in them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from verify.checkpoint import Checkpoint
@@ -11,17 +12,27 @@ from verify.faults.model import Options, build
 from verify.inputs import Input
 from verify.ports.torch_module import TorchModule
 
+#: Before the name of a factory: ``gelu-erf@1``.
+ANY = f"{Path(__file__).with_name('any_fault.py')}:"
+
 
 def planted(
     source: Checkpoint, *faults: tuple[str, Sequence[int]], options: Options | None = None
 ) -> TorchModule:
     """A port with each of the named faults in its layers."""
     model = build(source, options)
+    around = []
     for name, layers in faults:
-        plant = CATALOGUE[name].plant
-        assert plant is not None, f"{name} cannot be planted in a model"
-        plant(model, layers)
-    return TorchModule(model, source, " and ".join(name for name, _ in faults) or "correct")
+        fault = CATALOGUE[name]
+        assert fault.plant or fault.plant_port, f"{name} cannot be planted in a port"
+        if fault.plant:
+            fault.plant(model, layers)
+        if fault.plant_port:
+            around.append(fault.plant_port)
+    port = TorchModule(model, source, " and ".join(name for name, _ in faults) or "correct")
+    for plant_port in around:
+        plant_port(port)
+    return port
 
 
 def float64_sites(port: TorchModule, item: Input) -> dict[str, Any]:

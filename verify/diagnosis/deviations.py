@@ -69,9 +69,9 @@ class Deviations:
         return noise
 
     def candidates(self, faults: Iterable[Fault], single_layers: bool) -> Iterator[Candidate]:
-        """Every fault that acts on a site: in all layers, or each layer by itself."""
+        """Every fault of a site or of weights: in all layers, or each layer by itself."""
         for fault in faults:
-            if not fault.acts:
+            if not (fault.acts or fault.alter) or fault.spot:
                 continue
             choices: list[tuple[int, ...] | None] = [None]
             if single_layers:

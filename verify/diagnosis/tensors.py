@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from reference.config import Config
 from verify.diagnosis.explanation import Candidate, Explanation
+from verify.diagnosis.initialised import initialised
 from verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32
 
 Array = NDArray[np.floating]
@@ -56,6 +57,8 @@ def explain(difference: Difference) -> Explanation:
             continue  # this damage leaves this tensor as it is
         score = _score(difference.got, predicted, difference.expected)
         (accepted if score <= LIMIT else rest).append(Candidate(fault, score, note))
+    if not accepted and (drawn := initialised(difference.got, difference.expected, LIMIT)):
+        accepted.append(drawn)
     accepted.sort(key=lambda candidate: candidate.score)
     rest.sort(key=lambda candidate: candidate.score)
     return Explanation(difference.name, before, LIMIT, tuple(accepted), tuple(rest[:3]))
@@ -83,7 +86,16 @@ def _rounded(d: Difference) -> Iterator[tuple[str, str, Array]]:
         if axis is None or d.expected.ndim == 2:
             largest = np.max(np.abs(d.expected), axis=axis, keepdims=True)
             step = np.where(largest > 0, largest / _LARGEST_INT8, 1.0)
-            yield "weights-int8", unit, np.rint(d.expected / step) * step
+            fault = "weights-int8-tensor" if axis is None else "weights-int8-channel"
+            yield fault, unit, np.rint(d.expected / step) * step
+    fraction, exponent = np.frexp(d.expected)
+    cut = np.ldexp(np.trunc(np.ldexp(fraction, 8)), exponent - 8)
+    yield "weights-bfloat16-cut", "", cut
+    kept = np.abs(d.expected[d.got != 0])
+    if 0 < kept.size < d.got.size - 1:
+        smaller = np.abs(d.expected) < np.min(kept)
+        share = f"{np.mean(smaller):.0%} of it"
+        yield "weights-pruned", share, np.where(smaller, np.float32(0), d.expected)
 
 
 def _rearranged(d: Difference) -> Iterator[tuple[str, str, Array]]:
@@ -146,6 +158,10 @@ def _few_rows(d: Difference) -> Iterator[tuple[str, str, Array]]:
                 f"{unit}s {at[0]} and {at[1]}",
                 np.moveaxis(exchanged, 0, axis),
             )
+        if d.expected.ndim == 2:
+            for places in (1, -1, 2, -2):
+                rolled = np.roll(d.expected, places, axis)
+                yield "weights-rows-shifted", f"{unit}s by {places}", rolled
 
 
 def _one_element(d: Difference) -> Iterator[tuple[str, str, Array]]:
@@ -158,14 +174,16 @@ def _one_element(d: Difference) -> Iterator[tuple[str, str, Array]]:
     flipped = int(before ^ after)
     if flipped.bit_count() == 1:
         bit = flipped.bit_length() - 1
-        part = (
-            "the sign"
-            if bit == 31
-            else f"exponent bit {bit - 23}"
-            if bit > 22
-            else (f"mantissa bit {bit}")
-        )
-        yield "weights-bit-flip", f"{part} of element {list(index)}", d.got
+        fault, part = _bit(bit)
+        yield fault, f"{part} of element {list(index)}", d.got
+
+
+def _bit(bit: int) -> tuple[str, str]:
+    if bit == 31:
+        return "weights-sign-bit", "the sign"
+    if bit > 22:
+        return "weights-exponent-bit", f"exponent bit {bit - 23}"
+    return "weights-mantissa-bit", f"mantissa bit {bit}"
 
 
 def _scaled(d: Difference) -> Iterator[tuple[str, str, Array]]:

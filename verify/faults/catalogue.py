@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from verify.faults import gelu
+from verify.faults import (
+    attention,
+    attention_heads,
+    attention_mask,
+    attention_positions,
+    gelu,
+    norm,
+    norm_place,
+    weights,
+)
 from verify.faults.fault import Fault
 
-_FAMILIES = (gelu,)
+_FAMILIES = (
+    gelu,
+    norm,
+    norm_place,
+    attention,
+    attention_mask,
+    attention_positions,
+    attention_heads,
+    weights,
+)
 
 #: Name → fault, in the order of the families.
 CATALOGUE: dict[str, Fault] = {fault.name: fault for family in _FAMILIES for fault in family.FAULTS}
