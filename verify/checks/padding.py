@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from verify.checks.agreement import (
     mean_squares,
     refuting,
 )
-from verify.checks.decoding import Case, recognise
+from verify.checks.decoding import Case, Way, recognise
 from verify.checks.padding_mistakes import COUNTED, Padded, ways
 from verify.checks.subject import NotExamined, Subject
 from verify.findings import Finding
@@ -66,10 +67,14 @@ def check_padding(subject: Subject) -> Iterator[Finding]:
 
 
 def _without_positions(given: _Runs | None, bare: _Runs, said: str) -> Finding:
-    """With a mask alone the port is wrong: is it that it does not derive positions from it?"""
-    why, floors = bare.why(), bare.agreement.floors
-    if why != COUNTED:
-        return bare.agreement.failed(LAW, f"with a mask alone, {why}")
+    """With a mask alone the port is wrong: is it that it does not derive positions from it?
+
+    Where other mistakes would do the same to these weights (a norm over two channels hides what is
+    attended to), it is this one that a port is taken to make, because it is no fault.
+    """
+    floors = bare.agreement.floors
+    if not bare.explained_by(COUNTED):
+        return bare.agreement.failed(LAW, f"with a mask alone, {bare.why()}")
     if given is None:
         why = f"the port does not derive positions from the mask, and takes none: {COUNTED}"
         return bare.agreement.failed(LAW, why, derives_positions=False)
@@ -106,7 +111,8 @@ class _Runs:
         self.agreement = Agreement(subject)
         for filling, batch in zip(("zeros", "other tokens"), batches, strict=True):
             what = f"padded with {filling}"
-            logits = checked(subject, call(batch), batch.tokens, what, batch.real)
+            said = f"{what}, and finite without padding"
+            logits = checked(subject, call(batch), batch.tokens, said, batch.real)
             rows = [row_TV[real] for row_TV, real in zip(logits, batch.real, strict=True)]
             self._got.append(rows)
             for i, (got, alone, tokens_T) in enumerate(
@@ -115,12 +121,31 @@ class _Runs:
                 pads = batch.tokens.shape[1] - len(tokens_T)
                 self.agreement.compare(f"row {i}, {pads} {what}", got, alone, tokens_T)
 
+    def explained_by(self, words: str) -> bool:
+        """Whether this mistake has these logits, to within rounding; others may have them too."""
+        named = [way for way in ways(self._batches[0]) if way.words == words]
+        return self._recognised(named) is not None
+
     def why(self) -> str:
         """What is wrong, by the mistake that the oracle would have to make as well."""
-        # The mistakes are those of masks and positions, which all batches share.
-        first = self._batches[0]
-        floor_R = np.concatenate([self._subject.floor(tokens_T) for tokens_T in first.sequences])
-        cases = [
+        cases = self._cases
+        if way := self._recognised(ways(self._batches[0])):
+            return way.words
+        squares_R = mean_squares(cases[0].got_RV, cases[1].got_RV)
+        if (np.sqrt(squares_R) / cases[0].floor_R).max() > LIMIT_PAIR:
+            return "the tokens of the padding matter: it is attended to"
+        return "whatever tokens the padding has: it is the mask or the positions"
+
+    def _recognised(self, mistakes: Sequence[Way]) -> Way | None:
+        return recognise(self._subject, self._cases, mistakes, self._batches[0].right)
+
+    @cached_property
+    def _cases(self) -> list[Case]:
+        """The batches as the oracle decodes them: the mistakes are those of masks and positions,
+        which all batches share."""
+        sequences = self._batches[0].sequences
+        floor_R = np.concatenate([self._subject.floor(tokens_T) for tokens_T in sequences])
+        return [
             Case(
                 [batch.tokens.reshape(-1)],
                 np.flatnonzero(batch.real),
@@ -130,10 +155,3 @@ class _Runs:
             )
             for batch, got in zip(self._batches, self._got, strict=True)
         ]
-        way = recognise(self._subject, cases, ways(first), first.right)
-        if way is not None:
-            return way.words
-        squares_R = mean_squares(cases[0].got_RV, cases[1].got_RV)
-        if (np.sqrt(squares_R) / floor_R).max() > LIMIT_PAIR:
-            return "the tokens of the padding matter: it is attended to"
-        return "whatever tokens the padding has: it is the mask or the positions"
