@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch.nn.modules import module as torch_module
 
-from verify.ports.process_state import _TORCH, DRAWN_WHILE_BUILDING, INITIAL, snapshot
+from verify.process_state import _TORCH, INITIAL, RANDOM_STATES, snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +33,7 @@ def new_process(code: str) -> str:
 
 def test_no_library_is_imported() -> None:
     code = (
-        "import sys\nfrom verify.ports.process_state import snapshot\n"
+        "import sys\nfrom verify.process_state import snapshot\n"
         "before = set(sys.modules)\nstate = snapshot()\n"
         "assert set(sys.modules) == before and 'torch' not in before\n"
         "assert not any('torch' in name or 'NumPy' in name for name in state)\n"
@@ -45,7 +45,7 @@ def test_no_library_is_imported() -> None:
 def test_initial_is_what_a_new_process_has() -> None:
     """Also after everything that the ports of transformers import."""
     code = (
-        "import torch\nfrom verify.ports.process_state import INITIAL, snapshot\n"
+        "import torch\nfrom verify.process_state import INITIAL, snapshot\n"
         "def wrong():\n"
         "    state = snapshot()\n"
         "    assert INITIAL.keys() <= state.keys(), INITIAL.keys() - state.keys()\n"
@@ -67,7 +67,7 @@ def test_it_is_the_same_twice() -> None:
 def test_every_name_is_read_here() -> None:
     """None is misspelt: this torch has them all."""
     assert _TORCH.keys() <= snapshot().keys()
-    assert DRAWN_WHILE_BUILDING - {"torch's CUDA random state"} <= snapshot().keys()
+    assert RANDOM_STATES - {"torch's CUDA random state"} <= snapshot().keys()
     assert INITIAL.keys() <= _TORCH.keys()
 
 

@@ -15,8 +15,9 @@ from reference.config import Config
 from verify.checkpoint import Checkpoint
 from verify.checks import expected_checks
 from verify.checks.activations import SiteComparison
+from verify.checks.determinism import Determinism
 from verify.checks.laws import LACKS, LAWS, Law
-from verify.checks.logits import Determinism, LogitsComparison
+from verify.checks.logits import LogitsComparison
 from verify.checks.subject import NotExamined, Subject
 from verify.checks.tying import with_stored_graph
 from verify.checks.weights import check_weights
@@ -28,6 +29,7 @@ from verify.matching import Matching, match
 from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights
 from verify.ports import registry
+from verify.process_state import Loading, snapshot
 from verify.sites import sites
 from verify.waivers import waive
 
@@ -71,10 +73,12 @@ def judge(
     waivers: Mapping[str, str] = {}
     declared, where, source = dtype or "float32", device, "checkpoint"
     try:
+        before = snapshot()
         made = build or partial(registry.build, spec, checkpoint, dtype, device)  # type: ignore[arg-type]
         port = made()
         name, declared, where, source = port.name, port.dtype, port.device, port.weights_from
         waivers = port.waivers
+        work.loading = Loading(before, snapshot())
         progress.port(name, work.steps(port))
         try:
             with one_blas_thread():
@@ -155,6 +159,7 @@ class _Work:
         self.logits_floors: float | None = None
         self.exception: Exception | None = None
         self.diagnosis = Diagnosis()
+        self.loading: Loading | None = None
         self._comparisons: dict[str, SiteComparison] = {}
         self._why: dict[str, str] = {}
 
@@ -171,7 +176,15 @@ class _Work:
         self._weights(port, weights)
         self._architecture(port, weights)
         self._numbers(port, weights)
-        subject = Subject(port, self.checkpoint, weights, self.seed, self.parameters, self.matching)
+        subject = Subject(
+            port,
+            self.checkpoint,
+            weights,
+            self.seed,
+            self.parameters,
+            self.matching,
+            self.loading,
+        )
         for law in LAWS:
             self._law(law, subject)
             self.progress.step(law.id)
@@ -236,7 +249,9 @@ class _Work:
             self.findings += comparison.local_findings("activations.local")
             self.findings += comparison.cascaded_findings("activations.cascaded")
         self.logits_floors = logits.floors
-        self.findings += logits.findings() + repeats.findings()
+        shortest = min(self.inputs, key=lambda item: item.tokens.size)
+        self.findings += logits.findings()
+        self.findings += repeats.findings(lambda: port.logits(shortest.tokens))
 
     def _law(self, law: Law, subject: Subject) -> None:
         if self.laws is not None and law.id not in self.laws:

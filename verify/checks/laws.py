@@ -15,6 +15,7 @@ from verify.checks.cache import check_cache
 from verify.checks.causality import check_bits
 from verify.checks.causality_gradient import check_causal_gradient
 from verify.checks.causality_pattern import check_pattern, patterns
+from verify.checks.determinism import check_mode, check_state
 from verify.checks.device import check_device
 from verify.checks.gradient import at_the_weights, check_gradient
 from verify.checks.loss import (
@@ -100,4 +101,6 @@ LAWS: tuple[Law, ...] = (
     Law("gradient", check_gradient, ("parameters", "gradients"), at_the_weights),
     Law("tokenizer.encode", check_encode, ("tokenizers",)),
     Law("tokenizer.decode", check_decode, ("tokenizers",)),
+    Law("determinism.mode", check_mode, ("training",)),
+    Law("determinism.state", check_state),
 )

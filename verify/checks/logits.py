@@ -1,4 +1,4 @@
-"""The laws of logits and determinism: the whole model, from the tokens to the output."""
+"""The law of the logits: the whole model, from the tokens to the output."""
 
 from __future__ import annotations
 
@@ -112,34 +112,6 @@ class LogitsComparison:
             return [Finding("logits", Status.PASSED, message, "logits", centred, LIMIT_FLOORS)]
         status = Status.PASSED if floors <= LIMIT_FLOORS else Status.FAILED
         return [Finding("logits", status, message, "logits", floors, LIMIT_FLOORS)]
-
-
-class Determinism:
-    """Every call is made twice; the bits must be the same."""
-
-    def __init__(self) -> None:
-        self._calls = 0
-        self._difference: str | None = None
-
-    def add(self, name: str, first: Floats, second: Floats) -> None:
-        self._calls += 1
-        if first.tobytes() == second.tobytes() and first.shape == second.shape:
-            return
-        if first.shape != second.shape:
-            self._difference = f"{name}: shape {list(first.shape)}, then {list(second.shape)}"
-            return
-        different = first.view(np.uint8) != second.view(np.uint8)
-        count = int(different.reshape(*first.shape, -1).any(axis=-1).sum())
-        if count and self._difference is None:
-            self._difference = f"{name}: {count} of {first.size} logits differ between two calls"
-
-    def findings(self) -> list[Finding]:
-        law = "determinism"
-        if self._difference:
-            return [Finding(law, Status.FAILED, self._difference)]
-        if not self._calls:
-            return [Finding(law, Status.NOT_EXAMINED, "the port was not run twice")]
-        return [Finding(law, Status.PASSED, f"{self._calls} inputs run twice, same bits")]
 
 
 def _ratio(error: float, noise: float) -> float:

@@ -19,6 +19,7 @@ from verify.numerics.precision import PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights
 from verify.ports.port import NotExamined as NotExamined
 from verify.ports.port import Parameter, Port
+from verify.process_state import Loading
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
@@ -35,6 +36,8 @@ class Subject:
         seed: of everything that is drawn.
         parameters: what the port shows of its weights; empty where it shows none.
         matching: which of them is which tensor; None where it shows none.
+        loading: the state of the process before and after the port was built; None where nobody
+            looked.
     """
 
     port: Port
@@ -43,6 +46,7 @@ class Subject:
     seed: int = 0
     parameters: Sequence[Parameter] = ()
     matching: Matching | None = None
+    loading: Loading | None = None
     _floors: dict[bytes, Floor] = field(default_factory=dict, repr=False)
 
     @property

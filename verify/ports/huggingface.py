@@ -65,6 +65,9 @@ def huggingface(
         else:
             model = _load(transformers, source, options)
             _same_sizes(model.config, checkpoint, source)
+    if getattr(model, "loss_type", "") is None:
+        # What it takes by itself as well, after a line on the screen: its class's name has no loss.
+        model.loss_type = "ForCausalLM"
     port = TorchModule(
         model,
         checkpoint,

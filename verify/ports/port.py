@@ -188,6 +188,12 @@ class Port:
     #: Optional: names of the parts that are in training mode.
     training: Callable[[], list[str]] | None = None
 
+    #: Optional: parts that drop at random when they are in training mode → the probability.
+    dropout: Callable[[], Mapping[str, float]] | None = None
+
+    #: Optional: where one plain run draws random numbers: ``h.1.mlp (bernoulli_)``.
+    draws: Callable[[Tokens], list[str]] | None = None
+
     #: Optional: a context in which the same port runs on another device, ``cpu`` or ``cuda``.
     #: NotExamined where there is no such device, or the port does not run on it.
     elsewhere: Callable[[str], AbstractContextManager[Port]] | None = None

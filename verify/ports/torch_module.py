@@ -18,6 +18,7 @@ from verify.ports.port import Dtype, Floats, Parameter, Port, Tokens, Visit
 from verify.ports.torch_calls import add_capabilities, logits_of
 from verify.ports.torch_copies import Copies
 from verify.ports.torch_float64 import widened_each, widened_whole
+from verify.ports.torch_mode import dropout_of, watched_draws
 from verify.ports.torch_state import elsewhere
 from verify.ports.torch_trace import SiteTrace, to_numpy
 
@@ -77,6 +78,14 @@ class TorchModule(Port):
     def training(self) -> list[str]:
         """Modules that are in training mode although the whole was put into evaluation mode."""
         return [name or "the model" for name, m in self.module.named_modules() if m.training]
+
+    def dropout(self) -> dict[str, float]:
+        return {name or "the model": p for name, p in dropout_of(self.module).items()}
+
+    def draws(self, tokens: Tokens) -> list[str]:
+        with watched_draws(self.module) as found:
+            self.logits(tokens)
+        return found
 
     def copies(self) -> Iterator[tuple[str, Port | str]]:
         return Copies(self).copies()

@@ -14,13 +14,16 @@ import locale
 import os
 import signal
 import sys
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 State = dict[str, Hashable]
 
 #: Building a module draws its first weights, which is ordinary; running one draws nothing.
-DRAWN_WHILE_BUILDING = frozenset(
+RANDOM_STATES = frozenset(
     {"torch's random state", "torch's CUDA random state", "NumPy's random state"}
     | {"Python's random state"}
 )
@@ -78,6 +81,73 @@ INITIAL: Mapping[str, Hashable] = {
     if value is not None
     and not ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" in os.environ and "matmul" in name)
 }
+
+
+@dataclass(frozen=True)
+class Change:
+    """One name whose value is another one than before."""
+
+    name: str
+    before: Hashable
+    after: Hashable
+
+    @property
+    def is_random(self) -> bool:
+        return self.name in RANDOM_STATES
+
+    def __str__(self) -> str:
+        return self.name if self.is_random else f"{self.name} ({self.before} → {self.after})"
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What the process was like before a port was built, and after."""
+
+    before: State
+    after: State
+
+
+def changes(before: State, after: State) -> list[Change]:
+    """What differs, by name. A library that was imported in between began with ``INITIAL``."""
+    known = {**INITIAL, **before}
+    return [
+        Change(name, known[name], value)
+        for name, value in sorted(after.items())
+        if name in known and known[name] != value
+    ]
+
+
+def changed_by(call: Callable[[], object]) -> list[Change]:
+    """What one call changes. The random states are as before afterwards.
+
+    They are moved first: a call that always seeds leaves the state that it left the last time.
+    """
+    with _random_states_moved():
+        before = snapshot()
+        call()
+        return changes(before, snapshot())
+
+
+@contextmanager
+def _random_states_moved() -> Iterator[None]:
+    with ExitStack() as stack:
+        for get, put, draw in _generators():
+            stack.callback(put, get())
+            draw()
+        yield
+
+
+def _generators() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any], Callable[[], Any]]]:
+    """How to read, set and move each random state that is there."""
+    if (random := sys.modules.get("random")) is not None:
+        yield random.getstate, random.setstate, random.random
+    numpy: Any = sys.modules.get("numpy.random")
+    if numpy is not None:
+        yield numpy.get_state, numpy.set_state, numpy.random
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_rng_state"):
+        draw = partial(torch.rand, 1, device="cpu")
+        yield torch.get_rng_state, torch.set_rng_state, draw
 
 
 def snapshot() -> State:
