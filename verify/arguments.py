@@ -114,6 +114,29 @@ def _add_claims(claims: argparse.ArgumentParser) -> None:
     claims.add_argument("--quiet", action="store_true", help="print the summary alone")
 
 
+def _add_power(power: argparse.ArgumentParser) -> None:
+    power.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="default: the one that ships with this tool"
+    )
+    power.add_argument(
+        "--quick", action="store_true", help="a part of it in a minute; the output says which"
+    )
+    power.add_argument(
+        "--family", action="append", metavar="NAME", help="faults of this family alone; repeatable"
+    )
+    power.add_argument("--fault", action="append", metavar="NAME", help="this fault; repeatable")
+    power.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the inputs")
+    power.add_argument(
+        "--seeds", type=_positive, metavar="N", help="of each correct variant; default 10"
+    )
+    power.add_argument(
+        "--jobs", type=_positive, metavar="N", help="processes; default: one a core, at most 4"
+    )
+    power.add_argument("--json", metavar="OUT", help="write every trial; - is standard output")
+    power.add_argument("--markdown", metavar="OUT", help="write the page of the documentation")
+    power.add_argument("--quiet", action="store_true", help="print the last line alone")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="gpt-verify",
@@ -159,6 +182,14 @@ def build_parser() -> argparse.ArgumentParser:
             "Decide by tests what people say of GPT-2.",
             epilog="Exit status: 0 all as expected, 1 the evidence contradicts what a claim is "
             "expected to be, 2 could not judge.",
+        )
+    )
+
+    _add_power(
+        add(
+            "power",
+            "Plant every known fault, judge every correct variant, and say what is found.",
+            epilog="Exit status: 0 every statement holds, 1 one does not, 2 could not judge.",
         )
     )
 

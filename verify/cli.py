@@ -214,6 +214,12 @@ def _claims(args: argparse.Namespace) -> int:
     return report.exit_status
 
 
+def _power(args: argparse.Namespace) -> int:
+    from verify.power.command import power
+
+    return power(args)
+
+
 def _synth(args: argparse.Namespace) -> int:
     from verify.checkpoint import synthetic
 
@@ -254,6 +260,7 @@ def _doctor(args: argparse.Namespace) -> int:
 COMMANDS = {
     "run": _run,
     "lens": _lens,
+    "power": _power,
     "claims": _claims,
     "synth": _synth,
     "ports": _ports,

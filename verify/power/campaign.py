@@ -1,0 +1,240 @@
+"""All the trials of a checkpoint: chosen, run in several processes, and added up."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from reference.config import Config
+from verify.checkpoint import open_checkpoint
+from verify.errors import MissingDependency, UsageError
+from verify.faults.catalogue import CATALOGUE
+from verify.faults.fault import Fault
+from verify.power.planting import EVERYWHERE, TENSORFLOW, Planting, plantings
+from verify.power.trial import Bench, CorrectOutcome, FaultOutcome
+
+#: Of correct variants: how many seeds, and in a quick run.
+SEEDS, QUICK_SEEDS = 10, 1
+#: Correct variants of a quick run: one of each kind.
+QUICK_VARIANTS = (
+    "eager",
+    "fused attention",
+    "bfloat16",
+    "split q, k, v",
+    "nn.Linear",
+    "residual in place",
+    "logits only",
+    "decoded with a cache",
+)
+#: Variants that take long to begin are begun first, and all their seeds in one process.
+_SLOW = ("torch.compile",)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be tried.
+
+    Attributes:
+        checkpoint: a directory.
+        seed: of the inputs; the first of the seeds of correct variants.
+        seeds: on how many seeds each correct variant is judged.
+        quick: every fault in all layers alone, against the weights, the sites, the logits and the
+            one law that must refute it; a few of the correct variants.
+        families: of faults; all where empty.
+        faults: names; all where empty.
+        jobs: processes.
+    """
+
+    checkpoint: Path
+    seed: int = 0
+    seeds: int = SEEDS
+    quick: bool = False
+    families: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    jobs: int = field(default_factory=lambda: min(4, len(os.sched_getaffinity(0))))
+
+    @property
+    def partial(self) -> bool:
+        """Only some faults were asked for, and no correct variants."""
+        return bool(self.families or self.faults)
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """Everything that was tried, and what was not.
+
+    Attributes:
+        plan: what was asked for.
+        config: sizes of the checkpoint.
+        planted: outcomes of faults.
+        correct: outcomes of correct variants.
+        left_out: what was not tried → why.
+        seconds: wall time.
+    """
+
+    plan: Plan
+    config: Config
+    planted: tuple[FaultOutcome, ...]
+    correct: tuple[CorrectOutcome, ...]
+    left_out: dict[str, str]
+    seconds: float
+
+
+def run_campaign(plan: Plan, step: Callable[[str, int], None] = lambda what, n: None) -> Campaign:
+    """Try everything.
+
+    Args:
+        plan: what.
+        step: told of each trial when it is done: what it was, and how many there are.
+
+    Raises:
+        UsageError: no such fault or family.
+        MissingDependency: torch is not installed, in which faults are planted.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    if find_spec("torch") is None:
+        raise MissingDependency("torch is not installed: pip install 'gpt-verify[torch]'")
+    start = time.perf_counter()
+    config = open_checkpoint(plan.checkpoint).config
+    left_out: dict[str, str] = {}
+    tasks: list[_Task] = []
+    for fault in _chosen(plan):
+        found = plantings(fault, config)
+        if not found:
+            left_out[fault.name] = "cannot be planted in a torch model"
+        for planting in found:
+            if why := _not_tried(planting, plan):
+                left_out[f"{planting.form} form of faults"] = why
+            else:
+                tasks.append(_Task(planting=planting))
+    if not plan.partial:
+        tasks = [*_variants(plan, left_out), *tasks]
+    planted: list[FaultOutcome] = []
+    correct: list[CorrectOutcome] = []
+    for done in _results(plan, tasks):
+        for outcome in done:
+            if isinstance(outcome, FaultOutcome):
+                planted.append(outcome)
+                step(f"{outcome.planting.fault}, {outcome.planting.form}", len(tasks))
+            else:
+                correct.append(outcome)
+        if done and isinstance(done[0], CorrectOutcome):
+            step(done[0].variant, len(tasks))
+    order = {task.key: i for i, task in enumerate(tasks)}
+    planted.sort(key=lambda o: order[o.planting])
+    correct.sort(key=lambda o: (order.get(o.variant, 0), o.seed))
+    seconds = round(time.perf_counter() - start, 1)
+    return Campaign(plan, config, tuple(planted), tuple(correct), left_out, seconds)
+
+
+@dataclass(frozen=True)
+class _Task:
+    planting: Planting | None = None
+    variant: str = ""
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> Planting | str:
+        return self.planting or self.variant
+
+
+def _chosen(plan: Plan) -> list[Fault]:
+    families = {fault.family for fault in CATALOGUE.values()}
+    if unknown := [name for name in plan.faults if name not in CATALOGUE]:
+        raise UsageError(f"--fault {unknown[0]}: there is no such fault; --family lists a family")
+    if unknown := [name for name in plan.families if name not in families]:
+        raise UsageError(f"--family {unknown[0]}: not one of {', '.join(sorted(families))}")
+    return [
+        fault
+        for fault in CATALOGUE.values()
+        if not plan.partial or fault.name in plan.faults or fault.family in plan.families
+    ]
+
+
+def _not_tried(planting: Planting, plan: Plan) -> str | None:
+    if plan.quick and planting.form != EVERYWHERE:
+        return "not in a quick run"
+    if planting.form == TENSORFLOW and find_spec("tensorflow") is None:
+        return "TensorFlow is not installed"
+    return None
+
+
+def _variants(plan: Plan, left_out: dict[str, str]) -> list[_Task]:
+    from verify.power.variants import VARIANTS, unavailable
+
+    seeds = tuple(range(plan.seed, plan.seed + plan.seeds))
+    slow, tasks = [], []
+    for name in VARIANTS:
+        if plan.quick and name not in QUICK_VARIANTS:
+            left_out["the other correct variants"] = "not in a quick run"
+        elif why := unavailable(name):
+            left_out[name] = why
+        elif name in _SLOW:
+            slow.append(_Task(variant=name, seeds=seeds))
+        else:
+            tasks += [_Task(variant=name, seeds=(seed,)) for seed in seeds]
+    return slow + tasks
+
+
+_bench: Bench | None = None
+
+
+def _results(
+    plan: Plan, tasks: Sequence[_Task]
+) -> Iterator[Sequence[FaultOutcome | CorrectOutcome]]:
+    """As they are done, in whatever order."""
+    if plan.jobs == 1 or len(tasks) == 1:
+        _prepare(plan)
+        yield from map(_try, tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    with (
+        _one_thread(),
+        ProcessPoolExecutor(plan.jobs, context, _prepare, (plan,)) as pool,
+    ):
+        try:
+            for future in as_completed([pool.submit(_try, task) for task in tasks]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The processes share the cores: none of them needs threads."""
+    kept = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    os.environ.update(dict.fromkeys(kept, "1"))
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _prepare(plan: Plan) -> None:
+    """In each process, once."""
+    global _bench
+    _bench = Bench(open_checkpoint(plan.checkpoint), plan.seed, thorough=not plan.quick)
+
+
+def _try(task: _Task) -> Sequence[FaultOutcome | CorrectOutcome]:
+    assert _bench is not None, "each process prepares itself"
+    if task.planting is not None:
+        return [_bench.fault(task.planting)]
+    return [_bench.correct(task.variant, seed) for seed in task.seeds]
+
+
+def distinct(outcomes: Iterable[FaultOutcome]) -> list[str]:
+    """The names of their faults, each once."""
+    return list(dict.fromkeys(outcome.planting.fault for outcome in outcomes))

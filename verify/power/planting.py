@@ -1,0 +1,109 @@
+"""Ports with a fault of the catalogue in them, in every form in which it can be planted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reference.config import Config
+from reference.weights import tensor_table
+from verify.checkpoint import Checkpoint
+from verify.faults.fault import Fault, Stored, tensors_of
+
+if TYPE_CHECKING:
+    from verify.ports.port import Port
+
+#: How a fault is shown to the suite.
+EVERYWHERE, ONE_LAYER = "all layers", "one layer"
+LOGITS, TENSORFLOW = "logits only", "TensorFlow"
+FORMS = (EVERYWHERE, ONE_LAYER, LOGITS, TENSORFLOW)
+
+
+@dataclass(frozen=True)
+class Planting:
+    """One fault in one form.
+
+    Attributes:
+        fault: its name.
+        form: one of ``FORMS``.
+        layers: where it is planted.
+    """
+
+    fault: str
+    form: str
+    layers: tuple[int, ...]
+
+
+def plantings(fault: Fault, config: Config) -> list[Planting]:
+    """Every form that a fault has on a model of this size; empty where it cannot be planted."""
+    if fault.plant is None and fault.plant_port is None:
+        return []
+    every = tuple(range(config.n_layer))
+    found = [Planting(fault.name, EVERYWHERE, every)]
+    in_blocks = any(site.startswith("h.") for site in fault.overrides(config))
+    if fault.layered and fault.plant is not None and in_blocks and config.n_layer > 1:
+        found.append(Planting(fault.name, ONE_LAYER, (config.n_layer // 2,)))
+    if fault.acts or fault.alter:
+        found.append(Planting(fault.name, LOGITS, every))
+    if fault.alter is not None:
+        found.append(Planting(fault.name, TENSORFLOW, every))
+    return found
+
+
+def why_no_tensorflow(fault: Fault) -> str | None:
+    """Why a fault has no form in TensorFlow; None where it has one."""
+    if fault.alter is not None:
+        return None
+    return "not a damage to tensors, and the graph of the TensorFlow port is the published one"
+
+
+def port_with(fault: Fault, planting: Planting, checkpoint: Checkpoint) -> Port:
+    """The port, ready to be judged against the same checkpoint."""
+    if planting.form == TENSORFLOW:
+        from verify.ports.openai_tf import openai_tf
+
+        return openai_tf(damaged(fault, checkpoint, planting.layers))
+    port = _torch_port(fault, planting.layers, checkpoint)
+    if planting.form == LOGITS:
+        return logits_only(port)
+    return port
+
+
+def correct_port(checkpoint: Checkpoint) -> Port:
+    """The same port without a fault."""
+    return _torch_port(None, (), checkpoint)
+
+
+def damaged(fault: Fault, checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:
+    """A checkpoint in memory whose tensors are as a mistaken loader makes them."""
+    assert fault.alter is not None, f"{fault.name} is no damage to tensors"
+    tensors = {name: np.array(checkpoint.tensors[name]) for name in tensor_table(checkpoint.config)}
+    whole = dict(tensors)
+    for name in tensors_of(fault.tensors, layers):
+        stored = Stored(checkpoint.config, name, whole[name], whole.__getitem__)
+        tensors[name] = np.asarray(fault.alter(stored), np.float32)
+    # Assigned one by one: the Saver would restore what lies in OpenAI's files.
+    return replace(checkpoint, format="huggingface", tensors=tensors, files=())
+
+
+def logits_only(port: Port) -> Port:
+    """Nothing else of a port is shown."""
+    from verify.ports.callable import CallablePort
+
+    return CallablePort(lambda tokens: port.logits(tokens), port.name, port.dtype)
+
+
+def _torch_port(fault: Fault | None, layers: Sequence[int], checkpoint: Checkpoint) -> Port:
+    from verify.faults.model import build
+    from verify.ports.torch_module import TorchModule
+
+    model: Any = build(checkpoint)
+    if fault is not None and fault.plant is not None:
+        fault.plant(model, layers)
+    port = TorchModule(model, checkpoint, fault.name if fault else "correct")
+    if fault is not None and fault.plant_port is not None:
+        fault.plant_port(port)
+    return port

@@ -1,0 +1,324 @@
+"""One port of which it is known what is wrong with it, judged: was it found?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference import forward
+from verify.checkpoint import Checkpoint
+from verify.errors import GptVerifyError
+from verify.faults.catalogue import CATALOGUE
+from verify.faults.fault import Fault
+from verify.findings import Finding, PortReport, Status, Verdict
+from verify.inputs import Input, default_inputs, seeded
+from verify.judge import judge
+from verify.numerics.floor import measure_floor
+from verify.numerics.precision import FLOAT32
+from verify.numerics.weights import DeclaredWeights, Widened
+from verify.power import peers
+from verify.power.planting import EVERYWHERE, LOGITS, Planting, correct_port, port_with
+from verify.run import Silent
+
+if TYPE_CHECKING:
+    from verify.ports.port import Port
+
+Tokens = NDArray[np.integer]
+Floats = NDArray[np.floating]
+
+#: Tokens of the largest input that a correct variant is run on beside the short ones.
+_LARGEST = 512
+
+
+@dataclass(frozen=True)
+class FaultOutcome:
+    """What the suite said of one fault in one form.
+
+    Attributes:
+        planting: which fault, and how it was planted.
+        family: of the fault.
+        law: the check that must refute it; None where the fault changes nothing.
+        inputs: ``short``, or ``default`` where the short ones did not show everything.
+        verdict: of the suite.
+        by_law: its own law was among those that failed.
+        sites: where it acts, in order; empty where it has no site or hides all of them.
+        first_divergence: where the suite says that it is.
+        explained_by: the names that were given.
+        instead: names that explain the same failures as well.
+        unlike: the port computed something else than the correct one does, to the last bit.
+        floors: of a port that shows only logits: how far the fault moves them, in noise floors.
+        peers: the usual comparisons → whether each catches it; empty where they were not made.
+        message: the first failure, or what went wrong.
+        seconds: wall time.
+    """
+
+    planting: Planting
+    family: str
+    law: str | None
+    inputs: str
+    verdict: str
+    by_law: bool
+    sites: tuple[str, ...]
+    first_divergence: str | None
+    explained_by: tuple[str, ...]
+    instead: tuple[str, ...]
+    unlike: bool
+    floors: float | None
+    peers: dict[str, bool]
+    message: str
+    seconds: float
+
+    @property
+    def detected(self) -> bool:
+        return self.verdict == Verdict.REFUTED.value
+
+    @property
+    def localised(self) -> bool | None:
+        """None where there is no site to name."""
+        if not self.sites:
+            return None
+        return self.first_divergence in self.sites
+
+    @property
+    def explained(self) -> bool:
+        """The fault is named, and nothing beside it."""
+        return self.explained_by == (self.planting.fault,)
+
+    @property
+    def wrong_names(self) -> tuple[str, ...]:
+        """Names that were given and are not the fault's; if it is said that the fault itself
+        explains the same as well, they are not wrong, only not told apart."""
+        if self.planting.fault in self.instead:
+            return ()
+        return tuple(name for name in self.explained_by if name != self.planting.fault)
+
+    @property
+    def expected(self) -> bool:
+        """It must be refuted: it is a fault, and it changes something here."""
+        return self.law is not None and self.unlike
+
+
+@dataclass(frozen=True)
+class CorrectOutcome:
+    """What the suite said of one correct port.
+
+    Attributes:
+        variant: its name.
+        seed: of the inputs.
+        verdict: ``verified``, unless it is a false alarm.
+        failures: what failed.
+        explained_by: faults that were seen in it.
+        peers: the usual comparisons → whether each refuses it.
+    """
+
+    variant: str
+    seed: int
+    verdict: str
+    failures: tuple[str, ...]
+    explained_by: tuple[str, ...]
+    peers: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def false_alarm(self) -> bool:
+        return self.verdict != Verdict.VERIFIED.value
+
+
+class Bench:
+    """One checkpoint, on which faults and variants are tried one after another.
+
+    Args:
+        checkpoint: the right weights.
+        seed: of the inputs that faults are tried on.
+        thorough: hold every law against every form of a fault; otherwise against its first form
+            alone, and against the others the law that must refute it. The weights, the sites and
+            the logits are compared, and what failed is diagnosed, in any case.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, seed: int, thorough: bool) -> None:
+        self.checkpoint, self.seed, self.thorough = checkpoint, seed, thorough
+        self._right: dict[int, peers.Shown] = {}
+
+    def fault(self, planting: Planting) -> FaultOutcome:
+        """Short inputs first; what they do not show in full is tried on the default ones."""
+        found = self._tried(planting, "short", short_inputs(self.checkpoint, self.seed))
+        well = found.detected and found.localised is not False and found.explained
+        blind = planting.form == LOGITS and not (found.floors or 0) >= 1
+        if well or not found.expected or blind:
+            return found
+        inputs = default_inputs(self.checkpoint.config, self.seed)
+        return self._tried(planting, "default", inputs, found)
+
+    def correct(self, name: str, seed: int) -> CorrectOutcome:
+        """A correct variant on the inputs of one seed, against every law."""
+        from verify.power.variants import VARIANTS
+
+        inputs = varied_inputs(self.checkpoint, seed)
+        report = judge(
+            name,
+            self.checkpoint,
+            inputs,
+            None,
+            "cpu",
+            Silent(),
+            seed,
+            build=lambda: VARIANTS[name](self.checkpoint),
+        )
+        failures = [f"{f.id} {f.site or ''}: {f.message}" for f in _failed(report)]
+        return CorrectOutcome(
+            name,
+            seed,
+            report.verdict.value,
+            tuple(failures[:3]) if failures or not report.error else (report.error,),
+            report.explained_by,
+            self._caught(VARIANTS[name](self.checkpoint), seed),
+        )
+
+    def _tried(
+        self,
+        planting: Planting,
+        inputs: str,
+        items: Sequence[Input],
+        before: FaultOutcome | None = None,
+    ) -> FaultOutcome:
+        fault = CATALOGUE[planting.fault]
+        laws = None
+        if not self.thorough or planting.form != EVERYWHERE:
+            laws = {fault.law} if fault.law else set()
+        report = judge(
+            planting.fault,
+            self.checkpoint,
+            items,
+            None,
+            "cpu",
+            Silent(),
+            self.seed,
+            build=lambda: port_with(fault, planting, self.checkpoint),
+            laws=laws,
+        )
+        failed = _failed(report)
+        first = next((f"{f.id} {f.site or ''}: {f.message}" for f in failed), report.error or "")
+        if before is None:
+            unlike, floors, caught = self._measured(fault, planting)
+        else:
+            unlike, floors, caught = before.unlike, before.floors, before.peers
+        return FaultOutcome(
+            planting,
+            fault.family,
+            fault.law,
+            inputs,
+            report.verdict.value,
+            any(_concerns(fault.law, f.id) for f in failed),
+            self._sites(fault, planting),
+            report.first_divergence,
+            report.explained_by,
+            tuple(name for cause in report.causes for name in cause.instead),
+            unlike,
+            floors,
+            caught,
+            first,
+            report.seconds + (before.seconds if before else 0.0),
+        )
+
+    def _sites(self, fault: Fault, planting: Planting) -> tuple[str, ...]:
+        if planting.form == LOGITS:
+            return ()
+        from verify.sites import sites
+
+        acts = fault.overrides(self.checkpoint.config, planting.layers)
+        return tuple(site for site in sites(self.checkpoint.config) if site in acts)
+
+    def _measured(
+        self, fault: Fault, planting: Planting
+    ) -> tuple[bool, float | None, dict[str, bool]]:
+        """Whether it changes anything, how visible it is, and who else catches it."""
+        if planting.form == LOGITS:
+            return self._visible(fault, planting)
+        if planting.form != EVERYWHERE:
+            return True, None, {}
+        caught = self._caught(port_with(fault, planting, self.checkpoint), self.seed)
+        return not fault.needs or self._unlike(fault, planting), None, caught
+
+    def _unlike(self, fault: Fault, planting: Planting) -> bool:
+        """Of a fault that needs something: that is there, and it changes a bit of the logits."""
+        if not (fault.acts or fault.alter):
+            return True
+        ports = [port_with(fault, planting, self.checkpoint), correct_port(self.checkpoint)]
+        items = default_inputs(self.checkpoint.config, self.seed)
+        one, other = ([port.logits(item.tokens) for item in items] for port in ports)
+        return any(a.tobytes() != b.tobytes() for a, b in zip(one, other, strict=True))
+
+    def _visible(
+        self, fault: Fault, planting: Planting
+    ) -> tuple[bool, float | None, dict[str, bool]]:
+        """How far the fault moves the logits, in float64, in noise floors of float32."""
+        config = self.checkpoint.config
+        port = port_with(fault, Planting(fault.name, EVERYWHERE, planting.layers), self.checkpoint)
+        weights = DeclaredWeights(self.checkpoint.tensors, FLOAT32)
+        squares: list[float] = []
+        for item in short_inputs(self.checkpoint, self.seed):
+            with _float64(port) as twin, np.errstate(all="ignore"):
+                logits_BTV = np.asarray(twin.logits(item.tokens), np.float64)
+            for tokens_T, logits_TV in zip(item.tokens, logits_BTV, strict=True):
+                exact_TV = _exact(self.checkpoint, tokens_T)
+                moved_TV = logits_TV - exact_TV
+                moved_TV -= moved_TV.mean(axis=-1, keepdims=True)
+                rms_T = measure_floor(config, weights, FLOAT32, tokens_T).rms_T
+                squares += list(np.mean(moved_TV**2, axis=-1) / rms_T**2)
+        floors = float(np.sqrt(np.mean(squares)))
+        # A fault that is not finite is as visible as can be.
+        floors = floors if np.isfinite(floors) else float("inf")
+        return floors > 1e-6, floors, {}
+
+    def _caught(self, port: Port, seed: int) -> dict[str, bool]:
+        items = short_inputs(self.checkpoint, seed)
+        try:
+            if seed not in self._right:
+                self._right = {seed: peers.show(correct_port(self.checkpoint), items)}
+            return peers.caught(peers.show(port, items), self._right[seed])
+        except (GptVerifyError, RuntimeError, ValueError, IndexError):
+            return dict.fromkeys(peers.COMPARISONS, True)  # a port that breaks is refused by all
+        finally:
+            port.close()
+
+
+def short_inputs(checkpoint: Checkpoint, seed: int) -> list[Input]:
+    """One token, two rows that differ, and one row beyond the tile of most kernels."""
+    config = checkpoint.config
+    rows = min(17, config.n_ctx)
+    rng = np.random.default_rng([seed, rows, 2])
+    tokens = rng.integers(0, config.n_vocab, (2, rows), dtype=np.int64)
+    long = seeded(config, min(65, config.n_ctx), seed)
+    return [seeded(config, 1, seed), Input(f"2 × {rows}", tokens), long]
+
+
+def varied_inputs(checkpoint: Checkpoint, seed: int) -> list[Input]:
+    """The short inputs and one of the default ones, another one for each seed, long ones first."""
+    more = [i for i in default_inputs(checkpoint.config, seed) if i.tokens.size <= _LARGEST]
+    more.sort(key=lambda item: -item.tokens.size)
+    return [*short_inputs(checkpoint, seed), more[seed % len(more)]]
+
+
+def _failed(report: PortReport) -> list[Finding]:
+    return [finding for finding in report.findings if finding.status is Status.FAILED]
+
+
+def _concerns(law: str | None, finding: str) -> bool:
+    """``tying`` stands for all of its parts."""
+    return law is not None and (finding == law or finding.startswith(f"{law}."))
+
+
+def _exact(checkpoint: Checkpoint, tokens_T: Tokens) -> Floats:
+    """The oracle's logits, float64[T, V]."""
+    weights = Widened(DeclaredWeights(checkpoint.tensors, FLOAT32))
+    *_, (_, logits_TV) = forward(weights, checkpoint.config, tokens_T)
+    return logits_TV
+
+
+def _float64(port: Port) -> AbstractContextManager[Port]:
+    assert port.float64 is not None, "the planted model is a torch module"
+    return port.float64()
