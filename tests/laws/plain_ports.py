@@ -8,6 +8,7 @@ from typing import Any
 from models import checkpoint
 
 from verify.checkpoint import Checkpoint
+from verify.faults.catalogue import CATALOGUE
 from verify.faults.model import Options, build
 from verify.ports.port import Dtype
 from verify.ports.torch_module import TorchModule
@@ -23,4 +24,20 @@ def plain(
     source = source or checkpoint()
     port = TorchModule(build(source, options), source, "plain", dtype)
     alter(port.module)
+    return port
+
+
+def faulty(
+    name: str,
+    dtype: Dtype | None = None,
+    source: Checkpoint | None = None,
+    options: Options | None = None,
+) -> TorchModule:
+    """The same with a fault of the catalogue, in every layer."""
+    fault = CATALOGUE[name]
+    port = plain(dtype=dtype, source=source, options=options)
+    if fault.plant:
+        fault.plant(port.module, range(port.config.n_layer))
+    if fault.plant_port:
+        fault.plant_port(port)
     return port

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import altered_ports
-import loss_faults as faults
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import CONFIG, checkpoint
+from plain_ports import faulty, plain
 from subjects import hold, message, port
 from torch.nn import functional as F
 
@@ -20,6 +20,9 @@ from reference import Config, logits
 from reference.loss import loss_nats
 from verify.checks.laws import LAWS
 from verify.checks.loss_mistakes import MISTAKES
+from verify.faults.catalogue import CATALOGUE
+from verify.faults.loss import nats, plant_loss
+from verify.faults.loss import right as right_loss
 from verify.findings import Finding, Status
 from verify.numerics.loss import losses, mean_budget
 from verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, PRECISIONS
@@ -105,7 +108,7 @@ def step_by_step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def in_chunks(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Never more than three positions of logits in float32 at a time."""
     pairs = zip(x[:, :-1].split(3, 1), y[:, 1:].split(3, 1), strict=True)
-    parts = [faults.nats(a.float(), b, reduction="sum") for a, b in pairs]
+    parts = [nats(a.float(), b, reduction="sum") for a, b in pairs]
     return sum(parts, torch.zeros(())) / (y[:, 1:] != -100).sum()
 
 
@@ -144,72 +147,82 @@ def test_the_loss_may_be_computed_in_a_pass_of_its_own(law: str, dtype: Any) -> 
 
 #: Fault → the laws that refute it by name, and the words.
 NAMED: dict[str, tuple[list[str], str]] = {
-    "summed": (["loss.value", "loss.batch"], "the sum over the predicted tokens"),
-    "summed_over_rows": (["loss.value", "loss.batch"], "averaged over the batch only"),
-    "not_shifted": (OWN, "not shifted"),
-    "shifted_by_two": (OWN, "shifted by two"),
-    "shifted_backwards": (OWN, "shifted backwards"),
-    "last_left_out": (["loss.value"], "the last token is left out"),
-    "first_left_out": (["loss.value"], "the first prediction is left out"),
-    "smoothed": (OWN, "labels are smoothed, ε = 0.02"),
-    "in_bits": (OWN, "in bits (log2)"),
-    "perplexity": (OWN, "the perplexity"),
-    "log_likelihood": (OWN, "not its negative"),
-    "too_low": (OWN, "every loss is 0.9 times"),
-    "mean_of_rows": (["loss.batch"], "the mean of each row's mean"),
-    "ignored_in_divisor": (["loss.ignored", "loss.batch"], "counted in the divisor"),
-    "divided_by_positions": (OWN, "divided by all positions"),
-    "ignored_as_token_0": (["loss.ignored", "loss.batch"], "taken for token 0"),
-    "ignored_from_the_end": (["loss.ignored", "loss.batch"], "hundredth token from the end"),
-    "padding_counted": (["loss.ignored", "loss.batch"], "as padding is, are counted"),
-    "mask_not_shifted": (["loss.ignored", "loss.batch"], "mask of ignored labels is not shifted"),
+    "loss-sum": (["loss.value", "loss.batch"], "the sum over the predicted tokens"),
+    "loss-sum-over-rows": (["loss.value", "loss.batch"], "averaged over the batch only"),
+    "loss-not-shifted": (OWN, "not shifted"),
+    "loss-shifted-twice": (OWN, "shifted by two"),
+    "loss-shifted-backwards": (OWN, "shifted backwards"),
+    "loss-last-token-dropped": (["loss.value"], "the last token is left out"),
+    "loss-first-token-dropped": (["loss.value"], "the first prediction is left out"),
+    "loss-label-smoothing": (OWN, "labels are smoothed, ε = 0.02"),
+    "loss-bits": (OWN, "in bits (log2)"),
+    "loss-perplexity": (OWN, "the perplexity"),
+    "loss-sign": (OWN, "not its negative"),
+    "loss-scaled": (OWN, "every loss is 0.9 times"),
+    "loss-clipped": (["loss.value"], "the loss of each token is cut at 4 nats"),
+    "loss-mean-of-means": (["loss.batch"], "the mean of each row's mean"),
+    "loss-ignored-in-divisor": (["loss.ignored", "loss.batch"], "counted in the divisor"),
+    "loss-positions-in-divisor": (OWN, "divided by all positions"),
+    "loss-ignored-as-token-0": (["loss.ignored", "loss.batch"], "taken for token 0"),
+    "loss-ignored-from-the-end": (["loss.ignored", "loss.batch"], "hundredth token from the end"),
+    "loss-padding-counted": (["loss.ignored", "loss.batch"], "as padding is, are counted"),
+    "loss-mask-not-shifted": (["loss.ignored", "loss.batch"], "mask of ignored labels is not"),
 }
+
+
+def test_every_fault_of_the_catalogue_is_here() -> None:
+    family = {name: fault for name, fault in CATALOGUE.items() if fault.family == "loss"}
+    assert family.keys() == NAMED.keys()
+    assert all(fault.law in NAMED[name][0] for name, fault in family.items())
+    assert {mistake.fault for mistake in MISTAKES} < NAMED.keys()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("fault", NAMED)
 def test_a_mistake_is_refuted_by_name(fault: str, dtype: Any) -> None:
     laws, words = NAMED[fault]
-    altered = port(getattr(faults, fault), dtype=dtype)
+    altered = faulty(fault, dtype=dtype)
     for law in OWN:
         findings = hold(law, altered)
         if law in laws:
             assert words in message(findings, Status.FAILED), findings[0].message
-            assert "unexplained" not in findings[0].message
+            assert findings[0].details["fault"] == fault
         elif status(findings) is Status.FAILED:
-            assert words in findings[0].message or "unexplained" in findings[0].message
+            assert findings[0].details.get("fault", fault) == fault
 
 
 def test_what_a_part_cannot_see_passes_there() -> None:
     """Without this, a law that refutes everything would pass all of the above."""
-    assert status(hold("loss.value", port(faults.mean_of_rows))) is Status.PASSED
-    assert status(hold("loss.value", port(faults.ignored_in_divisor))) is Status.PASSED
-    assert status(hold("loss.value", port(faults.ignored_as_token_0))) is Status.PASSED
-
-
-def test_every_mistake_that_can_be_named_is_planted() -> None:
-    planted = [words for _, words in NAMED.values()]
-    assert all(any(words in said for words in planted) for said in MISTAKES)
+    for fault in ("loss-mean-of-means", "loss-ignored-in-divisor", "loss-ignored-as-token-0"):
+        assert status(hold("loss.value", faulty(fault))) is Status.PASSED
 
 
 def test_a_loss_that_is_too_low_is_said_to_be() -> None:
-    (finding,) = hold("loss.value", port(faults.too_low))
+    (finding,) = hold("loss.value", faulty("loss-scaled"))
     assert "(too low by " in finding.message
-    (finding,) = hold("loss.value", port(faults.in_bits))
+    (finding,) = hold("loss.value", faulty("loss-bits"))
     assert "(too high by " in finding.message
 
 
-@pytest.mark.parametrize("fault", ["temperature", "unfinished"])
+#: Mistakes that have no name.
+UNKNOWN = {
+    "temperature": lambda x, y: right_loss(x / 1.01, y),
+    "unfinished": lambda x, y: right_loss(x, y) * float("nan"),
+}
+
+
+@pytest.mark.parametrize("fault", UNKNOWN)
 @pytest.mark.parametrize("law", OWN)
 def test_what_has_no_name_is_unexplained(law: str, fault: str) -> None:
-    findings = hold(law, port(getattr(faults, fault)))
+    findings = hold(law, plain(lambda model: plant_loss(UNKNOWN[fault], model)))
     assert ": unexplained [" in message(findings, Status.FAILED)
+    assert "fault" not in findings[0].details
 
 
 def test_a_mistake_that_two_names_fit_is_unexplained() -> None:
     """With two positions there is one prediction, which is the first and the last."""
     source = checkpoint(Config(n_vocab=11, n_ctx=2, n_embd=6, n_head=1, n_layer=1))
-    (finding,) = hold("loss.value", port(faults.last_left_out, source=source), source)
+    (finding,) = hold("loss.value", faulty("loss-last-token-dropped", source=source), source)
     assert finding.status is Status.FAILED
     assert ": unexplained" in finding.message
 
@@ -223,9 +236,9 @@ def test_wrong_logits_are_no_wrong_loss() -> None:
         assert "it is the loss of the port's own logits, which are not the reference's" in said
 
 
-@pytest.mark.parametrize("fault", ["summed", "not_shifted", "too_low", "smoothed", "unfinished"])
+@pytest.mark.parametrize("fault", ["sum", "not-shifted", "scaled", "label-smoothing", "clipped"])
 def test_end_to_end_a_wrong_loss_is_wrong_too(fault: str) -> None:
-    said = message(hold("loss.reference", port(getattr(faults, fault))), Status.FAILED)
+    said = message(hold("loss.reference", faulty(f"loss-{fault}")), Status.FAILED)
     assert said.startswith("loss[length 17] = ")
     assert "own logits" not in said
 

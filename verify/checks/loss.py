@@ -223,10 +223,11 @@ def _finding(law: str, cases: Sequence[Case], exact: Sequence[Case], where: str)
         return Finding(law, Status.PASSED, message, None, score, limit, details)
     fitting = names(exact) or names(cases)
     if len(fitting) == 1:
-        message += f": {fitting[0]}"
+        message += f": {fitting[0].words}"
+        details["fault"] = fitting[0].fault
     else:
         message += ": unexplained"
-        details["fits"] = fitting
+        details["fits"] = [mistake.words for mistake in fitting]
     if len(cases) > 1:
         message += f" [{len(wrong)} of {len(cases)} calls]"
     return Finding(law, Status.FAILED, message, None, score, limit, details)

@@ -59,7 +59,23 @@ class Case:
         return abs(self.measured - other) <= self.allowed * max(1.0, size)
 
 
-Mistake = Callable[[Losses, Counted], float]
+#: The loss that a mistake gives.
+Compute = Callable[[Losses, Counted], float]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One that is usual with losses.
+
+    Attributes:
+        fault: its name in the catalogue of faults.
+        words: what is said of it.
+        loss: the loss that it gives.
+    """
+
+    fault: str
+    words: str
+    loss: Compute
 
 
 def aligned(nats_BT: Floats, shift: int) -> Floats:
@@ -86,7 +102,7 @@ def _sum(losses: Losses, counted: Counted) -> float:
     return float(np.nansum(np.where(counted, aligned(losses.nats[1], 1), 0.0)))
 
 
-def _without(column: int) -> Mistake:
+def _without(column: int) -> Compute:
     def mistake(losses: Losses, counted: Counted) -> float:
         fewer = counted.copy()
         fewer[:, column] = False
@@ -105,7 +121,7 @@ def _over_all_labels(losses: Losses, counted: Counted) -> float:
     return _sum(losses, counted) / float(batch * (length - 1))
 
 
-def _ignored_as(token: int) -> Mistake:
+def _ignored_as(token: int) -> Compute:
     """Ignored labels are looked up as another id."""
 
     def mistake(losses: Losses, counted: Counted) -> float:
@@ -123,61 +139,110 @@ def _mask_not_shifted(losses: Losses, counted: Counted) -> float:
     return mean_loss(losses, late)
 
 
-#: What is said of it → the loss that it gives.
-MISTAKES: dict[str, Mistake] = {
-    "it is the sum over the predicted tokens, not their mean": _sum,
-    "it is summed over each sequence and averaged over the batch only": lambda losses, counted: (
-        _sum(losses, counted) / len(counted)
+MISTAKES = (
+    Mistake("loss-sum", "it is the sum over the predicted tokens, not their mean", _sum),
+    Mistake(
+        "loss-sum-over-rows",
+        "it is summed over each sequence and averaged over the batch only",
+        lambda losses, counted: _sum(losses, counted) / len(counted),
     ),
-    "not shifted: each token is predicted from itself": lambda losses, counted: mean_loss(
-        losses, counted, 0
+    Mistake(
+        "loss-not-shifted",
+        "not shifted: each token is predicted from itself",
+        lambda losses, counted: mean_loss(losses, counted, 0),
     ),
-    "shifted by two: each token is predicted from two before it": lambda losses, counted: mean_loss(
-        losses, counted, 2
+    Mistake(
+        "loss-shifted-twice",
+        "shifted by two: each token is predicted from two before it",
+        lambda losses, counted: mean_loss(losses, counted, 2),
     ),
-    "shifted backwards: each token is predicted from the one after it": lambda losses, counted: (
-        mean_loss(losses, counted, -1)
+    Mistake(
+        "loss-shifted-backwards",
+        "shifted backwards: each token is predicted from the one after it",
+        lambda losses, counted: mean_loss(losses, counted, -1),
     ),
-    "the last token is left out": _without(-1),
-    "the first prediction is left out": _without(1),
-    "it is the mean of each row's mean, so that a token of a short row counts more": _mean_of_rows,
-    "it is in bits (log2), not in nats": lambda losses, counted: (
-        mean_loss(losses, counted) / math.log(2.0)
+    Mistake("loss-last-token-dropped", "the last token is left out", _without(-1)),
+    Mistake("loss-first-token-dropped", "the first prediction is left out", _without(1)),
+    Mistake(
+        "loss-mean-of-means",
+        "it is the mean of each row's mean, so that a token of a short row counts more",
+        _mean_of_rows,
     ),
-    "it is the perplexity, not its logarithm": lambda losses, counted: _exp(
-        mean_loss(losses, counted)
+    Mistake(
+        "loss-bits",
+        "it is in bits (log2), not in nats",
+        lambda losses, counted: mean_loss(losses, counted) / math.log(2.0),
     ),
-    "it is the log-likelihood, not its negative": lambda losses, counted: (
-        -mean_loss(losses, counted)
+    Mistake(
+        "loss-perplexity",
+        "it is the perplexity, not its logarithm",
+        lambda losses, counted: _exp(mean_loss(losses, counted)),
     ),
-    "ignored labels (-100) are counted in the divisor of the mean": _over_all_labels,
-    "the sum is divided by all positions, also the last, which predicts nothing": (
-        lambda losses, counted: _sum(losses, counted) / counted.size
+    Mistake(
+        "loss-sign",
+        "it is the log-likelihood, not its negative",
+        lambda losses, counted: -mean_loss(losses, counted),
     ),
-    "ignored labels (-100) are taken for token 0": _ignored_as(0),
-    "ignored labels (-100) are taken for the hundredth token from the end": _ignored_as(-100),
-    "tokens whose label is ignored (-100), as padding is, are counted": lambda losses, counted: (
-        mean_loss(losses, np.ones_like(counted))
+    Mistake(
+        "loss-ignored-in-divisor",
+        "ignored labels (-100) are counted in the divisor of the mean",
+        _over_all_labels,
     ),
-    "the mask of ignored labels is not shifted: the token after each is ignored": _mask_not_shifted,
-}
+    Mistake(
+        "loss-positions-in-divisor",
+        "the sum is divided by all positions, also the last, which predicts nothing",
+        lambda losses, counted: _sum(losses, counted) / counted.size,
+    ),
+    Mistake(
+        "loss-ignored-as-token-0", "ignored labels (-100) are taken for token 0", _ignored_as(0)
+    ),
+    Mistake(
+        "loss-ignored-from-the-end",
+        "ignored labels (-100) are taken for the hundredth token from the end",
+        _ignored_as(-100),
+    ),
+    Mistake(
+        "loss-padding-counted",
+        "tokens whose label is ignored (-100), as padding is, are counted",
+        lambda losses, counted: mean_loss(losses, np.ones_like(counted)),
+    ),
+    Mistake(
+        "loss-mask-not-shifted",
+        "the mask of ignored labels is not shifted: the token after each is ignored",
+        _mask_not_shifted,
+    ),
+)
 
 
-def names(cases: Sequence[Case]) -> list[str]:
+@dataclass(frozen=True)
+class Named:
+    """A mistake that gives all of a port's losses.
+
+    Attributes:
+        fault: its name in the catalogue of faults.
+        words: what is said of it.
+    """
+
+    fault: str
+    words: str
+
+
+def names(cases: Sequence[Case]) -> list[Named]:
     """What a port may have done: every mistake that by itself gives all of its losses."""
-    fitting = [said for said, mistake in MISTAKES.items() if _explains(mistake, cases)]
+    fitting = [Named(m.fault, m.words) for m in MISTAKES if _explains(m.loss, cases)]
     if not fitting and len(cases) > 1:
         # These have a number to fit, which any one case would determine.
-        fitting = list(filter(None, [_smoothing(cases) or _multiple(cases)]))
+        fitted = (fit(cases) for fit in (_smoothing, _multiple, _clipping))
+        fitting = list(filter(None, fitted))[:1]
     return fitting
 
 
-def _explains(mistake: Mistake, cases: Sequence[Case]) -> bool:
+def _explains(mistake: Compute, cases: Sequence[Case]) -> bool:
     finite = any(math.isfinite(case.measured) for case in cases)
     return finite and all(case.fits(mistake(case.losses, case.counted)) for case in cases)
 
 
-def _smoothing(cases: Sequence[Case]) -> str | None:
+def _smoothing(cases: Sequence[Case]) -> Named | None:
     """Label smoothing: the same share of the uniform loss in every case."""
     uniform = [_mean(aligned(c.losses.uniform, 1), c.counted) for c in cases]
     share = _fit([u - c.expected for u, c in zip(uniform, cases, strict=True)], cases)
@@ -186,15 +251,35 @@ def _smoothing(cases: Sequence[Case]) -> str | None:
     smoothed = [c.expected + share * (u - c.expected) for u, c in zip(uniform, cases, strict=True)]
     if not all(case.fits(value) for case, value in zip(cases, smoothed, strict=True)):
         return None
-    return f"labels are smoothed, ε = {share:.3g}"
+    return Named("loss-label-smoothing", f"labels are smoothed, ε = {share:.3g}")
 
 
-def _multiple(cases: Sequence[Case]) -> str | None:
+def _multiple(cases: Sequence[Case]) -> Named | None:
     """The same factor in every case."""
     factor = 1.0 + _fit([case.expected for case in cases], cases)
     if not all(case.fits(factor * case.expected) for case in cases):
         return None
-    return f"every loss is {factor:.6g} times what it should be"
+    return Named("loss-scaled", f"every loss is {factor:.6g} times what it should be")
+
+
+def _clipping(cases: Sequence[Case]) -> Named | None:
+    """The loss of each token cut at the same number of nats, which is found by bisection."""
+    each = [aligned(c.losses.nats[1], 1) for c in cases]
+    each = [nats[c.counted & ~np.isnan(nats)] for nats, c in zip(each, cases, strict=True)]
+    if not all(nats.size and math.isfinite(c.error) for nats, c in zip(each, cases, strict=True)):
+        return None
+    total = sum(c.measured for c in cases)
+    low, high = 0.0, max(float(nats.max()) for nats in each)
+    for _ in range(64):
+        middle = (low + high) / 2
+        if sum(float(np.minimum(nats, middle).mean()) for nats in each) < total:
+            low = middle
+        else:
+            high = middle
+    clipped = [float(np.minimum(nats, high).mean()) for nats in each]
+    if not all(case.fits(value) for case, value in zip(cases, clipped, strict=True)):
+        return None
+    return Named("loss-clipped", f"the loss of each token is cut at {high:.6g} nats")
 
 
 def _fit(directions: Sequence[float], cases: Sequence[Case]) -> float:

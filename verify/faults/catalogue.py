@@ -8,6 +8,7 @@ from verify.faults import (
     attention_mask,
     attention_positions,
     gelu,
+    loss,
     norm,
     norm_place,
     weights,
@@ -23,6 +24,7 @@ _FAMILIES = (
     attention_positions,
     attention_heads,
     weights,
+    loss,
 )
 
 #: Name → fault, in the order of the families.

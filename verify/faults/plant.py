@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial, wraps
 from types import MethodType
 from typing import Any
 
@@ -14,3 +15,15 @@ def replace(module: Any, method: str, function: Callable[..., Any]) -> None:
     parameters would go on reading the original's.
     """
     setattr(module, method, MethodType(function, module))
+
+
+def wrap(module: Any, method: str, function: Callable[..., Any]) -> None:
+    """``function(module, right, …)`` in place of a method, where ``right(…)`` is what it was:
+    another fault's, if that has been planted before."""
+    before = getattr(module, method).__func__
+
+    @wraps(before)  # the signature says what a model takes
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self, partial(before, self), *args, **kwargs)
+
+    replace(module, method, wrapped)
