@@ -14,10 +14,14 @@ from verify.diagnosis.sites import HIDDEN
 from verify.faults.catalogue import CATALOGUE
 from verify.faults.fault import Fault, kind_of
 from verify.faults.oracle import run
+from verify.inputs import Input
 from verify.sites import sites
 
 SOURCE = checkpoint()
-INPUT = batch(CONFIG, 1, 17)
+#: Begins with the first token and ends with the last, which some faults confuse.
+INPUT = Input("17", np.array([[0, *batch(CONFIG, 1, 15).tokens[0], CONFIG.n_vocab - 1]]))
+#: What a torch port shows before the fault strikes: the sum of two rows, which is normalised then.
+EARLY = {"embeddings-normalised": "embed"}
 LAYERS = range(CONFIG.n_layer)
 #: Rounding of three layers in float64, relative to the largest element of a site.
 TOLERANCE = 1e4 * float(np.finfo(np.float64).eps)
@@ -67,7 +71,7 @@ def test_both_forms_compute_the_same(fault: Fault, layers: Sequence[int]) -> Non
     assert bool(changed) == (fault.law is not None)
     assert "logits" in shown
     for site in order[: first + 1] if fault.coarse else order:
-        if site not in shown:
+        if site not in shown or EARLY.get(fault.name) == site:
             continue
         ours, hidden_by_us = compared(site, computed[site])
         theirs, hidden_by_them = compared(site, shown[site])

@@ -7,10 +7,13 @@ from verify.faults import (
     attention_heads,
     attention_mask,
     attention_positions,
+    embeddings,
     gelu,
-    loss,
+    head,
+    linear,
     norm,
     norm_place,
+    residual,
     weights,
 )
 from verify.faults.fault import Fault
@@ -23,8 +26,11 @@ _FAMILIES = (
     attention_mask,
     attention_positions,
     attention_heads,
+    linear,
+    residual,
+    embeddings,
+    head,
     weights,
-    loss,
 )
 
 #: Name → fault, in the order of the families.

@@ -202,13 +202,15 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                     self._held.pop(role.output)
                     pending.bias = True
                     return pending
-        # The rows of one table and whatever is added to them first: the other table's, or a slice.
-        tables = [p for p in waiting if p.site == "embed" and not p.bias]
+        # The rows of one table and whatever is added to them first: the other table's, or a slice;
+        # and any further rows, of whichever table.
+        tables = [p for p in waiting if p.site == "embed"]
+        if all(p.bias for p in tables):
+            return None
         for other in tables[1:]:
             self._pending.pop(address(other.tensor), None)
-        if tables:
-            tables[0].bias = True
-        return tables[0] if tables else None
+        tables[0].bias = True
+        return tables[0]
 
     def _continue(self, pending: _Pending, output: torch.Tensor, roles: Sequence[Any]) -> None:
         self._pending.pop(address(pending.tensor), None)

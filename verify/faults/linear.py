@@ -1,0 +1,150 @@
+"""Faults of the linear maps: biases, a square matrix read the wrong way round, layers in another
+order. Where c_attn's output is cut: ``attention_heads.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from reference.ops import Array
+from verify.faults.fault import Fault, Stored
+from verify.faults.later import torch
+from verify.faults.oracle import Act, Call
+from verify.faults.plant import replace
+
+#: Site → where the model keeps the map that makes it.
+_MAPS = {
+    "attn.qkv": ("attn", "c_attn"),
+    "attn.out": ("attn", "c_proj"),
+    "mlp.pre": ("mlp", "c_fc"),
+    "mlp.out": ("mlp", "c_proj"),
+}
+#: Tensors of a block, without their layer.
+_KINDS = (
+    *(f"{norm}/{leaf}" for norm in ("ln_1", "ln_2") for leaf in "gb"),
+    *(f"{part}/{name}/{leaf}" for part, name in _MAPS.values() for leaf in "wb"),
+)
+
+
+def _plant(
+    changes: Mapping[str, Callable[[Any, Any], Any]], model: Any, layers: Sequence[int]
+) -> None:
+    for block in model.blocks(layers):
+        for kind, forward in changes.items():
+            part, name = _MAPS[kind]
+            replace(getattr(getattr(block, part), name), "forward", forward)
+
+
+def _linear(
+    name: str,
+    summary: str,
+    acts: Mapping[str, Act],
+    in_torch: Callable[[Any, Any], Any] | Mapping[str, Callable[[Any, Any], Any]],
+    seen: str = "",
+    **more: Any,
+) -> Fault:
+    """``in_torch(linear, x)``, one for all sites or one for each."""
+    changes = in_torch if isinstance(in_torch, Mapping) else dict.fromkeys(acts, in_torch)
+    return Fault(name, "linear", summary, seen, acts, plant=partial(_plant, changes), **more)
+
+
+def _product(call: Call) -> Array:
+    value: Array = call.x @ call.own(0)
+    return value
+
+
+def _torch_product(linear: Any, x: Any) -> Any:
+    return torch.matmul(x, linear.weight)
+
+
+def _without_part(part: int, call: Call) -> Array:
+    biases = np.split(call.own(1), 3)
+    biases[part] = np.zeros_like(biases[part])
+    value: Array = _product(call) + np.concatenate(biases)
+    return value
+
+
+def _torch_without_part(linear: Any, x: Any, part: int) -> Any:
+    width = linear.bias.shape[0] // 3
+    bias = linear.bias.clone()
+    bias[part * width : (part + 1) * width] = 0
+    return torch.nn.functional.linear(x, linear.weight.T, bias)
+
+
+def _missing(name: str, summary: str, *kinds: str, seen: str = "") -> Fault:
+    acts = dict.fromkeys(kinds, _product)
+    return _linear(name, summary, acts, _torch_product, seen, needs="a bias that is not 0")
+
+
+def _missing_part(name: str, summary: str, part: int) -> Fault:
+    return _linear(
+        name,
+        summary,
+        {"attn.qkv": partial(_without_part, part)},
+        partial(_torch_without_part, part=part),
+        needs="a bias that is not 0",
+    )
+
+
+def _bias_twice(call: Call) -> Array:
+    return _product(call) + 2 * call.own(1)
+
+
+def _transposed(call: Call) -> Array:
+    value: Array = np.einsum("ti,oi->to", call.x, call.own(0)) + call.own(1)
+    return value
+
+
+def _string_sorted(t: Stored) -> Array:
+    """The tensor whose number is in this place when 0, 1, 10, 11, 2 … is the order."""
+    layer, _, rest = t.name.removeprefix("h").partition("/")
+    return t.lookup(f"h{sorted(map(str, range(t.config.n_layer)))[int(layer)]}/{rest}")
+
+
+def _plant_string_sorted(model: Any, layers: Sequence[int]) -> None:
+    numbers = sorted(range(len(model.h)), key=str)
+    model.h = torch.nn.ModuleList(model.h[number] for number in numbers)
+
+
+FAULTS = (
+    _linear(
+        "linear-transposed",
+        "multiplies by c_proj of the attention the wrong way round: it is square, and fits",
+        {"attn.out": _transposed},
+        lambda linear, x: x @ linear.weight.T + linear.bias,
+        "nn.Linear, which keeps [out, in], in place of GPT-2's [in, out]",
+    ),
+    _missing(
+        "linear-bias-missing",
+        "adds no bias in its linear maps",
+        *_MAPS,
+        seen="bias=False, an option of nanoGPT",
+    ),
+    _missing("linear-qkv-bias-missing", "adds no bias to queries, keys and values", "attn.qkv"),
+    _missing_part("linear-query-bias-missing", "adds no bias to the queries", 0),
+    _missing_part("linear-value-bias-missing", "adds no bias to the values", 2),
+    _missing("linear-projection-bias-missing", "adds no bias after attention", "attn.out"),
+    _missing("linear-fc-bias-missing", "adds no bias before the activation", "mlp.pre"),
+    _missing("linear-mlp-projection-bias-missing", "adds no bias after the MLP", "mlp.out"),
+    _linear(
+        "linear-bias-twice",
+        "adds the biases of the two projections twice",
+        dict.fromkeys(("attn.out", "mlp.out"), _bias_twice),
+        lambda linear, x: x @ linear.weight + linear.bias + linear.bias,
+        "tensor parallelism that adds the bias on every rank before it sums over them",
+        needs="a bias that is not 0",
+    ),
+    Fault(
+        "linear-layers-string-sorted",
+        "linear",
+        "sorts the layers by their names as strings: h.10 comes before h.2",
+        alter=_string_sorted,
+        tensors=_KINDS,
+        plant=_plant_string_sorted,
+        layered=False,
+        needs="more than ten layers",
+    ),
+)
