@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import gradient_faults as faults
+import mixed_precision
 import numpy as np
 import pytest
 from models import CONFIG, checkpoint
@@ -55,6 +56,12 @@ def test_a_port_without_float64_is_judged_as_it_is(dtype: Any) -> None:
     lost = [f.message for f in findings if f.status is Status.NOT_EXAMINED]
     assert all("lost in the noise" in message for message in lost)
     assert len(lost) <= {"float32": 0, "bfloat16": 6, "float16": 1}[dtype]
+
+
+def test_a_twin_that_is_not_all_float64_is_not_judged_as_that() -> None:
+    findings = held(port(mixed_precision.softmax_in_float32))
+    assert {f.status for f in findings} == {Status.PASSED}, message(findings, Status.NOT_EXAMINED)
+    assert all("in float32" in f.message and "float64" not in f.message for f in findings)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import altered_ports
+import mixed_precision
 import numpy as np
 import pytest
 import tying_faults as faults
@@ -97,6 +98,11 @@ class TestCorrectPorts:
         finding = found(made)
         assert finding.status is Status.PASSED, finding.message
         assert "the sum of both parts, which the port does not tell apart" in finding.message
+
+    def test_a_twin_that_is_not_all_float64(self) -> None:
+        finding = found(port(mixed_precision.softmax_in_float32))
+        assert finding.status is Status.PASSED, finding.message
+        assert "float64" not in finding.message
 
     def test_frozen_parameters_stay_frozen(self) -> None:
         made = port(lambda model: model.requires_grad_(False))

@@ -19,6 +19,7 @@ from verify.checks.gradient_words import Comparison, in_words, on_the_way_back
 from verify.checks.port_gradient import PortGradient
 from verify.checks.reference_gradient import ReferenceGradient, reference_gradient
 from verify.checks.subject import NotExamined, Subject
+from verify.checks.twin import throughout
 from verify.findings import Finding, Status
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.derivatives import Derivative
@@ -98,14 +99,16 @@ def _runs(subject: Subject, reference: ReferenceGradient) -> Iterator[_Run]:
     """In float64 where the port can, and as it is. One is given up before the next is made."""
     port, ran = subject.port, False
     if port.float64 is not None and port.dtype != "float64":
+        run, finer = None, FLOAT64.u / subject.precision.u
         try:
             with port.float64() as twin:
-                run = _run(subject, twin, reference, "float64", FLOAT64.u / subject.precision.u)
+                if throughout(twin, reference.tokens):
+                    run = _run(subject, twin, reference, "float64", finer)
         except Exception:  # the law of architecture says that it does not run in float64
             pass
-        else:
-            yield run
+        if run is not None:
             ran = True
+            yield run
             del run
     try:
         yield _run(subject, port, reference, port.dtype, 1.0)

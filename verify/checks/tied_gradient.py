@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from reference.ops import unembed
 from verify.checks.subject import NotExamined, Subject
 from verify.checks.tied_ends import table_rows
+from verify.checks.twin import throughout
 from verify.checks.tying import SITE, Tables, tables_of
 from verify.findings import Finding, Status
 from verify.numerics.cascade import LIMIT_FLOORS
@@ -207,7 +208,7 @@ def _measure(subject: Subject, tokens: NDArray[np.int64]) -> _Measured:
     if port.float64 is not None:
         try:
             with port.float64() as twin:
-                if twin.gradients is not None:
+                if twin.gradients is not None and throughout(twin, tokens):
                     return _Measured(twin.gradients(tokens), twin.logits(tokens), FLOAT64)
         except NotExamined:
             raise

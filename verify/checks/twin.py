@@ -1,0 +1,29 @@
+"""Whether a port that was cast to float64 computes in it throughout.
+
+Some ports widen or narrow what they compute on the way: a softmax that is always taken in float32
+is no mistake. Their twins round as the narrower format does, and a law that expects the rounding of
+float64 would refute them.
+"""
+
+from __future__ import annotations
+
+from verify.ports.port import Floats, Port, Tokens
+
+
+def throughout(twin: Port, tokens: Tokens) -> bool:
+    """Run the first positions of a batch, and look at the formats that are seen on the way.
+
+    Args:
+        twin: what ``Port.float64`` yields. One that shows no activations is taken at its word.
+        tokens: int[B, T].
+    """
+    if twin.activations is None:
+        return True
+    narrower: list[str] = []
+
+    def visit(site: str, value: Floats, narrowest: str | None = None) -> None:
+        if narrowest not in (None, "float64"):
+            narrower.append(site)
+
+    twin.activations(tokens[:1, :2], visit)
+    return not narrower
