@@ -241,11 +241,14 @@ def _ports(args: argparse.Namespace) -> int:
     ports = builtin_ports()
     width = max(len(port.name) for port in ports)
     for port in ports:
-        state = "" if port.missing is None else f" (not available: {port.missing})"
+        state = "" if port.by_default else "; runs when it is named"
+        if port.missing is not None:
+            state = f" (not available: {port.missing})"
         print(f"{port.name:<{width}}  {port.summary}{state}")
     print(f"{'huggingface':<{width}}  both of the above that begin so")
     print("\nhuggingface=DIR|HUB-ID  the same with weights of its own")
     print("FILE.py:factory, package.module:factory  a port of yours")
+    print("process=COMMAND, http://…  a port in another language (docs/other-languages.md)")
     return 0
 
 

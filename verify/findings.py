@@ -93,6 +93,7 @@ class PortReport:
 
     Attributes:
         waived: the laws that the port declares not to bind it.
+        remarks: what the port says of itself.
         error: why the port could not be judged (one line), or None.
         first_divergence: the earliest site at which an operation is wrong by itself, or None.
         explained_by: names of faults that explain the divergence.
@@ -109,6 +110,7 @@ class PortReport:
     weights_from: str
     findings: tuple[Finding, ...] = ()
     waived: tuple[Waiver, ...] = ()
+    remarks: tuple[str, ...] = ()
     error: str | None = None
     first_divergence: str | None = None
     explained_by: tuple[str, ...] = ()

@@ -71,13 +71,14 @@ def judge(
     work = _Work(checkpoint, inputs, progress, seed, laws)
     error = name = None
     waivers: Mapping[str, str] = {}
+    remarks: tuple[str, ...] = ()
     declared, where, source = dtype or "float32", device, "checkpoint"
     try:
         before = snapshot()
         made = build or partial(registry.build, spec, checkpoint, dtype, device)  # type: ignore[arg-type]
         port = made()
         name, declared, where, source = port.name, port.dtype, port.device, port.weights_from
-        waivers = port.waivers
+        waivers, remarks = port.waivers, tuple(port.remarks)
         work.loading = Loading(before, snapshot())
         progress.port(name, work.steps(port))
         try:
@@ -99,6 +100,7 @@ def judge(
         weights_from=source,
         findings=tuple(findings),
         waived=waived,
+        remarks=remarks,
         error=error,
         first_divergence=first_divergence(findings, checkpoint.config),
         explained_by=tuple(dict.fromkeys(cause.fault for cause in work.diagnosis.causes)),

@@ -128,9 +128,9 @@ def run(
 
 
 def installed() -> list[str]:
-    """The built-in ports that can be used here; UsageError where there is none."""
+    """The built-in ports that are judged when none is named; UsageError where none can be."""
     infos = builtin_ports()
-    names = [info.name for info in infos if info.missing is None]
+    names = [info.name for info in infos if info.missing is None and info.by_default]
     if not names:
         raise UsageError("no port to judge: " + "; ".join(f"{i.name}: {i.missing}" for i in infos))
     return names

@@ -28,6 +28,8 @@ def default_ports(checkpoint: Path, dtype: str | None) -> tuple[list[str], list[
 
     installed, missing = [], []
     for port in builtin_ports():
+        if not port.by_default:
+            continue
         why = port.missing
         if why is None and port.name == "openai-tf" and dtype not in (None, "float32"):
             why = f"computes in float32, and {dtype} was asked for"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -127,6 +127,10 @@ class Port:
 
     #: Law, or ``law.part``, → why it does not bind this port. Each must excuse a failure.
     waivers: Mapping[str, str] = {}
+
+    #: What a reader of the report should know of this port, a line each: a format that was
+    #: recognised, a version that was exported.
+    remarks: Sequence[str] = ()
 
     def logits(self, tokens: Tokens) -> Floats:
         """tokens int[B, T] → logits float[B, T, V]."""

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,14 +29,47 @@ class PortInfo:
         name: what ``--port`` takes.
         summary: one line.
         missing: why it cannot be used here, or None.
+        by_default: ``run`` compares it when no port is named.
     """
 
     name: str
     summary: str
     missing: str | None
+    by_default: bool = True
 
 
 Build = Callable[[Checkpoint, "Dtype | None", str], "Port"]
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """How a built-in port comes about.
+
+    Attributes:
+        summary: one line.
+        packages: modules that it needs; ``c++`` is a compiler.
+        extra: of ``pip install 'gpt-verify[extra]'``.
+        build: makes it.
+        by_default: it is among the ports that ``run`` compares when none is named.
+    """
+
+    summary: str
+    packages: tuple[str, ...]
+    extra: str
+    build: Build
+    by_default: bool = True
+
+    @property
+    def missing(self) -> str | None:
+        """Why it cannot be used here, found without importing anything."""
+        for package in self.packages:
+            if package == "c++":
+                if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+                    return "there is no C++ compiler"
+            elif importlib.util.find_spec(package) is None:
+                name = package.replace("_", "-")
+                return f"{name} is not installed: pip install 'gpt-verify[{self.extra}]'"
+        return None
 
 
 def _openai_tf(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
@@ -55,38 +89,70 @@ def _huggingface(attention: str) -> Build:
     return build
 
 
-#: name → (summary, packages that it needs, how to build it)
-_BUILTIN: dict[str, tuple[str, tuple[str, ...], Build]] = {
-    "huggingface-eager": (
+def _compiled(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
+    from verify.ports.compiled import compiled
+
+    return compiled(checkpoint, dtype, device)
+
+
+def _transformer_lens(processed: bool) -> Build:
+    def build(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
+        from verify.ports import transformer_lens
+
+        make = transformer_lens.processed if processed else transformer_lens.transformer_lens
+        return make(checkpoint, dtype, device)
+
+    return build
+
+
+_BUILTIN: dict[str, _Adapter] = {
+    "huggingface-eager": _Adapter(
         "transformers' GPT2LMHeadModel, attention written out",
         ("torch", "transformers"),
+        "torch",
         _huggingface("eager"),
     ),
-    "huggingface-sdpa": (
+    "huggingface-sdpa": _Adapter(
         "transformers' GPT2LMHeadModel, torch's fused attention",
         ("torch", "transformers"),
+        "torch",
         _huggingface("sdpa"),
     ),
+    "compiled": _Adapter(
+        "the same, compiled by torch.compile, which takes a minute or more",
+        ("torch", "transformers", "c++"),
+        "torch",
+        _compiled,
+        by_default=False,
+    ),
+    "transformer-lens": _Adapter(
+        "TransformerLens' bridge to transformers' model",
+        ("transformer_lens",),
+        "transformer-lens",
+        _transformer_lens(processed=False),
+    ),
+    "transformer-lens-processed": _Adapter(
+        "the same with layer norms folded and weights centred",
+        ("transformer_lens",),
+        "transformer-lens",
+        _transformer_lens(processed=True),
+    ),
     # Last: its process imports TensorFlow while the others are judged.
-    "openai-tf": (
+    "openai-tf": _Adapter(
         "the published architecture as a TensorFlow graph, restored by TensorFlow's Saver",
         ("tensorflow",),
+        "tensorflow",
         _openai_tf,
     ),
 }
-_EXTRA = {"tensorflow": "tensorflow", "torch": "torch", "transformers": "torch"}
 
 
 def builtin_ports() -> list[PortInfo]:
     """Every built-in port, without importing what it needs."""
-    found = []
-    for name, (summary, packages, _) in _BUILTIN.items():
-        lacking = next((p for p in packages if importlib.util.find_spec(p) is None), None)
-        missing = (
-            lacking and f"{lacking} is not installed: pip install 'gpt-verify[{_EXTRA[lacking]}]'"
-        )
-        found.append(PortInfo(name, summary, missing or None))
-    return found
+    return [
+        PortInfo(name, adapter.summary, adapter.missing, adapter.by_default)
+        for name, adapter in _BUILTIN.items()
+    ]
 
 
 def expand(specs: list[str]) -> list[str]:
@@ -126,10 +192,10 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
 
         return ProcessPort(source, checkpoint, spec, dtype)
     if spec in _BUILTIN:
-        for info in builtin_ports():
-            if info.name == spec and info.missing:
-                raise MissingDependency(f"{spec}: {info.missing}")
-        return _BUILTIN[spec][2](checkpoint, dtype, device)
+        adapter = _BUILTIN[spec]
+        if why := adapter.missing:
+            raise MissingDependency(f"{spec}: {why}")
+        return adapter.build(checkpoint, dtype, device)
     if ":" not in spec:
         known = ", ".join(["huggingface", *_BUILTIN])
         raise UsageError(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from verify.errors import PortError
+from verify.ports.port import NotExamined
 from verify.ports.torch_gradients import Differentiation
 from verify.ports.torch_trace import to_numpy
 from verify.ports.torch_tying import Tying
@@ -54,6 +55,8 @@ class _Calls:
     def loss(self, tokens: Tokens, labels: Tokens) -> float:
         output = self._call(tokens, labels=self._tensor(labels), **self._plain)
         loss = _member(output, "loss")
+        if loss is None:
+            raise NotExamined("forward takes labels and returns no loss")
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise PortError(f"{self._port.name}: its loss is {type(loss).__name__}, not one number")
         return float(loss)

@@ -15,7 +15,7 @@ from typing import Any
 from verify.findings import Finding, PortReport, Report
 
 #: ``major.minor``: a key that is added raises the minor number, any other change the major one.
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 
 def plain(value: Any) -> Any:
@@ -69,6 +69,7 @@ def port_as_dict(port: PortReport) -> dict[str, Any]:
             {"law": plain(w.law), "reason": plain(w.reason), "failures": w.failures}
             for w in port.waived
         ],
+        "remarks": [plain(remark) for remark in port.remarks],
         "logits_floors": plain(port.logits_floors),
         "seconds": plain(port.seconds),
         "mapping": plain(port.mapping),

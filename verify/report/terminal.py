@@ -171,6 +171,9 @@ def render(
         if failure is not None:
             _failure(page, port, failure, repeat)
     for port in report.ports:
+        for remark in port.remarks:
+            page.line()
+            page.line(f"{one_line(port.name)}: {one_line(remark)}")
         for waiver in port.waived:
             page.line()
             count = _count(waiver.failures, "failure")
