@@ -9,7 +9,7 @@ from models import failed_laws, judged
 from verify.faults.catalogue import CATALOGUE
 from verify.findings import Verdict
 
-FAMILIES = ("loss",)
+FAMILIES = ("loss", "cache")
 FAULTS = [name for name, fault in CATALOGUE.items() if fault.family in FAMILIES]
 
 

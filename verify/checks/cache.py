@@ -11,8 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference.weights import parameter_count
-from verify.checks.agreement import LIMIT_PAIR, Agreement, checked, logits_of, refuting
-from verify.checks.cache_mistakes import ways, window
+from verify.checks.agreement import (
+    LIMIT_PAIR,
+    Agreement,
+    checked,
+    logits_of,
+    mean_squares,
+    refuting,
+)
+from verify.checks.cache_mistakes import last_clipped, ways, window
 from verify.checks.decoding import Before, Case, Way, recognise, right_positions
 from verify.checks.subject import NotExamined, Subject
 from verify.findings import Finding
@@ -58,12 +65,15 @@ def check_cache(subject: Subject) -> Iterator[Finding]:
     short = min(SHORT, n_ctx)
     splits = _splits(subject, agreement, short)
     if not agreement.holds():
-        yield agreement.failed(LAW, _named(subject, splits))
+        yield _failed(agreement, *_named(subject, splits))
         return
     said = [f"{len(splits)} splits of {short} tokens"]
-    _two_rows(subject, agreement, short)
+    exchanged = _two_rows(subject, agreement, short)
     if not agreement.holds():
-        yield agreement.failed(LAW, "one row alone is decoded as it should be: rows are mixed up")
+        words = "one row alone is decoded as it should be: rows are mixed up"
+        if exchanged:
+            words += ", each reads the other's cache"
+        yield _failed(agreement, words, "cache-rows-exchanged" if exchanged else "")
         return
     said.append("two rows at once")
     count = min(n_ctx, max(FEWEST, READS // parameter_count(subject.config)))
@@ -72,13 +82,13 @@ def check_cache(subject: Subject) -> Iterator[Finding]:
         whole_TV = logits_of(subject, tokens)[0]
         long = _compare(subject, agreement, tokens, (1,) * count, whole_TV)
         if not agreement.holds():
-            yield agreement.failed(LAW, _limited(subject, long))
+            yield _failed(agreement, *_limited(subject, long))
             return
         said.append(f"{count} tokens one by one")
     if count < n_ctx:
-        _last_positions(subject, agreement)
+        last = _last_positions(subject, agreement)
         if not agreement.holds():
-            yield agreement.failed(LAW, "shorter sequences are decoded as they should be")
+            yield _failed(agreement, *_clipped(subject, last))
             return
         said.append(f"the last two of {n_ctx}")
     yield agreement.passed(LAW, ", ".join(said))
@@ -123,35 +133,64 @@ def _compare(
     return Decoded(lengths, tokens[0], got_TV, whole_TV, floors_T)
 
 
-def _two_rows(subject: Subject, agreement: Agreement, n: int) -> None:
+def _two_rows(subject: Subject, agreement: Agreement, n: int) -> bool:
+    """Whether each row is decoded as if the tokens before the second call were the other's."""
     tokens = subject.tokens(2, n)
     whole_BTV = logits_of(subject, tokens)
-    for lengths in {(n - n // 2, n // 2), (1,) * n}:
+    halves = (n - n // 2, n // 2)
+    for lengths in {halves, (1,) * n}:
         got_BTV = np.concatenate(list(_decode(subject, tokens, lengths)), axis=1)
         for row in range(2):
             what = f"row {row} of two, {_words(lengths)}"
             agreement.compare(what, got_BTV[row], whole_BTV[row], tokens[row])
+        if lengths == halves:
+            halved_BTV = got_BTV
+    if agreement.holds():
+        return False
+    first = halves[0]
+    mixed = np.concatenate([tokens[::-1, :first], tokens[:, first:]], axis=1)
+    expected_BTV = logits_of(subject, mixed)
+    squares = (mean_squares(halved_BTV[b, first:], expected_BTV[b, first:]) for b in range(2))
+    floors = [subject.position_floors(s, mixed[b], first).max() for b, s in enumerate(squares)]
+    return bool(max(floors) <= LIMIT_PAIR)
 
 
-def _last_positions(subject: Subject, agreement: Agreement) -> None:
+def _last_positions(subject: Subject, agreement: Agreement) -> Case:
     """Most of a whole context in one call, then its last two tokens."""
     n_ctx = subject.config.n_ctx
     tokens, lengths = subject.tokens(1, n_ctx), (n_ctx - 2, 1, 1)
     whole_TV = logits_of(subject, tokens)[0, -2:].copy()
     got_TV = np.concatenate(deque(_decode(subject, tokens, lengths), maxlen=2), axis=1)[0]
     agreement.compare(_words(lengths), got_TV, whole_TV, tokens[0], n_ctx - 2)
+    rows = np.array([n_ctx - 2, n_ctx - 1])
+    return Case([tokens[0]], rows, got_TV, whole_TV, subject.floor(tokens[0], n_ctx - 2))
 
 
-def _named(subject: Subject, splits: Sequence[Decoded]) -> str:
-    """Which mistake it is, where the oracle that makes it departs in the same way."""
+def _clipped(subject: Subject, last: Case) -> tuple[str, str]:
+    """Is it that the last position is taken for the one before?"""
+    way = recognise(subject, [last], [last_clipped(subject.config.n_ctx)])
+    if way is None:
+        return "shorter sequences are decoded as they should be", ""
+    return way.words, way.fault
+
+
+def _failed(agreement: Agreement, why: str, fault: str) -> Finding:
+    """The failure, with the name of a known fault where it is one."""
+    named = {"fault": fault} if fault else {}
+    return agreement.failed(LAW, why, **named)
+
+
+def _named(subject: Subject, splits: Sequence[Decoded]) -> tuple[str, str]:
+    """Which mistake it is, where the oracle that makes it departs in the same way: in words, and
+    by its name in the catalogue of faults."""
     n = len(splits[0].tokens_T)
     telling = {(n // 2, n - n // 2), (1, n - 1), (n - 1, 1), (1, n - 2, 1), (1,) * n}
     cases = [split.case(subject) for split in splits if split.lengths in telling]
     way = recognise(subject, cases, ways(subject.config.n_layer, n))
     wrong = [split for split in splits if split.floors_T.max() > LIMIT_PAIR]
     if way is None:
-        return f"{len(wrong)} of {len(splits)} splits are wrong"
-    return _displaced(way, wrong) + way.words
+        return f"{len(wrong)} of {len(splits)} splits are wrong", ""
+    return _displaced(way, wrong) + way.words, way.fault
 
 
 def _displaced(way: Way, wrong: Sequence[Decoded]) -> str:
@@ -167,10 +206,13 @@ def _displaced(way: Way, wrong: Sequence[Decoded]) -> str:
     return ""
 
 
-def _limited(subject: Subject, long: Decoded) -> str:
+def _limited(subject: Subject, long: Decoded) -> tuple[str, str]:
     """A mistake that a short sequence does not show: is it that so many tokens are kept?"""
     first = int(np.argmax(long.floors_T > LIMIT_PAIR))
     rows, floor_T = np.arange(len(long.tokens_T)), subject.floor(long.tokens_T)
     case = Case([long.tokens_T], rows, long.got_TV, long.expected_TV, floor_T)
-    way = recognise(subject, [case], [window(first - i) for i in range(3)])
-    return way.words if way else f"the first {first} tokens are decoded as they should be"
+    tried = [*(window(first - i) for i in range(3)), last_clipped(subject.config.n_ctx)]
+    way = recognise(subject, [case], tried)
+    if way is None:
+        return f"the first {first} tokens are decoded as they should be", ""
+    return way.words, way.fault

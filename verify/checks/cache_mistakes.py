@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verify.checks.decoding import Before, Way, right_sources
+from verify.numerics.precision import BFLOAT16, FLOAT16, Precision
 
 Mask = NDArray[np.bool_]
 
@@ -19,7 +20,8 @@ def _kept(width: int) -> Way:
         seen[:, : max(0, sum(before) - width)] = False
         return seen
 
-    return Way(f"the cache keeps only its last {width} tokens", sources=sources)
+    words = f"the cache keeps only its last {width} tokens"
+    return Way(words, sources=sources, fault="cache-window")
 
 
 def _without_oldest(before: Before, n: int) -> Mask:
@@ -57,46 +59,94 @@ def _upper_left(before: Before, n: int) -> Mask:
 
 
 POSITIONS = (
-    Way("positions restart at every call", lambda before, n: np.arange(n)),
+    Way(
+        "positions restart at every call",
+        lambda before, n: np.arange(n),
+        fault="cache-positions-restart",
+    ),
     Way(
         "positions do not advance with the cache: every call after the first begins where the "
         "first one ended",
         lambda before, n: np.arange(n) + sum(before[:1]),
+        fault="cache-positions-stuck",
     ),
     Way(
         "positions do not advance within a call",
         lambda before, n: np.full(n, sum(before)) if before else np.arange(n),
+        fault="cache-position-of-call",
     ),
     Way(
         "positions count the calls, not the tokens",
         lambda before, n: np.arange(n) + len(before),
+        fault="cache-positions-of-calls",
     ),
     Way(
         "positions after a cache are one too far",
         lambda before, n: np.arange(n) + sum(before) + bool(before),
+        fault="cache-positions-ahead",
     ),
     Way(
         "positions after a cache are one short",
         lambda before, n: np.arange(n) + sum(before) - bool(before),
+        fault="cache-positions-behind",
     ),
 )
 
 #: The first of them lose entries.
 LOSSES = 4
 SOURCES = (
-    Way("the oldest entry of the cache is lost at every call", sources=_without_oldest),
-    Way("the first token is lost from the cache", sources=_without_first),
-    Way("the newest entry of the cache is lost at every call", sources=_without_newest),
-    Way("the cache is not read: a call sees its own tokens only", sources=_own_tokens_only),
+    Way(
+        "the oldest entry of the cache is lost at every call",
+        sources=_without_oldest,
+        fault="cache-oldest-lost",
+    ),
+    Way(
+        "the first token is lost from the cache",
+        sources=_without_first,
+        fault="cache-first-token-lost",
+    ),
+    Way(
+        "the newest entry of the cache is lost at every call",
+        sources=_without_newest,
+        fault="cache-newest-lost",
+    ),
+    Way(
+        "the cache is not read: a call sees its own tokens only",
+        sources=_own_tokens_only,
+        fault="cache-not-read",
+    ),
     Way(
         "the tokens of one call see each other's future: no causal mask where there is a cache",
         sources=_future_of_the_call,
+        fault="cache-no-mask",
     ),
     Way(
         "the mask is aligned with the oldest cached token instead of the newest (is_causal with a "
         "cache)",
         sources=_upper_left,
+        fault="cache-mask-upper-left",
     ),
+)
+
+
+def _rounded(precision: Precision) -> Way:
+    return Way(
+        f"keys and values are kept in {precision.name}",
+        kept=lambda kept: (precision.round(kept[0]), precision.round(kept[1])),
+        fault=f"cache-{precision.name}",
+        coarse=True,
+    )
+
+
+#: What becomes of the numbers that are kept.
+KEPT = (
+    Way(
+        "values are taken for keys and keys for values",
+        kept=lambda kept: (kept[1], kept[0]),
+        fault="cache-keys-as-values",
+    ),
+    _rounded(BFLOAT16),
+    _rounded(FLOAT16),
 )
 
 
@@ -105,14 +155,22 @@ def ways(n_layer: int, tokens: int) -> list[Way]:
     layers = []
     if n_layer > 1:
         layers = [
-            Way("every block reads the cache of the last one", layer=lambda _: n_layer - 1),
-            Way("every block reads the cache of the first one", layer=lambda _: 0),
+            Way(
+                "every block reads the cache of the last one",
+                layer=lambda _: n_layer - 1,
+                fault="cache-of-last-block",
+            ),
+            Way(
+                "every block reads the cache of the first one",
+                layer=lambda _: 0,
+                fault="cache-of-first-block",
+            ),
         ]
     windows = map(window, range(1, tokens))
     # At the last call there are at most tokens - 1 in the cache.
     lost = [*SOURCES[:LOSSES], *map(_kept, range(1, tokens - 1))]
     counted = chain.from_iterable(map(_counted, lost))
-    return [*POSITIONS, *SOURCES, *layers, *lost[LOSSES:], *windows, *counted]
+    return [*POSITIONS, *SOURCES, *layers, *KEPT, *lost[LOSSES:], *windows, *counted]
 
 
 def _counted(way: Way) -> Iterator[Way]:
@@ -129,7 +187,7 @@ def _counted(way: Way) -> Iterator[Way]:
 
     words = f"{way.words}, and positions are counted in what is left of it"
     for positions in (after, ahead):
-        yield Way(words, positions, way.sources)
+        yield Way(words, positions, way.sources, fault=way.fault)
 
 
 def window(width: int) -> Way:
@@ -140,4 +198,14 @@ def window(width: int) -> Way:
         distance = np.arange(past, past + n)[:, None] - np.arange(past + n)
         return (distance >= 0) & (distance < width)
 
-    return Way(f"a token sees only the last {width}, itself included", sources=sources)
+    words = f"a token sees only the last {width}, itself included"
+    return Way(words, sources=sources, fault="cache-window")
+
+
+def last_clipped(n_ctx: int) -> Way:
+    """The position table is thought to be one row shorter than it is."""
+    return Way(
+        "the last position of the context is decoded at the one before it",
+        lambda before, n: np.minimum(np.arange(n) + sum(before), n_ctx - 2),
+        fault="cache-last-position-clipped",
+    )

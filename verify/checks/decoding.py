@@ -38,6 +38,8 @@ Before = tuple[int, ...]
 Positions = Callable[[Before, int], NDArray[np.integer]]
 #: Which tokens each of them sees, bool[n, past + n].
 Sources = Callable[[Before, int], NDArray[np.bool_]]
+#: [H, n, K] each.
+KeysValues = tuple[Floats, Floats]
 
 
 def right_positions(before: Before, n: int) -> NDArray[np.integer]:
@@ -59,12 +61,18 @@ class Way:
         positions: where the tokens of a piece are taken to be.
         sources: what they see.
         layer: the layer whose cached keys and values a layer reads.
+        kept: what becomes of keys and values, those of all tokens so far, when a call ends.
+        fault: the name of this mistake in the catalogue of faults, where it has one.
+        coarse: it rounds in steps that are far above the noise, not always to the same side.
     """
 
     words: str
     positions: Positions = right_positions
     sources: Sources = right_sources
     layer: Callable[[int], int] = lambda layer: layer
+    kept: Callable[[KeysValues], KeysValues] = lambda kept: kept
+    fault: str = ""
+    coarse: bool = False
 
 
 def decode(weights: Weights, config: Config, pieces: Sequence[Tokens], way: Way) -> Floats | None:
@@ -84,7 +92,7 @@ def decode(weights: Weights, config: Config, pieces: Sequence[Tokens], way: Way)
             x_nD, own = _block(weights, config.n_head, layer, x_nD, cached, seen)
             if past:
                 own = _joined(past[layer], own)
-            present.append(own)
+            present.append(way.kept(own))
         past, before = present, (*before, len(tokens_n))
         logits.append(unembed(_norm(weights, "ln_f", x_nD), weights["wte"]))
     return np.concatenate(logits)
@@ -159,7 +167,7 @@ def recognise(
                 wrong = decode(weights, config, case.pieces, way)
             if right is None or wrong is None:
                 break
-            remainder = _remainder((wrong - right)[case.rows], case)
+            remainder = _remainder((wrong - right)[case.rows], case, way.coarse)
             if remainder is None:
                 break
             remainders.append(remainder)
@@ -168,17 +176,18 @@ def recognise(
     return best
 
 
-def _remainder(predicted_RV: Floats, case: Case) -> float | None:
+def _remainder(predicted_RV: Floats, case: Case, coarse: bool) -> float | None:
     """What a mistake leaves unexplained of the port's departure, in noise floors (RMS).
 
-    None where it does not explain it: the remainder is above the noise at some position, or the
-    coefficient is not near 1.
+    None where it does not explain it: the remainder is above the noise at some position (of a
+    coarse one, above a tenth of what there is), or the coefficient is not near 1.
     """
     if not np.isfinite(predicted_RV).all():
         return None
     measured_RV = case.got_RV.astype(np.float64) - case.expected_RV
     left_R = _floors(measured_RV - predicted_RV, case)
-    if left_R.max() > LIMIT_PAIR:
+    steps_R = NEAR * _floors(measured_RV, case) if coarse else np.zeros_like(left_R)
+    if (left_R > np.maximum(LIMIT_PAIR, steps_R)).any():
         return None
     if max(_floors(measured_RV, case).max(), _floors(predicted_RV, case).max()) > LIMIT_PAIR:
         size = float((predicted_RV**2).sum())

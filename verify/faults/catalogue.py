@@ -7,6 +7,7 @@ from verify.faults import (
     attention_heads,
     attention_mask,
     attention_positions,
+    cache,
     embeddings,
     gelu,
     head,
@@ -31,6 +32,7 @@ _FAMILIES = (
     embeddings,
     head,
     weights,
+    cache,
 )
 
 #: Name → fault, in the order of the families.
