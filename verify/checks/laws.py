@@ -18,6 +18,7 @@ from verify.checks.causality_pattern import check_pattern, patterns
 from verify.checks.determinism import check_mode, check_state
 from verify.checks.device import check_device
 from verify.checks.gradient import at_the_weights, check_gradient
+from verify.checks.lens import check_lens
 from verify.checks.loss import (
     check_loss,
     check_loss_batch,
@@ -33,6 +34,7 @@ from verify.checks.tied_gradient import check_tied_gradient
 from verify.checks.tokenizer import check_decode, check_encode
 from verify.checks.tying import at_the_logits, check_graph, check_storage, check_value
 from verify.findings import Finding
+from verify.lens.states import state_sites
 
 Sites = Callable[[Config], list[str | None]]
 
@@ -40,6 +42,11 @@ Sites = Callable[[Config], list[str | None]]
 def nowhere(config: Config) -> list[str | None]:
     """Of a law that has no site: one finding."""
     return [None]
+
+
+def of_the_stream(config: Config) -> list[str | None]:
+    """At each state of the residual stream: one finding each."""
+    return list(state_sites(config))
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,7 @@ LAWS: tuple[Law, ...] = (
     Law("loss.ignored", check_loss_ignored, ("loss",)),
     Law("loss.batch", check_loss_batch, ("loss",)),
     Law("loss.reference", check_loss_reference, ("loss",)),
+    Law("lens", check_lens, sites=of_the_stream),
     Law("batch", check_batch),
     Law("cache", check_cache, ("step",)),
     Law("positions.limit", check_limit),

@@ -130,7 +130,8 @@ class NumpyArrays:
             best = np.argsort(-y_RV[row, equal], kind="stable")[:k]
             ids_Rk[row], top_Rk[row] = equal[best], y_RV[row, equal[best]]
         order = np.lexsort((ids_Rk, -top_Rk))
-        ids_Rk, top_Rk = (np.take_along_axis(a, order, axis=-1) for a in (ids_Rk, top_Rk))
+        ids_Rk = np.take_along_axis(ids_Rk, order, axis=-1)
+        top_Rk = np.take_along_axis(top_Rk, order, axis=-1)
         return ids_Rk.reshape(shape), top_Rk.reshape(shape)
 
     def _table(self, a_PnV: Floats, rows: int) -> Floats:
@@ -160,6 +161,19 @@ class NumpyWorker:
         self._product(h_PND.reshape(-1, d), x_RV[:, : self._arrays.n_vocab])
         with np.errstate(all="ignore"):  # what is not finite is reported as undefined
             return self._rows.measure(x_RV.reshape(positions, states, -1), tokens_P, next_P)
+
+
+def measure_logits(
+    logits_PNV: Floats, tokens_P: Ints, next_P: Ints, k: int, dtype: DTypeLike = np.float64
+) -> Measured:
+    """Statistics [P, N] of logits that are at hand already; they are not changed."""
+    positions, states, n_vocab = logits_PNV.shape
+    arrays = NumpyArrays(n_vocab, dtype)
+    group = max(1, GROUP_BYTES // (arrays.width * arrays.dtype.itemsize))
+    x_PNV = arrays.empty(positions, states, arrays.width)
+    x_PNV[..., :n_vocab], x_PNV[..., n_vocab:] = logits_PNV, -np.inf
+    with np.errstate(all="ignore"):  # what is not finite is reported as undefined
+        return Rows(arrays, slab=1, group=group, k=k).measure(x_PNV, tokens_P, next_P)
 
 
 class NumpyEngine:

@@ -202,6 +202,11 @@ class Port:
     #: NotExamined where there is no such device, or the port does not run on it.
     elsewhere: Callable[[str], AbstractContextManager[Port]] | None = None
 
+    #: Optional: the port's own logit lens. tokens int[B, T] → ``(site, logits float[B, T, V])`` of
+    #: ``embed`` and each block's ``h.I.resid_post``: the states that its own interface hands out,
+    #: read by its own last norm and head. NotExamined where it turns out to hand out none.
+    lens: Callable[[Tokens], Iterator[tuple[str, Floats]]] | None = None
+
     #: Optional: the port's tokenizers by name.
     tokenizers: Callable[[], Mapping[str, Tokenizer]] | None = None
 

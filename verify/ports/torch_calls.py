@@ -54,7 +54,7 @@ class _Calls:
 
     def loss(self, tokens: Tokens, labels: Tokens) -> float:
         output = self._call(tokens, labels=self._tensor(labels), **self._plain)
-        loss = _member(output, "loss")
+        loss = member(output, "loss")
         if loss is None:
             raise NotExamined("forward takes labels and returns no loss")
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
@@ -63,7 +63,7 @@ class _Calls:
 
     def step(self, tokens: Tokens, cache: Any) -> tuple[Floats, Any]:
         output = self._call(tokens, past_key_values=cache, use_cache=True)
-        return self._logits(output), _member(output, "past_key_values")
+        return self._logits(output), member(output, "past_key_values")
 
     def padded(self, tokens: Tokens, mask: Tokens) -> Floats:
         return self._logits(self._call(tokens, attention_mask=self._tensor(mask), **self._plain))
@@ -87,7 +87,7 @@ def logits_of(output: Any) -> Any:
     """A tensor, or where libraries put it: ``.logits``, ``["logits"]``, the first of a tuple."""
     if isinstance(output, torch.Tensor):
         return output
-    found = _member(output, "logits")
+    found = member(output, "logits")
     if found is not None:
         return found
     if isinstance(output, (tuple, list)) and output:
@@ -95,7 +95,7 @@ def logits_of(output: Any) -> Any:
     return output
 
 
-def _member(output: Any, name: str) -> Any:
+def member(output: Any, name: str) -> Any:
     """An entry of a mapping or an attribute; None where there is neither."""
     if isinstance(output, dict):  # transformers' outputs are ordered dicts
         return output.get(name)

@@ -18,6 +18,7 @@ from verify.ports.port import Dtype, Floats, Parameter, Port, Tokens, Visit
 from verify.ports.torch_calls import add_capabilities, logits_of
 from verify.ports.torch_copies import Copies
 from verify.ports.torch_float64 import widened_each, widened_whole
+from verify.ports.torch_lens import add_lens
 from verify.ports.torch_mode import dropout_of, watched_draws
 from verify.ports.torch_state import elsewhere
 from verify.ports.torch_trace import SiteTrace, to_numpy
@@ -60,6 +61,7 @@ class TorchModule(Port):
         self._instrumented: SiteTrace | None = None
         self._is_twin = False
         add_capabilities(self)
+        add_lens(self)
 
     def logits(self, tokens: Tokens) -> Floats:
         with torch.no_grad():
