@@ -4,32 +4,49 @@ from __future__ import annotations
 
 from typing import Any
 
-import batch_faults as faults
 import numpy as np
 import pytest
+import torch
 from models import checkpoint
-from plain_ports import plain
+from plain_ports import faulty, plain
 from subjects import hold, port
 
 from reference import Config
 from verify.checks.agreement import LIMIT_PAIR
+from verify.faults.catalogue import CATALOGUE
+from verify.faults.plant import wrap
 from verify.findings import Finding, Status
 from verify.ports.callable import CallablePort
 
 #: Fault → what the finding says.
 NAMED = {
-    "positions_run_on": "positions run on from row to row",
-    "batch_attended_as_one": "a row sees the rows before it",
-    "batch_is_one_sequence": "the batch is taken for one sequence",
-    "norm_over_the_batch": "a row depends on the rows beside it",
-    "rows_are_averaged": "a row depends on the rows beside it",
-    "first_row_for_all": "a row depends on the rows beside it",
-    "rows_reversed": "row 0 is given the logits of row 2",
-    "last_row_dropped": "a row depends on its place in the batch",
-    "single_row_in_bfloat16": "it is the row alone that is wrong",
+    "positions-run-on": "positions run on from row to row",
+    "attended-as-one": "a row sees the rows before it",
+    "as-one-sequence": "the batch is taken for one sequence",
+    "every-row": "every row sees all rows, up to its own position",
+    "first-row-for-all": "every row sees the first one in place of itself",
+    "norm-over-rows": "layer norm takes its statistics over all rows",
+    "rows-reversed": "row 0 is given the logits of row 2",
+    "last-row": "the last row is wrong, whichever it is",
+    "single-row": "it is the row alone that is wrong",
 }
 #: Those that half precision does not hide.
-COARSE = [n for n in NAMED if n.startswith(("positions", "batch", "first", "rows_rev", "last"))]
+COARSE = [name for name in NAMED if name not in ("norm-over-rows", "single-row")]
+
+
+def rows_averaged(model: Any) -> None:
+    """A thousandth of the mean over the batch leaks into every row; it has no name."""
+
+    def embed(self: Any, right: Any, ids: Any, positions: Any) -> Any:
+        x = right(ids, positions)
+        return torch.lerp(x, x.mean(0, keepdim=True), 1e-3)
+
+    wrap(model, "embed", embed)
+
+
+def test_every_fault_of_the_catalogue_is_here() -> None:
+    family = {name for name, fault in CATALOGUE.items() if fault.family == "batch"}
+    assert family == {f"batch-{name}" for name in NAMED}
 
 
 def only(found: list[Finding]) -> Finding:
@@ -53,7 +70,7 @@ def test_a_port_that_shows_nothing_but_logits_is_examined() -> None:
     for attention, status in (("eager", Status.PASSED), ("sdpa", Status.PASSED)):
         function = CallablePort(port(attention=attention).logits, "function", None)
         assert only(hold("batch", function)).status is status
-    altered = CallablePort(plain(faults.rows_reversed).logits, "function", None)
+    altered = CallablePort(faulty("batch-rows-reversed").logits, "function", None)
     assert only(hold("batch", altered)).status is Status.FAILED
 
 
@@ -76,9 +93,10 @@ def test_odd_sizes(config: Config, dtype: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMED)
 def test_each_leak_is_refuted_and_named(name: str) -> None:
-    finding = only(hold("batch", plain(getattr(faults, name))))
+    finding = only(hold("batch", faulty(f"batch-{name}")))
     assert finding.status is Status.FAILED
     assert NAMED[name] in finding.message
+    assert finding.details["fault"] == f"batch-{name}"
     assert finding.score is not None and finding.score > 50 * LIMIT_PAIR
     assert finding.details["wrong"] <= finding.details["rows"] == 9
 
@@ -86,14 +104,21 @@ def test_each_leak_is_refuted_and_named(name: str) -> None:
 @pytest.mark.parametrize("name", COARSE)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_in_half_precision_too(name: str, dtype: Any) -> None:
-    finding = only(hold("batch", plain(getattr(faults, name), dtype)))
+    finding = only(hold("batch", faulty(f"batch-{name}", dtype)))
     assert finding.status is Status.FAILED
     assert NAMED[name] in finding.message
 
 
+def test_a_leak_that_has_no_name_is_described() -> None:
+    finding = only(hold("batch", plain(rows_averaged)))
+    assert finding.status is Status.FAILED
+    assert "a row depends on the rows beside it: they share something" in finding.message
+    assert "fault" not in finding.details
+
+
 def test_a_leak_below_rounding_is_said() -> None:
     """bfloat16 hides a thousandth; that the bits depend on the neighbours does not stay unsaid."""
-    finding = only(hold("batch", plain(faults.rows_are_averaged, "bfloat16")))
+    finding = only(hold("batch", plain(rows_averaged, "bfloat16")))
     assert finding.status is Status.PASSED
     assert "on which their bits depend" in finding.message
     assert finding.details["neighbours_keep_bits"] is False

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference.model import logits as reference_logits
+from reference.ops import LAYER_NORM_EPSILON
 from verify.checks.agreement import LIMIT_PAIR, Agreement, logits_of, mean_squares, refuting
 from verify.checks.decoding import Before, Case, Positions, Sources, Way, recognise
 from verify.checks.subject import Subject, same_bits
@@ -68,9 +69,9 @@ def check_batch(subject: Subject) -> Iterator[Finding]:
     for length in lengths:
         alone, rows = _arranged(subject, agreement, length)
         if not agreement.holds():
-            why = _why(subject, alone, [row for row in rows if row.wrong], rows)
-            wrong = sum(row.wrong for row in rows)
-            yield agreement.failed(LAW, why, rows=len(rows), wrong=wrong)
+            why, fault = _why(subject, alone, [row for row in rows if row.wrong], rows)
+            details = {"rows": len(rows), "wrong": sum(row.wrong for row in rows)}
+            yield agreement.failed(LAW, why, **details, **({"fault": fault} if fault else {}))
             return
         first, second = _between_others(rows)
         kept = kept and same_bits(first.got_TV, second.got_TV)
@@ -103,26 +104,31 @@ def _arranged(
 
 def _why(
     subject: Subject, alone: Sequence[Floats], wrong: Sequence[Row], rows: Sequence[Row]
-) -> str:
-    """What the wrong rows have in common."""
-    if found := _exchanged(subject, alone, wrong):
-        return found
+) -> tuple[str, str]:
+    """What the wrong rows have in common; and the name of the fault, where it is a known one."""
+    if owners := _owners(subject, alone, wrong):
+        mirrored = all(len(row.order) - 1 - row.place == owners[i] for i, row in enumerate(wrong))
+        words = f"row {wrong[0].place} is given the logits of row {owners[0]}"
+        return words, "batch-rows-reversed" if mirrored else ""
     length = len(wrong[0].tokens_T)
     cases = [_case(subject, row) for row in rows]
     if way := recognise(subject, cases, _ways(length), _apart(length)):
-        return way.words
+        return way.words, way.fault
     one = wrong[0]
     right_alone, right_here = (
         _is_right(subject, one.tokens_T, logits) for logits in (one.alone_TV, one.got_TV)
     )
     if right_here and not right_alone:
-        return "it is the row alone that is wrong"
+        return "it is the row alone that is wrong", "batch-single-row"
     first, second = _between_others(rows)
     if _apart_by(subject, first.got_TV, second.got_TV, first.tokens_T) > LIMIT_PAIR:
-        return "a row depends on the rows beside it: they share something, a mean or a mask"
+        return "a row depends on the rows beside it: they share something, a mean or a mask", ""
+    if [row for row in rows if row.place == len(row.order) - 1] == list(wrong):
+        return "the last row is wrong, whichever it is", "batch-last-row"
     if all(row.place > 0 for row in wrong):
-        return "the first row is right, whichever it is: a row depends on its place in the batch"
-    return f"{len(wrong)} of {len(rows)} rows are wrong, whatever is beside them"
+        words = "the first row is right, whichever it is: a row depends on its place in the batch"
+        return words, ""
+    return f"{len(wrong)} of {len(rows)} rows are wrong, whatever is beside them", ""
 
 
 def _between_others(rows: Sequence[Row]) -> tuple[Row, Row]:
@@ -131,8 +137,8 @@ def _between_others(rows: Sequence[Row]) -> tuple[Row, Row]:
     return first, second
 
 
-def _exchanged(subject: Subject, alone: Sequence[Floats], wrong: Sequence[Row]) -> str | None:
-    """The logits of every wrong row are those of another row."""
+def _owners(subject: Subject, alone: Sequence[Floats], wrong: Sequence[Row]) -> list[int]:
+    """The rows whose logits the wrong ones were given; empty where one was given nobody's."""
     owners = []
     for row in wrong:
         owner = next(
@@ -146,9 +152,9 @@ def _exchanged(subject: Subject, alone: Sequence[Floats], wrong: Sequence[Row]) 
             None,
         )
         if owner is None:
-            return None
+            return []
         owners.append(owner)
-    return f"row {wrong[0].place} is given the logits of row {owners[0]}"
+    return owners
 
 
 def _apart_by(subject: Subject, a_TV: Floats, b_TV: Floats, tokens_T: Tokens) -> float:
@@ -179,14 +185,50 @@ def _ways(length: int) -> list[Way]:
         place = np.arange(n) % length
         return np.asarray(place <= place[:, None])
 
+    def first_row(before: Before, n: int) -> NDArray[np.bool_]:
+        return np.asarray(every_row(before, n) & (np.arange(n) < length))
+
+    def over_rows(x_nD: Floats) -> Floats:
+        x_BLD = x_nD.reshape(-1, length, x_nD.shape[-1])
+        centred_BLD = x_BLD - x_BLD.mean(axis=(0, -1), keepdims=True)
+        variance_1L1 = np.mean(centred_BLD**2, axis=(0, -1), keepdims=True)
+        scaled: Floats = centred_BLD / np.sqrt(variance_1L1 + LAYER_NORM_EPSILON)
+        return scaled.reshape(x_nD.shape)
+
     return [
-        Way("positions run on from row to row", sources=_own_row(length)),
+        Way(
+            "positions run on from row to row",
+            sources=_own_row(length),
+            fault="batch-positions-run-on",
+        ),
         Way(
             "a row sees the rows before it: the batch is attended to as one sequence",
             _restarting(length),
+            fault="batch-attended-as-one",
         ),
-        Way("the batch is taken for one sequence, its rows one after the other"),
-        Way("every row sees all rows, up to its own position", _restarting(length), every_row),
+        Way(
+            "the batch is taken for one sequence, its rows one after the other",
+            fault="batch-as-one-sequence",
+        ),
+        Way(
+            "every row sees all rows, up to its own position",
+            _restarting(length),
+            every_row,
+            fault="batch-every-row",
+        ),
+        Way(
+            "every row sees the first one in place of itself",
+            _restarting(length),
+            first_row,
+            fault="batch-first-row-for-all",
+        ),
+        Way(
+            "layer norm takes its statistics over all rows",
+            _restarting(length),
+            _own_row(length),
+            normalise=over_rows,
+            fault="batch-norm-over-rows",
+        ),
     ]
 
 

@@ -62,6 +62,7 @@ class Way:
         sources: what they see.
         layer: the layer whose cached keys and values a layer reads.
         kept: what becomes of keys and values, those of all tokens so far, when a call ends.
+        normalise: a layer norm without gain and bias, [n, D]; None is right.
         fault: the name of this mistake in the catalogue of faults, where it has one.
         coarse: it rounds in steps that are far above the noise, not always to the same side.
     """
@@ -71,6 +72,7 @@ class Way:
     sources: Sources = right_sources
     layer: Callable[[int], int] = lambda layer: layer
     kept: Callable[[KeysValues], KeysValues] = lambda kept: kept
+    normalise: Callable[[Floats], Floats] | None = None
     fault: str = ""
     coarse: bool = False
 
@@ -89,12 +91,12 @@ def decode(weights: Weights, config: Config, pieces: Sequence[Tokens], way: Way)
         present = []
         for layer in range(config.n_layer):
             cached = past[way.layer(layer)] if past else None
-            x_nD, own = _block(weights, config.n_head, layer, x_nD, cached, seen)
+            x_nD, own = _block(weights, config.n_head, layer, x_nD, cached, seen, way)
             if past:
                 own = _joined(past[layer], own)
             present.append(way.kept(own))
         past, before = present, (*before, len(tokens_n))
-        logits.append(unembed(_norm(weights, "ln_f", x_nD), weights["wte"]))
+        logits.append(unembed(_norm(weights, "ln_f", x_nD, way), weights["wte"]))
     return np.concatenate(logits)
 
 
@@ -105,15 +107,16 @@ def _block(
     x_nD: Floats,
     cached: tuple[Floats, Floats] | None,
     seen: NDArray[np.bool_],
+    way: Way,
 ) -> tuple[Floats, tuple[Floats, Floats]]:
     """One block; the keys and values that it makes, [H, n, K] each."""
     at = f"h{layer}"
-    qkv_nC = _linear(weights, f"{at}/attn/c_attn", _norm(weights, f"{at}/ln_1", x_nD))
+    qkv_nC = _linear(weights, f"{at}/attn/c_attn", _norm(weights, f"{at}/ln_1", x_nD, way))
     q_HnK, k_HnK, v_HnK = split_heads(qkv_nC, n_head)
     k_HSK, v_HSK = _joined(cached, (k_HnK, v_HnK)) if cached else (k_HnK, v_HnK)
     scores = np.where(seen, attention_scores(q_HnK, k_HSK), -np.inf)
     x_nD = x_nD + _linear(weights, f"{at}/attn/c_proj", attention_mix(softmax(scores), v_HSK))
-    act_nF = gelu(_linear(weights, f"{at}/mlp/c_fc", _norm(weights, f"{at}/ln_2", x_nD)))
+    act_nF = gelu(_linear(weights, f"{at}/mlp/c_fc", _norm(weights, f"{at}/ln_2", x_nD, way)))
     return x_nD + _linear(weights, f"{at}/mlp/c_proj", act_nF), (k_HnK, v_HnK)
 
 
@@ -121,7 +124,10 @@ def _joined(past: tuple[Floats, Floats], own: tuple[Floats, Floats]) -> tuple[Fl
     return np.concatenate([past[0], own[0]], axis=1), np.concatenate([past[1], own[1]], axis=1)
 
 
-def _norm(weights: Weights, at: str, x: Floats) -> Floats:
+def _norm(weights: Weights, at: str, x: Floats, way: Way) -> Floats:
+    if way.normalise is not None:
+        scaled: Floats = weights[f"{at}/g"] * way.normalise(x) + weights[f"{at}/b"]
+        return scaled
     return layer_norm(x, weights[f"{at}/g"], weights[f"{at}/b"])
 
 

@@ -7,6 +7,7 @@ from verify.faults import (
     attention_heads,
     attention_mask,
     attention_positions,
+    batch,
     cache,
     embeddings,
     gelu,
@@ -33,6 +34,7 @@ _FAMILIES = (
     head,
     weights,
     cache,
+    batch,
 )
 
 #: Name → fault, in the order of the families.
