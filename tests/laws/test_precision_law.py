@@ -41,6 +41,15 @@ def test_odd_sizes(config: Config, dtype: Any) -> None:
     assert finding.status is not Status.FAILED, finding.message
 
 
+def test_a_single_value_is_no_format() -> None:
+    """One number of float16 in eight is a number of bfloat16 as well."""
+    config = Config(1, 1, 1, 1, 2)
+    for seed in range(16):
+        source = checkpoint(config, seed)
+        (finding,) = hold("precision", port(dtype="float16", source=source), source)
+        assert finding.status is Status.PASSED, finding.message
+
+
 def test_tf32_is_recognised_and_the_setting_is_named() -> None:
     altered = port()
     faults.tf32(altered)

@@ -35,6 +35,8 @@ FORMATS = (
 _WIDTH = {p.name: i for i, p in enumerate(FORMATS)}
 #: Tokens of the one sequence that is looked at: each product has thousands of elements even so.
 LENGTH = 16
+#: Different values of a product from which a format is told: 8^-16 is one in 10^14.
+DISTINCT = 16
 _REMEDY = {
     "tf32": "set torch.backends.cuda.matmul.allow_tf32 = False "
     "(torch.set_float32_matmul_precision('highest'))",
@@ -50,8 +52,10 @@ class _Product:
     rows: int = 0
     elements: int = 0
     squares: dict[str, float] = field(default_factory=dict)
-    #: Half-precision formats whose numbers all values are, narrowest first.
-    grids: list[Precision] = field(default_factory=lambda: [BFLOAT16, FLOAT16])
+    #: Half-precision formats whose numbers all values are so far, narrowest first.
+    _grids: list[Precision] = field(default_factory=lambda: [BFLOAT16, FLOAT16])
+    #: Different values other than zero, as far as they are counted.
+    _values: Floats = field(default_factory=lambda: np.zeros(0))
 
     def add(self, got: Floats, expected: dict[str, Measured]) -> None:
         self.rows += len(got)
@@ -61,9 +65,20 @@ class _Product:
             scores = (np.asarray(got, np.float64) - measured.value) / measured.budget
             scores = np.where(np.isfinite(scores), scores, np.inf)
             self.squares[name] = self.squares.get(name, 0.0) + float(np.sum(scores**2))
-        self.grids = [
-            p for p in self.grids if np.array_equal(p.round(np.asarray(got, np.float32)), got)
+        self._grids = [
+            p for p in self._grids if np.array_equal(p.round(np.asarray(got, np.float32)), got)
         ]
+        if len(self._values) < DISTINCT:
+            self._values = np.union1d(self._values, got[got != 0])[:DISTINCT]
+
+    @property
+    def grids(self) -> list[Precision]:
+        """Half-precision formats that the values were stored in, narrowest first.
+
+        A number of float16 is one of bfloat16 with a chance of 1/8, one of float32 with less: so
+        many different ones are not all so by chance, and fewer say nothing.
+        """
+        return self._grids if len(self._values) >= DISTINCT else []
 
     def score(self, name: str) -> float:
         return float(np.sqrt(self.squares[name] / self.elements))
@@ -71,8 +86,7 @@ class _Product:
     def format(self) -> str | None:
         """The widest format whose budget holds the errors; None where none does.
 
-        Where every value is a number of half precision, that is what it was stored in: 16 rows
-        of other numbers are not all so by chance.
+        Where every value is a number of half precision, that is what it was stored in.
         """
         stored = self.grids[0].name if self.grids else None
         for p in FORMATS:
