@@ -29,6 +29,13 @@ from verify.checks.padding import check_padding
 from verify.checks.positions import check_beyond, check_limit
 from verify.checks.precision import check_precision
 from verify.checks.subject import Subject
+from verify.checks.symmetry import (
+    check_heads,
+    check_neurons,
+    check_rotate,
+    check_scale,
+    check_shift,
+)
 from verify.checks.tied_copies import check_persistence
 from verify.checks.tied_gradient import check_tied_gradient
 from verify.checks.tokenizer import check_decode, check_encode
@@ -107,6 +114,11 @@ LAWS: tuple[Law, ...] = (
     Law("positions.beyond", check_beyond),
     Law("positions.padding", check_padding),
     Law("gradient", check_gradient, ("parameters", "gradients"), at_the_weights),
+    Law("symmetry.heads", check_heads, ("parameters",)),
+    Law("symmetry.neurons", check_neurons, ("parameters",)),
+    Law("symmetry.scale", check_scale, ("parameters",)),
+    Law("symmetry.rotate", check_rotate, ("parameters",)),
+    Law("symmetry.shift", check_shift, ("parameters",)),
     Law("tokenizer.encode", check_encode, ("tokenizers",)),
     Law("tokenizer.decode", check_decode, ("tokenizers",)),
     Law("determinism.mode", check_mode, ("training",)),

@@ -7,12 +7,12 @@ of all that the laws compute: measured once, they are kept for as long as the ch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reference.weights import parameter_count
+from verify.checks.kept import kept
 from verify.checks.subject import NotExamined, Subject
 from verify.numerics.derivatives import Derivative, derivatives
 from verify.numerics.directions import WTE_READERS, draw
@@ -36,9 +36,6 @@ class ReferenceGradient:
     known: list[Derivative]
 
 
-_KEPT: dict[int, dict[tuple[str, int], ReferenceGradient]] = {}
-
-
 def reference_gradient(subject: Subject) -> ReferenceGradient:
     """Measured when first asked for.
 
@@ -49,14 +46,11 @@ def reference_gradient(subject: Subject) -> ReferenceGradient:
         raise NotExamined("nothing is predicted: the context is one token")
     if subject.config.n_vocab < 2:
         raise NotExamined("nothing is learnt: the vocabulary is one token")
-    owner = subject.checkpoint
-    if id(owner) not in _KEPT:
-        _KEPT[id(owner)] = {}
-        finalize(owner, _KEPT.pop, id(owner))
-    kept, key = _KEPT[id(owner)], (subject.precision.name, subject.seed)
-    if key not in kept:
-        kept[key] = _measure(subject)
-    return kept[key]
+    measured, key = kept(subject.checkpoint), ("gradient", subject.precision.name, subject.seed)
+    if key not in measured:
+        measured[key] = _measure(subject)
+    found: ReferenceGradient = measured[key]
+    return found
 
 
 def _measure(subject: Subject) -> ReferenceGradient:
