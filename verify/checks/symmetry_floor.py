@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from verify.checks.kept import kept
 from verify.checks.subject import NotExamined, Subject
-from verify.checks.symmetry_transforms import Symmetry
+from verify.checks.symmetry_transforms import Symmetry, kind_of
 from verify.numerics.floor import measure_floor
 from verify.numerics.precision import FLOAT32, Precision
 from verify.numerics.weights import DeclaredWeights
@@ -62,7 +62,7 @@ class _Rewritten(Mapping[str, Floats]):
         self._tensors, self._symmetry = tensors, symmetry
 
     def __getitem__(self, name: str) -> Floats:
-        step, value = self._symmetry.step(name), self._tensors[name]
+        step, value = self._symmetry.steps.get(kind_of(name)), self._tensors[name]
         if step is None:
             return value
         moved: NDArray[Any] = step.after(step.based(value))

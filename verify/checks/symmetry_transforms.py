@@ -9,7 +9,7 @@ All layers are rewritten alike, so that two layers whose tensors are equal need 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,6 +93,25 @@ def kind_of(tensor: str) -> str:
     """The checkpoint's name without its layer: ``attn/c_attn/w``."""
     scope, _, rest = tensor.partition("/")
     return rest if scope.startswith("h") else tensor
+
+
+def together(symmetries: Sequence[Symmetry]) -> Symmetry:
+    """All of them at once, one after the other. No two bring the same numbers to another grid, so
+    that all are exact still."""
+    steps: dict[str, Step] = {}
+    for symmetry in symmetries:
+        for kind, step in symmetry.steps.items():
+            steps[kind] = _then(steps[kind], step) if kind in steps else step
+    return Symmetry("together", "all of that was done at once", "", steps)
+
+
+def _then(first: Step, second: Step) -> Step:
+    return Step(
+        base=lambda x: second.base(first.base(x)),
+        moved=lambda x: second.moved(first.moved(x)),
+        rows=first.rows,
+        linear=first.linear and second.linear,
+    )
 
 
 def heads(config: Config, rng: np.random.Generator) -> Symmetry:

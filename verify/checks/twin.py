@@ -7,16 +7,25 @@ float64 would refute them.
 
 from __future__ import annotations
 
+from verify.checks.kept import kept
 from verify.ports.port import Floats, Port, Tokens
 
 
-def throughout(twin: Port, tokens: Tokens) -> bool:
+def throughout(port: Port, twin: Port, tokens: Tokens) -> bool:
     """Run the first positions of a batch, and look at the formats that are seen on the way.
 
     Args:
+        port: asked once; the next time the answer is the same.
         twin: what ``Port.float64`` yields. One that shows no activations is taken at its word.
         tokens: int[B, T].
     """
+    answers = kept(port)
+    if "throughout" not in answers:
+        answers["throughout"] = _throughout(twin, tokens)
+    return bool(answers["throughout"])
+
+
+def _throughout(twin: Port, tokens: Tokens) -> bool:
     if twin.activations is None:
         return True
     narrower: list[str] = []
