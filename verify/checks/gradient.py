@@ -130,7 +130,7 @@ def _run(
 
 def _compare(run: _Run, reference: ReferenceGradient) -> Iterator[Comparison]:
     """Each tensor that the port has, in the order of the forward pass."""
-    for known in _told_apart(run.gradient, reference.known):
+    for known in told_apart(run.gradient, reference.known):
         got = run.gradient.along(known.direction)
         if got is None:
             continue
@@ -140,7 +140,7 @@ def _compare(run: _Run, reference: ReferenceGradient) -> Iterator[Comparison]:
         elif np.isnan(floors):
             unknown = f"the reference's derivative is not finite in {run.name}"
         yield Comparison(
-            what=_what(known),
+            what=what_of(known),
             site=known.direction.sites[-1],
             arithmetic=run.name,
             got=got,
@@ -153,7 +153,7 @@ def _compare(run: _Run, reference: ReferenceGradient) -> Iterator[Comparison]:
         )
 
 
-def _told_apart(gradient: PortGradient, known: Sequence[Derivative]) -> Iterator[Derivative]:
+def told_apart(gradient: PortGradient, known: Sequence[Derivative]) -> Iterator[Derivative]:
     """The two ends of wte as one where the port knows their sum alone."""
     ends = [d for d in known if d.direction.tensor == "wte"]
     if gradient.tells_ends_apart:
@@ -172,7 +172,7 @@ def _told_apart(gradient: PortGradient, known: Sequence[Derivative]) -> Iterator
     )
 
 
-def _what(known: Derivative) -> str:
+def what_of(known: Derivative) -> str:
     if known.direction.tensor != "wte":
         return known.direction.tensor
     ends: dict[tuple[str, ...], str] = {("embed",): "lookup", ("logits",): "last product"}

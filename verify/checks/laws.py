@@ -36,6 +36,7 @@ from verify.checks.symmetry import (
     check_scale,
     check_shift,
 )
+from verify.checks.symmetry_gradient import check_symmetry_gradient
 from verify.checks.tied_copies import check_persistence
 from verify.checks.tied_gradient import check_tied_gradient
 from verify.checks.tokenizer import check_decode, check_encode
@@ -119,6 +120,7 @@ LAWS: tuple[Law, ...] = (
     Law("symmetry.scale", check_scale, ("parameters",)),
     Law("symmetry.rotate", check_rotate, ("parameters",)),
     Law("symmetry.shift", check_shift, ("parameters",)),
+    Law("symmetry.gradient", check_symmetry_gradient, ("parameters", "gradients")),
     Law("tokenizer.encode", check_encode, ("tokenizers",)),
     Law("tokenizer.decode", check_decode, ("tokenizers",)),
     Law("determinism.mode", check_mode, ("training",)),

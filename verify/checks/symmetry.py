@@ -24,9 +24,8 @@ from verify.checks.symmetry_transforms import (
     rotate,
     scale,
     shift,
-    together,
 )
-from verify.checks.symmetry_trial import Change, Prepared, Trial, prepare
+from verify.checks.symmetry_trial import Change, Prepared, Trial, prepare, whole
 from verify.checks.symmetry_writes import Stored
 from verify.findings import Finding, Status
 from verify.numerics.cascade import LIMIT_FLOORS
@@ -75,7 +74,7 @@ def symmetries(subject: Subject) -> dict[str, Symmetry | str]:
 
 
 @dataclass(frozen=True)
-class _AtOnce:
+class AtOnce:
     """All rewritings of one port at once.
 
     Attributes:
@@ -88,26 +87,40 @@ class _AtOnce:
     changes: dict[str, Change]
     unseen: set[str]
 
+    @property
+    def wrong(self) -> bool:
+        return any(change.wrong for change in self.changes.values())
 
-def _held(subject: Subject, name: str) -> Finding:
+
+def at_once(subject: Subject) -> AtOnce:
+    """All rewritings at once, made once for all laws.
+
+    Raises:
+        NotExamined: none can be made, or the logits are not finite.
+    """
     remembered = kept(subject)
     if "symmetry" not in remembered:
         remembered["symmetry"] = _at_once(subject)
-    result: _AtOnce | str = remembered["symmetry"]
+    result: AtOnce | str = remembered["symmetry"]
     if isinstance(result, str):
         raise NotExamined(result)
+    return result
+
+
+def _held(subject: Subject, name: str) -> Finding:
+    result = at_once(subject)
     prepared = result.each[name]
     if isinstance(prepared, str):
         raise NotExamined(prepared)
-    if any(change.wrong for change in result.changes.values()):
+    if result.wrong:
         return _alone(subject, prepared)
     if name in result.unseen:
         raise NotExamined("what is written to its weights does not show in its logits")
-    return _finding(prepared, result.changes)
+    return _finding(prepared, result.changes, at_once=True)
 
 
-def _at_once(subject: Subject) -> _AtOnce | str:
-    """Made once for all laws; a reason where it cannot be."""
+def _at_once(subject: Subject) -> AtOnce | str:
+    """The result, or why there is none."""
     each: dict[str, Prepared | str] = {}
     try:
         stored = Stored(subject)
@@ -123,25 +136,18 @@ def _at_once(subject: Subject) -> _AtOnce | str:
                     each[name] = str(reason)
             some = {name: one for name, one in each.items() if isinstance(one, Prepared)}
             if not some:
-                return _AtOnce(each, {}, set())
-            whole = _whole(some.values())
+                return AtOnce(each, {}, set())
             trial = Trial(subject, stored)
-            before, changes = trial.changes(whole)
+            before, changes = trial.changes(whole(list(some.values())))
             declared = before[subject.port.dtype]
             unseen = {
                 name
                 for name, one in some.items()
-                if not trial.shows(whole, declared, one.in_one_place)
+                if not trial.shows(one, declared, one.in_one_place)
             }
-            return _AtOnce(each, changes, unseen)
+            return AtOnce(each, changes, unseen)
     except NotExamined as reason:
         return str(reason)
-
-
-def _whole(some: Iterable[Prepared]) -> Prepared:
-    some = list(some)
-    places = {tensor: place for one in some for tensor, place in one.places.items()}
-    return Prepared(together([one.symmetry for one in some]), places, ())
 
 
 def _alone(subject: Subject, prepared: Prepared) -> Finding:
@@ -159,7 +165,10 @@ def _alone(subject: Subject, prepared: Prepared) -> Finding:
 
 
 def _finding(
-    prepared: Prepared, changes: dict[str, Change], where: Sequence[str] | None = None
+    prepared: Prepared,
+    changes: dict[str, Change],
+    where: Sequence[str] | None = None,
+    at_once: bool = False,
 ) -> Finding:
     """Failed where there is a ``where``, of which nothing may be known."""
     symmetry = prepared.symmetry
@@ -167,7 +176,8 @@ def _finding(
     score, details = changes[worst].floors, {name: c.floors for name, c in changes.items()}
     if where is None:
         within = ", ".join(f"{c.floors:.3g} noise floors in {n}" for n, c in changes.items())
-        message = f"{symmetry.done}: within {within}"
+        rest = ", and all else with it" if at_once else ""
+        message = f"{symmetry.done}{rest}: within {within}"
         if prepared.left_out:
             message += f" (left out, being all alike: {', '.join(prepared.left_out)})"
     else:

@@ -102,7 +102,7 @@ def together(symmetries: Sequence[Symmetry]) -> Symmetry:
     for symmetry in symmetries:
         for kind, step in symmetry.steps.items():
             steps[kind] = _then(steps[kind], step) if kind in steps else step
-    return Symmetry("together", "all of that was done at once", "", steps)
+    return Symmetry("+".join(s.name for s in symmetries), "all of that was done at once", "", steps)
 
 
 def _then(first: Step, second: Step) -> Step:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from reference.config import Config
 from reference.weights import tensor_table
 from verify.checks.subject import NotExamined, Subject, same_bits
 from verify.checks.symmetry_floor import symmetry_floor
-from verify.checks.symmetry_transforms import Symmetry, kind_of
+from verify.checks.symmetry_transforms import Symmetry, kind_of, together
 from verify.checks.symmetry_writes import Stored
 from verify.checks.twin import throughout
 from verify.numerics.cascade import LIMIT_FLOORS
@@ -87,6 +87,12 @@ def prepare(subject: Subject, symmetry: Symmetry, stored: Stored) -> Prepared:
     if not places:
         raise NotExamined("no tensor can be told from others that are all alike")
     return Prepared(symmetry, places, tuple(left_out))
+
+
+def whole(some: Sequence[Prepared]) -> Prepared:
+    """All of them at once."""
+    places = {tensor: place for one in some for tensor, place in one.places.items()}
+    return Prepared(together([one.symmetry for one in some]), places, ())
 
 
 def tensors_of(symmetry: Symmetry, config: Config) -> dict[str, str]:
