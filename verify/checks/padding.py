@@ -24,7 +24,7 @@ from verify.checks.agreement import (
 )
 from verify.checks.decoding import Case, Way, recognise
 from verify.checks.padding_mistakes import COUNTED, Padded, ways
-from verify.checks.subject import NotExamined, Subject
+from verify.checks.subject import NotExamined, Subject, same_bits
 from verify.findings import Finding
 
 Tokens = NDArray[np.int64]
@@ -124,7 +124,9 @@ class _Runs:
     def explained_by(self, words: str) -> bool:
         """Whether this mistake has these logits, to within rounding; others may have them too."""
         named = [way for way in ways(self._batches[0]) if way.words == words]
-        return self._recognised(named) is not None
+        # Where what is in front does not show, one batch has nothing to add to the other.
+        hidden = all(same_bits(*rows) for rows in zip(*self._got, strict=True))
+        return self._recognised(named, 1 if hidden else None) is not None
 
     def why(self) -> str:
         """What is wrong, by the mistake that the oracle would have to make as well."""
@@ -136,8 +138,9 @@ class _Runs:
             return "the tokens of the padding matter: it is attended to"
         return "whatever tokens the padding has: it is the mask or the positions"
 
-    def _recognised(self, mistakes: Sequence[Way]) -> Way | None:
-        return recognise(self._subject, self._cases, mistakes, self._batches[0].right)
+    def _recognised(self, mistakes: Sequence[Way], batches: int | None = None) -> Way | None:
+        """The mistake that the first ``batches`` of them show; all where None."""
+        return recognise(self._subject, self._cases[:batches], mistakes, self._batches[0].right)
 
     @cached_property
     def _cases(self) -> list[Case]:
