@@ -25,7 +25,8 @@ EARLY = {"embeddings-normalised": "embed"}
 LAYERS = range(CONFIG.n_layer)
 #: Rounding of three layers in float64, relative to the largest element of a site.
 TOLERANCE = 1e4 * float(np.finfo(np.float64).eps)
-SITES = [f for f in CATALOGUE.values() if f.acts and f.plant]
+#: A fault of precision is none in float64, and is compared in float32.
+SITES = [f for f in CATALOGUE.values() if f.acts and f.plant and f.family != "precision"]
 
 
 @pytest.mark.parametrize("fault", CATALOGUE.values(), ids=CATALOGUE)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import precision_faults as faults
 import pytest
 from models import CONFIG, checkpoint
+from plain_ports import faulty, plain
 from subjects import hold, port
 
 from reference import Config
+from verify.faults.catalogue import CATALOGUE
 from verify.findings import Status
 from verify.sites import sites
 
@@ -51,9 +52,7 @@ def test_a_single_value_is_no_format() -> None:
 
 
 def test_tf32_is_recognised_and_the_setting_is_named() -> None:
-    altered = port()
-    faults.tf32(altered)
-    (finding,) = hold("precision", altered)
+    (finding,) = hold("precision", faulty("precision-tf32"))
     assert finding.status is Status.FAILED
     assert f"computes in tf32 at all {len(PRODUCTS)} products" in finding.message
     assert "allow_tf32 = False" in finding.message
@@ -63,14 +62,15 @@ def test_tf32_is_recognised_and_the_setting_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_autocast_is_recognised(name: str) -> None:
-    (finding,) = hold("precision", port(getattr(faults, f"autocast_{name}")))
+    (finding,) = hold("precision", faulty(f"precision-autocast-{name}"))
     assert finding.status is Status.FAILED
     assert f"declared float32, computes in {name} at all" in finding.message
     assert "autocast" in finding.message
 
 
 def test_one_product_in_half_precision_is_named() -> None:
-    (finding,) = hold("precision", port(faults.one_product_in_bfloat16))
+    altered = plain(lambda model: CATALOGUE["precision-product-bfloat16"].plant(model, [1]))
+    (finding,) = hold("precision", altered)
     assert finding.status is Status.FAILED
     assert "computes in bfloat16 at h.1.mlp.pre of" in finding.message
 

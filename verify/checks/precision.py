@@ -144,13 +144,14 @@ def _finding(declared: Precision, products: dict[str, _Product]) -> Finding:
     formats = {site: product.format() for site, product in products.items()}
     used = [name for name in formats.values() if name is not None]
     narrower = {s: n for s, n in formats.items() if n and _WIDTH[n] > _WIDTH[declared.name]}
-    details = {"formats": formats}
+    details: dict[str, object] = {"formats": formats}
     if not used:
         raise NotExamined("no product has errors of any format's size")
     # A single product that is off by as much as another format would be is a matter of that site,
     # unless its values are the numbers of that format.
     grid = {s for s in narrower if products[s].grids}
-    if 2 * len(narrower) > len(products) or grid:
+    most = 2 * len(narrower) > len(products)
+    if most or grid:
         name = Counter(narrower.values()).most_common(1)[0][0]
         at = [site for site, n in narrower.items() if n == name]
         worst = max(at, key=lambda site: products[site].score(declared.name))
@@ -161,6 +162,8 @@ def _finding(declared: Precision, products: dict[str, _Product]) -> Finding:
             f"that of {name}; {_REMEDY[name]}"
         )
         limit = limit_rms(products[worst].rows)
+        kind = "" if name == "tf32" else "autocast-" if most else "product-"
+        details["fault"] = f"precision-{kind}{name}"
         return Finding("precision", Status.FAILED, message, None, score, limit, details)
     widest = Counter(used).most_common(1)[0][0]
     message = f"{widest} at {sum(n == widest for n in used)} of {len(products)} products"

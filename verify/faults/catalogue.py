@@ -15,6 +15,7 @@ from verify.faults import (
     linear,
     norm,
     norm_place,
+    precision,
     residual,
     weights,
 )
@@ -35,6 +36,7 @@ _FAMILIES = (
     weights,
     cache,
     batch,
+    precision,
 )
 
 #: Name → fault, in the order of the families.

@@ -1,0 +1,40 @@
+"""Faults of precision compute in float32 what their NumPy forms say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from fault_ports import planted
+from models import CONFIG, batch, checkpoint
+
+from verify.faults.catalogue import CATALOGUE
+from verify.faults.fault import Fault
+from verify.faults.oracle import run
+from verify.sites import sites
+
+SOURCE = checkpoint()
+INPUT = batch(CONFIG, 1, 17)
+FAULTS = [fault for fault in CATALOGUE.values() if fault.family == "precision"]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
+def test_both_forms_round_alike(fault: Fault) -> None:
+    """Up to the first site that they change: nine numbers of ten are rounded to the same side, to
+    within the float32 rounding of what is rounded."""
+    shown: dict[str, Any] = {}
+
+    def keep(site: str, value: Any, narrowest: str | None = None) -> None:
+        shown[site] = value[0].astype(np.float64)
+
+    port = planted(SOURCE, (fault.name, range(CONFIG.n_layer)))
+    port.activations(INPUT.tokens, keep)  # type: ignore[misc]
+    overrides = fault.overrides(CONFIG)
+    order = list(sites(CONFIG))
+    first = order[min(map(order.index, overrides))]
+    computed = dict(run(SOURCE.tensors.__getitem__, CONFIG, INPUT.tokens[0], overrides, keep=None))
+    right = dict(run(SOURCE.tensors.__getitem__, CONFIG, INPUT.tokens[0], {}, keep=None))
+    size = float(np.max(np.abs(right[first])))
+    assert np.mean(np.abs(shown[first] - computed[first]) <= 1e-6 * size) >= 0.9
+    assert np.mean(np.abs(shown[first] - right[first]) <= 1e-6 * size) < 0.5

@@ -1,0 +1,51 @@
+"""Products on tensor cores, by hand: what torch does on a GPU where TF32 is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
+#: What a port computes in; around each of them, and so below what watches the run, as hardware is.
+_CALLS = ("logits", "activations", "loss", "step", "padded", "padded_at")
+
+
+def round_tf32(x: torch.Tensor) -> torch.Tensor:
+    """A float32 tensor with the 13 last of its 23 mantissa bits rounded away, to nearest even."""
+    bits = x.contiguous().view(torch.int32)
+    rounded = bits + 0xFFF + ((bits >> 13) & 1)
+    return (rounded & ~0x1FFF).view(torch.float32)
+
+
+class _Tf32Products(TorchDispatchMode):  # type: ignore[misc]  # torch has no type for it
+    """Operands of float32 products are rounded to 11 significant bits."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        if name in _PRODUCTS and result.dtype == torch.float32:
+            first = name in ("addmm", "baddbmm")  # whose first operand is the bias
+            with _disable_current_modes():  # the hardware shows nobody that it rounds
+                rounded = [a if i < first else round_tf32(a) for i, a in enumerate(args)]
+                result.copy_(func(*rounded, **(kwargs or {})))
+        return result
+
+
+def plant_tf32(port: Any) -> None:
+    """``torch.backends.cuda.matmul.allow_tf32``, around a port."""
+    for name in _CALLS:
+        if (call := getattr(port, name, None)) is not None:
+            setattr(port, name, _inside(call))
+
+
+def _inside(call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with _Tf32Products():
+            return call(*args, **kwargs)
+
+    return inside
