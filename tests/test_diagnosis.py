@@ -163,7 +163,25 @@ class TestFilter:
         error = self.noise(2) + 0.5 * DEVIATIONS[1].deviation_SN
         assert matched_filter(error, self.noise(3), DEVIATIONS, 10.0).matches == ()
 
+    @pytest.mark.parametrize("there", [1.0, 0.9])
+    def test_two_in_one_direction(self, there: float) -> None:
+        """As ε = 1e-6 and ε = 0 have: the size tells them apart, if noise does not hide it."""
+        shorter = Deviation("shorter", None, 0.9 * DEVIATIONS[1].deviation_SN)
+        error = self.noise(2) + there * DEVIATIONS[1].deviation_SN
+        found = matched_filter(error, self.noise(3), [*DEVIATIONS, shorter], 10.0)
+        names = [match.candidate.fault for match in found.matches]
+        assert names == (["large"] if there == 1.0 else ["shorter"])
+
     def test_two_that_are_alike_are_not_told_apart(self) -> None:
         twin = Deviation("twin", None, DEVIATIONS[1].deviation_SN)
         error = self.noise(2) + twin.deviation_SN
-        assert matched_filter(error, self.noise(3), [*DEVIATIONS, twin], 10.0).matches == ()
+        (match,) = matched_filter(error, self.noise(3), [*DEVIATIONS, twin], 10.0).matches
+        assert {match.candidate.fault, *match.instead} == {"large", "twin"}
+
+    def test_two_that_noise_hides_the_difference_of_are_not_named(self) -> None:
+        """One is there, but which one cannot be seen, and they are not the same either."""
+        step = np.random.default_rng(9).standard_normal((8, 400)) * 0.02
+        near = Deviation("near", None, DEVIATIONS[0].deviation_SN + step)
+        error = self.noise(2) + DEVIATIONS[0].deviation_SN
+        found = matched_filter(error, self.noise(3), [*DEVIATIONS, near], 10.0)
+        assert found.matches == ()

@@ -60,6 +60,21 @@ def _add_ports(command: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+def _add_inputs(command: argparse.ArgumentParser) -> None:
+    """What the ports are run on."""
+    inputs = command.add_mutually_exclusive_group()
+    inputs.add_argument(
+        "--length",
+        action="append",
+        type=_positive,
+        metavar="N",
+        help="judge on seeded samples of this many tokens; repeatable",
+    )
+    inputs.add_argument("--tokens", type=_token_ids, metavar="IDS", help="judge on 1,2,3")
+    inputs.add_argument("--text", metavar="TEXT", help="judge on this text")
+    command.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the samples")
+
+
 def _add_lens(lens: argparse.ArgumentParser) -> None:
     what = lens.add_mutually_exclusive_group(required=True)
     what.add_argument("text", nargs="?", metavar="TEXT", help="what is read")
@@ -159,17 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = add("run", "Judge ports against a checkpoint.", epilog=parser.epilog)
     _add_ports(run, "default: every built-in port that is installed")
-    inputs = run.add_mutually_exclusive_group()
-    inputs.add_argument(
-        "--length",
-        action="append",
-        type=_positive,
-        metavar="N",
-        help="judge on seeded samples of this many tokens; repeatable",
-    )
-    inputs.add_argument("--tokens", type=_token_ids, metavar="IDS", help="judge on 1,2,3")
-    inputs.add_argument("--text", metavar="TEXT", help="judge on this text")
-    run.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the samples")
+    _add_inputs(run)
     run.add_argument("--json", metavar="OUT", help="write the JSON report; - is standard output")
     run.add_argument("--junit", metavar="OUT", help="write a JUnit XML report")
     run.add_argument("--html", metavar="OUT", help="write the report as one HTML page")
@@ -184,6 +189,16 @@ def build_parser() -> argparse.ArgumentParser:
             "expected to be, 2 could not judge.",
         )
     )
+
+    diagnose = add(
+        "diagnose",
+        "Say what is wrong with a port, and prove that nothing else is.",
+        epilog="Exit status: 0 nothing is wrong, 1 refuted, 2 could not judge.",
+    )
+    _add_ports(diagnose, "one is needed")
+    _add_inputs(diagnose)
+    diagnose.add_argument("--json", metavar="OUT", help="write all of it; - is standard output")
+    diagnose.add_argument("--quiet", action="store_true", help="print the statement alone")
 
     _add_power(
         add(

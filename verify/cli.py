@@ -214,6 +214,39 @@ def _claims(args: argparse.Namespace) -> int:
     return report.exit_status
 
 
+def _diagnose(args: argparse.Namespace) -> int:
+    from verify.diagnose_run import diagnose_run
+    from verify.ports.registry import expand
+    from verify.report import diagnose as report
+    from verify.report.output import open_outputs, write_outputs
+    from verify.report.repeat import repeat_command
+
+    ports = expand(args.port or [])
+    if len(ports) != 1:
+        raise UsageError(f"diagnose takes one --port; {len(ports)} were given")
+    outputs = open_outputs({"json": args.json})
+    options = _options(args)
+    to_stdout = args.json == "-"
+    with contextlib.ExitStack() as stack:
+        if to_stdout:
+            stack.enter_context(_standard_output_for_the_report())
+        progress = stack.enter_context(_progress(args.quiet))
+        words = repeat_command(args.checkpoint, args.port, options, command="diagnose")
+        diagnosed = diagnose_run(args.checkpoint, ports[0], options, words, progress)
+    if args.debug and diagnosed.port.exception is not None:
+        traceback.print_exception(diagnosed.port.exception)
+    unwritten = write_outputs(outputs, {"json": lambda: report.json(diagnosed)})
+    text = f"{report.statement(diagnosed)}\n" if args.quiet else report.terminal(diagnosed)
+    with contextlib.suppress(BrokenPipeError):
+        print(text, end="", file=sys.stderr if to_stdout else sys.stdout, flush=True)
+        if to_stdout:
+            sys.stdout.buffer.write(report.json(diagnosed).encode())
+            sys.stdout.flush()
+    if unwritten is not None:
+        raise unwritten
+    return diagnosed.exit_status
+
+
 def _power(args: argparse.Namespace) -> int:
     from verify.power.command import power
 
@@ -263,6 +296,7 @@ def _doctor(args: argparse.Namespace) -> int:
 COMMANDS = {
     "run": _run,
     "lens": _lens,
+    "diagnose": _diagnose,
     "power": _power,
     "claims": _claims,
     "synth": _synth,

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from verify.diagnosis.explanation import Explanation
 
 
 class Status(StrEnum):
@@ -98,6 +101,7 @@ class PortReport:
         first_divergence: the earliest site at which an operation is wrong by itself, or None.
         explained_by: names of faults that explain the divergence.
         causes: the same, each with what it explains.
+        explanations: what was tried at each site and tensor that is wrong by itself.
         mapping: the port's parameter name → what it is in the checkpoint.
         logits_floors: RMS error of the logits in noise floors, or None.
         seconds: wall time spent on this port.
@@ -115,6 +119,7 @@ class PortReport:
     first_divergence: str | None = None
     explained_by: tuple[str, ...] = ()
     causes: tuple[Cause, ...] = ()
+    explanations: tuple[Explanation, ...] = ()
     mapping: dict[str, str] = field(default_factory=dict)
     logits_floors: float | None = None
     seconds: float = 0.0

@@ -105,6 +105,7 @@ def judge(
         first_divergence=first_divergence(findings, checkpoint.config),
         explained_by=tuple(dict.fromkeys(cause.fault for cause in work.diagnosis.causes)),
         causes=tuple(work.diagnosis.causes),
+        explanations=tuple(work.diagnosis.explanations.values()),
         mapping=work.mapping,
         logits_floors=work.logits_floors,
         seconds=round(time.perf_counter() - start, 2),

@@ -7,7 +7,7 @@ Of a large vocabulary a sample of the logits is enough: a fault changes all of t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ class Deviations:
         n = min(COLUMNS, config.n_vocab)
         self.columns = np.sort(rng.choice(config.n_vocab, n, replace=False))
         self._order = list(sites(config))
+        self._candidates: dict[tuple[str, bool], list[Candidate]] = {}
         self._lookup = Widened(weights).__getitem__
         head = {"logits": self._sampled(right)}
         self._right = [
@@ -68,21 +69,28 @@ class Deviations:
         noise: Floats = self._deviating(np.asarray(rows, np.float64)) * (precision.u / narrow.u)
         return noise
 
-    def candidates(self, faults: Iterable[Fault], single_layers: bool) -> Iterator[Candidate]:
-        """Every fault of a site or of weights: in all layers, or each layer by itself."""
-        for fault in faults:
-            if not (fault.acts or fault.alter) or fault.spot:
-                continue
-            choices: list[tuple[int, ...] | None] = [None]
-            if single_layers:
-                if not fault.layered or self._config.n_layer == 1:
-                    continue
-                choices = [(layer,) for layer in range(self._config.n_layer)]
-            for layers in choices:
-                overrides = fault.overrides(self._config, layers)
-                deviation = self._deviation(overrides) if overrides else None
-                if deviation is not None:
-                    yield Candidate(fault.name, layers, deviation, fault.coarse)
+    def candidates(self, fault: Fault, single_layers: bool = False) -> list[Candidate]:
+        """A fault of a site or of weights: in all layers, or in each by itself. Empty where it
+        cannot be in these logits. Computed once for each."""
+        key = (fault.name, single_layers)
+        if key not in self._candidates:
+            self._candidates[key] = list(self._computed(fault, single_layers))
+        return self._candidates[key]
+
+    def _computed(self, fault: Fault, single_layers: bool) -> Iterator[Candidate]:
+        if not (fault.acts or fault.alter) or fault.spot:
+            return
+        choices: list[tuple[int, ...] | None] = [None]
+        if single_layers:
+            in_blocks = any(site.startswith("h.") for site in fault.overrides(self._config))
+            if not (fault.layered and in_blocks and self._config.n_layer > 1):
+                return
+            choices = [(layer,) for layer in range(self._config.n_layer)]
+        for layers in choices:
+            overrides = fault.overrides(self._config, layers)
+            deviation = self._deviation(overrides) if overrides else None
+            if deviation is not None:
+                yield Candidate(fault.name, layers, deviation, fault.coarse)
 
     def _deviating(self, logits_SN: Floats) -> Floats:
         """What is not right, apart from a constant for each position, to which softmax is blind."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ Floats = NDArray[np.float64]
 NEAR_ONE = 0.05
 #: Candidates that are fitted together with the best one, to see whether it stands on its own.
 RIVALS = 8
+#: Deviations that differ by less than this part of the noise are one.
+ALIKE = 0.1
 #: What a coarse fault may leave of the deviation: the steps that fell to the other side.
 COARSE = 0.5
 #: Faults that are looked for at most.
@@ -60,11 +62,13 @@ class Match:
         candidate: which, and where.
         coefficient: of the regression; 1 where the fault is there.
         error: its standard error.
+        instead: other faults that would do the same to these logits, as far as noise lets see.
     """
 
     candidate: Candidate
     coefficient: float
     error: float
+    instead: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,13 @@ def matched_filter(
         ranked = _ranked(rest_SN, noise_SN, [c for c in usable if c not in taken])
         nearest = ranked[:3]
         best = next(iter(ranked), None)
-        if best is None or not _stands(best, ranked, rest_SN, noise_SN, needed):
+        if best is None:
             break
+        alike = [match for match in ranked[1:] if _alike(best, match, floor)]
+        others = [match for match in ranked if match not in alike]
+        if not _stands(best, others, rest_SN, noise_SN, needed):
+            break
+        best = replace(best, instead=tuple(str(match.candidate) for match in alike))
         left_SN = error_SN - sum(m.candidate.deviation_SN for m in [*found, best])
         if _norm(left_SN) >= _norm(rest_SN):
             break
@@ -121,6 +130,33 @@ def matched_filter(
     if after > limit:  # more than noise is left: a name would be a guess
         nearest, found, after = [*found, *nearest][:3], [], before
     return Filtered(tuple(found), before, after, tuple(nearest))
+
+
+def traces(error_SN: Floats, noise_SN: Floats, candidates: Sequence[Candidate]) -> list[str]:
+    """Faults whose deviation is in the error to a part that noise does not make, most alike first.
+
+    Of a port with one of them in one layer the candidates are those in all layers: its deviation is
+    one term of theirs, as far as they are small.
+    """
+    power = _norm(error_SN)
+    found = []
+    for candidate in candidates:
+        size = _norm(candidate.deviation_SN)
+        if size == 0.0 or power == 0.0:
+            continue
+        match = _fit(candidate, error_SN, noise_SN)
+        by_noise = _noise_error(candidate.deviation_SN, noise_SN)
+        if abs(match.coefficient) > limit_max(len(candidates)) * by_noise:
+            found.append((abs(match.coefficient) * size / power, candidate.fault))
+    return [fault for _, fault in sorted(found, reverse=True)]
+
+
+def _alike(one: Match, other: Match, floor: float) -> bool:
+    """Two faults whose deviations differ by less than noise, and by little of themselves: nobody
+    can tell them apart here."""
+    deviation_SN = one.candidate.deviation_SN
+    step = _norm(deviation_SN - other.candidate.deviation_SN)
+    return step < ALIKE * floor and step < NEAR_ONE * _norm(deviation_SN)
 
 
 def _norm(x_SN: Floats) -> float:
@@ -150,8 +186,13 @@ def _fit(candidate: Candidate, rest_SN: Floats, noise_SN: Floats) -> Match:
     left_S = np.sum((rest_SN - coefficient * d_SN) * d_SN, axis=1)
     n = len(power_S)
     spread = math.sqrt(float(np.sum(left_S**2)) * n / max(1, n - 1)) / power
-    noise = math.sqrt(float(np.sum(np.sum(noise_SN * d_SN, axis=1) ** 2))) / power
-    return Match(candidate, coefficient, max(spread, noise))
+    return Match(candidate, coefficient, max(spread, _noise_error(d_SN, noise_SN)))
+
+
+def _noise_error(d_SN: Floats, noise_SN: Floats) -> float:
+    """How large a coefficient noise alone would get."""
+    by_sequence = np.sum(noise_SN * d_SN, axis=1)
+    return math.sqrt(float(np.sum(by_sequence**2))) / float(np.sum(d_SN * d_SN))
 
 
 def _stands(
@@ -163,12 +204,22 @@ def _stands(
     for rival in ranked[1 : 1 + RIVALS]:
         pair = (best.candidate.deviation_SN, rival.candidate.deviation_SN)
         fitted = _together(pair, rest_SN, noise_SN)
-        if fitted is None:
+        if fitted is not None and _is_one(*fitted) and fitted[0] >= needed * fitted[1]:
+            continue
+        if not _instead(pair, rest_SN, noise_SN, needed):
             return False  # the two cannot be told apart on these inputs
-        coefficient, error = fitted
-        if not _is_one(coefficient, error) or coefficient < needed * error:
-            return False
     return True
+
+
+def _instead(pair: tuple[Floats, Floats], rest_SN: Floats, noise_SN: Floats, needed: float) -> bool:
+    """Of two whose deviations have nearly one direction, as two values of ε have: the first is
+    there and not the second. What the first leaves is regressed on the step to the second, which
+    would give 1 if it were the second."""
+    step_SN = pair[1] - pair[0]
+    if _norm(step_SN) == 0.0:
+        return False
+    step = _fit(Candidate("", None, step_SN), rest_SN - pair[0], noise_SN)
+    return abs(step.coefficient) <= max(NEAR_ONE, 3 * step.error) and needed * step.error <= 1.0
 
 
 def _is_one(coefficient: float, error: float) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
 import numpy as np
 
-from verify.checks.subject import Subject
+from verify.checks.subject import Subject, Tokens
 from verify.diagnosis.deviations import Deviations
-from verify.diagnosis.filter import Filtered, Match, matched_filter
+from verify.diagnosis.filter import Filtered, Match, matched_filter, traces
 from verify.faults.catalogue import CATALOGUE
 from verify.findings import Cause, Finding, Status
 from verify.numerics.cascade import LIMIT_FLOORS
@@ -14,12 +18,40 @@ from verify.numerics.cascade import LIMIT_FLOORS
 #: Sequences, and tokens of each: enough for a standard error, and for every distance that matters.
 SEQUENCES, LENGTH = 8, 24
 LAW = "logits.faults"
+#: Faults that are tried in each layer by itself, at most.
+TRACES = 16
+
+_kept: dict[bytes, Deviations] | None = None
+
+
+@contextmanager
+def deviations_kept() -> Iterator[None]:
+    """Within, ports of one checkpoint share what the faults would do to its logits."""
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
+def _deviations(subject: Subject, tokens_ST: Tokens) -> Deviations:
+    made = partial(Deviations, subject.config, subject.weights, tokens_ST, subject.seed)
+    if _kept is None:
+        return made()
+    # The checkpoint is the same for as long as they are kept, but not the format of the port.
+    key = f"{id(subject.checkpoint)} {subject.precision.name}".encode() + tokens_ST.tobytes()
+    if key not in _kept:
+        _kept.clear()  # one set is large
+        _kept[key] = made()
+    return _kept[key]
 
 
 def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
     """Look for every known fault in the logits of a port.
 
-    Faults in all layers are tried first; only where none of them is there, each layer by itself.
+    Faults in all layers are tried first; only where none of them is there, each layer by itself,
+    of those faults of which there is a trace: what one layer does is a part of what all do.
 
     Returns:
         A finding, failed where a fault is there: also one that is far below the rounding noise, and
@@ -32,17 +64,21 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
         message = "the logits have another shape"
         return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
     with np.errstate(all="ignore"):
-        deviations = Deviations(subject.config, subject.weights, tokens_ST, subject.seed)
+        deviations = _deviations(subject, tokens_ST)
         error_SN, noise_SN = deviations.error(logits), deviations.noise(subject.precision)
         if not np.isfinite(error_SN).all():
             message = "the logits are not finite"
             return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
-        candidates = list(deviations.candidates(CATALOGUE.values(), single_layers=False))
+        candidates = [c for fault in CATALOGUE.values() for c in deviations.candidates(fault)]
         found = matched_filter(error_SN, noise_SN, candidates, LIMIT_FLOORS)
         if not found.matches:
-            candidates += deviations.candidates(CATALOGUE.values(), single_layers=True)
+            for name in traces(error_SN, noise_SN, candidates)[:TRACES]:
+                candidates += deviations.candidates(CATALOGUE[name], single_layers=True)
             found = matched_filter(error_SN, noise_SN, candidates, LIMIT_FLOORS)
-    causes = [Cause(match.candidate.fault, _where(match), ("logits",)) for match in found.matches]
+    causes = [
+        Cause(match.candidate.fault, _where(match), ("logits",), match.instead)
+        for match in found.matches
+    ]
     return _finding(found, len(candidates)), causes
 
 
@@ -67,7 +103,8 @@ def _finding(found: Filtered, tried: int) -> Finding:
 
 
 def _worded(match: Match) -> str:
-    return f"{match.candidate} (coefficient {match.coefficient:.4g} ± {match.error:.1g})"
+    others = f" or {' or '.join(match.instead)}" if match.instead else ""
+    return f"{match.candidate}{others} (coefficient {match.coefficient:.4g} ± {match.error:.1g})"
 
 
 def _where(match: Match) -> str:

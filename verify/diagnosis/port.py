@@ -93,7 +93,7 @@ def diagnose(
         comparisons: ``architecture`` and ``activations.local``, where they were made.
         findings: of the whole run.
     """
-    tensors, own = _tensors(subject)
+    tensors, own = damaged_tensors(subject)
     from_logits: list[Cause] = []
     compared = next((f for f in findings if f.id == "logits" and f.score is not None), None)
     if not comparisons and compared is not None:
@@ -169,7 +169,7 @@ def _run(port: Port, twin: bool) -> AbstractContextManager[Port]:
     return nullcontext(port)
 
 
-def _tensors(subject: Subject) -> tuple[dict[str, Explanation], dict[str, Array]]:
+def damaged_tensors(subject: Subject) -> tuple[dict[str, Explanation], dict[str, Array]]:
     """Explanations of the tensors that differ, and what the port has in their place."""
     if subject.matching is None:
         return {}, {}

@@ -12,15 +12,18 @@ if TYPE_CHECKING:
     from verify.run import Options
 
 
-def repeat_command(checkpoint: Path | None, ports: Sequence[str], options: Options) -> str:
+def repeat_command(
+    checkpoint: Path | None, ports: Sequence[str], options: Options, command: str = "run"
+) -> str:
     """``gpt-verify run …`` with everything that is not a default, quoted for a shell.
 
     Args:
         checkpoint: the directory, or None for the default checkpoint.
         ports: port specifications as they are given on the command line.
         options: of the run.
+        command: another one that takes the same: ``diagnose``.
     """
-    words = _words("run", checkpoint, ports, options)
+    words = _words(command, checkpoint, ports, options)
     for length in options.lengths or ():
         words += ["--length", str(length)]
     if options.tokens is not None:

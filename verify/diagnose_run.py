@@ -1,0 +1,112 @@
+"""``gpt-verify diagnose``: what is wrong with one port, and proof that nothing else is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
+from verify.checks.subject import NotExamined, Subject
+from verify.diagnosis.explanation import Explanation
+from verify.diagnosis.proof import Planted, Proof, left_over, named_faults, prove
+from verify.errors import GptVerifyError
+from verify.findings import Finding, PortReport, Verdict
+from verify.inputs import Input
+from verify.judge import judge, one_blas_thread, one_line
+from verify.matching import match
+from verify.numerics.precision import PRECISIONS
+from verify.numerics.weights import DeclaredWeights
+from verify.ports import registry
+from verify.run import Options, Progress, Silent, chosen_inputs
+
+
+@dataclass(frozen=True)
+class Diagnosed:
+    """One port, and why it fails.
+
+    Attributes:
+        port: what ``gpt-verify run`` says of it.
+        planted: the faults that were named and change a forward pass, each with its place.
+        proof: the port against the reference with these faults; None where there are none, or it
+            could not be made.
+        no_proof: why it could not be made, or None.
+        unexplained: the sites and tensors that are wrong by themselves and no fault explains.
+        left: failures that the named faults do not account for.
+        repeat: the command line that says it again.
+    """
+
+    port: PortReport
+    planted: tuple[Planted, ...]
+    proof: Proof | None
+    no_proof: str | None
+    unexplained: tuple[Explanation, ...]
+    left: tuple[Finding, ...]
+    repeat: str
+
+    @property
+    def complete(self) -> bool:
+        """Everything that fails is accounted for, and the proof holds where one is needed."""
+        if self.port.verdict is not Verdict.REFUTED or not self.port.causes:
+            return False
+        proved = self.proof is not None and self.proof.holds if self.planted else True
+        return proved and not self.unexplained and not self.left
+
+    @property
+    def exit_status(self) -> int:
+        """0 nothing to explain; 1 refuted, explained or not; 2 could not judge."""
+        return {Verdict.VERIFIED: 0, Verdict.REFUTED: 1, Verdict.UNJUDGED: 2}[self.port.verdict]
+
+
+def diagnose_run(
+    checkpoint: Path | None,
+    spec: str,
+    options: Options,
+    repeat: str,
+    progress: Progress | None = None,
+) -> Diagnosed:
+    """Judge a port, name what is wrong, and compare it with the reference that has it.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        UsageError: options that make no sense.
+    """
+    opened = open_checkpoint(checkpoint or default_checkpoint())
+    inputs = chosen_inputs(opened, options)
+    report = judge(
+        spec, opened, inputs, options.dtype, options.device, progress or Silent(), options.seed
+    )
+    planted = tuple(named_faults(report, opened.config))
+    proof, no_proof = None, None
+    if planted:
+        try:
+            proof = _proved(spec, opened, options, planted, inputs)
+        except (GptVerifyError, NotExamined) as e:
+            no_proof = str(e)
+        except Exception as e:  # whatever a port raises when it is run once more
+            no_proof = one_line(e)
+    left = tuple(left_over(report, proof)) if report.verdict is Verdict.REFUTED else ()
+    unexplained = tuple(e for e in report.explanations if e.best is None)
+    return Diagnosed(report, planted, proof, no_proof, unexplained, left, repeat)
+
+
+def _proved(
+    spec: str,
+    checkpoint: Checkpoint,
+    options: Options,
+    planted: tuple[Planted, ...],
+    inputs: list[Input],
+) -> Proof:
+    build = partial(registry.build, spec, checkpoint, options.dtype, options.device)  # type: ignore[arg-type]
+    port = build()
+    try:
+        weights = DeclaredWeights(checkpoint.tensors, PRECISIONS[port.dtype])
+        parameters = list(port.parameters()) if port.parameters is not None else []
+        matching = getattr(port, "matching", None)
+        if matching is None and parameters:
+            matching = match(parameters, checkpoint.config, weights)
+        subject = Subject(port, checkpoint, weights, options.seed, parameters, matching)
+        with one_blas_thread():
+            return prove(subject, planted, inputs)
+    finally:
+        port.close()

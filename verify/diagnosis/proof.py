@@ -1,0 +1,337 @@
+"""Proof of a diagnosis: the port against a reference that has the faults which were named.
+
+If the names are right and nothing else is wrong, the port follows that reference from the tokens to
+the logits as a correct port follows the right one: to within its noise floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference.config import Config
+from verify.checks.subject import NotExamined, Subject
+from verify.diagnosis.port import damaged_tensors
+from verify.faults.catalogue import CATALOGUE
+from verify.faults.fault import OUTSIDE
+from verify.faults.oracle import Act, right, run
+from verify.findings import Finding, PortReport, Status
+from verify.inputs import Input
+from verify.numerics.cascade import LIMIT_FLOORS
+from verify.numerics.precision import FLOAT32, FLOAT64, Precision
+from verify.numerics.weights import Widened
+from verify.ports.port import Port
+from verify.sites import sites
+
+Floats = NDArray[np.floating]
+Tokens = NDArray[np.integer]
+
+#: Tokens of the largest input that is compared, and how many inputs at most: every site of two
+#: whole runs of one sequence is in memory at a time.
+LARGEST, INPUTS = 160, 4
+_OWN = ("architecture", "activations.local")
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A named fault, and where the port has it.
+
+    Attributes:
+        fault: its name.
+        layers: the blocks; None where it lies in none of them.
+        sites: what it changes.
+        tensors: of a damaged checkpoint: which.
+        everywhere: it is in all layers.
+    """
+
+    fault: str
+    layers: tuple[int, ...] | None
+    sites: Mapping[str, Act] = field(compare=False)
+    tensors: tuple[str, ...] = ()
+    everywhere: bool = False
+
+    def __str__(self) -> str:
+        if self.tensors:
+            return f"{self.fault} of {_listed(self.tensors)}"
+        if self.layers is None:
+            return self.fault
+        if self.everywhere:
+            return f"{self.fault} in all layers"
+        which = "layer" if len(self.layers) == 1 else "layers"
+        return f"{self.fault} in {which} {_listed(map(str, self.layers))}"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far the port is from the reference with the faults.
+
+    Attributes:
+        planted: the faults.
+        floors: of each site, in noise floors of that reference.
+        precision: what the port was run in.
+        limit: largest distance of a correct port.
+    """
+
+    planted: tuple[Planted, ...]
+    floors: dict[str, float]
+    precision: str
+    limit: float = LIMIT_FLOORS
+
+    @property
+    def worst(self) -> str:
+        """The site that is farthest off."""
+        return max(self.floors, key=self.floors.__getitem__)
+
+    @property
+    def holds(self) -> bool:
+        return self.floors[self.worst] <= self.limit
+
+
+def named_faults(report: PortReport, config: Config) -> list[Planted]:
+    """The faults of a report that change what a forward pass computes, each with its place."""
+    examined = {f.site for f in report.findings if f.id in _OWN and f.status.value != _UNSEEN}
+    found = []
+    for cause in report.causes:
+        fault = CATALOGUE.get(cause.fault)
+        damaged = tuple(where for where in cause.where if "/" in where or where in _TABLES)
+        if damaged:
+            found.append(Planted(cause.fault, None, {}, damaged))
+            continue
+        places = [where for where in cause.where if where.startswith("h.") or where in OUTSIDE]
+        if fault is None or not places:
+            continue  # of a law, or unknown to the catalogue
+        if not examined:
+            found += _from_logits(report, cause.fault, config)
+            continue
+        layers = sorted({int(place.split(".")[1]) for place in places if place.startswith("h.")})
+        acts = fault.overrides(config, layers) | {
+            kind: act for kind, act in fault.acts.items() if kind in OUTSIDE
+        }
+        acts = {n: a for n, a in acts.items() if n in places or n not in examined}
+        found.append(_planted(cause.fault, layers, acts, config))
+    order = {site: i for i, site in enumerate(sites(config))}
+    return sorted(found, key=lambda p: min((order[site] for site in p.sites), default=-1))
+
+
+_UNSEEN = Status.NOT_EXAMINED.value
+_TABLES = ("wte", "wpe", "lm_head")
+
+
+def _from_logits(report: PortReport, name: str, config: Config) -> Iterable[Planted]:
+    """What the matched filter found, with the layers that it found it in."""
+    for finding in report.findings:
+        for match in finding.details.get("matches", ()):
+            if match["fault"] == name:
+                acts = CATALOGUE[name].overrides(config, match["layers"])
+                inside = {int(site.split(".")[1]) for site in acts if site.startswith("h.")}
+                yield _planted(name, sorted(inside), acts, config)
+                return
+
+
+def _planted(name: str, layers: Sequence[int], acts: Mapping[str, Act], config: Config) -> Planted:
+    return Planted(name, tuple(layers) or None, acts, everywhere=len(layers) == config.n_layer > 1)
+
+
+def prove(subject: Subject, planted: Sequence[Planted], inputs: Sequence[Input]) -> Proof:
+    """Run the port and the reference with the faults, and compare every site that both have.
+
+    In float64 where the port can be run so: then nothing hides. Where a fault rounds coarsely, a
+    difference in the last bit before it becomes a step after it; the reference goes on from what
+    the port has there, which the diagnosis has explained from the port's own input.
+
+    Args:
+        subject: the port, with its parameters and their matching.
+        planted: what the reference has.
+        inputs: the longest of those that are short enough are used.
+
+    Raises:
+        NotExamined: a fault rounds coarsely, and the port does not show where.
+    """
+    _, own = damaged_tensors(subject)
+    wanted = {tensor for fault in planted for tensor in fault.tensors}
+    own = {name: value for name, value in own.items() if name in wanted}
+    acts = {site: act for fault in planted for site, act in fault.sites.items()}
+    if "lm_head" in own:
+        acts["logits"] = lambda call: call.x @ call.w("lm_head").T
+    coarse = {site for fault in planted if is_coarse(fault) for site in fault.sites}
+    port = subject.port
+    if coarse and port.activations is None:
+        raise NotExamined("a fault that rounds coarsely cannot be followed through the logits")
+    in_float64 = port.float64 is not None and port.activations is not None
+    precision = FLOAT64 if in_float64 else subject.precision
+    distances: dict[str, _Distance] = {}
+    assert port.float64 is not None or not in_float64
+    context = port.float64() if in_float64 and port.float64 else nullcontext(port)
+    with context as shown, np.errstate(all="ignore"):
+        for item in _chosen(inputs):
+            for row in item.tokens:
+                steps = _shown(shown, coarse, row) if coarse else {}
+                reference = _Faulted(subject, own, acts | steps, precision, row)
+
+                def visit(
+                    site: str,
+                    value: Floats,
+                    narrowest: str | None = None,
+                    reference: _Faulted = reference,
+                ) -> None:
+                    distance = distances.setdefault(site, _Distance())
+                    distance.add(value[0], *reference.sites[site], precision.u)
+
+                if shown.activations is not None:
+                    shown.activations(row[None], visit)
+                else:
+                    visit("logits", shown.logits(row[None]))
+    floors = {site: distance.floors for site, distance in distances.items()}
+    return Proof(tuple(planted), floors, precision.name)
+
+
+def is_coarse(planted: Planted) -> bool:
+    """It rounds coarsely (``Fault.coarse``)."""
+    return planted.fault in CATALOGUE and CATALOGUE[planted.fault].coarse
+
+
+def _shown(port: Port, places: set[str], tokens_T: Tokens) -> dict[str, Act]:
+    """What the port has at some sites, in place of what the reference would compute there."""
+    values: dict[str, Floats] = {}
+
+    def keep(site: str, value: Floats, narrowest: str | None = None) -> None:
+        if site in places:
+            values[site] = np.array(value[0], np.float64)
+
+    assert port.activations is not None, "asked for before"
+    port.activations(tokens_T[None], keep)
+
+    def given(value: Floats) -> Act:
+        return lambda call: value
+
+    return {site: given(value) for site, value in values.items()}
+
+
+def _chosen(inputs: Sequence[Input]) -> list[Input]:
+    short = [item for item in inputs if item.tokens.size <= LARGEST]
+    short = short or [min(inputs, key=lambda item: item.tokens.size)]
+    return sorted(short, key=lambda item: -item.tokens.size)[:INPUTS]
+
+
+class _Faulted:
+    """Every site of a reference with faults: exact, and with the rounding of a precision."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        own: Mapping[str, Floats],
+        acts: Mapping[str, Act],
+        precision: Precision,
+        tokens_T: Tokens,
+    ) -> None:
+        narrow = FLOAT32 if precision.name == "float64" else precision
+        exact, stored = Widened(subject.weights), subject.weights
+
+        def among(tensors: Callable[[str], Floats]) -> Callable[[str], Floats]:
+            return lambda name: own[name] if name in own else tensors(name)
+
+        def rounded(act: Act) -> Act:
+            return lambda call: narrow.round(act(call))
+
+        config = subject.config
+        noisy_acts = {name: rounded(acts.get(name, right)) for name in sites(config)}
+        runs = (
+            run(among(exact.__getitem__), config, tokens_T, acts, keep=None),
+            run(among(stored.__getitem__), config, tokens_T, noisy_acts, np.float32, keep=None),
+        )
+        scale = precision.u / narrow.u
+        self.sites = {
+            site: (value, (np.asarray(noisy, np.float64) - value) * scale)
+            for (site, value), (_, noisy) in zip(*runs, strict=True)
+        }
+
+
+class _Distance:
+    """Squared error and squared floor of one site over some sequences."""
+
+    def __init__(self) -> None:
+        self._error = self._floor = 0.0
+
+    def add(self, got: Floats, exact: Floats, noise: Floats, u: float) -> None:
+        """One rounding of each element is allowed where the noise happens to be none."""
+        error = np.asarray(got, np.float64) - exact
+        error = np.where(np.isfinite(error) | (got == exact), error, np.inf)
+        floor = noise**2 + (u * exact) ** 2
+        if error.ndim == 3:  # what is masked may be anything
+            below = np.tri(*error.shape[-2:], dtype=np.bool_)
+            error, floor = np.where(below, error, 0.0), np.where(below, floor, 0.0)
+        self._error += float(np.sum(error**2))
+        self._floor += float(np.sum(floor))
+
+    @property
+    def floors(self) -> float:
+        if self._error == 0.0:
+            return 0.0
+        return float(np.sqrt(self._error / self._floor)) if self._floor > 0 else float("inf")
+
+
+def left_over(report: PortReport, proof: Proof | None) -> list[Finding]:
+    """Failures that the named faults do not account for.
+
+    What only follows from a fault (logits, sites since the tokens, whatever else is compared with
+    the right reference) is accounted for where the port follows the reference with the faults.
+    """
+    named = {where for cause in report.causes for where in cause.where}
+    holds = proof is not None and proof.holds
+    follow = FOLLOW
+    if proof is not None and any(planted.tensors for planted in proof.planted):
+        follow |= FOLLOW_TENSORS
+    if proof is not None and any(is_coarse(planted) for planted in proof.planted):
+        follow |= FOLLOW_COARSE
+    explained = {e.where for e in report.explanations if e.best is not None}
+    left = []
+    for finding in report.findings:
+        if finding.status is not Status.FAILED:
+            continue
+        law = finding.id.split(".")[0]
+        if finding.id in named or (finding.site in explained and finding.id in _OWN):
+            continue
+        if finding.id == "weights.values" and _in_explained(finding, explained):
+            continue
+        if holds and (law in follow or finding.id in follow):
+            continue
+        left.append(finding)
+    return left
+
+
+def _in_explained(finding: Finding, explained: set[str]) -> bool:
+    """Every tensor that differs there is explained."""
+    tensors = [part.split(";")[0].split(",")[0] for part in finding.message.split("(it is ")[1:]]
+    heads = {"lm_head"} if "lm_head" in explained else set()
+    return bool(tensors) and all(t in explained or (t == "wte" and heads) for t in tensors)
+
+
+#: Laws that compare with the right reference, and so fail wherever something is wrong before.
+FOLLOW = frozenset(
+    (
+        "logits",
+        "activations.cascaded",
+        "gradient",
+        "input_gradient",
+        "lens",
+        "loss.reference",
+        "precision",
+        "symmetry",
+        "causality",
+        "graph.meta",
+    )
+)
+#: The same where a fault rounds coarsely: two ways to the same logits differ by a bit before it,
+#: and by a step after it.
+FOLLOW_COARSE = frozenset(("cache", "batch", "positions", "device"))
+#: The same where what is wrong is a tensor.
+FOLLOW_TENSORS = frozenset(("weights.count", "weights.accounted", "tying.value"))
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = list(names)
+    return f"{', '.join(most)} and {last}" if most else last
