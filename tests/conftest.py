@@ -10,8 +10,35 @@ from typing import Any
 import pytest
 from browser import Opener, chromium
 from command import PORTS, SIZE, Run
+from hypothesis import HealthCheck, settings
 
 from verify.cli import main
+
+# Time means nothing on a shared machine, and a check of the health of the data is one of time.
+settings.register_profile(
+    "ci",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+# Other examples every time, and many: pytest --hypothesis-profile=long (tests/strategies.py).
+settings.register_profile("long", settings.get_profile("ci"), derandomize=False)
+settings.load_profile("ci")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU are shown as not run where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not _has_cuda():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="not run: no CUDA device"))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(scope="session")

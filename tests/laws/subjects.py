@@ -47,11 +47,12 @@ def port(
     attention: str = "eager",
     dtype: Dtype | None = None,
     source: Checkpoint | None = None,
+    device: str = "cpu",
 ) -> Port:
     """transformers' GPT-2 as a port, altered after it was loaded."""
     from verify.ports.huggingface import huggingface
 
-    made = huggingface(source or checkpoint(), attention, dtype)  # type: ignore[arg-type]
+    made = huggingface(source or checkpoint(), attention, dtype, device)  # type: ignore[arg-type]
     alter(made.module)
     return made
 
