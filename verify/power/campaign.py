@@ -7,13 +7,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 from reference.config import Config
 from verify.checkpoint import open_checkpoint
+from verify.diagnosis.logits import deviations_kept
 from verify.errors import MissingDependency, UsageError
 from verify.faults.catalogue import CATALOGUE
 from verify.faults.fault import Fault
@@ -49,6 +50,7 @@ class Plan:
             one law that must refute it; a few of the correct variants.
         families: of faults; all where empty.
         faults: names; all where empty.
+        correct: judge the correct variants alone.
         jobs: processes.
     """
 
@@ -58,6 +60,7 @@ class Plan:
     quick: bool = False
     families: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
+    correct: bool = False
     jobs: int = field(default_factory=lambda: min(4, len(os.sched_getaffinity(0))))
 
     @property
@@ -105,7 +108,7 @@ def run_campaign(plan: Plan, step: Callable[[str, int], None] = lambda what, n: 
     config = open_checkpoint(plan.checkpoint).config
     left_out: dict[str, str] = {}
     tasks: list[_Task] = []
-    for fault in _chosen(plan):
+    for fault in () if plan.correct else _chosen(plan):
         found = plantings(fault, config)
         if not found:
             left_out[fault.name] = "cannot be planted in a torch model"
@@ -184,6 +187,7 @@ def _variants(plan: Plan, left_out: dict[str, str]) -> list[_Task]:
 
 
 _bench: Bench | None = None
+_for_good = ExitStack()
 
 
 def _results(
@@ -225,6 +229,7 @@ def _one_thread() -> Iterator[None]:
 def _prepare(plan: Plan) -> None:
     """In each process, once."""
     global _bench
+    _for_good.enter_context(deviations_kept())
     _bench = Bench(open_checkpoint(plan.checkpoint), plan.seed, thorough=not plan.quick)
 
 

@@ -24,6 +24,7 @@ def power(args: argparse.Namespace) -> int:
         args.quick,
         tuple(args.family or ()),
         tuple(args.fault or ()),
+        args.correct,
         **({"jobs": args.jobs} if args.jobs else {}),
     )
     if sys.stderr.isatty() and not args.quiet:

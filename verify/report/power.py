@@ -331,6 +331,7 @@ def as_dict(campaign: Campaign) -> dict[str, Any]:
             "quick": plan.quick,
             "families": list(plan.families),
             "faults": list(plan.faults),
+            "correct": plan.correct,
             "jobs": plan.jobs,
         },
         "config": campaign.config.as_dict(),
