@@ -37,6 +37,8 @@ DOTS_PER_INCH = 110
 #: Matplotlib refuses pictures of more than 2¹⁶ pixels a side.
 LARGEST = 2**16 - 1
 LETTERS, LETTER_SIZE = 8, 6.5
+#: A token that the model puts first, along the edge; the colour of the page for what passed.
+HIT = "#0b63a5"
 
 
 def require() -> None:
@@ -103,10 +105,13 @@ def _draw(
     axes.set_xticks(list(positions), read, ha="right", rotation_mode="anchor", **style)
     above = axes.secondary_xaxis("top")
     after = [
-        ("✓" if hit[-1, t] else "✗") + names[int(token)] if token != UNDEFINED else ""
+        f"{'✓' if hit[-1, t] else '✗'} {names[int(token)]}" if token != UNDEFINED else ""
         for t, token in enumerate(following(lens))
     ]
     above.set_xticks(list(positions), after, ha="left", rotation_mode="anchor", **style)
+    for t, label in enumerate(above.get_xticklabels()):
+        if hit[-1, t]:
+            label.set(color=HIT, fontweight="bold")
     axes.set_yticks(range(len(kept)), [row_name(lens.sites[n]) for n in kept], fontsize=7)
     for side in (axes, above):
         side.tick_params(length=0, pad=2)
