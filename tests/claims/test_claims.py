@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
+import faults_blocks
+import faults_norms
+import faults_texts
+import faults_tying
 import pytest
-from claim_faults import FAULTED, Make
+from faulted_cases import FAULTED, Make
 
 from verify.checkpoint import Checkpoint
 from verify.claims.case import Case
@@ -20,12 +22,8 @@ from verify.ports.port import NotExamined
 pytestmark = pytest.mark.claims
 
 LEDGER = ledger()
-
-
-@pytest.fixture(scope="session")
-def case(checkpoint: Checkpoint) -> Iterator[Case]:
-    with Case(checkpoint) as made:
-        yield made
+#: Importing them fills the register.
+TOPICS = (faults_tying, faults_blocks, faults_norms, faults_texts)
 
 
 @pytest.mark.parametrize("claim", LEDGER.values(), ids=lambda claim: claim.id)
@@ -42,6 +40,9 @@ def test_claim(claim: Claim, case: Case) -> None:
 
 def test_every_claim_has_a_faulted_model() -> None:
     assert set(FAULTED) == set(LEDGER)
+    listed = {make for makers in FAULTED.values() for make in makers}
+    assert {make.__module__ for make in listed} == {topic.__name__ for topic in TOPICS}
+    assert all(make.__doc__ for make in listed)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ Everything that takes long is made when it is first asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from importlib import resources
@@ -19,6 +20,7 @@ from reference.bpe import BPE
 from reference.config import Config
 from verify.checkpoint import Checkpoint
 from verify.checkpoint.vocabulary import load
+from verify.claims.mingpt import untied
 from verify.claims.models import Model
 from verify.claims.oracle_port import OraclePort
 from verify.claims.transformers_code import TransformersCode, installed
@@ -41,6 +43,7 @@ class Case:
         models: what is asked; the reference and every built-in port if not given.
         code: the versions of transformers to examine; the installed one if not given.
         text: in the place of the prose.
+        untied: makes a torch model with a head of its own.
         seed: of everything that is drawn.
     """
 
@@ -50,10 +53,11 @@ class Case:
         models: Sequence[Model] | None = None,
         code: Sequence[TransformersCode] | None = None,
         text: str | None = None,
+        untied: Callable[[Checkpoint], Any] = untied,
         seed: int = 0,
     ) -> None:
         self.checkpoint, self.seed, self._text = checkpoint, seed, text
-        self._given, self._code = models, code
+        self._given, self._code, self._untied = models, code, untied
         self._stack = ExitStack()
         self._made: dict[str, Model] = {}
         self._lenses: dict[str, Lens] = {}
@@ -68,6 +72,10 @@ class Case:
         traceback: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+    def callback(self, close: Callable[[], object]) -> None:
+        """Something to be done when the case is closed."""
+        self._stack.callback(close)
 
     @property
     def config(self) -> Config:
@@ -114,6 +122,22 @@ class Case:
         if not self._code:
             raise NotExamined("transformers is not installed: pip install 'gpt-verify[torch]'")
         return list(self._code)
+
+    @property
+    def code_names(self) -> tuple[str, ...]:
+        return tuple(code.name for code in self.code())
+
+    @property
+    def versions(self) -> str:
+        """Which were examined, by their major numbers: ``transformers 4 and 5``."""
+        majors = sorted({code.facts["version"].partition(".")[0] for code in self.code()})
+        return f"transformers {' and '.join(majors)}"
+
+    def untied(self) -> Any:
+        """A torch model with a head of its own; NotExamined where there is no torch."""
+        if importlib.util.find_spec("torch") is None:
+            raise NotExamined("torch is not installed: pip install 'gpt-verify[torch]'")
+        return self._untied(self.checkpoint)
 
     @cached_property
     def bpe(self) -> BPE:

@@ -5,14 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 
-from verify.claims import lens, lens_weights, tying
+from verify.claims import (
+    activation,
+    attention,
+    embedding,
+    heads,
+    lens,
+    lens_weights,
+    loss,
+    norms,
+    positions,
+    tokenizer,
+    tying,
+    tying_code,
+    undecidable,
+)
 from verify.claims.claim import Claim
 from verify.claims.evidence import EVIDENCE, Evidence, LedgerError
 from verify.errors import UsageError
 from verify.report.text import one_line
 
 #: One file for each topic, in the order in which they are printed.
-TOPICS: tuple[ModuleType, ...] = (tying, lens, lens_weights)
+TOPICS: tuple[ModuleType, ...] = (
+    tying,
+    tying_code,
+    embedding,
+    attention,
+    heads,
+    positions,
+    norms,
+    activation,
+    loss,
+    tokenizer,
+    lens,
+    lens_weights,
+    undecidable,
+)
 
 
 def ledger() -> dict[str, Claim]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,7 @@ class Model:
     def __init__(self, port: Port, checkpoint: Checkpoint, seed: int = 0) -> None:
         self.port, self.checkpoint, self.seed = port, checkpoint, seed
         self._sites: dict[bytes, dict[str, Floats]] = {}
+        self._held: dict[str, Finding] = {}
 
     @property
     def name(self) -> str:
@@ -121,6 +123,10 @@ class Model:
             raise NotExamined(f"{site} is not shown")
         return shown[site]
 
+    def patterns(self) -> Floats:
+        """The attention weights of every layer, float64[L, H, T, S]."""
+        return np.stack([self.at(f"h.{layer}.attn.pattern") for layer in self.layers])
+
     def logits(self, tokens_T: Tokens) -> Floats:
         """As the port computes them in its own precision, [T, V]."""
         value: Floats = self.port.logits(np.asarray(tokens_T)[None])[0]
@@ -160,7 +166,8 @@ class Model:
 
     def _apply(self, act: Act, site: Site, tokens_T: Tokens, dtype: type[np.floating]) -> Floats:
         values = {name: self.at(name, tokens_T) for name in self._needed(site, tokens_T)}
-        values = {name: value.astype(dtype) for name, value in values.items()}
+        with np.errstate(all="ignore"):
+            values = {name: value.astype(dtype) for name, value in values.items()}
         call = Call(self.config, site, tokens_T, values, self.tensors.__getitem__, dtype)
         with np.errstate(all="ignore"):
             return np.asarray(act(call), np.float64)
@@ -204,6 +211,11 @@ class Model:
         Raises:
             NotExamined: the model lacks what the law needs.
         """
+        if law not in self._held:
+            self._held[law] = self._hold(law)
+        return self._held[law]
+
+    def _hold(self, law: str) -> Finding:
         (entry,) = (entry for entry in LAWS if entry.id == law)
         for need in entry.needs:
             if getattr(self.port, need, None) is None:
@@ -216,10 +228,10 @@ class Model:
     def passes(self, law: str) -> bool:
         return self.hold(law).status is Status.PASSED
 
-    def need(self, member: str) -> Callable[..., object]:
+    def need(self, member: str) -> Callable[..., Any]:
         """An optional member of the port; NotExamined where it lacks it."""
         found = getattr(self.port, member, None)
         if found is None:
             raise NotExamined(LACKS.get(member, f"no {member}"))
-        called: Callable[..., object] = found
+        called: Callable[..., Any] = found
         return called

@@ -74,12 +74,30 @@ def claims_run(
         UsageError: no such claim.
         LedgerError: the ledger is not whole.
     """
-    asked = chosen(ids)
     opened = open_checkpoint(checkpoint or default_checkpoint())
     code = [*installed(), *map(TransformersCode, interpreters)]
-    size = released(opened)
     words = _words(checkpoint, text, interpreters)
-    with Case(opened, code=code, text=text) as case, one_blas_thread():
+    with Case(opened, code=code, text=text) as case:
+        return report_on(case, ids, words)
+
+
+def report_on(
+    case: Case, ids: Sequence[str] = (), words: Sequence[str] = ("gpt-verify", "claims")
+) -> ClaimsReport:
+    """Decide claims with what a case has at hand.
+
+    Args:
+        case: of a checkpoint.
+        ids: of claims; none takes all.
+        words: of the command line that repeats it; ids come after the second.
+
+    Raises:
+        UsageError: no such claim.
+        LedgerError: the ledger is not whole.
+    """
+    opened, asked = case.checkpoint, chosen(ids)
+    size = released(opened)
+    with one_blas_thread():
         decided = tuple(decide(claim, case, size is not None, words) for claim in asked)
     return ClaimsReport(
         checkpoint={

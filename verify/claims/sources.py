@@ -38,3 +38,5 @@ HF = Source(
     "transformers, models/gpt2/modeling_gpt2.py",
     "https://github.com/huggingface/transformers",
 )
+GPT1 = Source("Radford et al. 2018", "Improving Language Understanding by Generative Pre-Training")
+MINGPT = Source("Karpathy", "minGPT, mingpt/model.py", "https://github.com/karpathy/minGPT")

@@ -57,6 +57,7 @@ def hidden_states(model: Any) -> dict[str, Any]:
         "kl_twice_nats": float(kl.mean()),
         "top1_twice_same": float((twice.argmax(-1) == logits.argmax(-1)).double().mean()),
         "lens_top1": [state[0].argmax(-1).tolist() for state in lens],
+        "lens_probability": [torch.softmax(s[0], -1).max(-1).values.tolist() for s in lens],
     }
 
 

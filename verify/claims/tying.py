@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
+
+from reference.config import RELEASED
+from reference.weights import parameter_count
+from verify.checks.tying import tables_of
 from verify.claims.claim import Claim, Kind, Measured, Verdict
 from verify.claims.evidence import evidence, on_each_model
 from verify.claims.models import Model
-from verify.claims.sources import LW, OE
+from verify.claims.sources import LW, OE, SE
+from verify.ports.port import NotExamined
+
+#: Parameters of the released models, as OpenAI's names of them and the files' sizes imply.
+PUBLISHED = {
+    "124M": 124_439_808,
+    "355M": 354_823_168,
+    "774M": 774_030_080,
+    "1558M": 1_557_611_200,
+}
 
 CLAIMS = (
     Claim(
@@ -23,6 +38,60 @@ CLAIMS = (
         ),
         sources=(LW, OE),
     ),
+    Claim(
+        id="tie-new-matrix",
+        statement="The last step uses a completely new matrix of the same shape.",
+        kind=Kind.ARCHITECTURE,
+        expected=Verdict.FALSE,
+        answer=(
+            "Not in GPT-2. Of its {tensors} trained tensors {tables} serves as a table of {vocab} "
+            "× {width}, the one that tokens are looked up in, and the last product reads it: a "
+            "second one would add {extra} parameters that no released file holds. (Libraries that "
+            "show lm_head as a layer of its own give the same memory a second name.)"
+        ),
+        sources=(OE,),
+    ),
+    Claim(
+        id="tie-shapes",
+        statement="wte is stored as vocab × embed and lm_head as embed × vocab.",
+        kind=Kind.ARCHITECTURE,
+        expected=Verdict.CORRECTED,
+        answer=(
+            "As maps, yes: one takes {vocab} to {width}, the other {width} to {vocab}. As stored, "
+            "no: whatever stands for either has the shape {vocab} × {width}, because there is one "
+            "matrix, and the last product transposes it on the fly (torch's Linear keeps its "
+            "weight as [out, in], OpenAI's code asks for transpose_b). {transposed} stored matrix "
+            "is {width} × {vocab}."
+        ),
+        sources=(OE,),
+    ),
+    Claim(
+        id="tie-set-equal",
+        statement="lm_head was set equal to the transpose of wte.",
+        kind=Kind.ARCHITECTURE,
+        expected=Verdict.TRUE,
+        answer=(
+            "Yes, and more than equal: it is the same memory, not a copy that happens to agree. "
+            "Overwriting half of the table's {vocab} rows shows both in what those tokens are "
+            "embedded as and in their logits, and in those of no other token; it stays so through "
+            "every way of copying that an implementation offers."
+        ),
+        sources=(OE,),
+    ),
+    Claim(
+        id="tie-param-count",
+        statement="The published parameter counts imply a single matrix.",
+        kind=Kind.ARCHITECTURE,
+        expected=Verdict.TRUE,
+        answer=(
+            "Yes. Counted with one table, the released sizes have 124,439,808, 354,823,168, "
+            "774,030,080 and 1,557,611,200 parameters, which is what they are named after; a "
+            "second table would add 38,597,376 to the smallest. On this checkpoint the trained "
+            "numbers of every implementation, memory counted once, are {counted}, as that count "
+            "says; an untied head would make it {untied}."
+        ),
+        sources=(SE,),
+    ),
 )
 
 
@@ -33,7 +102,7 @@ def transpose(model: Model) -> Measured:
     fit = model.fit("logits")
     order = model.rng(1).permutation(model.config.n_vocab)
     right = model.at("ln_f") @ model.w("wte").T
-    moved = int((right[:, order] != model.at("logits")).sum())
+    moved = int((right[:, order] != right).sum())
     return Measured(
         Verdict.TRUE if fit else Verdict.FALSE,
         {
@@ -44,4 +113,65 @@ def transpose(model: Model) -> Measured:
             "shuffled": moved,
             "score_over_limit": fit.ratio,
         },
+    )
+
+
+@evidence("tie-new-matrix")
+@on_each_model
+def new_matrix(model: Model) -> Measured:
+    """How many matrices of wte's size there are, and whether the last product reads the table."""
+    subject, config = model.subject, model.config
+    tables = tables_of(subject.parameters, subject.matching)
+    one = not tables.own and bool(model.fit("logits"))
+    return Measured(
+        Verdict.FALSE if one else Verdict.TRUE,
+        {
+            "tensors": len({p.storage for p in subject.parameters}),
+            "tables": 1 + len(tables.own),
+            "vocab": config.n_vocab,
+            "width": config.n_embd,
+            "extra": config.n_vocab * config.n_embd,
+        },
+    )
+
+
+@evidence("tie-shapes")
+@on_each_model
+def stored_shapes(model: Model) -> Measured:
+    """The shapes of everything that stands for wte or for the head."""
+    subject, config = model.subject, model.config
+    tables = tables_of(subject.parameters, subject.matching)
+    names = {*tables.names, *(head.parameter for head in tables.own)}
+    shapes = [p.shape for p in subject.parameters if p.name in names]
+    other_way = sum(shape == (config.n_embd, config.n_vocab) for shape in shapes)
+    same_map = bool(model.fit("logits"))
+    verdict = Verdict.TRUE if other_way else Verdict.CORRECTED if same_map else Verdict.FALSE
+    numbers = {"vocab": config.n_vocab, "width": config.n_embd}
+    return Measured(verdict, {**numbers, "transposed": other_way or "No"})
+
+
+@evidence("tie-set-equal")
+@on_each_model
+def one_storage(model: Model) -> Measured:
+    """The laws of tying by storage and through copies."""
+    shared = model.passes("tying.storage")
+    with suppress(NotExamined):  # where it cannot be copied, what storage says stands
+        shared = shared and model.passes("tying.persistence")
+    return Measured(Verdict.TRUE if shared else Verdict.FALSE, {"vocab": model.config.n_vocab})
+
+
+@evidence("tie-param-count")
+@on_each_model
+def parameter_counts(model: Model) -> Measured:
+    """Numbers in distinct memory, against the count with one table; and the published counts."""
+    sizes = {p.storage: math.prod(p.shape) for p in model.subject.parameters}
+    if not sizes:
+        raise NotExamined("no parameters shown")
+    counted, expected = sum(sizes.values()), parameter_count(model.config)
+    published = {name: parameter_count(config) for name, config in RELEASED.items()}
+    extra = model.config.n_vocab * model.config.n_embd
+    one = counted == expected and published == PUBLISHED
+    return Measured(
+        Verdict.TRUE if one else Verdict.FALSE,
+        {"counted": counted, "expected": expected, "untied": expected + extra, **published},
     )

@@ -196,6 +196,12 @@ class OpenAIGraph(Port):
         names: list[str] = self._call("training", dtype=self.dtype).fields["drawn"]
         return names
 
+    def constants(self) -> list[float]:
+        """The numbers that are written into the graph that is run, such as ε and what is masked
+        with."""
+        values: list[float] = self._call("constants", dtype=self.dtype).fields["constants"]
+        return values
+
     def _call(self, command: str, *arrays: Array, **fields: Any) -> Frame:
         self._forget()
         return self._worker.call(command, *arrays, model=self._model, **fields)

@@ -202,6 +202,16 @@ def drawn(tensor: Any) -> list[str]:
     return sorted(f"{op.name} ({op.type})" for op in found)
 
 
+def constants(tensor: Any) -> list[float]:
+    """The single floating-point numbers that are written into the graph of a tensor, sorted."""
+    values = {
+        float(tf.make_ndarray(op.get_attr("value")))
+        for op in ancestors([tensor.op])
+        if op.type == "Const" and op.outputs[0].dtype.is_floating and op.outputs[0].shape == []
+    }
+    return sorted(values)
+
+
 def ancestors(operations: Iterable[Any]) -> set[Any]:
     """The operations, and all that they need to run."""
     seen: set[Any] = set()

@@ -149,6 +149,12 @@ class Commands:
 
         return [({"drawn": drawn(self._model(model).sites(dtype)["logits"])}, [])]
 
+    def constants(self, dtype: str, model: str = ORIGINAL) -> Answer:
+        """The numbers that are written into the graph that is run."""
+        from verify.tensorflow.meta import constants
+
+        return [({"constants": constants(self._model(model).sites(dtype)["logits"])}, [])]
+
     def loss(self, tokens: Array, labels: Array, dtype: str, model: str = ORIGINAL) -> Answer:
         """Mean cross entropy in nats."""
         return [({}, [self._models[model].training(dtype).loss(tokens, labels)])]

@@ -1,0 +1,142 @@
+"""Claims about how other people's code ties the head, decided on that code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from verify.claims.case import Case
+from verify.claims.claim import Claim, Kind, Measured, Verdict
+from verify.claims.evidence import evidence
+from verify.claims.same import SAME
+from verify.claims.sources import GPT1, HF, MINGPT, OE, SE
+
+CLAIMS = (
+    Claim(
+        id="tie-graph",
+        statement=(
+            "OpenAI's code creates one variable and uses it for the lookup and for the last "
+            "product."
+        ),
+        kind=Kind.DOCUMENT,
+        expected=Verdict.TRUE,
+        answer=(
+            "Yes. In the published graph, as TensorFlow runs it, walking back from the logits: "
+            "{graph}. In the graph stored beside the weights (OpenAI's own, for the released "
+            "ones): {stored}. Variables of {vocab} × {width} in it: "
+            "{tables}."
+        ),
+        sources=(OE,),
+    ),
+    Claim(
+        id="tie-gpt1",
+        statement=(
+            "The first GPT's paper uses one embedding matrix twice (its equation 2), and ports of "
+            "GPT-1 do the same."
+        ),
+        kind=Kind.DOCUMENT,
+        expected=Verdict.TRUE,
+        answer=(
+            "Yes. Equation 2 of Radford et al. 2018 has the one symbol W_e at the beginning and, "
+            "transposed, at the end. The port of GPT-1 in {versions} is built so: head and table "
+            "share their memory, a write to the table shows in the logits, and state times "
+            "table-transposed is the logits, to within the rounding of float64."
+        ),
+        sources=(OE, GPT1),
+    ),
+    Claim(
+        id="tie-hf-swappable",
+        statement=(
+            "Hugging Face's design separates the body from the head, so that an untied head is "
+            "possible."
+        ),
+        kind=Kind.DOCUMENT,
+        expected=Verdict.TRUE,
+        answer=(
+            "Yes, possible, but not the default. In {versions} the body has {body_heads} head "
+            "modules; GPT2LMHeadModel adds one and ties it. With tie_word_embeddings=False the two "
+            "matrices are {untied} pieces of memory, and a write to one does not show in the "
+            "other; as loaded by default they are {tied}."
+        ),
+        sources=(OE, HF),
+    ),
+    Claim(
+        id="tie-mingpt",
+        statement="Karpathy's minGPT uses two matrices of the same dimensions.",
+        kind=Kind.DOCUMENT,
+        expected=Verdict.TRUE,
+        answer=(
+            "Yes: its first version has tok_emb and, apart from it, head. A model of that design "
+            "(ours; minGPT is not installable) has the same bits in both when GPT-2's weights have "
+            "been loaded, so its logits are GPT-2's. One step of training later {percent} % of the "
+            "{entries} entries differ or more: nothing holds the two together, and the model has "
+            "{entries} parameters more than GPT-2."
+        ),
+        sources=(SE, MINGPT),
+    ),
+)
+
+
+def _torch() -> Any:
+    import torch
+
+    return torch
+
+
+@evidence("tie-graph")
+def one_variable(case: Case) -> Measured:
+    """The graph that is run, and the graph in the checkpoint's ``.meta`` where it has a forward."""
+    model = case.port("openai-tf")
+    tied, graph = model.need("tying")()
+    stored = model.need("meta_graph")(model.probe[None], keep=True)
+    shapes = [p.shape for p in model.subject.parameters]
+    tables = shapes.count((case.config.n_vocab, case.config.n_embd))
+    both = tied and stored.tied is not False
+    numbers = {"graph": graph, "stored": stored.description, "tables": tables}
+    sizes = {"vocab": case.config.n_vocab, "width": case.config.n_embd}
+    verdict = Verdict.TRUE if both else Verdict.FALSE
+    return Measured(verdict, {**numbers, **sizes}, asked=(model.name,))
+
+
+@evidence("tie-gpt1")
+def first_gpt(case: Case) -> Measured:
+    """transformers' GPT-1: memory, a write, and the product."""
+    facts = [code.facts["gpt1"] for code in case.code()]
+    tied = all(f["shares"] and f["write_shows"] and f["distance_product"] < SAME for f in facts)
+    numbers = {"versions": case.versions, "distance": facts[0]["distance_product"]}
+    return Measured(Verdict.TRUE if tied else Verdict.FALSE, numbers, asked=case.code_names)
+
+
+@evidence("tie-hf-swappable")
+def swappable(case: Case) -> Measured:
+    """transformers' GPT-2 with and without tie_word_embeddings."""
+    facts = [code.facts["tying"] for code in case.code()]
+    apart = all(not f["untied_shares"] and not f["untied_follows"] for f in facts)
+    separate = not any(f["body_has_head"] for f in facts)
+    numbers = {
+        "versions": case.versions,
+        "body_heads": "no" if separate else "some",
+        "untied": "two" if apart else "one",
+        "tied": "one" if all(f["tied_shares"] for f in facts) else "two",
+    }
+    verdict = Verdict.TRUE if apart and separate else Verdict.FALSE
+    return Measured(verdict, numbers, asked=case.code_names)
+
+
+@evidence("tie-mingpt")
+def two_matrices(case: Case) -> Measured:
+    """A head of its own: equal after loading, another after one step of training."""
+    model = case.untied()
+    wte, head = model.wte, model.head_weight
+    equal = bool((wte == head).all())
+    apart = wte.data_ptr() != head.data_ptr()
+    ids = _torch().as_tensor(case.reference.probe[None])
+    loss = model(ids, labels=ids)["loss"]
+    loss.backward()
+    with _torch().no_grad():
+        for parameter in (wte, head):
+            parameter -= 0.1 * parameter.grad
+    drifted = int((wte != head).sum())
+    verdict = Verdict.TRUE if equal and apart and drifted else Verdict.FALSE
+    entries = wte.numel()
+    numbers = {"percent": 100 * drifted // entries, "entries": entries, "drifted": drifted}
+    return Measured(verdict, numbers, asked=("minGPT-like",))
