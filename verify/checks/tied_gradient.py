@@ -28,6 +28,7 @@ from verify.numerics.weights import Widened
 from verify.ports.port import Floats, Gradients
 
 _LAW = "tying.gradient"
+_DETACHED = "the head is detached"
 #: Positions of the input, and how many random directions.
 _LENGTH, _DIRECTIONS = 8, 3
 
@@ -111,7 +112,8 @@ def check_tied_gradient(subject: Subject) -> Iterable[Finding]:
             _same_function(subject, tokens, measured)
         message = "; ".join(part.difference() for part in wrong or [total])
         message += f": {reason}" if reason else ""
-        yield Finding(_LAW, Status.FAILED, message, SITE, score, LIMIT_FLOORS)
+        details = {"fault": "head-detached"} if (reason or "").endswith(_DETACHED) else {}
+        yield Finding(_LAW, Status.FAILED, message, SITE, score, LIMIT_FLOORS, details)
         return
     if lost := [part.name for part in (first, last) if not _seen(part, total)]:
         raise NotExamined(f"lost in the noise: the {' and the '.join(lost)} of the gradient of wte")
@@ -151,7 +153,7 @@ def _reason(
     if first.blocked:
         return "nothing comes through the lookup: it is detached"
     if last.blocked:
-        return "nothing comes through the last product: the head is detached"
+        return f"nothing comes through the last product: {_DETACHED}"
     assert total.got is not None, "the sum is always asked for"
     wte = tables.wte.parameter
     if first.got is not None and last.got is not None:

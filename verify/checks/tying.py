@@ -85,7 +85,9 @@ def check_storage(subject: Subject) -> Iterable[Finding]:
     if tables.own:
         heads = " and ".join(head.parameter for head in tables.own)
         message = f"{heads} is a matrix of its own, {tables.wte.parameter} another: not tied"
-        yield Finding(law, Status.FAILED, message, SITE)
+        copied = all(head.exact for head in tables.own)
+        details = {"fault": "head-copied"} if copied else {}
+        yield Finding(law, Status.FAILED, message, SITE, details=details)
         return
     writable = [p for p in _named(subject.parameters, tables.names) if p.write is not None]
     if not writable:

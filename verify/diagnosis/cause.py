@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from verify.diagnosis.explanation import Candidate, Explanation
+from verify.diagnosis.explanation import UNKNOWN_DAMAGE, Candidate, Explanation
 from verify.findings import Cause
 
+#: A fault and where it was accepted → how many sites it would have changed as well, that are right.
+Denied = Callable[[str, Collection[str]], int]
 
-def causes(explanations: Sequence[Explanation]) -> list[Cause]:
+
+def causes(
+    explanations: Sequence[Explanation], denied: Denied = lambda fault, where: 0
+) -> list[Cause]:
     """The fewest faults that explain every failure that can be explained.
 
-    Of those that could each explain a failure, the one that explains most of the others too is
-    taken; then the same for what is left. Where two explain exactly the same failures about
-    equally well, the better one is named and the other is mentioned.
+    Of those that could each explain a failure, the one is taken that is denied by the fewest sites
+    that are right, and of these the one that explains most of the other failures too; then the
+    same for what is left. Where two explain exactly the same failures about equally well, the
+    better one is named and the other is mentioned.
     """
-    left = {explanation.where: explanation for explanation in explanations if explanation.best}
+    left = {
+        explanation.where: [c for c in explanation.accepted if c.fault != UNKNOWN_DAMAGE]
+        for explanation in explanations
+    }
+    left = {where: accepted for where, accepted in left.items() if accepted}
     found = []
     while left:
         by_name: dict[str, dict[str, Candidate]] = {}
-        for where, explanation in left.items():
-            for candidate in explanation.accepted:
+        for where, accepted in left.items():
+            for candidate in accepted:
                 by_name.setdefault(candidate.fault, {})[where] = candidate
-        best = min(by_name, key=lambda name: (-len(by_name[name]), _total(by_name[name])))
+        against = {name: denied(name, where) for name, where in by_name.items()}
+        best = min(
+            by_name, key=lambda name: (against[name], -len(by_name[name]), _total(by_name[name]))
+        )
         covered = by_name[best]
         same = [
             name
             for name, other in by_name.items()
-            if name != best and other.keys() == covered.keys()
+            if name != best and other.keys() == covered.keys() and against[name] == against[best]
         ]
         notes = dict.fromkeys(candidate.note for candidate in covered.values() if candidate.note)
         found.append(Cause(best, ", ".join(notes), tuple(covered), tuple(sorted(same))))

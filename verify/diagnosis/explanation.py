@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: Stands for a difference in a tensor that is no known damage; it is the name of no fault.
+UNKNOWN_DAMAGE = "weights-unexplained"
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reference.config import Config
+from verify.diagnosis import own_head
 from verify.diagnosis.cause import causes
-from verify.diagnosis.explanation import Candidate, Explanation
+from verify.diagnosis.dropout import dropouts
+from verify.diagnosis.explanation import UNKNOWN_DAMAGE, Candidate, Explanation
 from verify.diagnosis.logits import filter_logits
 from verify.diagnosis.sites import SiteDiagnosis
 from verify.diagnosis.tensors import Difference, explain
 from verify.faults.catalogue import CATALOGUE
 from verify.findings import Cause, Finding, Status
 from verify.numerics.precision import FLOAT64
+from verify.sites import sites
 
 if TYPE_CHECKING:
     from verify.checks.activations import SiteComparison
@@ -28,8 +33,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.floating]
 
-#: How often a port is run again to find what explains it.
-RUNS = 3
+#: How often a port is run again to find what explains it, on the inputs that show it best, after
+#: one run on an input of about this many tokens.
+RUNS, LONG = 3, 64
 
 
 class Diagnosis:
@@ -45,15 +51,26 @@ class Diagnosis:
         explanations: Sequence[Explanation] = (),
         findings: Sequence[Finding] = (),
         from_logits: Sequence[Cause] = (),
+        config: Config | None = None,
     ) -> None:
         self.explanations = {explanation.where: explanation for explanation in explanations}
-        # A law that knows its own faults says which one it was.
+        # A law that knows its own faults says which one it was; what that explains needs no other.
         named: dict[str, list[str]] = {}
         for finding in findings:
             if finding.status is Status.FAILED and "fault" in finding.details:
                 named.setdefault(finding.details["fault"], []).append(finding.id)
+        left = []
+        for explanation in explanations:
+            of_laws = [c.fault for c in explanation.accepted if c.fault in named]
+            if of_laws:
+                named[of_laws[0]].append(explanation.where)
+            else:
+                left.append(explanation)
+        found = causes(left, partial(_denied, _right(findings), config))
+        explained = {site for cause in found for site in cause.where}
         self.causes: list[Cause] = [
-            *causes(explanations),
+            *found,
+            *dropouts(findings, explained),
             *from_logits,
             *(Cause(fault, "", tuple(where)) for fault, where in named.items()),
         ]
@@ -76,6 +93,28 @@ class Diagnosis:
             return finding
         details = finding.details | {"explanation": words}
         return replace(finding, message=f"{finding.message}; {words}", details=details)
+
+
+def _right(findings: Sequence[Finding]) -> set[str]:
+    """Sites that were judged and are right: in float64 where they were judged in that."""
+    for law in ("architecture", "activations.local"):
+        statuses = {f.site: f.status for f in findings if f.id == law and f.site}
+        if Status.PASSED in statuses.values():
+            return {site for site, status in statuses.items() if status is Status.PASSED}
+    return set()
+
+
+def _denied(right: set[str], config: Config | None, name: str, where: Collection[str]) -> int:
+    """How many sites are right that a fault changes, in the layers where it was found.
+
+    Of a fault of the weights nothing is expected: any tensor may be damaged alone.
+    """
+    fault = CATALOGUE.get(name)
+    if fault is None or not fault.acts or config is None:
+        return 0
+    layers = {site.layer for at in where if (site := sites(config).get(at))}
+    changed = fault.overrides(config, sorted(layer for layer in layers if layer is not None))
+    return len(right.intersection(changed))
 
 
 def diagnose(
@@ -116,7 +155,7 @@ def diagnose(
         # What the float64 run has explained need not be explained again, with less to see it by.
         left = [site for site in failed[law] if site not in found]
         found |= _explain_sites(subject, inputs, comparison, left, law, own, tensors)
-    return Diagnosis([*tensors.values(), *found.values()], findings, from_logits)
+    return Diagnosis([*tensors.values(), *found.values()], findings, from_logits, subject.config)
 
 
 def _explain_sites(
@@ -129,13 +168,15 @@ def _explain_sites(
     tensors: Mapping[str, Explanation],
 ) -> dict[str, Explanation]:
     found: dict[str, Explanation] = {}
-    for _ in range(RUNS):
+    telling = max(inputs, key=lambda item: (min(item.tokens.shape[1], LONG), -item.tokens.size))
+    for run in range(1 + RUNS):
         left = [site for site in failed if site not in found and comparison.local[site].worst]
         if not left:
             break
         worst = comparison.local[left[0]].worst
         assert worst is not None
-        item, row = inputs[worst.index[0]], worst.index[1]
+        # A long sequence tells more faults apart than a short one, on which many are the same.
+        item, row = (telling, 0) if run == 0 else (inputs[worst.index[0]], worst.index[1])
         twin = law == "architecture"
         diagnosis = SiteDiagnosis(
             subject.config,
@@ -146,7 +187,7 @@ def _explain_sites(
             left,
             CATALOGUE.values(),
             own,
-            {name: e.best or Candidate("weights-unexplained", 0.0) for name, e in tensors.items()},
+            {name: e.best or Candidate(UNKNOWN_DAMAGE, 0.0) for name, e in tensors.items()},
         )
         with _run(subject.port, twin) as port:
             assert port.activations is not None, "the sites were shown before"
@@ -155,9 +196,9 @@ def _explain_sites(
         found |= {
             site: explanation
             for site, explanation in diagnosis.explanations.items()
-            if explanation.before > explanation.limit or site == left[0]
+            if explanation.before > explanation.limit or (run and site == left[0])
         }
-        if left[0] not in found:
+        if run and left[0] not in found:
             break
     return found
 
@@ -194,6 +235,8 @@ def damaged_tensors(subject: Subject) -> tuple[dict[str, Explanation], dict[str,
                 subject.config,
             )
         )
+        if placement.head:
+            explanation = own_head.named(explanation, got, expected)
         explanations[name] = replace(explanation, where=name)
         _put(own, name, placement, got, subject)
     return explanations, own

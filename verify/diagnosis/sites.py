@@ -9,6 +9,7 @@ with the fault where it acts there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from verify.faults.fault import Fault, kind_of
 from verify.faults.oracle import Act, Call, right
 from verify.numerics.budgets import Measured
 from verify.numerics.cascade import LIMIT_FLOORS
-from verify.numerics.local import LocalOracle, NotShown
+from verify.numerics.local import BRIDGED, LocalOracle, NotShown
 from verify.numerics.precision import FLOAT32, Precision
 from verify.numerics.weights import DeclaredWeights
 from verify.sites import Site, sites
@@ -67,7 +68,7 @@ class SiteDiagnosis:
         self._config, self._weights, self._precision = config, weights, precision
         self._tokens_T, self._row = tokens_T, row
         self._failed = set(failed)
-        self._faults = [fault for fault in faults if fault.acts]
+        self._faults = [fault for fault in faults if fault.acts or fault.fits]
         self._own, self._damage = own or {}, damage or {}
         self._sites = sites(config)
         self._oracle = LocalOracle(config, weights, precision, tokens_T)
@@ -97,21 +98,31 @@ class SiteDiagnosis:
             score = self._leaves(site, {}, got, expected)
             if score is not None:
                 candidates.append(Candidate(damage.fault, score, damage.note))
-        for fault in self._faults:
-            concerned = {site.name, *self._hidden(site)}
-            overrides = {n: fault.acts[k] for n in concerned if (k := kind_of(n)) in fault.acts}
-            if not overrides:
-                continue
-            score = self._leaves(site, overrides, got, expected, STEADY if fault.coarse else 1.0)
-            if score is not None:
-                candidates.append(Candidate(fault.name, score))
-        candidates.sort(key=lambda candidate: candidate.score)
+        candidates += self._tried(site, {site.name, *self._hidden(site)}, got, expected)
         limit = min(LIMIT_FLOORS, max(before * FRACTION, 1.0))
+        if min((c.score for c in candidates), default=np.inf) > limit:
+            # Perhaps an input was shown before the fault struck: it is made anew, with the fault.
+            candidates += self._tried(site, set(site.inputs) & set(self._shown), got, expected)
+        candidates.sort(key=lambda candidate: candidate.score)
         accepted = tuple(c for c in candidates if c.score <= limit and c.score < before)
         # Those that leave no more than twice as much as the best cannot be told apart from it.
         accepted = tuple(c for c in accepted if c.score <= 2 * accepted[0].score)
         rest = tuple(c for c in candidates if c not in accepted)[:3]
         self.explanations[site.name] = Explanation(site.name, before, limit, accepted, rest)
+
+    def _tried(
+        self, site: Site, concerned: set[str], got: Floats, expected: Measured
+    ) -> Iterator[Candidate]:
+        """Every fault that acts at one of these sites, with what it leaves."""
+        for fault in self._faults:
+            overrides = {n: fault.acts[k] for n in concerned if (k := kind_of(n)) in fault.acts}
+            if site.name in concerned and (fit := fault.fits.get(kind_of(site.name))):
+                overrides[site.name] = partial(fit, got)
+            if not overrides:
+                continue
+            score = self._leaves(site, overrides, got, expected, STEADY if fault.coarse else 1.0)
+            if score is not None:
+                yield Candidate(fault.name, score)
 
     def _expected(self, site: Site) -> Measured:
         if site.name != "logits":
@@ -162,7 +173,8 @@ class SiteDiagnosis:
     def _predict(
         self, site: Site, overrides: Mapping[str, Act], dtype: type[np.floating]
     ) -> Floats | None:
-        values = _Values(self._shown, lambda name: compute(self._sites[name]), dtype)
+        shown = {name: value for name, value in self._shown.items() if name not in overrides}
+        values = _Values(shown, self._sites, lambda name: compute(self._sites[name]), dtype)
 
         def lookup(name: str) -> Floats:
             if name == "wte" and site.name == "logits" and "lm_head" in self._own:
@@ -185,18 +197,19 @@ class _Values(Mapping[str, Floats]):
     def __init__(
         self,
         shown: Mapping[str, Floats],
+        sites: Mapping[str, Site],
         compute: Callable[[str], Floats],
         dtype: type[np.floating],
     ) -> None:
-        self._shown, self._compute, self._dtype = shown, compute, dtype
+        self._shown, self._sites, self._compute, self._dtype = shown, sites, compute, dtype
         self._computed: dict[str, Floats] = {}
 
     def __getitem__(self, name: str) -> Floats:
         if name in self._shown:
             return self._shown[name].astype(self._dtype)
         if name not in self._computed:
-            if kind_of(name) not in ("attn.scores", "attn.pattern", "attn.mix", "mlp.act"):
-                raise KeyError(name)  # the residual stream is not made up
+            if self._sites[name].operation not in BRIDGED:
+                raise KeyError(name)  # nor was it made up when the site was judged
             self._computed[name] = self._compute(name)
         return self._computed[name]
 

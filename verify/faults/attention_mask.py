@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.ops import Array, attention_mix, softmax
+from reference.ops import Array, attention_mix, attention_scores, softmax
 from verify.faults.attention import attention
 from verify.faults.fault import Fault
 from verify.faults.later import torch
@@ -33,10 +33,15 @@ def _causal(call: Call) -> NDArray[np.bool_]:
     return s_1S <= t_T1
 
 
+def _scores(call: Call) -> Array:
+    """Scores of every pair: a port may show something else where the causal mask hides them."""
+    return np.where(_causal(call), call.x, attention_scores(*call.heads()[:2]))
+
+
 def _seen(allowed: Allowed, call: Call) -> Array:
     """Where a target sees nobody all are equally far off, and it looks at all alike."""
     visible_TS = allowed(*_places(call))
-    return softmax(np.where(visible_TS, call.x, np.finfo(call.x.dtype).min))
+    return softmax(np.where(visible_TS, _scores(call), np.finfo(call.x.dtype).min))
 
 
 def _unseen(allowed: Allowed, call: Call) -> Array:
@@ -64,7 +69,7 @@ def _mask(
 
 
 def _hidden(hide: Callable[[Array, NDArray[np.bool_]], Array], call: Call) -> Array:
-    return softmax(hide(call.x, _causal(call)))
+    return softmax(hide(_scores(call), _causal(call)))
 
 
 def _hides(
@@ -183,7 +188,7 @@ FAULTS = (
     attention(
         "attention-mask-after-softmax",
         "takes the softmax over all positions, and then cuts off those that are masked",
-        {"pattern": lambda call: softmax(call.x), "mix": _cut_afterwards},
+        {"pattern": lambda call: softmax(_scores(call)), "mix": _cut_afterwards},
         {"attend": _torch_cut_afterwards},
     ),
 )

@@ -188,6 +188,14 @@ def _torch_late(model: Any, ids: Any) -> Any:
     return torch.nn.functional.pad(ids, (1, 0), value=model.config.n_vocab - 1)[:, :-1]
 
 
+def _torch_dropout(model: Any, ids: Any, positions: Any) -> Any:
+    return torch.nn.functional.dropout(_torch_sum(model, ids, positions), 0.1, training=True)
+
+
+def _plant_dropout(model: Any, layers: object) -> None:
+    replace(model, "embed", _torch_dropout)
+
+
 FAULTS = (
     _embeddings(
         "embeddings-no-positions",
@@ -284,6 +292,15 @@ FAULTS = (
         _first_nowhere,
         _torch_first_nowhere,
         "nn.Embedding(…, padding_idx=0) for the positions",
+    ),
+    Fault(
+        "embeddings-dropout",
+        "embeddings",
+        "drops a tenth of the embeddings by chance, as in training",
+        "a model that was not put into evaluation mode",
+        plant=_plant_dropout,
+        law="determinism",
+        layered=False,
     ),
     _tokens(
         "embeddings-rows-exchanged",

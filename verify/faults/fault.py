@@ -23,6 +23,9 @@ from verify.sites import sites
 Array = NDArray[np.floating]
 #: Changes a ``verify.faults.model.Model`` in the given layers.
 Plant = Callable[[Any, Sequence[int]], None]
+#: What a port made of a site, and the operation → what it would be with the mistake, where a number
+#: of it is known from there alone; ValueError where it cannot be found out.
+Fit = Callable[[Array, Call], Array]
 #: Changes a port as a whole: what lies around the model, not in it.
 PlantPort = Callable[[Any], None]
 
@@ -64,6 +67,7 @@ class Fault:
         acts: kind of site → what the operation becomes, in NumPy. A kind is a site's name without
             its layer: ``mlp.act``, ``ln_1``, ``embed``, ``logits``. Empty for a fault that changes
             no site of a plain forward pass.
+        fits: kind of site → the same for a mistake with numbers of its own, which are fitted.
         alter: for a fault of the weights, what it makes of a tensor.
         tensors: for a fault of the weights, the kinds of tensor that it is planted in
             (``attn/c_attn/w``).
@@ -83,6 +87,7 @@ class Fault:
     summary: str
     seen: str = ""
     acts: Mapping[str, Act] = field(default_factory=dict)
+    fits: Mapping[str, Fit] = field(default_factory=dict)
     alter: Alter | None = None
     tensors: tuple[str, ...] = ()
     spot: bool = False

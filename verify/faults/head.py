@@ -14,6 +14,8 @@ from verify.faults.later import torch
 from verify.faults.oracle import Act, Call, right
 from verify.faults.plant import replace
 
+#: Positions from which a bias is told.
+FEWEST = 4
 #: Vocabularies are padded to a multiple of this.
 MULTIPLE = 64
 
@@ -98,6 +100,15 @@ def _own(
     return Fault(name, "head", summary, seen, plant=plant, layered=False, **more)
 
 
+def _fitted_bias(got_TV: Array, call: Call) -> Array:
+    """Right but for a constant for each token, the mean of what it is off by."""
+    if len(got_TV) < FEWEST:
+        raise ValueError("too few positions to tell a bias from anything else")
+    right_TV = right(call)
+    value: Array = right_TV + np.mean(got_TV - right_TV, axis=0)
+    return value
+
+
 def _plant_bias(model: Any, layers: object) -> None:
     like = model.wte[:, 0].detach()
     model.lm_head_bias = torch.nn.Parameter(_drawn(like, 0.1))
@@ -163,7 +174,7 @@ FAULTS = (
     ),
     _own(
         "head-noisy",
-        "has a head of its own that parted from wte in training",
+        "has a head of its own that is near wte, and has parted from it",
         lambda wte: wte + _drawn(wte, 1e-3 * float(wte.std())),
         law="tying.value",
     ),
@@ -187,6 +198,7 @@ FAULTS = (
         "head",
         "adds a bias of its own to the logits",
         "BertForMaskedLM's decoder.bias, and GPT-J's lm_head.bias",
+        fits={"logits": _fitted_bias},
         plant=_plant_bias,
         layered=False,
     ),

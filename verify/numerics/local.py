@@ -101,10 +101,10 @@ class LocalOracle:
         return operation(p, *inputs, *extra)
 
 
-#: Operations through which a hidden site is computed rather than given up. The others read
-#: weights or the residual stream: where their result is hidden, what follows is not judged here,
-#: because an error in them would be charged to the next operation.
-BRIDGED = ("scores", "pattern", "mix", "gelu", "add", "layer_norm")
+#: Operations through which a hidden site is computed rather than given up. The others are products
+#: with a matrix: where their result is hidden, what follows is not judged here, because an error in
+#: them would be charged to the next operation.
+BRIDGED = ("embed", "scores", "pattern", "mix", "gelu", "add", "layer_norm")
 
 
 def vocabulary_tiles(tokens: int, n_vocab: int) -> Iterator[slice]:

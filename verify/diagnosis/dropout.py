@@ -1,0 +1,50 @@
+"""Dropout that is left on: named by the law that saw it draw, and by the sites that are wrong.
+
+What is drawn at random cannot be predicted, so no operation is computed with it and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from verify.faults.fault import kind_of
+from verify.findings import Cause, Finding, Status
+
+_LAW = "determinism.mode"
+#: Words of the law: a part that is a dropout, or torch's operations for one.
+_WORDS = ("dropout", "bernoulli")
+#: Where a dropout shows first → which it is. What is dropped on its way into the stream is seen in
+#: the sum, or in the norm after it where the port does not show the sum.
+_BY_KIND = {
+    "embed": "embeddings-dropout",
+    "attn.pattern": "attention-dropout",
+    "attn.mix": "attention-dropout",
+    "resid_mid": "residual-dropout",
+    "ln_2": "residual-dropout",
+    "resid_post": "residual-dropout",
+    "ln_1": "residual-dropout",
+    "ln_f": "residual-dropout",
+}
+
+
+def dropouts(findings: Sequence[Finding], explained: Collection[str]) -> list[Cause]:
+    """The dropouts that are on, each with the sites that it makes wrong by themselves.
+
+    Args:
+        findings: of the whole run.
+        explained: sites for which another cause is known.
+    """
+    seen = [f for f in findings if f.id == _LAW and f.status is Status.FAILED]
+    if not any(word in finding.message for finding in seen for word in _WORDS):
+        return []
+    where: dict[str, list[str]] = {}
+    for finding in findings:
+        own = finding.id in ("architecture", "activations.local")
+        if not own or finding.status is not Status.FAILED or finding.site is None:
+            continue
+        kind = "embed" if finding.site == "h.0.ln_1" else kind_of(finding.site)
+        if kind in _BY_KIND and finding.site not in explained:
+            places = where.setdefault(_BY_KIND[kind], [])
+            if finding.site not in places:
+                places.append(finding.site)
+    return [Cause(fault, "", tuple(places)) for fault, places in where.items()]
