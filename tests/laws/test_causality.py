@@ -304,6 +304,19 @@ def test_which_of_the_two_was_shown_is_said() -> None:
     assert finding.details["repeats"] is False
 
 
+def test_chance_is_not_taken_for_a_leak() -> None:
+    rng = np.random.default_rng(0)
+    right = plain().logits
+    random = CallablePort(
+        lambda tokens: right(tokens) + rng.standard_normal((1, 1, 101)).astype(np.float32),
+        "random",
+        None,
+    )
+    finding = only(hold(BITS, random), BITS)
+    assert finding.status is Status.NOT_EXAMINED
+    assert finding.message == "the same tokens have other logits each time"
+
+
 def test_a_leak_is_named_where_bits_do_not_repeat() -> None:
     rng = np.random.default_rng(0)
     right = plain(faults.mask_off_by_one_in_one_layer).logits
