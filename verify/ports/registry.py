@@ -95,6 +95,31 @@ def _compiled(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
     return compiled(checkpoint, dtype, device)
 
 
+def _onnx(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
+    from verify.ports.onnx_file import exported
+
+    _only_float32_on_cpu("onnx", dtype, device)
+    return exported(checkpoint)
+
+
+def _only_float32_on_cpu(name: str, dtype: Dtype | None, device: str) -> None:
+    if dtype not in (None, "float32") or device != "cpu":
+        raise PortError(f"{name}: computes in float32 on the CPU; {dtype}, {device} was asked for")
+
+
+def _ctranslate2(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
+    from verify.ports.engine import ctranslate2
+
+    return ctranslate2(checkpoint, dtype, device)
+
+
+def _keras_hub(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
+    from verify.ports.engine import keras_hub
+
+    _only_float32_on_cpu("keras-hub", dtype, device)
+    return keras_hub(checkpoint, dtype, device)
+
+
 def _transformer_lens(processed: bool) -> Build:
     def build(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
         from verify.ports import transformer_lens
@@ -136,6 +161,24 @@ _BUILTIN: dict[str, _Adapter] = {
         ("transformer_lens",),
         "transformer-lens",
         _transformer_lens(processed=True),
+    ),
+    "onnx": _Adapter(
+        "transformers' model, exported by torch and run by ONNX Runtime",
+        ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
+        "onnx",
+        _onnx,
+    ),
+    "ctranslate2": _Adapter(
+        "CTranslate2, with transformers' model as its converter leaves it",
+        ("torch", "transformers", "ctranslate2"),
+        "ctranslate2",
+        _ctranslate2,
+    ),
+    "keras-hub": _Adapter(
+        "KerasHub's GPT-2 on TensorFlow, as its converter loads it",
+        ("keras_hub", "tensorflow"),
+        "keras-hub",
+        _keras_hub,
     ),
     # Last: its process imports TensorFlow while the others are judged.
     "openai-tf": _Adapter(
@@ -191,6 +234,13 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
         from verify.ports.remote.process import ProcessPort
 
         return ProcessPort(source, checkpoint, spec, dtype)
+    if name == "onnx" and source:
+        from verify.ports.onnx_file import OnnxPort
+
+        _only_float32_on_cpu(spec, dtype, device)
+        if not Path(source).is_file():
+            raise PortError(f"{spec}: no such file")
+        return OnnxPort(Path(source), checkpoint, spec, source)
     if spec in _BUILTIN:
         adapter = _BUILTIN[spec]
         if why := adapter.missing:
