@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from reference.config import Config
 from verify.diagnosis.filter import Candidate
+from verify.faults.catalogue import CATALOGUE
 from verify.faults.fault import Fault
 from verify.faults.oracle import Act, Call, right, run
 from verify.numerics.precision import FLOAT32, Precision
@@ -25,6 +26,8 @@ Tokens = NDArray[np.int64]
 
 #: Logits of each position that are looked at.
 COLUMNS = 512
+#: Deviations are larger than this part of the logits, or none.
+BLIND = 1e-11
 
 
 class Deviations:
@@ -59,15 +62,26 @@ class Deviations:
 
     def noise(self, precision: Precision) -> Floats:
         """What rounding in a precision does to them: one realisation for each sequence."""
+        return self._noise(precision, {}, 0.0)
+
+    def floor(self, candidate: Candidate, precision: Precision) -> float:
+        """RMS of what rounding does to the logits of a model with this fault; 0 where the model
+        cannot be computed in that precision."""
+        overrides = CATALOGUE[candidate.fault].overrides(self._config, candidate.layers)
+        noise_SN = self._noise(precision, overrides, candidate.deviation_SN)
+        return float(np.sqrt(np.mean(noise_SN**2))) if np.isfinite(noise_SN).all() else 0.0
+
+    def _noise(
+        self, precision: Precision, overrides: Mapping[str, Act], deviation_SN: Floats | float
+    ) -> Floats:
         narrow = FLOAT32 if precision.name == "float64" else precision
-        rows = []
+        lookup, rows = self._weights.__getitem__, []
+        rounded = {name: _rounding(narrow, overrides.get(name, right)) for name in self._order}
+        rounded["logits"] = self._sampled(rounded["logits"])
         for tokens_T in self._tokens_ST:
-            rounded = {name: _rounding(narrow) for name in self._order}
-            rounded["logits"] = self._sampled(_rounding(narrow))
-            lookup = self._weights.__getitem__
             rows.append(_last(run(lookup, self._config, tokens_T, rounded, np.float32)))
-        noise: Floats = self._deviating(np.asarray(rows, np.float64)) * (precision.u / narrow.u)
-        return noise
+        noise_SN = self._deviating(np.asarray(rows, np.float64)) - deviation_SN
+        return noise_SN * (precision.u / narrow.u)
 
     def candidates(self, fault: Fault, single_layers: bool = False) -> list[Candidate]:
         """A fault of a site or of weights: in all layers, or in each by itself. Empty where it
@@ -115,7 +129,11 @@ class Deviations:
             except (KeyError, ValueError, IndexError):
                 return None
         deviation = self._deviating(np.asarray(rows, np.float64))
-        return deviation if np.isfinite(deviation).all() else None
+        if not np.isfinite(deviation).all():
+            return None
+        # What rounding in float64 leaves of a fault to which the logits are blind is no deviation.
+        size = max(float(np.max(np.abs(known["logits"]))) for known in self._right)
+        return deviation if np.max(np.abs(deviation)) > BLIND * size else None
 
     def _sampled(self, act: Act) -> Act:
         """The logits of the sampled tokens only, where the operation allows it."""
@@ -136,8 +154,8 @@ def _last(computed: Iterator[tuple[str, NDArray[np.floating]]]) -> NDArray[np.fl
     return logits.ravel()
 
 
-def _rounding(precision: Precision) -> Act:
+def _rounding(precision: Precision, act: Act) -> Act:
     def rounded(call: Call) -> NDArray[np.floating]:
-        return precision.round(right(call))
+        return precision.round(np.asarray(act(call), call.dtype))
 
     return rounded

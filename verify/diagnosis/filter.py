@@ -9,7 +9,7 @@ cause; its direction does.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -89,7 +89,11 @@ class Filtered:
 
 
 def matched_filter(
-    error_SN: Floats, noise_SN: Floats, candidates: Sequence[Candidate], limit: float
+    error_SN: Floats,
+    noise_SN: Floats,
+    candidates: Sequence[Candidate],
+    limit: float,
+    floor_of: Callable[[Candidate], float] = lambda candidate: 0.0,
 ) -> Filtered:
     """Find the faults whose deviations make up the error.
 
@@ -99,6 +103,8 @@ def matched_filter(
             precision minus the oracle.
         candidates: what is tried.
         limit: the most noise floors that an explained error leaves.
+        floor_of: RMS of what rounding does to the logits of a port that has a fault, which may be
+            far more than what it does to the right ones. Asked for where a name depends on it.
     """
     floor = _norm(noise_SN)
     usable = [c for c in candidates if _norm(c.deviation_SN) > 0]
@@ -127,6 +133,8 @@ def matched_filter(
     before = _norm(error_SN) / floor if floor > 0 else math.inf
     if any(match.candidate.coarse for match in found):
         limit = max(limit, COARSE * before)
+    if found and after > limit and floor > 0:
+        limit *= max(1.0, *(floor_of(match.candidate) / floor for match in found))
     if after > limit:  # more than noise is left: a name would be a guess
         nearest, found, after = [*found, *nearest][:3], [], before
     return Filtered(tuple(found), before, after, tuple(nearest))
