@@ -67,7 +67,7 @@ CLAIMS = (
         answer=(
             "Yes. The model's activation is GELU ({values} values compared); its slope at 0 is "
             "{slope:.3f} from both sides, and within ±0.01 it departs from x/2 by at most "
-            "{departs:.1e}, 0.8 % of the values there."
+            "{departs:.1e}, {percent:.1f} % of what x/2 is there."
         ),
         sources=(LW,),
     ),
@@ -157,7 +157,9 @@ def linear_near_zero(model: Model) -> Measured:
     # Slopes at ±h differ by the second derivative times 2 h, at most 1.6e-6, if it is smooth.
     smooth = abs(right - left) < 4e-6
     verdict = Verdict.TRUE if smooth and departs < 1e-4 else Verdict.FALSE
-    return Measured(verdict, {"values": values, "slope": right, "departs": departs})
+    percent = 100 * departs / (x.max() / 2)
+    numbers = {"values": values, "slope": right, "departs": departs, "percent": percent}
+    return Measured(verdict, numbers)
 
 
 @evidence("gelu-curvature")

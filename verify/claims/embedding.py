@@ -26,10 +26,11 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.CORRECTED,
         answer=(
-            "The idea is right, one matrix serving twice; the transposes are the wrong way round. "
-            "With E of {vocab} × {width}, E x would need an x of {width} entries. It is Eᵀ x that "
-            "picks the row of a token, and E y, one number for each of the {vocab} tokens, that "
-            "goes into the softmax: both give the model's own values, {logits} logits compared."
+            "The idea is right, one matrix that serves twice; the transposes are the wrong way "
+            "round. With E of {vocab} × {width}, E x would need an x of {width} entries. It is Eᵀ "
+            "x that picks the row of a token, and E y, one number for each of the {vocab} tokens, "
+            "that goes into the softmax: both give the model's own values, {logits} logits "
+            "compared."
         ),
         sources=(SE,),
     ),

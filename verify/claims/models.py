@@ -60,6 +60,7 @@ class Model:
     def __init__(self, port: Port, checkpoint: Checkpoint, seed: int = 0) -> None:
         self.port, self.checkpoint, self.seed = port, checkpoint, seed
         self._sites: dict[bytes, dict[str, Floats]] = {}
+        self._budgets: dict[tuple[str, bytes], Floats] = {}
         self._held: dict[str, Finding] = {}
 
     @property
@@ -182,6 +183,13 @@ class Model:
         return [name for name in order[max(0, here - 25) : here] if name in shown]
 
     def _budget(self, site: Site, tokens_T: Tokens) -> Floats:
+        """What float64 rounding may do to one site, for the formula of GPT-2; kept once known."""
+        key = site.name, np.asarray(tokens_T, np.int64).tobytes()
+        if key not in self._budgets:
+            self._budgets[key] = self._measure_budget(site, tokens_T)
+        return self._budgets[key]
+
+    def _measure_budget(self, site: Site, tokens_T: Tokens) -> Floats:
         oracle = LocalOracle(self.config, self.declared(FLOAT64.name), FLOAT64, tokens_T)
         for name in site.inputs:
             oracle.show(name, self.at(name, tokens_T))

@@ -67,8 +67,8 @@ CLAIMS = (
         answer=(
             "Yes: its first version has tok_emb and, apart from it, head. A model of that design "
             "(ours; minGPT is not installable) has the same bits in both when GPT-2's weights have "
-            "been loaded, so its logits are GPT-2's. One step of training later {percent} % of the "
-            "{entries} entries differ or more: nothing holds the two together, and the model has "
+            "been loaded, so its logits are GPT-2's. One step of training later at least {percent} "
+            "% of the {entries} entries differ: nothing holds the two together, and the model has "
             "{entries} parameters more than GPT-2."
         ),
         sources=(SE, MINGPT),
