@@ -137,13 +137,13 @@ def _at_once(subject: Subject) -> AtOnce | str:
             some = {name: one for name, one in each.items() if isinstance(one, Prepared)}
             if not some:
                 return AtOnce(each, {}, set())
-            trial = Trial(subject, stored)
-            before, changes = trial.changes(whole(list(some.values())))
+            trial, every = Trial(subject, stored), whole(list(some.values()))
+            before, changes = trial.changes(every)
             declared = before[subject.port.dtype]
             unseen = {
                 name
                 for name, one in some.items()
-                if not trial.shows(one, declared, one.in_one_place)
+                if not trial.shows(every, declared, one.in_one_place)
             }
             return AtOnce(each, changes, unseen)
     except NotExamined as reason:
@@ -182,7 +182,10 @@ def _finding(
             message += f" (left out, being all alike: {', '.join(prepared.left_out)})"
     else:
         message = f"{changes[worst].message} after {symmetry.done}: {symmetry.wrong}"
-        message += f" in {', '.join(where)}" if where else ""
+        alone = {n: c.wrong for n, c in changes.items()}
+        if len(alone) > 1 and not alone.pop("float64"):
+            message += f", or it computes more coarsely than in {worst}"
+        message += f"{symmetry.seen} {', '.join(where)}" if where else ""
     status = Status.PASSED if where is None else Status.FAILED
     law = f"symmetry.{symmetry.name}"
     return Finding(law, status, message, None, score, LIMIT_FLOORS, details)

@@ -67,6 +67,7 @@ class Symmetry:
         name: ``heads``.
         done: what was done, in words that go on with a comma.
         wrong: what it means if the output changes.
+        seen: what goes before the places at which it does.
         steps: by kind of tensor, the checkpoint's name without its layer.
     """
 
@@ -74,13 +75,11 @@ class Symmetry:
     done: str
     wrong: str
     steps: dict[str, Step]
-
-    def step(self, tensor: str) -> Step | None:
-        return self.steps.get(kind_of(tensor))
+    seen: str = " in"
 
     def direction(self, d: Direction) -> Direction:
         """The direction in which the same tensor moves after the rewriting."""
-        step = self.step(d.tensor)
+        step = self.steps.get(kind_of(d.tensor))
         if step is None or not step.linear:
             return d
         if not step.rows:
@@ -241,6 +240,7 @@ def shift(weights: DeclaredWeights, precision: Precision) -> Symmetry:
         "something reads the mean of the residual stream, which layer norm takes away",
         # In turns, so that it does not grow with the depth.
         {"wpe": added(1), "attn/c_proj/b": added(1), "mlp/c_proj/b": added(-1)},
+        seen="; it shows when the constant is added in",
     )
 
 
