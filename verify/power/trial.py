@@ -24,6 +24,7 @@ from verify.numerics.weights import DeclaredWeights, Widened
 from verify.power import peers
 from verify.power.planting import EVERYWHERE, LOGITS, Planting, correct_port, port_with
 from verify.run import Silent
+from verify.sites import sites
 
 if TYPE_CHECKING:
     from verify.ports.port import Port
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
 
+_UNSEEN = Status.NOT_EXAMINED
 #: Tokens of the largest input that a correct variant is run on beside the short ones.
 _LARGEST = 512
 
@@ -216,7 +218,7 @@ class Bench:
             inputs,
             report.verdict.value,
             any(_concerns(fault.law, f.id) for f in failed),
-            self._sites(fault, planting),
+            self._sites(fault, planting, report),
             report.first_divergence,
             report.explained_by,
             tuple(name for cause in report.causes for name in cause.instead),
@@ -227,13 +229,23 @@ class Bench:
             report.seconds + (before.seconds if before else 0.0),
         )
 
-    def _sites(self, fault: Fault, planting: Planting) -> tuple[str, ...]:
+    def _sites(self, fault: Fault, planting: Planting, report: PortReport) -> tuple[str, ...]:
+        """Where the fault acts; of a site that the port does not show, the next one that is
+        judged: what lies between two shown sites is one operation."""
         if planting.form == LOGITS:
             return ()
-        from verify.sites import sites
-
+        order = list(sites(self.checkpoint.config))
         acts = fault.overrides(self.checkpoint.config, planting.layers)
-        return tuple(site for site in sites(self.checkpoint.config) if site in acts)
+        judged = {
+            f.site
+            for f in report.findings
+            if f.id in ("architecture", "activations.local") and f.status is not _UNSEEN
+        }
+        found = {at for at in order if at in acts}
+        for hidden in found - judged:
+            after = order[order.index(hidden) :]
+            found |= {next((site for site in after if site in judged), hidden)}
+        return tuple(at for at in order if at in found)
 
     def _measured(
         self, fault: Fault, planting: Planting
