@@ -313,7 +313,7 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def as_dict(campaign: Campaign) -> dict[str, Any]:
-    """Everything, in JSON's own types (docs/power-json.md)."""
+    """Everything, in JSON's own types (docs/report.md)."""
     from verify.run import environment
 
     plan = campaign.plan
