@@ -21,10 +21,10 @@ import argparse
 import importlib.util
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -113,51 +113,62 @@ def layer_at_a_time(states: Any, weights: Any, tokens: Any) -> object:
 
 
 def transformer_lens(states: Any, weights: Any, tokens: Any) -> object:
-    """From the cache of a run to the logits of every layer, as its tutorials do it."""
+    """From the cache of a run to the logits of every layer, as its documentation does it."""
     import torch
-    from transformer_lens import ActivationCache, HookedTransformer, HookedTransformerConfig
+    from transformer_lens import ActivationCache
 
-    v, d = weights["wte"].shape
-    config = HookedTransformerConfig(
-        n_layers=len(states) - 1,
-        d_model=d,
-        n_ctx=len(tokens),
-        d_head=64,
-        n_heads=d // 64,
-        d_vocab=v,
-        act_fn="gelu_new",
-        normalization_type="LN",
-        seed=0,
-    )
-    model = HookedTransformer(config)
-    model.unembed.W_U.data = torch.from_numpy(weights["wte"]).T
+    model = _bridge(*weights["wte"].shape, len(tokens))
+    # The cache reads of the model how many layers there are, and its last norm.
+    model.cfg.n_layers = len(states) - 1
+    w_u = torch.from_numpy(weights["wte"]).T
     kept = {f"blocks.{i}.hook_resid_pre": x for i, x in enumerate(states[:-1])}
     kept[f"blocks.{len(states) - 2}.hook_resid_post"] = states[-1]
     centred = torch.from_numpy(states[-1] - states[-1].mean(-1, keepdims=True))
     kept["ln_final.hook_scale"] = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt().numpy()
     tensors = {name: torch.from_numpy(x)[None] for name, x in kept.items()}
-    start = _now()
+    start = _begin()
     cache = ActivationCache(tensors, model)
-    logits = cache.accumulated_resid(layer=-1, apply_ln=True) @ model.W_U
+    logits = cache.accumulated_resid(layer=-1, apply_ln=True) @ w_u
     log_q = logits.log_softmax(-1)
     kl = (log_q[-1].exp() * (log_q[-1] - log_q)).sum(-1)
     return start, (log_q.topk(K), kl)
+
+
+def _bridge(v: int, d: int, n_ctx: int) -> Any:
+    """A model of one layer, of the sizes that matter, loaded as TransformerLens loads models."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from reference import Config
+    from verify.checkpoint import default_checkpoint, open_checkpoint
+    from verify.checkpoint.synthetic import synthetic_tensors
+    from verify.checkpoint.write import write_huggingface
+
+    known = open_checkpoint(default_checkpoint())  # for its tokenizer, which must be one
+    config = Config(v, n_ctx, d, d // 64, 1)
+    tensors = dict(synthetic_tensors(config, 0))
+    with tempfile.TemporaryDirectory() as directory:
+        write_huggingface(directory, config, tensors, known.encoder, known.merges)
+        return TransformerBridge.boot_transformers(directory, device="cpu")
 
 
 def peak(module: str) -> Callable[..., object]:
     def run(states: Any, weights: Any, tokens: Any) -> object:
         a = np.random.default_rng(0).standard_normal((SIDE, SIDE), dtype=np.float32)
         out = np.empty_like(a)
+
         def product() -> object:
             return np.matmul(a, a, out=out)
+
         if module == "torch":
             import torch
 
             x, y = torch.from_numpy(a), torch.from_numpy(out)
+
             def product():
                 return torch.mm(x, x, out=y)
+
         product()
-        start = _now()
+        start = _begin()
         for _ in range(PRODUCTS):
             product()
         return start, None
@@ -188,8 +199,7 @@ def one(name: str, sizes: dict[str, Any]) -> None:
         torch.mm(torch.ones(64, 64), torch.ones(64, 64))
     if name.startswith("streamed"):
         run([x[:2] for x in states], weights, tokens[:2])  # imports, and threads that start
-    before = _peak_mb()
-    start = _now()
+    start = _begin()
     result = run(states, weights, tokens)
     end = _now()
     if isinstance(result, tuple) and isinstance(result[0], tuple):
@@ -199,8 +209,7 @@ def one(name: str, sizes: dict[str, Any]) -> None:
             {
                 "wall_s": end[0] - start[0],
                 "cpu_s": end[1] - start[1],
-                "extra_mb": _peak_mb() - before,
-                "peak_mb": _peak_mb(),
+                "extra_mb": end[2] - start[2],
             }
         )
     )
@@ -218,12 +227,19 @@ def _ln_f(x: Any, w: dict[str, Any]) -> Any:
     return torch.nn.functional.layer_norm(x, x.shape[-1:], w["ln_f/g"], w["ln_f/b"], 1e-5)
 
 
-def _now() -> tuple[float, float]:
-    return time.perf_counter(), time.process_time()
+def _now() -> tuple[float, float, float]:
+    return time.perf_counter(), time.process_time(), _peak_mb()
+
+
+def _begin() -> tuple[float, float, float]:
+    """The same, where the peak of memory begins anew at what is held now (Linux, proc(5))."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _now()
 
 
 def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line) / 1024
 
 
 def measured(name: str, sizes: dict[str, Any]) -> dict[str, float]:
@@ -263,7 +279,7 @@ def main() -> None:
     sizes = {key: getattr(arguments, key) for key in keys}
     names = list(arguments.only or CONTENDERS)
     if "transformer-lens" in names and importlib.util.find_spec("transformer_lens") is None:
-        print("transformer-lens: not installed")
+        print("transformer-lens: left out, it is not installed: pip install transformer-lens")
         names.remove("transformer-lens")
     names = list(dict.fromkeys([n for n in CONTENDERS if n.startswith("matmul")] + names))
     rounds = []
