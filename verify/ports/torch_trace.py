@@ -233,7 +233,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         elif name in _MATMULS:
             role = next((r for r in roles if r and r.leaf in ("w", "wte")), None)
             if role is not None:  # a product that is whole is not waited for, if nothing reads it
-                for waiting in [p for p in self._pending.values() if p.wants_bias and p.bias]:
+                for waiting in [p for p in self._pending.values() if p.wants_bias and p.complete]:
                     if waiting.site != "embed":
                         self._complete(waiting)
             if role is not None and role.input is not None:
