@@ -162,6 +162,11 @@ def environment() -> dict[str, Any]:
         "tensorflow",
         "tensorflow-cpu",
         "safetensors",
+        "tokenizers",
+        "onnxruntime",
+        "ctranslate2",
+        "transformer-lens",
+        "keras-hub",
     ):
         try:
             versions[package] = metadata.version(package)
