@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import pytest
 from fault_ports import ANY
-from models import failed_laws, judged
+from models import failed_laws, finding, judged
 
 from verify.faults.catalogue import CATALOGUE
 from verify.findings import Verdict
 
-FAMILIES = ("loss", "cache", "batch", "precision")
-FAULTS = [name for name, fault in CATALOGUE.items() if fault.family in FAMILIES]
+FAMILIES = ("loss", "cache", "batch", "precision", "padding", "positions")
+#: The first and the last of each: that every one is named by its law is tested there.
+FAULTS = [
+    name
+    for family in FAMILIES
+    for members in [[n for n, f in CATALOGUE.items() if f.family == family and f.law]]
+    for name in (members[0], members[-1])
+]
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_it_is_refuted_by_its_law_and_named(name: str) -> None:
+    fault = CATALOGUE[name]
     report = judged(ANY + name)
     assert report.verdict is Verdict.REFUTED
-    assert CATALOGUE[name].law in failed_laws(report)
+    assert fault.law in failed_laws(report)
     assert report.explained_by == (name,), report.causes
-    if CATALOGUE[name].family not in ("batch", "precision"):  # which show at the sites as well
+    if fault.family in ("loss", "cache", "padding"):  # the others show in a plain pass as well
         assert report.first_divergence is None
+
+
+def test_a_trap_is_no_fault() -> None:
+    """A port that derives no positions from a mask, and takes them, is right; it says so."""
+    report = judged(ANY + "padding-positions-counted")
+    assert report.verdict is Verdict.VERIFIED
+    assert "pass position_ids" in finding(report, "positions.padding").message
+    assert report.explained_by == ()

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import padding_faults as faults
 import pytest
+import torch
 from models import CONFIG, checkpoint
-from plain_ports import plain
+from plain_ports import faulty, plain
 from subjects import hold, port, subject
 
 from reference import Config
 from verify.checks.agreement import LIMIT_PAIR
 from verify.checks.padding import padded_batches
 from verify.checks.padding_mistakes import ways
+from verify.faults.catalogue import CATALOGUE
+from verify.faults.plant import wrap
 from verify.findings import Finding, Status
 from verify.ports.callable import CallablePort
 
@@ -22,16 +24,34 @@ LAW = "positions.padding"
 DTYPES = ["float64", "float32", "bfloat16", "float16"]
 #: Fault → what the finding says.
 NAMED = {
-    "mask_ignored": "the mask is ignored: padding is attended to",
-    "mask_of_the_first_row": "the mask of the first row is used for all",
-    "mask_inverted": "the mask is taken the wrong way round",
-    "mask_for_the_other_side": "the mask is taken for one of padding on the right",
-    "mask_early": "the mask is one token early",
-    "mask_too_soft": "the tokens of the padding matter: it is attended to",
-    "mask_replaces_the_causal_one": "no causal mask where there is a mask of padding",
-    "positions_begin_at_one": "positions begin at 1 after padding",
-    "positions_of_the_first_row": "the positions of the first row are used for all",
+    "attended": "the mask is ignored: padding is attended to",
+    "mask-of-first-row": "the mask of the first row is used for all",
+    "mask-inverted": "the mask is taken the wrong way round",
+    "mask-mirrored": "the mask is taken for one of padding on the right",
+    "mask-early": "the mask is one token early",
+    "mask-late": "the mask is one token late",
+    "no-causal-mask": "no causal mask where there is a mask of padding",
+    "positions-from-1": "positions begin at 1 after padding",
+    "positions-of-first-row": "the positions of the first row are used for all",
 }
+
+
+def mask_too_soft(model: Any) -> None:
+    """Ten is subtracted from the scores of padding, and that is not enough. It has no name."""
+
+    def mask(self: Any, right: Any, scores: Any, allowed: Any) -> Any:
+        if allowed.ndim == 2:
+            return right(scores, allowed)
+        causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        return right(torch.where(allowed, scores, scores - 10), causal)
+
+    for block in model.h:
+        wrap(block.attn, "mask", mask)
+
+
+def test_every_fault_of_the_catalogue_is_here() -> None:
+    family = {n for n, f in CATALOGUE.items() if f.family == "padding" and f.law}
+    assert family == {f"padding-{name}" for name in NAMED}
 
 
 def padding(judged: Any, *source: Any) -> Finding:
@@ -40,9 +60,9 @@ def padding(judged: Any, *source: Any) -> Finding:
     return finding
 
 
-def only_a_mask(alter: Any = lambda model: None, dtype: Any = None) -> Any:
+def only_a_mask(fault: str = "", dtype: Any = None) -> Any:
     """A port that takes no positions."""
-    judged = plain(alter, dtype)
+    judged = faulty(f"padding-{fault}", dtype) if fault else plain(dtype=dtype)
     judged.padded_at = None
     return judged
 
@@ -77,7 +97,7 @@ def test_the_known_trap_is_reported_as_what_it_is(attention: str, dtype: Any) ->
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_whoever_takes_no_positions_must_derive_them(dtype: Any) -> None:
-    finding = padding(only_a_mask(faults.positions_count_padding, dtype))
+    finding = padding(only_a_mask("positions-counted", dtype))
     assert finding.status is Status.FAILED
     assert finding.message.endswith(
         "the port does not derive positions from the mask, and takes none: "
@@ -101,24 +121,32 @@ def test_without_a_mask_it_is_not_examined() -> None:
 
 @pytest.mark.parametrize("name", NAMED)
 def test_each_mistake_is_refuted_and_named(name: str) -> None:
-    finding = padding(plain(getattr(faults, name)))
+    finding = padding(faulty(f"padding-{name}"))
     assert finding.status is Status.FAILED
     assert NAMED[name] in finding.message
+    assert finding.details["fault"] == f"padding-{name}"
     assert finding.message.startswith("logits[")
     assert finding.score is not None and finding.score > 100 * LIMIT_PAIR
 
 
-@pytest.mark.parametrize("name", [n for n in NAMED if n != "mask_too_soft"])
+def test_a_mistake_that_has_no_name_is_described() -> None:
+    finding = padding(plain(mask_too_soft))
+    assert finding.status is Status.FAILED
+    assert "the tokens of the padding matter: it is attended to" in finding.message
+    assert "fault" not in finding.details
+
+
+@pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_in_half_precision_too(name: str, dtype: Any) -> None:
-    finding = padding(plain(getattr(faults, name), dtype))
+    finding = padding(faulty(f"padding-{name}", dtype))
     assert finding.status is Status.FAILED
     assert NAMED[name] in finding.message
 
 
-@pytest.mark.parametrize("name", [n for n in NAMED if n.startswith("mask")])
+@pytest.mark.parametrize("name", [n for n in NAMED if "mask" in n])
 def test_and_with_a_mask_alone(name: str) -> None:
-    finding = padding(only_a_mask(getattr(faults, name)))
+    finding = padding(only_a_mask(name))
     assert finding.status is Status.FAILED
     assert f"with a mask alone, {NAMED[name]}" in finding.message
 

@@ -10,7 +10,7 @@ import numpy as np
 import positions_faults as faults
 import pytest
 from models import CONFIG, checkpoint
-from plain_ports import plain
+from plain_ports import faulty, plain
 from subjects import hold, port
 
 from reference import Config
@@ -107,21 +107,22 @@ def test_not_a_number_is_no_logit() -> None:
 
 
 WORDS = {
-    "positions_clipped": "position 19 is given row 18 of wpe, the last, once more (clipped)",
-    "positions_wrapped": "position 19 is given row 0 of wpe (wrapped round)",
-    "positions_zero": "position 19 is given zeros",
-    "oldest_token_dropped": "the first one is dropped without a word",
-    "newest_token_dropped": "the last one is dropped without a word",
+    "clipped": "position 19 is given row 18 of wpe, the last, once more (clipped)",
+    "wrapped": "position 19 is given row 0 of wpe (wrapped round)",
+    "zero": "position 19 is given zeros",
+    "oldest-dropped": "the first one is dropped without a word",
+    "newest-dropped": "the last one is dropped without a word",
 }
 
 
 @pytest.mark.parametrize("name", WORDS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_not_refused_is_named(name: str, dtype: Any) -> None:
-    finding = beyond(plain(getattr(faults, name), dtype))
+    finding = beyond(faulty(f"positions-beyond-{name}", dtype))
     assert finding.status is Status.FAILED
     assert finding.message.startswith("20 tokens are not refused, n_ctx is 19: ")
     assert WORDS[name] in finding.message
+    assert finding.details["fault"] == f"positions-beyond-{name}"
 
 
 @pytest.mark.parametrize(
@@ -144,13 +145,13 @@ def test_what_cannot_be_named_is_described(change: Any, words: str) -> None:
 
 
 def test_a_cache_that_rolls_on_is_found() -> None:
-    finding = beyond(plain(faults.cache_rolls_on))
+    finding = beyond(faulty("positions-cache-rolls-on"))
     assert finding.status is Status.FAILED
     assert finding.message == "with a cache of 19 tokens, one more is not refused"
 
 
 def test_a_port_must_survive_its_refusal() -> None:
-    finding = beyond(plain(faults.refusal_breaks_it))
+    finding = beyond(faulty("positions-refusal-breaks"))
     assert finding.status is Status.FAILED
     assert finding.message.endswith(
         "afterwards the port cannot be used any more: RuntimeError: device-side assert triggered"

@@ -50,7 +50,7 @@ def check_padding(subject: Subject) -> Iterator[Finding]:
     if padded_at is not None:
         given = _Runs(subject, batches, lambda b: padded_at(b.tokens, b.mask, b.positions))
         if not given.agreement.holds():
-            yield given.agreement.failed(LAW, given.why())
+            yield given.failed()
             return
         said += ", mask and positions given"
     if padded is None:
@@ -74,10 +74,11 @@ def _without_positions(given: _Runs | None, bare: _Runs, said: str) -> Finding:
     """
     floors = bare.agreement.floors
     if not bare.explained_by(COUNTED):
-        return bare.agreement.failed(LAW, f"with a mask alone, {bare.why()}")
+        return bare.failed("with a mask alone, ")
     if given is None:
         why = f"the port does not derive positions from the mask, and takes none: {COUNTED}"
-        return bare.agreement.failed(LAW, why, derives_positions=False)
+        fault = "padding-positions-counted"
+        return bare.agreement.failed(LAW, why, derives_positions=False, fault=fault)
     trap = f"without position_ids {COUNTED}: logits are off by {floors:.3g} noise floors; "
     finding = given.agreement.passed(LAW, said, derives_positions=False, without_positions=floors)
     return replace(finding, message=f"{finding.message}; {trap}pass position_ids")
@@ -128,11 +129,16 @@ class _Runs:
         hidden = all(same_bits(*rows) for rows in zip(*self._got, strict=True))
         return self._recognised(named, 1 if hidden else None) is not None
 
-    def why(self) -> str:
+    def failed(self, where: str = "") -> Finding:
         """What is wrong, by the mistake that the oracle would have to make as well."""
-        cases = self._cases
         if way := self._recognised(ways(self._batches[0])):
-            return way.words
+            named = {"fault": way.fault} if way.fault else {}
+            return self.agreement.failed(LAW, where + way.words, **named)
+        return self.agreement.failed(LAW, where + self._described())
+
+    def _described(self) -> str:
+        """What can be said of a mistake that is not known."""
+        cases = self._cases
         squares_R = mean_squares(cases[0].got_RV, cases[1].got_RV)
         if (np.sqrt(squares_R) / cases[0].floor_R).max() > LIMIT_PAIR:
             return "the tokens of the padding matter: it is attended to"

@@ -52,12 +52,14 @@ class Padded:
         positions: Tokens | None = None,
         mask: NDArray[np.integer | np.bool_] | None = None,
         causal: bool = True,
+        fault: str = "",
     ) -> Way:
         """The batch laid out as one sequence, in which each row sees itself alone.
 
         Args:
             positions, mask: int[B, T], in place of the right ones.
             causal: a token does not see later ones.
+            fault: its name in the catalogue of faults.
         """
         length = self.tokens.shape[1]
         at = (self.positions if positions is None else positions).reshape(-1)
@@ -67,7 +69,7 @@ class Padded:
         if causal:
             seen &= np.tri(real.size, dtype=np.bool_)
         seen |= np.eye(real.size, dtype=np.bool_)  # what sees nothing else sees itself
-        return Way(words, lambda before, n: at, lambda before, n: seen)
+        return Way(words, lambda before, n: at, lambda before, n: seen, fault=fault)
 
 
 def ways(batch: Padded) -> list[Way]:
@@ -80,16 +82,52 @@ def ways(batch: Padded) -> list[Way]:
     late, early = np.roll(mask, 1, axis=1), np.roll(mask, -1, axis=1)
     late[:, 0], early[:, -1] = mask[:, 0], 1
     return [
-        batch.way(COUNTED, counted),
-        batch.way("the mask is ignored: padding is attended to", mask=everything),
+        batch.way(COUNTED, counted, fault="padding-positions-counted"),
+        batch.way(
+            "the mask is ignored: padding is attended to",
+            mask=everything,
+            fault="padding-attended",
+        ),
         batch.way("mask and positions are ignored", counted, everything),
-        batch.way("the mask of the first row is used for all", mask=first_mask),
-        batch.way("the positions of the first row are used for all", first_at),
+        batch.way(
+            "the mask of the first row is used for all",
+            mask=first_mask,
+            fault="padding-mask-of-first-row",
+        ),
+        batch.way(
+            "the positions of the first row are used for all",
+            first_at,
+            fault="padding-positions-of-first-row",
+        ),
         batch.way("mask and positions of the first row are used for all", first_at, first_mask),
-        batch.way("the mask is taken the wrong way round: 1 for padding", mask=1 - mask),
-        batch.way("the mask is taken for one of padding on the right", mask=mask[:, ::-1]),
-        batch.way("the mask is one token late: the first real token is masked", mask=late),
-        batch.way("the mask is one token early: the last padding is attended to", mask=early),
-        batch.way("no causal mask where there is a mask of padding", causal=False),
-        batch.way("positions begin at 1 after padding", np.cumsum(mask, axis=1)),
+        batch.way(
+            "the mask is taken the wrong way round: 1 for padding",
+            mask=1 - mask,
+            fault="padding-mask-inverted",
+        ),
+        batch.way(
+            "the mask is taken for one of padding on the right",
+            mask=mask[:, ::-1],
+            fault="padding-mask-mirrored",
+        ),
+        batch.way(
+            "the mask is one token late: the first real token is masked",
+            mask=late,
+            fault="padding-mask-late",
+        ),
+        batch.way(
+            "the mask is one token early: the last padding is attended to",
+            mask=early,
+            fault="padding-mask-early",
+        ),
+        batch.way(
+            "no causal mask where there is a mask of padding",
+            causal=False,
+            fault="padding-no-causal-mask",
+        ),
+        batch.way(
+            "positions begin at 1 after padding",
+            np.cumsum(mask, axis=1),
+            fault="padding-positions-from-1",
+        ),
     ]

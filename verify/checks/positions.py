@@ -73,9 +73,9 @@ def check_beyond(subject: Subject) -> Iterator[Finding]:
         probe = _Probe(port, tokens[:, : min(2, n_ctx)])
         taken = _refused(lambda: port.logits(tokens))
         if not isinstance(taken, Refusal):
-            what = _what_it_does(subject, port, tokens, np.array(taken))
+            what, fault = _what_it_does(subject, port, tokens, np.array(taken))
             words = f"{n_ctx + 1} tokens are not refused{where}, n_ctx is {n_ctx}: {what}"
-            yield Finding(BEYOND, Status.FAILED, words)
+            yield Finding(BEYOND, Status.FAILED, words, details=_named(fault))
             return
         said, harm = taken.words, probe.harm()
         if port.step is not None and not harm:
@@ -83,12 +83,21 @@ def check_beyond(subject: Subject) -> Iterator[Finding]:
             after = _refused(lambda: step(tokens[:, n_ctx:], cache))
             if not isinstance(after, Refusal):
                 words = f"with a cache of {n_ctx} tokens, one more is not refused{where}"
-                yield Finding(BEYOND, Status.FAILED, words)
+                fault = _named("positions-cache-rolls-on")
+                yield Finding(BEYOND, Status.FAILED, words, details=fault)
                 return
             said, harm = f"{said}; with a cache: {after.words}", probe.harm()
         status = Status.FAILED if harm else Status.PASSED
         said += f"; afterwards {harm}" if harm else ""
-        yield Finding(BEYOND, status, f"{n_ctx + 1} tokens are refused{where}: {said}")
+        words = f"{n_ctx + 1} tokens are refused{where}: {said}"
+        yield Finding(
+            BEYOND, status, words, details=_named("positions-refusal-breaks" * bool(harm))
+        )
+
+
+def _named(fault: str) -> dict[str, str]:
+    """A known fault in the details of a finding."""
+    return {"fault": fault} if fault else {}
 
 
 @dataclass(frozen=True)
@@ -136,32 +145,38 @@ def _on_cpu(port: Port) -> AbstractContextManager[Port]:
     return port.elsewhere("cpu")
 
 
-def _what_it_does(subject: Subject, port: Port, tokens: Tokens, taken: Floats) -> str:
-    """What a port makes of the token that it should have refused."""
+def _what_it_does(subject: Subject, port: Port, tokens: Tokens, taken: Floats) -> tuple[str, str]:
+    """What a port makes of the token that it should have refused; the fault, where it is known."""
     n_ctx, n_vocab = subject.config.n_ctx, subject.config.n_vocab
     if taken.shape == (1, n_ctx, n_vocab):
-        for kept, words in ((tokens[:, 1:], "first"), (tokens[:, :-1], "last")):
+        for kept, words, name in (
+            (tokens[:, 1:], "first", "oldest"),
+            (tokens[:, :-1], "last", "newest"),
+        ):
             squares_T = mean_squares(port.logits(kept)[0], taken[0])
             if subject.position_floors(squares_T, kept[0]).max() <= LIMIT_FLOORS:
-                return f"the {words} one is dropped without a word"
+                fault = f"positions-beyond-{name}-dropped"
+                return f"the {words} one is dropped without a word", fault
     if taken.shape != (1, n_ctx + 1, n_vocab):
-        return f"logits of shape {list(taken.shape)} are returned"
+        return f"logits of shape {list(taken.shape)} are returned", ""
     if not np.isfinite(taken).all():
-        return "logits that are not finite are returned"
+        return "logits that are not finite are returned", ""
     floor = float(subject.floor(tokens[0, :n_ctx], n_ctx - 1)[-1])
-    for words, row_D in _rows(subject):
+    for words, fault, row_D in _rows(subject):
         if _floors(taken[0, -1] - _beyond(subject, tokens[0], row_D), floor) <= LIMIT_FLOORS:
-            return f"position {n_ctx} is given {words}"
-    return f"position {n_ctx} is given no row of wpe that could be recognised"
+            return f"position {n_ctx} is given {words}", fault
+    return f"position {n_ctx} is given no row of wpe that could be recognised", ""
 
 
-def _rows(subject: Subject) -> Iterator[tuple[str, Floats]]:
+def _rows(subject: Subject) -> Iterator[tuple[str, str, Floats]]:
     """What a lookup beyond the end of wpe may find."""
     wpe_PD = subject.weights["wpe"]
     last = len(wpe_PD) - 1
-    yield f"row {last} of wpe, the last, once more (clipped)", wpe_PD[-1]
-    yield "row 0 of wpe (wrapped round)", wpe_PD[0]
-    yield "zeros (what a GPU's gather returns beyond the end)", np.zeros_like(wpe_PD[0])
+    clipped = f"row {last} of wpe, the last, once more (clipped)"
+    yield clipped, "positions-beyond-clipped", wpe_PD[-1]
+    yield "row 0 of wpe (wrapped round)", "positions-beyond-wrapped", wpe_PD[0]
+    zeros = "zeros (what a GPU's gather returns beyond the end)"
+    yield zeros, "positions-beyond-zero", np.zeros_like(wpe_PD[0])
 
 
 def _beyond(subject: Subject, tokens_T: Tokens, row_D: Floats) -> Floats:

@@ -162,8 +162,8 @@ def _finding(declared: Precision, products: dict[str, _Product]) -> Finding:
             f"that of {name}; {_REMEDY[name]}"
         )
         limit = limit_rms(products[worst].rows)
-        kind = "" if name == "tf32" else "autocast-" if most else "product-"
-        details["fault"] = f"precision-{kind}{name}"
+        if most:  # else the sites say what it is
+            details["fault"] = f"precision-{'' if name == 'tf32' else 'autocast-'}{name}"
         return Finding("precision", Status.FAILED, message, None, score, limit, details)
     widest = Counter(used).most_common(1)[0][0]
     message = f"{widest} at {sum(n == widest for n in used)} of {len(products)} products"

@@ -15,6 +15,8 @@ from verify.faults import (
     linear,
     norm,
     norm_place,
+    padding,
+    positions,
     precision,
     residual,
     weights,
@@ -37,6 +39,8 @@ _FAMILIES = (
     cache,
     batch,
     precision,
+    padding,
+    positions,
 )
 
 #: Name → fault, in the order of the families.
