@@ -83,8 +83,8 @@ def check_beyond(subject: Subject) -> Iterator[Finding]:
             after = _refused(lambda: step(tokens[:, n_ctx:], cache))
             if not isinstance(after, Refusal):
                 words = f"with a cache of {n_ctx} tokens, one more is not refused{where}"
-                fault = _named("positions-cache-rolls-on")
-                yield Finding(BEYOND, Status.FAILED, words, details=fault)
+                named = _named("positions-cache-rolls-on")
+                yield Finding(BEYOND, Status.FAILED, words, details=named)
                 return
             said, harm = f"{said}; with a cache: {after.words}", probe.harm()
         status = Status.FAILED if harm else Status.PASSED
