@@ -87,6 +87,8 @@ def test_apart_from_it_the_port_is_right(
     assert report["left_over"] == []
     proof = report["proof"]
     assert proof["holds"]
+    page = (TESTS.parent / "docs" / "report.md").read_text()
+    assert [key for key in (*report, *proof, *report["port"]) if f"`{key}`" not in page] == []
     assert 0 < proof["worst"]["floors"] <= proof["limit"]
     assert "the port follows the reference with" in said
     if "logits" not in name:

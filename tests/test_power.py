@@ -1,0 +1,267 @@
+"""``gpt-verify power`` counts what is found, and fails where something is not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import ROOT, command
+from models import CONFIG
+
+from verify.checkpoint import Checkpoint, open_checkpoint
+from verify.checkpoint.synthetic import synthesize
+from verify.cli import main
+from verify.faults.catalogue import CATALOGUE
+from verify.ports.port import Port
+from verify.power import peers, summary
+from verify.power.campaign import Campaign, Plan, chosen, run_campaign
+from verify.power.planting import (
+    EVERYWHERE,
+    LOGITS,
+    ONE_LAYER,
+    TENSORFLOW,
+    Planting,
+    correct_port,
+    damaged,
+    plantings,
+    port_with,
+)
+from verify.power.trial import Bench
+from verify.power.variants import VARIANTS
+from verify.report import power as report
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("power") / "model"
+    synthesize(directory, CONFIG, 0)
+    return directory
+
+
+def campaign(model: Path, **plan: Any) -> Campaign:
+    return run_campaign(Plan(model, jobs=1, **plan))
+
+
+@pytest.fixture(scope="module")
+def done(model: Path) -> tuple[int, dict[str, Any], str]:
+    out = model.parent
+    words = ["power", "--checkpoint", str(model), "--jobs", "1"]
+    words += ["--fault", "gelu-erf", "--fault", "gelu-cubic-0.0447"]
+    status = main([*words, "--json", f"{out}/p.json", "--markdown", f"{out}/p.md"])
+    page = (out / "p.md").read_text()
+    return status, json.loads((out / "p.json").read_text()), page
+
+
+class TestCommand:
+    """Two faults, one of which the usual tolerance lets pass."""
+
+    def test_everything_holds(self, done: tuple[int, dict[str, Any], str]) -> None:
+        status, found, _ = done
+        numbers = found["summary"]
+        assert status == 0
+        assert numbers["holds"]
+        assert numbers["faults"] == numbers["detected"] == numbers["explained"] == 2
+        assert numbers["with_a_site"] == numbers["localised"] == 2
+        assert numbers["wrong_names"] == numbers["wrong_name_trials"] == 0
+        assert numbers["logits_only"] == {
+            "visible": 2,
+            "detected": 2,
+            "explained": 2,
+            "wrong_names": 0,
+            "below_the_floor": 0,
+            "below_the_floor_explained": 0,
+        }
+        # No correct variant was judged, and nothing is said of false alarms.
+        assert (numbers["correct_variants"], numbers["correct_runs"]) == (0, 0)
+        assert not any("false" in s["statement"] for s in found["statements"])
+
+    def test_a_row_for_each_trial(self, done: tuple[int, dict[str, Any], str]) -> None:
+        rows = done[1]["faults"]
+        forms = [EVERYWHERE, ONE_LAYER, LOGITS]
+        assert [(row["fault"], row["form"]) for row in rows] == [
+            (name, form) for name in ("gelu-erf", "gelu-cubic-0.0447") for form in forms
+        ]
+        one = rows[1]
+        assert one["layers"] == [CONFIG.n_layer // 2]
+        assert one["first_divergence"] == f"h.{CONFIG.n_layer // 2}.mlp.act"
+        assert one["explained_by"] == ["gelu-erf"]
+        assert rows[2]["floors"] > 1
+
+    def test_the_usual_tolerance(self, done: tuple[int, dict[str, Any], str]) -> None:
+        """Cut to 0.0447 the constant moves no logit of a small model by 1e-3."""
+        everywhere = [row for row in done[1]["faults"] if row["form"] == EVERYWHERE]
+        caught = {row["fault"]: row["peers"]["allclose 1e-3"] for row in everywhere}
+        assert caught["gelu-cubic-0.0447"] is False
+        assert not any(row["peers"]["signed mean"] for row in everywhere)
+
+    def test_every_key_is_documented(self, done: tuple[int, dict[str, Any], str]) -> None:
+        found, page = done[1], (ROOT / "docs" / "report.md").read_text()
+        page = page[page.index("## Power") :]
+        keys = [*found, *found["summary"], *found["summary"]["logits_only"], *found["faults"][0]]
+        assert [key for key in keys if f"`{key}`" not in page] == []
+
+    def test_the_page(self, done: tuple[int, dict[str, Any], str]) -> None:
+        page = done[2]
+        assert "| gelu | 2 | all 2 | all 2 | all 2 | 0 |" in page
+        assert "- faults detected: 2 of 2 (must: all)" in page
+        assert f"| `gelu-erf` | {CATALOGUE['gelu-erf'].summary} |" in page
+
+
+def test_in_several_processes(model: Path) -> None:
+    faults = ["gelu-relu", "gelu-silu"]
+    words = ["power", "--quick", "--jobs", "2", "--json", "-"]
+    words += [word for fault in faults for word in ("--fault", fault)]
+    done = command(*words, "--checkpoint", model)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [row["fault"] for row in found["faults"]] == faults
+    assert found["summary"]["detected"] == 2
+    assert "not in a quick run" in found["left_out"]["one layer form of faults"]
+    assert "quick: a subset" in done.stderr
+
+
+def test_a_quick_run_tries_some_of_each_family(model: Path) -> None:
+    tried = [CATALOGUE[name] for name in chosen(Plan(model, quick=True))]
+    families = {fault.family for fault in CATALOGUE.values()}
+    assert {fault.family for fault in tried} == families
+    assert len(CATALOGUE) / 3 <= len(tried) < len(CATALOGUE) / 3 + len(families)
+    assert chosen(Plan(model)) == list(CATALOGUE)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--fault", "gelu"], "there is no such fault"),
+        (["--family", "gelu-erf"], "not one of"),
+        (["--checkpoint", "/nowhere"], "no such directory"),
+    ],
+)
+def test_what_cannot_be_tried(
+    capsys: pytest.CaptureFixture[str], words: list[str], why: str
+) -> None:
+    assert main(["power", *words]) == 2
+    assert why in capsys.readouterr().err
+
+
+class TestItCanFail:
+    """Each number, where what it counts goes wrong."""
+
+    def with_fault(self, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
+        made = replace(CATALOGUE["gelu-relu"], name="gelu-made-up", **changes)
+        monkeypatch.setitem(CATALOGUE, made.name, made)
+        return made.name
+
+    def short(self, model: Path, name: str) -> list[str]:
+        found = campaign(model, faults=(name,), quick=True)
+        assert not summary.holds(found)
+        assert report.misses(found)
+        return [s.words for s in summary.statements(found) if not s.holds]
+
+    def test_a_fault_that_is_not_there(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        name = self.with_fault(monkeypatch, plant=lambda model, layers: None)
+        assert self.short(model, name) == [
+            "faults detected",
+            "faults localised",
+            "faults explained",
+        ]
+
+    def test_a_fault_that_is_elsewhere(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Named as what it is, which is not what it is called."""
+        name = self.with_fault(monkeypatch, plant=CATALOGUE["norm-eps-1e-6"].plant)
+        short = self.short(model, name)
+        assert "faults detected" not in short
+        assert {"faults localised", "faults explained", "trials with a wrong name"} <= set(short)
+
+    def test_what_changes_nothing_and_does(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name = self.with_fault(monkeypatch, law=None)
+        assert "what changes nothing, refuted" in self.short(model, name)
+
+    def test_a_false_alarm(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A variant that is not correct stands for one that is refuted."""
+
+        def wrong(checkpoint: Checkpoint) -> Port:
+            planting = Planting("gelu-erf", EVERYWHERE, (0,))
+            return port_with(CATALOGUE["gelu-erf"], planting, checkpoint)
+
+        for name in list(VARIANTS):
+            monkeypatch.delitem(VARIANTS, name)
+        monkeypatch.setitem(VARIANTS, "wrong", wrong)
+        monkeypatch.setitem(VARIANTS, "right", correct_port)
+        found = campaign(model, correct=True, seeds=1)
+        assert [(o.variant, o.false_alarm) for o in found.correct] == [
+            ("wrong", True),
+            ("right", False),
+        ]
+        assert summary.summary(found)["false_alarms"] == 1
+        assert not summary.holds(found)
+        assert "wrong, seed 0: false alarm" in report.terminal(found)
+
+    def test_nothing_tried(self, model: Path) -> None:
+        plan = Plan(model)
+        assert not summary.holds(Campaign(plan, CONFIG, (), (), {}, 0.0))
+
+
+@pytest.mark.parametrize(
+    "name", ["sums in another order", "residual in place", "head by head", "padded on the left"]
+)
+def test_a_correct_variant(model: Path, name: str) -> None:
+    """The first two were refuted, before a trace knew sums of parts and copies of a stream."""
+    outcome = Bench(open_checkpoint(model), 0, thorough=True).correct(name, 0)
+    assert not outcome.false_alarm, outcome.failures
+
+
+def test_forms() -> None:
+    found = {planting.form for planting in plantings(CATALOGUE["gelu-erf"], CONFIG)}
+    assert found == {EVERYWHERE, ONE_LAYER, LOGITS}
+    found = {planting.form for planting in plantings(CATALOGUE["weights-bfloat16"], CONFIG)}
+    assert TENSORFLOW in found
+    assert plantings(replace(CATALOGUE["gelu-erf"], plant=None), CONFIG) == []
+
+
+def test_a_damaged_checkpoint_for_tensorflow(model: Path) -> None:
+    """In memory; the original is not touched."""
+    source = open_checkpoint(model)
+    fault = CATALOGUE["weights-scaled"]
+    names = damaged(fault, source, [0, 1, 2]).tensors
+    changed = [n for n, x in names.items() if not np.array_equal(x, source.tensors[n])]
+    assert changed
+    assert all(any(n.endswith(kind) for kind in fault.tensors) for n in changed)
+
+
+class TestPeers:
+    """Each usual comparison lets the right port pass, and what its weakness is."""
+
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((1, 5, 7)) * 10
+    right = peers.Shown([logits], [{"h.0.resid_post": logits}], {"w": logits})
+
+    def caught(self, **changes: Any) -> set[str]:
+        found = peers.caught(replace(self.right, **changes), self.right)
+        return {name for name, refused in found.items() if refused}
+
+    def test_the_same(self) -> None:
+        assert self.caught() == set()
+
+    def test_tolerances(self) -> None:
+        assert self.caught(logits=[self.logits + 5e-4 * (-1) ** np.arange(7)]) >= {"allclose 1e-4"}
+        shift = np.zeros(7)
+        shift[:2] = 0.01, -0.01
+        assert {"allclose 1e-3", "allclose 1e-4"} == self.caught(logits=[self.logits + shift])
+
+    def test_not_a_number_is_refused(self) -> None:
+        bad = self.logits.copy()
+        bad[0, 0, 0] = np.nan
+        assert self.caught(logits=[bad]) >= {"allclose 1e-3", "NMSE < 1e-2", "tensor means"}
+
+    def test_another_shape_is_refused(self) -> None:
+        assert "top-1" in self.caught(logits=[self.logits[:, :4]])
+
+    def test_the_signed_mean_sees_nothing(self) -> None:
+        unrelated = np.random.default_rng(9).standard_normal(self.logits.shape)
+        assert self.caught(states=[{"h.0.resid_post": unrelated}]) == set()
