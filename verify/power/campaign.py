@@ -10,7 +10,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
 
 from reference.config import Config
 from verify.checkpoint import open_checkpoint
@@ -237,8 +239,16 @@ def _one_thread() -> Iterator[None]:
 def _prepare(plan: Plan) -> None:
     """In each process, once."""
     global _bench
+    if (parent := multiprocessing.parent_process()) is not None:
+        Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     _for_good.enter_context(deviations_kept())
     _bench = Bench(open_checkpoint(plan.checkpoint), plan.seed, thorough=not plan.quick)
+
+
+def _end_with(parent: int) -> None:
+    """A pool whose owner was killed would work on for nobody."""
+    wait([parent])
+    os._exit(1)
 
 
 def _try(task: _Task) -> Sequence[FaultOutcome | CorrectOutcome]:
