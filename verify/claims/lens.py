@@ -49,11 +49,11 @@ CLAIMS = (
         kind=Kind.DOCUMENT,
         expected=Verdict.TRUE,
         answer=(
-            "Such changes there are: of {idioms} things that code of 2020 does, {broken} no longer "
-            "work in {versions}, the worst of them silently (a block's output [0], which was the "
-            "state of the whole batch, is now the first row of it). The lens itself is the same: "
-            "the top tokens of {states} states, and their probabilities, are by that library what "
-            "they are by the reference."
+            "Such changes there are. Of {idioms} things that code of 2020 does, these no longer "
+            "work in {versions}: {broken}. (The output [0] of a block was the state of the whole "
+            "batch; where it has become the first row of it, nothing complains.) The lens itself "
+            "is the same: the top tokens of {states} states, and their probabilities, are by that "
+            "library what they are by the reference."
         ),
         sources=(LW,),
     ),
@@ -115,7 +115,8 @@ def number_of_states(case: Case) -> Measured:
 def drift(case: Case) -> Measured:
     """What old code does, by version; and whether the lens gives what the reference gives."""
     facts = [code.facts for code in case.code()]
-    broken = {name for f in facts for name, how in f["idioms"].items() if how != "works"}
+    broken = {n: how for f in facts for n, how in f["idioms"].items() if how != "works"}
+    words = ", ".join(f"{name} ({how})" for name, how in broken.items())
     tokens_T = np.asarray(facts[0]["tokens"])
     source = open_checkpoint(default_checkpoint())
     states = oracle_states(source.tensors, source.config, tokens_T)
@@ -129,7 +130,7 @@ def drift(case: Case) -> Measured:
     )
     numbers: dict[str, Any] = {
         "idioms": len(facts[0]["idioms"]),
-        "broken": len(broken),
+        "broken": words,
         "states": len(own.sites),
     }
     numbers["how"] = {f["version"]: f["idioms"] for f in facts}
