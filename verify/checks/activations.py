@@ -60,6 +60,7 @@ class SiteComparison:
         self.hidden_input: dict[str, str] = {}
         self.narrowed: dict[str, str] = {}
         self.late: dict[str, str] = {}
+        self.order: list[int] = []
         self._layer = -1
         self.logits = LogitsComparison(config, weights, precision)
         self._input = -1
@@ -115,6 +116,8 @@ class SiteComparison:
         """A layer that is computed after a later one is in the wrong place."""
         if site.layer is None:
             return
+        if site.layer not in self.order:
+            self.order.append(site.layer)
         if site.layer < self._layer:
             self.late.setdefault(site.name, f"{site.name} is computed after layer {self._layer}")
         self._layer = max(self._layer, site.layer)

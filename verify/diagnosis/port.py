@@ -16,6 +16,7 @@ from verify.diagnosis import own_head
 from verify.diagnosis.cause import causes
 from verify.diagnosis.dropout import dropouts
 from verify.diagnosis.explanation import UNKNOWN_DAMAGE, Candidate, Explanation
+from verify.diagnosis.layers import sorted_wrongly
 from verify.diagnosis.logits import filter_logits
 from verify.diagnosis.sites import SiteDiagnosis
 from verify.diagnosis.tensors import Difference, explain
@@ -50,7 +51,7 @@ class Diagnosis:
         self,
         explanations: Sequence[Explanation] = (),
         findings: Sequence[Finding] = (),
-        from_logits: Sequence[Cause] = (),
+        others: Sequence[Cause] = (),
         config: Config | None = None,
     ) -> None:
         self.explanations = {explanation.where: explanation for explanation in explanations}
@@ -71,7 +72,7 @@ class Diagnosis:
         self.causes: list[Cause] = [
             *found,
             *dropouts(findings, explained),
-            *from_logits,
+            *others,
             *(Cause(fault, "", tuple(where)) for fault, where in named.items()),
         ]
 
@@ -153,9 +154,12 @@ def diagnose(
     found: dict[str, Explanation] = {}
     for law, comparison in comparisons.items():
         # What the float64 run has explained need not be explained again, with less to see it by.
-        left = [site for site in failed[law] if site not in found]
+        # What is computed in the wrong place has other inputs than those of its name.
+        known = found.keys() | comparison.late.keys()
+        left = [site for site in failed[law] if site not in known]
         found |= _explain_sites(subject, inputs, comparison, left, law, own, tensors)
-    return Diagnosis([*tensors.values(), *found.values()], findings, from_logits, subject.config)
+    others = [*from_logits, *sorted_wrongly(comparisons)]
+    return Diagnosis([*tensors.values(), *found.values()], findings, others, subject.config)
 
 
 def _explain_sites(
