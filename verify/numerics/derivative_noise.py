@@ -92,6 +92,14 @@ class _Noisy(Batch):
         value.imag += self._moved(g_D * x_ND.imag / deviation_N1 * relative_N1, rng)
         return value
 
+    def pattern(self, scores: Array, rng: np.random.Generator) -> Array:
+        """The derivative of a softmax is p (s' - Σ p s'), and where one source has all the weight
+        almost nothing is left of it: an error relative to what is subtracted."""
+        value = ops.causal_softmax(scores)
+        p, moved = value.real, np.tril(np.abs(scores.imag))
+        value.imag += self._moved(p * (moved + np.sum(p * moved, axis=-1, keepdims=True)), rng)
+        return value
+
     def gain(self, x_ND: Array, v_D: Array, rng: np.random.Generator) -> Array:
         """The derivative by a gain is what is normalised with those statistics."""
         mean_N1, deviation_N1 = _statistics(x_ND)

@@ -117,6 +117,9 @@ class Batch:
     def layer_norm(self, x_ND: Array, rng: np.random.Generator, g_D: Array, b_D: Array) -> Array:
         return ops.layer_norm(x_ND, g_D, b_D)
 
+    def pattern(self, scores: Array, rng: np.random.Generator) -> Array:
+        return ops.causal_softmax(scores)
+
     def gain(self, x_ND: Array, v_D: Array, rng: np.random.Generator) -> Array:
         """What a layer norm makes of v in place of its gain, and of no bias; x is real."""
         return ops.layer_norm(x_ND, v_D, np.zeros(1, self.real))
@@ -184,6 +187,8 @@ class _Sweep:
             return b.layer_norm(x, self.rng, *weights)
         if site.operation == "linear":
             return b.linear(x, *weights)
+        if site.operation == "pattern":
+            return b.pattern(x, self.rng)
         if site.operation == "scores":
             q, k, _ = self._heads(x)
             return ops.attention_scores(q, k)
@@ -306,7 +311,6 @@ class _CrossEntropy:
 _ELEMENTWISE: dict[str, Callable[..., Array]] = {
     "gelu": ops.gelu,
     "add": lambda x, y: x + y,
-    "pattern": ops.causal_softmax,
 }
 
 
