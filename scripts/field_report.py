@@ -17,10 +17,11 @@ from typing import Any
 HEAD = """\
 # Field report
 
-What `gpt-verify run` found in each port on the default checkpoint ({parameters:,} parameters). Written by
-`scripts/field_report.py` from the JSON reports of the runs; nothing here was written by hand.
+What `gpt-verify run` found in each port on the default checkpoint ({parameters:,} parameters).
+Written by `scripts/field_report.py` from the JSON reports of the runs; nothing here was written by
+hand.
 
-| port | with | verdict | checks | logits, floors | tied by value | by storage | by gradient | computes in |
+| port | with | verdict | checks | floors | tied by value | by storage | by gradient | precision |
 |---|---|---|--:|--:|---|---|---|---|
 """
 #: Packages that are named beside a port, where the report's environment has them.
@@ -46,9 +47,10 @@ def page(reports: list[dict[str, Any]]) -> str:
                 for waiver in port["waivers"]
             ]
     lines.append(
-        "\n*not examined* means that the port does not show what is needed. A floor is what rounding in "
-        "the port's precision does to the reference on the same input; of a port whose logits are right "
-        "up to a constant at each position, the number holds with that constant.\n"
+        "\n*not examined* means that the port does not show what is needed. *floors* is the error "
+        "of the logits in units of what rounding in the port's precision does to the reference on the "
+        "same input; of a port whose logits are right up to a constant at each position it counts "
+        "that constant.\n"
     )
     if remarks:
         lines += ["\n", *remarks]

@@ -26,7 +26,7 @@ def default_ports(checkpoint: Path, dtype: str | None) -> tuple[list[str], list[
     from verify.checkpoint import default_checkpoint
     from verify.ports.registry import builtin_ports
 
-    installed, missing = [], []
+    installed, missing, extras = [], [], []
     for port in builtin_ports():
         if not port.by_default:
             continue
@@ -35,10 +35,14 @@ def default_ports(checkpoint: Path, dtype: str | None) -> tuple[list[str], list[
             why = f"computes in float32, and {dtype} was asked for"
         if why is None:
             installed.append(port.name)
+        elif port.extra not in ("torch", "tensorflow"):  # nobody has all of these
+            extras.append(port.name)
         else:
             missing.append(f"{port.name}: {why}")
     if not installed:
         raise MissingDependency(f"no built-in port can run ({'; '.join(missing)})")
+    if extras:
+        missing.append(f"{', '.join(extras)}: not installed (gpt-verify ports)")
     if is_default(checkpoint) and any(name.startswith("huggingface") for name in installed):
         installed.append(f"huggingface={default_checkpoint('huggingface')}")
     return installed, missing

@@ -30,12 +30,14 @@ class PortInfo:
         summary: one line.
         missing: why it cannot be used here, or None.
         by_default: ``run`` compares it when no port is named.
+        extra: of ``pip install 'gpt-verify[extra]'``, that brings what it needs.
     """
 
     name: str
     summary: str
     missing: str | None
     by_default: bool = True
+    extra: str = "all"
 
 
 Build = Callable[[Checkpoint, "Dtype | None", str], "Port"]
@@ -193,7 +195,7 @@ _BUILTIN: dict[str, _Adapter] = {
 def builtin_ports() -> list[PortInfo]:
     """Every built-in port, without importing what it needs."""
     return [
-        PortInfo(name, adapter.summary, adapter.missing, adapter.by_default)
+        PortInfo(name, adapter.summary, adapter.missing, adapter.by_default, adapter.extra)
         for name, adapter in _BUILTIN.items()
     ]
 
