@@ -117,6 +117,12 @@ def set_locale(name: str) -> None:
     locale.setlocale(locale.LC_ALL, name)
 
 
+def _another_handler() -> signal.Handlers:
+    """Not the present one: what runs in the background of a shell ignores the signal already."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return signal.SIG_DFL if ignored else signal.SIG_IGN
+
+
 def set_interrupt(handler: Any) -> None:
     signal.signal(signal.SIGINT, handler)
 
@@ -163,7 +169,7 @@ CHANGES: dict[str, Callable[[], Any]] = {
     ),
     "the locale": lambda: called(set_locale, "C", locale.setlocale(locale.LC_ALL)),
     "the handler of SIGINT": lambda: called(
-        set_interrupt, signal.SIG_IGN, signal.getsignal(signal.SIGINT)
+        set_interrupt, _another_handler(), signal.getsignal(signal.SIGINT)
     ),
     "garbage collection": lambda: drawn(gc.isenabled, lambda on: on and gc.enable(), gc.disable),
 }
