@@ -16,10 +16,10 @@ def causes(
 ) -> list[Cause]:
     """The fewest faults that explain every failure that can be explained.
 
-    Of those that could each explain a failure, the one is taken that is denied by the fewest sites
-    that are right, and of these the one that explains most of the other failures too; then the
-    same for what is left. Where two explain exactly the same failures about equally well, the
-    better one is named and the other is mentioned.
+    Of those that could each explain a failure, the one is taken that explains most of the others
+    too, less the sites that are right and should not be if it were there; then the same for what
+    is left. Where two explain exactly the same failures about equally well, the better one is
+    named and the other is mentioned.
     """
     left = {
         explanation.where: [c for c in explanation.accepted if c.fault != UNKNOWN_DAMAGE]
@@ -34,7 +34,8 @@ def causes(
                 by_name.setdefault(candidate.fault, {})[where] = candidate
         against = {name: denied(name, where) for name, where in by_name.items()}
         best = min(
-            by_name, key=lambda name: (against[name], -len(by_name[name]), _total(by_name[name]))
+            by_name,
+            key=lambda name: (against[name] - len(by_name[name]), _total(by_name[name])),
         )
         covered = by_name[best]
         same = [

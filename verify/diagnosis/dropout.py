@@ -37,12 +37,15 @@ def dropouts(findings: Sequence[Finding], explained: Collection[str]) -> list[Ca
     seen = [f for f in findings if f.id == _LAW and f.status is Status.FAILED]
     if not any(word in finding.message for finding in seen for word in _WORDS):
         return []
+    # What is dropped of the embeddings shows in the first norm, and in the first sum as well.
+    wrong = {finding.site for finding in findings if finding.status is Status.FAILED}
+    early = {"h.0.ln_1", "h.0.resid_mid"} if "h.0.ln_1" in wrong else set()
     where: dict[str, list[str]] = {}
     for finding in findings:
         own = finding.id in ("architecture", "activations.local")
         if not own or finding.status is not Status.FAILED or finding.site is None:
             continue
-        kind = "embed" if finding.site == "h.0.ln_1" else kind_of(finding.site)
+        kind = "embed" if finding.site in early else kind_of(finding.site)
         if kind in _BY_KIND and finding.site not in explained:
             places = where.setdefault(_BY_KIND[kind], [])
             if finding.site not in places:
