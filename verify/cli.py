@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from verify.arguments import COULD_NOT_JUDGE, build_parser
 from verify.errors import GptVerifyError, UsageError
@@ -111,12 +111,7 @@ def _run(args: argparse.Namespace) -> int:
         text = terminal.summary(report) + "\n"
     else:
         text = terminal.render(report, colour=stream.isatty(), repeats=repeats)
-    # The verdict stands, whether or not anybody reads on.
-    with contextlib.suppress(BrokenPipeError):
-        print(text, end="", file=stream, flush=True)
-        if to_stdout:
-            sys.stdout.buffer.write(json.render(report).encode())
-            sys.stdout.flush()
+    _say(text, stream, json.render(report) if to_stdout else "")
     if unwritten is not None:
         raise unwritten
     return report.exit_status
@@ -158,19 +153,16 @@ def _lens(args: argparse.Namespace) -> int:
         },
     )
     stream = sys.stderr if to_stdout else sys.stdout
-    with contextlib.suppress(BrokenPipeError):
-        if not args.quiet:
-            text = terminal.render(
-                report,
-                view,
-                colours=terminal.colours_of(stream),
-                width=terminal.width_of(stream),
-                sub_blocks=args.sub_blocks,
-            )
-            print(text, end="", file=stream, flush=True)
-        if to_stdout:
-            sys.stdout.buffer.write(json.render(report).encode())
-            sys.stdout.flush()
+    text = ""
+    if not args.quiet:
+        text = terminal.render(
+            report,
+            view,
+            colours=terminal.colours_of(stream),
+            width=terminal.width_of(stream),
+            sub_blocks=args.sub_blocks,
+        )
+    _say(text, stream, json.render(report) if to_stdout else "")
     if unwritten is not None:
         raise unwritten
     return report.exit_status
@@ -204,11 +196,7 @@ def _claims(args: argparse.Namespace) -> int:
         text = words.summary(report) + "\n"
     else:
         text = terminal.render(report, full=bool(args.ids))
-    with contextlib.suppress(BrokenPipeError):
-        print(text, end="", file=stream, flush=True)
-        if to_stdout:
-            sys.stdout.buffer.write(json.render(report).encode())
-            sys.stdout.flush()
+    _say(text, stream, json.render(report) if to_stdout else "")
     if unwritten is not None:
         raise unwritten
     return report.exit_status
@@ -237,11 +225,8 @@ def _diagnose(args: argparse.Namespace) -> int:
         traceback.print_exception(diagnosed.port.exception)
     unwritten = write_outputs(outputs, {"json": lambda: report.json(diagnosed)})
     text = f"{report.statement(diagnosed)}\n" if args.quiet else report.terminal(diagnosed)
-    with contextlib.suppress(BrokenPipeError):
-        print(text, end="", file=sys.stderr if to_stdout else sys.stdout, flush=True)
-        if to_stdout:
-            sys.stdout.buffer.write(report.json(diagnosed).encode())
-            sys.stdout.flush()
+    stream = sys.stderr if to_stdout else sys.stdout
+    _say(text, stream, report.json(diagnosed) if to_stdout else "")
     if unwritten is not None:
         raise unwritten
     return diagnosed.exit_status
@@ -311,6 +296,18 @@ def _complain(message: str, debug: bool) -> int:
     # One line, whatever the message holds.
     print(f"gpt-verify: {' '.join(message.split())}", file=sys.stderr)
     return COULD_NOT_JUDGE
+
+
+def _say(text: str, stream: TextIO, written: str) -> None:
+    """Print words, and a report that was asked for on standard output.
+
+    A reader that goes away changes nothing: the verdict stands.
+    """
+    with contextlib.suppress(BrokenPipeError):
+        print(text, end="", file=stream, flush=True)
+        if written:
+            sys.stdout.buffer.write(written.encode())
+            sys.stdout.flush()
 
 
 def _dispatch(args: argparse.Namespace) -> int:
