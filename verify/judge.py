@@ -27,7 +27,7 @@ from verify.findings import Finding, PortReport, Status
 from verify.inputs import Input
 from verify.matching import Matching, match
 from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
-from verify.numerics.weights import DeclaredWeights
+from verify.numerics.weights import DeclaredWeights, SharedWeights
 from verify.ports import registry
 from verify.process_state import Loading, snapshot
 from verify.sites import sites
@@ -56,6 +56,7 @@ def judge(
     *,
     build: Callable[[], Port] | None = None,
     laws: Collection[str] | None = None,
+    shared: SharedWeights | None = None,
 ) -> PortReport:
     """Build a port, hold every law against it, and close it.
 
@@ -66,9 +67,11 @@ def judge(
         build: makes the port, where it is made by no spec; ``spec`` is its name then.
         laws: ids of the laws to hold against it (``verify.checks.laws``) beside its weights, its
             sites and its logits; all where None. The others are reported as not examined.
+        shared: where several ports are judged against one checkpoint: what one has had measured,
+            the next one need not.
     """
     start = time.perf_counter()
-    work = _Work(checkpoint, inputs, progress, seed, laws)
+    work = _Work(checkpoint, inputs, progress, seed, laws, shared)
     error = name = None
     waivers: Mapping[str, str] = {}
     remarks: tuple[str, ...] = ()
@@ -152,7 +155,9 @@ class _Work:
         progress: Steps,
         seed: int,
         laws: Collection[str] | None = None,
+        shared: SharedWeights | None = None,
     ) -> None:
+        self.shared = shared or SharedWeights(checkpoint.tensors, record=False)
         self.checkpoint, self.inputs, self.progress = checkpoint, inputs, progress
         self.seed, self.laws = seed, laws
         self.findings: list[Finding] = []
@@ -175,7 +180,7 @@ class _Work:
     def examine(self, port: Port) -> None:
         """Weights, then architecture in float64, then the numbers in the declared precision; then
         everything that follows from them alone, the laws."""
-        weights = DeclaredWeights(self.checkpoint.tensors, PRECISIONS[port.dtype])
+        weights = self.shared(PRECISIONS[port.dtype])
         self._weights(port, weights)
         self._architecture(port, weights)
         self._numbers(port, weights)

@@ -21,6 +21,7 @@ from verify.errors import UsageError
 from verify.findings import PortReport, Report
 from verify.inputs import Input, default_inputs, given, seeded
 from verify.judge import judge
+from verify.numerics.weights import SharedWeights
 from verify.ports.registry import builtin_ports, expand
 from verify.report.repeat import repeat_command
 from verify.tensorflow import started_early
@@ -93,6 +94,7 @@ def run(
     opened = open_checkpoint(checkpoint or default_checkpoint())
     inputs = chosen_inputs(opened, options)
     specs = expand(list(ports)) if ports else installed()
+    shared = SharedWeights(opened.tensors, record=len(specs) > 1)
     with started_early("openai-tf" in specs[1:]), ThreadPoolExecutor(1) as pool:
         # Hashing leaves the interpreter free, and is done while the ports run.
         hashes: Future[dict[str, str]] = pool.submit(sha256, opened.files)
@@ -107,6 +109,7 @@ def run(
                     options.device,
                     progress,
                     options.seed,
+                    shared=shared,
                 )
             )
             progress.done(reports[-1])

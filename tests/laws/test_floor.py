@@ -9,6 +9,7 @@ from subjects import port, subject
 
 from reference import Config
 from reference import logits as reference_logits
+from verify.checks.kept import kept
 from verify.checks.subject import NotExamined
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.weights import Widened
@@ -71,7 +72,7 @@ def test_nothing_is_measured_where_nothing_differs() -> None:
     judged = subject(port())
     tokens = judged.tokens(1, 4)[0]
     assert judged.position_floors(np.zeros(4), tokens).tolist() == [0.0] * 4
-    assert judged._floors == {}
+    assert kept(judged.weights) == {}
 
 
 def test_what_is_not_finite_is_infinitely_far() -> None:

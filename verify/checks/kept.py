@@ -9,8 +9,8 @@ _KEPT: dict[int, dict[Any, Any]] = {}
 
 
 def kept(owner: object) -> dict[Any, Any]:
-    """A dictionary that lives as long as its owner (a checkpoint, a port, a subject); each user
-    has keys of its own."""
+    """A dictionary that lives as long as its owner (a checkpoint, its weights, a port, a subject);
+    each user has keys of its own."""
     if id(owner) not in _KEPT:
         _KEPT[id(owner)] = {}
         finalize(owner, _KEPT.pop, id(owner))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,7 @@ from reference.bpe import BPE
 from reference.config import Config
 from verify.checkpoint import Checkpoint
 from verify.checkpoint.vocabulary import load
+from verify.checks.kept import kept
 from verify.matching import Matching
 from verify.numerics.floor import Floor, measure_floor
 from verify.numerics.precision import PRECISIONS, Precision
@@ -47,7 +48,6 @@ class Subject:
     parameters: Sequence[Parameter] = ()
     matching: Matching | None = None
     loading: Loading | None = None
-    _floors: dict[bytes, Floor] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> Config:
@@ -82,18 +82,19 @@ class Subject:
         return np.asarray((tokens + step) % n, np.int64)
 
     def measured(self, tokens_T: Tokens, first: int = 0) -> Floor:
-        """What rounding does to the logits from position ``first`` on; kept once measured.
+        """What rounding does to the logits from position ``first`` on; kept with the weights.
 
         NotExamined where the oracle overflows in the port's precision: it has no floor.
         """
-        key = np.ascontiguousarray(tokens_T, np.int64).tobytes()
-        kept = self._floors.get(key)
-        if kept is None or len(kept.rms_T) < len(tokens_T) - first:
-            kept = measure_floor(self.config, self.weights, self.precision, tokens_T, first)
-            self._floors[key] = kept
-        if not np.isfinite(kept.rms_T).all():
+        key = "floor", self.precision.name, np.ascontiguousarray(tokens_T, np.int64).tobytes()
+        measured = kept(self.weights)
+        floor = measured.get(key)
+        if floor is None or len(floor.rms_T) < len(tokens_T) - first:
+            floor = measure_floor(self.config, self.weights, self.precision, tokens_T, first)
+            measured[key] = floor
+        if not np.isfinite(floor.rms_T).all():
             raise NotExamined(f"the reference overflows in {self.precision.name}")
-        return kept
+        return floor
 
     def floor(self, tokens_T: Tokens, first: int = 0) -> Floats:
         """RMS noise of the logits at each position from ``first`` on, [T - first]: what rounding

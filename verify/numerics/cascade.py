@@ -21,6 +21,7 @@ from reference.ops import unembed
 from verify.numerics.local import vocabulary_tiles
 from verify.numerics.parallel import both
 from verify.numerics.precision import FLOAT32, Precision
+from verify.numerics.recording import Pair
 from verify.numerics.weights import DeclaredWeights, Widened
 from verify.sites import sites
 
@@ -46,8 +47,8 @@ class Lockstep:
         narrow = FLOAT32 if precision.name == "float64" else precision
         self.scale = precision.u / narrow.u
         self._store = narrow.round
-        self._exact = forward(Widened(weights), config, tokens_T)
-        self._noisy = forward(weights, config, tokens_T, np.float32, narrow.round)
+        run = partial(_run, config, weights, narrow, tokens_T)
+        self._runs = weights.recording.of(config, tokens_T, run) if weights.recording else run()
         self._order = {name: i for i, name in enumerate(sites(config))}
         self._passed: dict[str, tuple[Floats, Floats]] = {}
         self._at = -1
@@ -56,7 +57,7 @@ class Lockstep:
         """(exact value, noise) of a site; None if it was asked for out of order and is gone."""
         target = self._order[name]
         while self._at < target:
-            (site, exact), (_, noisy) = both(lambda: next(self._exact), lambda: next(self._noisy))
+            site, exact, noisy = next(self._runs)
             self._at = self._order[site]
             self._passed[site] = (exact, noisy)
             for old in [s for s in self._passed if self._order[s] < self._at - 14]:
@@ -81,6 +82,17 @@ class Lockstep:
                 partial(_noisy_logits, noisy_TD, tile_VD, self._store),
             )
             yield rows.start, exact, (noisy - exact) * self.scale
+
+
+def _run(
+    config: Config, weights: DeclaredWeights, narrow: Precision, tokens_T: NDArray[np.integer]
+) -> Iterator[Pair]:
+    """Both runs, site by site. Nobody asks for the logits, which have a tiled form of their own."""
+    exact_run = forward(Widened(weights), config, tokens_T)
+    noisy_run = forward(weights, config, tokens_T, np.float32, narrow.round)
+    while True:
+        (site, exact), (_, noisy) = both(lambda: next(exact_run), lambda: next(noisy_run))
+        yield site, exact, noisy
 
 
 def _exact_logits(x_TD: Floats, tile_VD: Floats) -> Floats:

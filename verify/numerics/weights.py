@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verify.numerics.precision import Precision
+from verify.numerics.recording import Recording
 
 Array = NDArray[np.floating]
 
@@ -19,6 +20,9 @@ class DeclaredWeights(Mapping[str, Array]):
 
     The last few are kept, because one operation asks for its matrix more than once (the local
     comparison, the oracle's forward pass, the floor). ``keep_bytes`` bounds what they take.
+
+    Attributes:
+        recording: of the oracle's runs with them; None where each is needed once.
     """
 
     def __init__(
@@ -27,6 +31,7 @@ class DeclaredWeights(Mapping[str, Array]):
         self._tensors = tensors
         self._precision = precision
         self._keep_bytes = keep_bytes
+        self.recording: Recording | None = None
         self._kept: OrderedDict[tuple[str, type], Array] = OrderedDict()
         # The oracle's two runs ask from two threads; a tensor of float64 asks for the float32 one.
         self._lock = RLock()
@@ -60,6 +65,26 @@ class DeclaredWeights(Mapping[str, Array]):
             ):
                 self._kept.popitem(last=False)
             return value
+
+
+class SharedWeights:
+    """The same ``DeclaredWeights`` for every port of one precision, with what was measured with
+    them.
+
+    Args:
+        record: whether the oracle's runs are kept for the next port.
+    """
+
+    def __init__(self, tensors: Mapping[str, Array], record: bool) -> None:
+        self._tensors, self._record = tensors, record
+        self._made: dict[str, DeclaredWeights] = {}
+
+    def __call__(self, precision: Precision) -> DeclaredWeights:
+        made = self._made.get(precision.name)
+        if made is None:
+            made = self._made[precision.name] = DeclaredWeights(self._tensors, precision)
+            made.recording = Recording() if self._record else None
+        return made
 
 
 class Widened(Mapping[str, Array]):
