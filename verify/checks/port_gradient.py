@@ -25,6 +25,7 @@ class PortGradient:
 
     def __init__(self, gradients: Gradients, matching: Matching) -> None:
         self._gradients, self._placements = gradients, matching.placements
+        self._tied = not any(p.tensor == "lm_head" for p in matching.placements)
 
     @property
     def tells_ends_apart(self) -> bool:
@@ -47,7 +48,7 @@ class PortGradient:
         return tuple(_WORDS[piece.part] for piece in none if piece.part is not None)
 
     def _pieces(self, direction: Direction) -> Iterator[_Piece]:
-        if direction.tensor == "wte" and direction.sites != WTE_READERS:
+        if direction.tensor == "wte" and self._tied and direction.sites != WTE_READERS:
             lookup = direction.sites[0] == WTE_READERS[0]
             value = self._gradients.wte_input if lookup else self._gradients.wte_output
             if value is not None:
@@ -65,7 +66,7 @@ class PortGradient:
         value = self._gradients.parameters.get(placement.parameter)
         if value is None:
             return np.zeros(shape, np.float32)
-        return value.reshape(shape[::-1]).T if placement.transposed else value.reshape(shape)
+        return placement.layout.upright(value).reshape(shape)
 
 
 @dataclass(frozen=True)

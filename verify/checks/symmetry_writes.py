@@ -77,7 +77,7 @@ class Stored:
             places, value = self._places(tensor), how(tensor, self.original(tensor))
             parts = np.split(value, len(places), axis=-1)
             for (parameter, placement), part in zip(places, parts, strict=True):
-                self._write(parameter, part.T if placement.transposed else part)
+                self._write(parameter, placement.layout.lay(part))
 
     def _write(self, parameter: Parameter, value: Array) -> None:
         original = self._original(parameter)
@@ -119,8 +119,7 @@ class Stored:
         shape = self._table[placement.tensor].shape
         if placement.part is not None:
             shape = (*shape[:-1], shape[-1] // 3)
-        value = self._original(parameter)
-        return value.reshape(shape[::-1]).T if placement.transposed else value.reshape(shape)
+        return placement.layout.upright(self._original(parameter)).reshape(shape)
 
     def _original(self, parameter: Parameter) -> Array:
         if parameter.name not in self._originals:

@@ -55,8 +55,8 @@ def _difference(
 ) -> str:
     """Where the two differ most, in the grammar of all messages."""
     got = by_name[placement.parameter].read()
-    expected = placement.expected(weights)
-    got = got.reshape(expected.shape)
+    got = got.reshape([n for n in got.shape if n != 1])
+    expected = placement.expected(weights).reshape(got.shape)
     unequal = (got != expected) | (np.signbit(got) != np.signbit(expected))
     with np.errstate(invalid="ignore"):
         error = np.abs(got.astype(np.float64) - expected)

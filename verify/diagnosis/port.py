@@ -225,10 +225,7 @@ def damaged_tensors(subject: Subject) -> tuple[dict[str, Explanation], dict[str,
         if placement.exact:
             continue
         expected = _upright(placement, subject, placement.tensor)
-        got = read[placement.parameter]()
-        got = (
-            got.reshape(expected.T.shape).T if placement.transposed else got.reshape(expected.shape)
-        )
+        got = placement.layout.upright(read[placement.parameter]()).reshape(expected.shape)
         name = "lm_head" if placement.head else placement.tensor
         explanation = explain(
             Difference(
@@ -248,7 +245,7 @@ def damaged_tensors(subject: Subject) -> tuple[dict[str, Explanation], dict[str,
 
 def _upright(placement: Placement, subject: Subject, tensor: str) -> Array:
     """A tensor, or the same part of it, ``[in, out]``."""
-    return replace(placement, tensor=tensor, transposed=False).expected(subject.weights)
+    return placement.of(subject.weights[tensor])
 
 
 def _put(
