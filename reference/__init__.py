@@ -1,5 +1,7 @@
 """GPT-2 written out by hand: the third party that tells which of two ports is wrong.
 
+GPT is a variation of it (``reference.config.ARCHITECTURES``).
+
 Every array name ends in the letters of its dimensions, and every einsum uses the same letters:
 
     T  position in the sequence (target: the position that reads)
@@ -16,11 +18,13 @@ The mathematics has no batch axis: a batch is a property to check, not a dimensi
 The package imports NumPy and nothing else, and never learns from a port.
 """
 
-from reference.config import RELEASED, Config, ConfigError
+from reference.config import ARCHITECTURES, GPT1, RELEASED, Config, ConfigError
 from reference.model import Weights, forward, logits
 from reference.weights import TensorSpec, parameter_count, tensor_table
 
 __all__ = [
+    "ARCHITECTURES",
+    "GPT1",
     "RELEASED",
     "Config",
     "ConfigError",

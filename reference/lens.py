@@ -20,9 +20,9 @@ from reference.ops import Array, layer_norm, unembed
 RESIDUAL = ("embed", ".resid_mid", ".resid_post")
 
 
-def lens_logits(weights: Weights, x_TD: Array) -> Array:
+def lens_logits(weights: Weights, x_TD: Array, head: str = "wte") -> Array:
     """Decode one residual stream [T, D] into logits [T, V]."""
-    names = ("ln_f/g", "ln_f/b", "wte")
+    names = ("ln_f/g", "ln_f/b", head)
     g_D, b_D, wte_VD = (np.asarray(weights[name], x_TD.dtype) for name in names)
     return unembed(layer_norm(x_TD, g_D, b_D), wte_VD)
 
@@ -30,10 +30,16 @@ def lens_logits(weights: Weights, x_TD: Array) -> Array:
 def lens(
     weights: Weights, config: Config, tokens_T: NDArray[np.integer]
 ) -> Iterator[tuple[str, Array]]:
-    """Yield ``(site, log-probabilities [T, V])`` for every state of the stream, in nats."""
+    """Yield ``(site, log-probabilities [T, V])`` for every state of the stream, in nats.
+
+    Raises:
+        ValueError: a model without ``ln_f``, whose states are normed where they are made.
+    """
+    if not config.norm_last:
+        raise ValueError(f"the lens reads through ln_f, which {config.architecture} has not")
     for site, value in forward(weights, config, tokens_T):
         if site.endswith(RESIDUAL):
-            yield site, log_softmax(lens_logits(weights, value))
+            yield site, log_softmax(lens_logits(weights, value, config.head))
 
 
 def kl_nats(log_p_TV: Array, log_q_TV: Array) -> Array:

@@ -35,7 +35,7 @@ class TensorSpec:
 
 
 def tensor_table(config: Config) -> dict[str, TensorSpec]:
-    """Every tensor of a GPT-2 of this size, in the order in which the forward pass reads them."""
+    """Every tensor of a model of this size, in the order in which the forward pass reads them."""
     d, f, v, p = config.n_embd, 4 * config.n_embd, config.n_vocab, config.n_ctx
     table: dict[str, TensorSpec] = {}
 
@@ -61,10 +61,13 @@ def tensor_table(config: Config) -> dict[str, TensorSpec]:
         norm(f"h{layer}/ln_2")
         conv1d(f"h{layer}/mlp/c_fc", d, f)
         conv1d(f"h{layer}/mlp/c_proj", f, d)
-    norm("ln_f")
+    if config.norm_last:
+        norm("ln_f")
+    if not config.tied:
+        table["lm_head"] = TensorSpec("lm_head", (v, d), (v, d), "embedding")
     return table
 
 
 def parameter_count(config: Config) -> int:
-    """Number of parameters; lm_head is wte, so it is counted once."""
+    """Number of parameters; where lm_head is wte, it is counted once."""
     return sum(spec.size for spec in tensor_table(config).values())

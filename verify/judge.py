@@ -16,7 +16,7 @@ from verify.checkpoint import Checkpoint
 from verify.checks import expected_checks
 from verify.checks.activations import SiteComparison
 from verify.checks.determinism import Determinism
-from verify.checks.laws import LACKS, LAWS, Law
+from verify.checks.laws import LAWS, Law
 from verify.checks.logits import LogitsComparison
 from verify.checks.subject import NotExamined, Subject
 from verify.checks.tying import with_stored_graph
@@ -265,9 +265,8 @@ class _Work:
         if self.laws is not None and law.id not in self.laws:
             self._why[law.id] = "not asked for"
             return
-        lacking = next((n for n in law.needs if getattr(subject.port, n, None) is None), None)
-        if lacking is not None:
-            self._why[law.id] = LACKS[lacking]
+        if why := law.lacking(subject):
+            self._why[law.id] = why
             return
         try:
             self.findings += law.check(subject)

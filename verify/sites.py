@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 from reference.config import Config
 
@@ -39,7 +40,7 @@ class Site:
 
 @cache
 def sites(config: Config) -> dict[str, Site]:
-    """Every site of a GPT-2 of this size, in the order of computation."""
+    """Every site of a model of this size and architecture, in the order of computation."""
     table: dict[str, Site] = {}
 
     def site(
@@ -48,30 +49,54 @@ def sites(config: Config) -> dict[str, Site]:
         table[name] = Site(name, operation, inputs, weights, heads)
         return name
 
-    def affine(scope: str, first: str) -> tuple[str, str]:
-        return f"{scope}/{first}", f"{scope}/b"
+    def linear(name: str, x: str, scope: str, heads: int = 0) -> str:
+        return site(name, "linear", x, weights=(f"{scope}/w", f"{scope}/b"), heads=heads)
+
+    def norm(name: str, x: str, scope: str) -> str:
+        return site(name, "layer_norm", x, weights=(f"{scope}/g", f"{scope}/b"))
+
+    def attention(x: str, at: str, scope: str) -> str:
+        qkv = linear(f"{at}.attn.qkv", x, f"{scope}/attn/c_attn", 3 * config.n_head)
+        scores = site(f"{at}.attn.scores", "scores", qkv)
+        pattern = site(f"{at}.attn.pattern", "pattern", scores)
+        mix = site(f"{at}.attn.mix", "mix", pattern, qkv, heads=config.n_head)
+        return linear(f"{at}.attn.out", mix, f"{scope}/attn/c_proj")
+
+    def mlp(x: str, at: str, scope: str) -> str:
+        pre = linear(f"{at}.mlp.pre", x, f"{scope}/mlp/c_fc")
+        return linear(f"{at}.mlp.out", site(f"{at}.mlp.act", "gelu", pre), f"{scope}/mlp/c_proj")
 
     x = site("embed", "embed", weights=("wte", "wpe"))
     for layer in range(config.n_layer):
-        at, scope, n_head = f"h.{layer}", f"h{layer}", config.n_head
-        ln = site(f"{at}.ln_1", "layer_norm", x, weights=affine(f"{scope}/ln_1", "g"))
-        qkv = site(
-            f"{at}.attn.qkv",
-            "linear",
-            ln,
-            weights=affine(f"{scope}/attn/c_attn", "w"),
-            heads=3 * n_head,
-        )
-        scores = site(f"{at}.attn.scores", "scores", qkv)
-        pattern = site(f"{at}.attn.pattern", "pattern", scores)
-        mix = site(f"{at}.attn.mix", "mix", pattern, qkv, heads=n_head)
-        out = site(f"{at}.attn.out", "linear", mix, weights=affine(f"{scope}/attn/c_proj", "w"))
-        x = site(f"{at}.resid_mid", "add", x, out)
-        ln = site(f"{at}.ln_2", "layer_norm", x, weights=affine(f"{scope}/ln_2", "g"))
-        pre = site(f"{at}.mlp.pre", "linear", ln, weights=affine(f"{scope}/mlp/c_fc", "w"))
-        act = site(f"{at}.mlp.act", "gelu", pre)
-        out = site(f"{at}.mlp.out", "linear", act, weights=affine(f"{scope}/mlp/c_proj", "w"))
-        x = site(f"{at}.resid_post", "add", x, out)
-    ln = site("ln_f", "layer_norm", x, weights=affine("ln_f", "g"))
-    site("logits", "unembed", ln, weights=("wte",))
+        at, scope = f"h.{layer}", f"h{layer}"
+        for branch, ln, total in ((attention, "ln_1", "resid_mid"), (mlp, "ln_2", "resid_post")):
+            read = norm(f"{at}.{ln}", x, f"{scope}/{ln}") if config.norm_first else x
+            x = site(f"{at}.{total}", "add", x, branch(read, at, scope))
+            if not config.norm_first:
+                x = norm(f"{at}.{ln}", x, f"{scope}/{ln}")
+    if config.norm_last:
+        x = norm("ln_f", x, "ln_f")
+    site("logits", "unembed", x, weights=(config.head,))
     return table
+
+
+@cache
+def readers(config: Config) -> dict[str, tuple[Site, ...]]:
+    """Tensor of the checkpoint → the sites whose operations read it: two for a tied ``wte``."""
+    found: dict[str, tuple[Site, ...]] = {}
+    for site in sites(config).values():
+        for tensor in site.weights:
+            found[tensor] = (*found.get(tensor, ()), site)
+    return found
+
+
+def beginnings(config: Config) -> list[str]:
+    """The first site of each block, and of what follows the last: each has one input, the residual
+    stream, and nothing after it reads what was before that."""
+    table = list(sites(config).values())
+    return [site.name for old, site in pairwise(table) if old.layer != site.layer]
+
+
+def before_head(config: Config) -> str:
+    """The site that is multiplied with the head: ``ln_f``, or without one the last block's end."""
+    return sites(config)["logits"].inputs[0]

@@ -2,7 +2,8 @@
 
 transformers accepts any key and any value, and so loads a model that is not GPT-2 without a word:
 another activation, another epsilon, scores divided by the layer's number. Sources: transformers
-``models/gpt2/configuration_gpt2.py`` and ``configuration_utils.py``, versions 2 to 5.
+``models/gpt2/configuration_gpt2.py``, ``models/openai/configuration_openai.py`` and
+``configuration_utils.py``, versions 2 to 5.
 """
 
 from __future__ import annotations
@@ -23,21 +24,35 @@ SIZES = {
     "n_layer": ("n_layer", "num_hidden_layers"),
 }
 
-#: Key → the values with which the function that is computed is GPT-2's. An absent key has, in
-#: transformers, the first of them.
-ARCHITECTURE: dict[str, tuple[object, ...]] = {
-    "activation_function": ("gelu_new",),
+#: Key → the values with which the function that is computed is the reference's. An absent key has,
+#: in transformers, the first of them.
+Allowed = dict[str, tuple[object, ...]]
+_EVERY: Allowed = {
     "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "tie_word_embeddings": (True,),
+    "tie_word_embeddings": (True, False),
     "add_cross_attention": (False,),
     "cross_attention_hidden_size": (None,),
     "is_encoder_decoder": (False,),
     "pruned_heads": ({}, None),
-    # The same function, computed in another order; only the rounding differs.
-    "reorder_and_upcast_attn": (False, True),
-    "architectures": (None, ["GPT2LMHeadModel"], ["GPT2Model"]),
+}
+#: ``model_type``, which is the name of an architecture of the reference → its own keys as well.
+ARCHITECTURE: dict[str, Allowed] = {
+    "gpt2": {
+        **_EVERY,
+        "activation_function": ("gelu_new",),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        # The same function, computed in another order; only the rounding differs.
+        "reorder_and_upcast_attn": (False, True),
+        "n_inner": (None,),
+        "architectures": (None, ["GPT2LMHeadModel"], ["GPT2Model"]),
+    },
+    "openai-gpt": {
+        **_EVERY,
+        # Its ``ACT_FNS`` calls gelu_new so (models/openai/modeling_openai.py).
+        "afn": ("gelu",),
+        "architectures": (None, ["OpenAIGPTLMHeadModel"], ["OpenAIGPTModel"]),
+    },
 }
 
 #: Keys that do not change the function: training, generation, other heads, bookkeeping.
@@ -64,15 +79,17 @@ IGNORED = frozenset([
 
 
 def read_config(path: Path) -> Config:
-    """Sizes from ``config.json``.
+    """Sizes and architecture from ``config.json``.
 
     Raises:
-        CheckpointError: not JSON, not of model type gpt2, a size missing or stated twice with
-            different values, a value that is not GPT-2's, or a key that is not known.
+        CheckpointError: not JSON, not of a model type that the reference has, a size missing or
+            stated twice with different values, a value that makes it another function, or a key
+            that is not known.
     """
     stated = read_json(path)
-    if stated.pop("model_type", None) != "gpt2":
-        raise refusal(path, 'model_type is not "gpt2"')
+    architecture = stated.pop("model_type", None)
+    if architecture not in ARCHITECTURE:
+        raise refusal(path, f"model_type is not {_join(ARCHITECTURE, ' or ')}")
     sizes: dict[str, object] = {}
     for size, keys in SIZES.items():
         found = {key: stated.pop(key) for key in keys if key in stated}
@@ -82,14 +99,13 @@ def read_config(path: Path) -> Config:
         if any(not _same(value, values[0]) for value in values):
             raise refusal(path, f"{' and '.join(found)} disagree: {_join(values)}")
         sizes[size] = values[0]
+    tied = stated.get("tie_word_embeddings", True) is True
     try:
-        config = Config.from_mapping(sizes)
+        config = Config.from_mapping(sizes, architecture, tied)
     except ConfigError as error:
         raise refusal(path, error) from None
-    inner = stated.pop("n_inner", None)
-    if not any(_same(inner, value) for value in (None, 4 * config.n_embd)):
-        raise refusal(path, f"n_inner = {_join([inner])}, should be null or {4 * config.n_embd}")
-    for key, allowed in ARCHITECTURE.items():
+    for key, allowed in ARCHITECTURE[architecture].items():
+        allowed += (4 * config.n_embd,) * (key == "n_inner")
         value = stated.pop(key, allowed[0])
         if not any(_same(value, right) for right in allowed):
             raise refusal(path, f"{key} = {_join([value])}, should be {_join(allowed, ' or ')}")

@@ -2,7 +2,7 @@
 
 The files:
 
-    config.json                 sizes, and everything that makes the function GPT-2's
+    config.json                 sizes, and everything that makes the function GPT-2's or GPT's
     model.safetensors           weights (or several files, or pytorch_model.bin)
     vocab.json, merges.txt      the tokenizer, optional: OpenAI's encoder.json and vocab.bpe
 """
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from reference import tensor_table
+from reference import Config, tensor_table
 from verify.checkpoint import Checkpoint
 from verify.checkpoint.files import refusal, size_of
 from verify.checkpoint.hf_config import SIZES, read_config
@@ -24,8 +25,11 @@ from verify.checkpoint.tensors import Format, LazyTensors, Stored, check_tensors
 
 PREFIX = "transformer."
 HEAD = "lm_head.weight"
-#: Causal masks that versions before 4.28 stored with the weights; no version reads them back.
-MASK = re.compile(r"(transformer\.)?h\.[0-9]{1,6}\.attn\.(bias|masked_bias)")
+#: Causal masks and the numbers of the positions, which older versions stored with the weights; no
+#: version reads them back.
+MASK = re.compile(r"(transformer\.)?(h\.[0-9]{1,6}\.attn\.(bias|masked_bias)|position_ids)")
+#: The tables of an architecture that calls them otherwise than GPT-2 does.
+TABLES = {"openai-gpt": {"wte": "tokens_embed", "wpe": "positions_embed"}}
 #: OpenAI's leaf → torch's: gains and matrices are both called ``weight``.
 LEAF = {"w": "weight", "g": "weight", "b": "bias"}
 STORED = re.compile(r"(?:h\.(?P<layer>[0-9]{1,6})\.)?(?P<scope>[a-z_.0-9]+)\.(?P<leaf>weight|bias)")
@@ -33,7 +37,7 @@ STORED = re.compile(r"(?:h\.(?P<layer>[0-9]{1,6})\.)?(?P<scope>[a-z_.0-9]+)\.(?P
 PIECE = 1 << 22
 
 
-def stored_name(name: str) -> str:
+def stored_name(name: str, architecture: str = "gpt2") -> str:
     """``h0/attn/c_attn/w`` → ``h.0.attn.c_attn.weight``: transformers' name, without the prefix.
 
     transformers ``models/gpt2/convert_gpt2_original_tf_checkpoint_to_pytorch.py`` and, until
@@ -41,31 +45,37 @@ def stored_name(name: str) -> str:
     """
     *scopes, leaf = name.split("/")
     if not scopes:
-        return f"{leaf}.weight"
+        return f"{TABLES.get(architecture, {}).get(leaf, leaf)}.weight"
     if scopes[0] != "ln_f":
         scopes[0] = f"h.{scopes[0][1:]}"
     return ".".join([*scopes, LEAF[leaf]])
 
 
-def own_name(stored: str) -> str | None:
+def own_name(stored: str, architecture: str = "gpt2") -> str | None:
     """The inverse of ``stored_name``, with or without the prefix; None for any other name."""
+    if stored == HEAD:
+        return "lm_head"
+    tables = {stored_name(name, architecture): name for name in ("wte", "wpe")}
+    if (table := tables.get(stored.removeprefix(PREFIX))) is not None:
+        return table
     match = STORED.fullmatch(stored.removeprefix(PREFIX))
     if match is None:
         return None
     layer, scope, leaf = match["layer"], match["scope"].replace(".", "/"), match["leaf"]
     short = "b" if leaf == "bias" else "g" if scope.startswith("ln_") else "w"
-    own = scope if scope in ("wte", "wpe") else f"{scope}/{short}"
-    own = own if layer is None else f"h{layer}/{own}"
+    own = f"{scope}/{short}" if layer is None else f"h{layer}/{scope}/{short}"
     # A name that merely resembles ours, such as h0.attn.c_attn.weight, must not pass for it.
     return own if stored_name(own) == stored.removeprefix(PREFIX) else None
 
 
-FORMAT = Format(
-    stored_name=stored_name,
-    leading_one=False,
-    dtypes=READABLE,
-    sizes={size: keys[0] for size, keys in SIZES.items()},
-)
+def format_of(config: Config) -> Format:
+    """How transformers writes a model of this architecture."""
+    return Format(
+        stored_name=partial(stored_name, architecture=config.architecture),
+        leading_one=False,
+        dtypes=READABLE,
+        sizes={size: keys[0] for size, keys in SIZES.items()},
+    )
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -76,8 +86,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         CheckpointError: a file is missing or damaged; ``config.json`` is not that of a GPT-2 or
-            disagrees with the tensors; a tensor is missing, surplus, or of the wrong shape or
-            type; ``lm_head.weight`` is not wte, bit for bit.
+            GPT, or disagrees with the tensors; a tensor is missing, surplus, or of the wrong shape
+            or type; ``lm_head.weight`` is not wte, bit for bit, and ``config.json`` says so.
         MissingDependency: there is nothing but ``pytorch_model.bin``, and torch is not installed.
     """
     path = Path(path)
@@ -86,16 +96,18 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     weights = open_weights(path)
     found: dict[str, Stored] = {}
     for name, (dtype, shape) in weights.stored.items():
-        if name == HEAD or MASK.fullmatch(name):
+        if (name == HEAD and config.tied) or MASK.fullmatch(name):
             continue
-        own = own_name(name) or f"/{name}"
+        own = own_name(name, config.architecture) or f"/{name}"
         if own in found:
             raise refusal(weights.main, f"{found[own].name} and {name} are the same tensor")
         found[own] = Stored(name, dtype, shape)
-    check_tensors(found, config, weights.main, config_json, FORMAT)
-    if HEAD in weights.stored:
+    check_tensors(found, config, weights.main, config_json, format_of(config))
+    if HEAD in weights.stored and config.tied:
         _check_head(weights, found["wte"].name)
-    encoder, merges = (_optional(path / name) for name in ("vocab.json", "merges.txt"))
+    # GPT's have the same names, but its BPE is another one: words in lower case, no bytes.
+    beside = ("vocab.json", "merges.txt") if config.architecture == "gpt2" else ()
+    encoder, merges = [_optional(path / name) for name in beside] or [None, None]
     tokenizer = [file for file in (encoder, merges) if file]
     return Checkpoint(
         path=path,

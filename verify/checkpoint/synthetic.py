@@ -9,7 +9,8 @@ each tensor is chosen so that, whatever the size:
 - the input of GELU has a standard deviation of about 1, where it is curved;
 - up to three channels of the residual stream are far larger than the others and stay so in every
   layer, as in the released models, which is what makes a layer norm hard;
-- the residual stream grows two- to threefold over the depth;
+- the residual stream grows two- to threefold over the depth, if it is not normed where it is made,
+  as in GPT: there what is added to it is somewhat smaller than itself;
 - logits have a standard deviation of about 3.
 """
 
@@ -24,7 +25,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import RELEASED, Config, ConfigError, TensorSpec, tensor_table
+from reference import GPT1, RELEASED, Config, ConfigError, TensorSpec, tensor_table
 from verify.checkpoint import open_checkpoint
 from verify.checkpoint.write import write_huggingface, write_openai
 from verify.errors import CheckpointError, UsageError
@@ -40,6 +41,8 @@ LARGE = 2.0
 READ_LARGE = 0.3
 #: By how much the blocks together multiply the variance of the residual stream, less one.
 GROWTH = 5.0
+#: Where the stream is normed after each sum: what is added to it, in units of itself.
+ADDED = 0.7
 #: Root mean square of an attention mix, relative to the values that it mixes, for a pattern of
 #: this sharpness; and of GELU over a standard normal input (0.65).
 MIX_RMS, GELU_RMS = 0.6, 0.65
@@ -61,6 +64,16 @@ class SyntheticTensors(Mapping[str, NDArray[np.float32]]):
         #: Standard deviation of an ordinary channel where the residual stream begins.
         self._stream = self._wte * math.sqrt(1.25)
         self._factor = math.sqrt(width * LARGE / count)
+        #: What one half of a block adds to an ordinary channel, and to a large one in units of it.
+        halves = 2 * config.n_layer
+        if config.norm_first:
+            self._added = math.sqrt(GROWTH / halves) * self._stream
+            # The last is √(1 + GROWTH) times the first, so that they grow with the others.
+            self._grows = self._stream * (math.sqrt(1 + GROWTH) - 1) / halves
+        else:
+            normed = 1 / math.sqrt(1 + LARGE)
+            self._added = ADDED * normed
+            self._grows = normed * (math.sqrt(1 + ADDED**2) - 1)
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         spec = self._table[name]
@@ -85,10 +98,8 @@ class SyntheticTensors(Mapping[str, NDArray[np.float32]]):
 
     def _deviation(self, spec: TensorSpec) -> float:
         """Standard deviation of a tensor other than a gain."""
-        width, name = self._config.n_embd, spec.name
-        #: What one half of a block adds to the stream.
-        added = math.sqrt(GROWTH / (2 * self._config.n_layer)) * self._stream
-        if name == "wte":
+        width, name, added = self._config.n_embd, spec.name, self._added
+        if name in ("wte", "lm_head"):
             return self._wte
         if name == "wpe":
             return self._wte / 2
@@ -97,7 +108,10 @@ class SyntheticTensors(Mapping[str, NDArray[np.float32]]):
                 return BIAS * added
             return BIAS if "/c_" in name else BIAS / 3
         if name.endswith("attn/c_attn/w"):
-            return math.sqrt(SCORES / (width * self._read))
+            # The first block of a model that norms afterwards reads the embeddings themselves.
+            bare = not self._config.norm_first and name.startswith("h0/")
+            size = self._stream * math.sqrt(1 + LARGE) if bare else 1.0
+            return math.sqrt(SCORES / (width * self._read)) / size
         if name.endswith("attn/c_proj/w"):
             return added / (MIX_RMS * math.sqrt(SCORES * width))
         if name.endswith("mlp/c_fc/w"):
@@ -108,17 +122,15 @@ class SyntheticTensors(Mapping[str, NDArray[np.float32]]):
         self, spec: TensorSpec, value: NDArray[np.float32], random: np.random.Generator
     ) -> None:
         """Positions and the biases of both c_proj write the large channels; all else reads them."""
-        size = self._sign * (self._factor * self._stream * self._scale)
+        sign = self._sign * (self._factor * self._scale)
+        size = sign * self._stream
         if spec.name == "wpe":
             wobble = 1 + 0.2 * random.standard_normal((len(value), len(size)))
             value[:, self._large] = (size * wobble).astype(np.float32)
-        elif spec.name == "wte":
+        elif spec.name in ("wte", "lm_head"):
             value[:, self._large] *= np.float32(READ_LARGE)
         elif spec.name.endswith("/c_proj/b"):
-            last = math.sqrt(1 + GROWTH)  # times the first, so that they grow with the others
-            value[self._large] += (size * (last - 1) / (2 * self._config.n_layer)).astype(
-                np.float32
-            )
+            value[self._large] += (sign * self._grows).astype(np.float32)
         elif spec.name.endswith(("/c_attn/w", "/c_fc/w")):
             value[self._large] *= np.float32(READ_LARGE)
 
@@ -126,7 +138,7 @@ class SyntheticTensors(Mapping[str, NDArray[np.float32]]):
 def synthetic_tensors(
     config: Config, seed: int, *, scale: float = 1.0
 ) -> Mapping[str, NDArray[np.float32]]:
-    """Seeded weights of a GPT-2: name → float32 array with the shapes of the tensor table.
+    """Seeded weights of a model: name → float32 array with the shapes of the tensor table.
 
     Any tensor can be made alone, in any order, and is the same. NumPy keeps its random streams
     from version to version as a rule, but does not promise it (NEP 19).
@@ -143,24 +155,30 @@ def synthetic_tensors(
 def resolve_size(text: str) -> Config:
     """``124M``, ``355M``, ``774M``, ``1558M``, or five numbers ``V,P,D,H,L``.
 
-    The five are vocabulary, positions, width, heads and layers: the order of ``Config``.
+    The five are vocabulary, positions, width, heads and layers: the order of ``Config``. They are
+    those of a GPT-2, or of another architecture whose name stands before them and a colon:
+    ``openai-gpt:V,P,D,H,L``; ``openai-gpt`` alone is of the released size.
 
     Raises:
         UsageError: neither, or impossible sizes.
     """
     if text.upper() in RELEASED:
         return RELEASED[text.upper()]
+    if text == GPT1.architecture:
+        return GPT1
+    name, colon, numbers = text.rpartition(":")
     try:
-        sizes = [int(part) for part in text.split(",")]
+        sizes = [int(part) for part in numbers.split(",")]
     except ValueError:
         sizes = []
     if len(sizes) != 5:
         raise UsageError(
-            f"size {text!r} is none of {', '.join(RELEASED)}, nor five numbers "
-            "n_vocab,n_ctx,n_embd,n_head,n_layer"
+            f"size {text!r} is none of {', '.join([*RELEASED, GPT1.architecture])}, nor five "
+            "numbers n_vocab,n_ctx,n_embd,n_head,n_layer"
         )
+    v, p, d, h, n = sizes
     try:
-        return Config(*sizes)
+        return Config(v, p, d, h, n, architecture=name if colon else "gpt2")
     except ConfigError as error:
         raise UsageError(f"size {text!r}: {error}") from None
 

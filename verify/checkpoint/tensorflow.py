@@ -52,10 +52,12 @@ def write_openai(
         merges: the byte-pair merges to copy.
 
     Raises:
-        CheckpointError: a tensor is missing, surplus, or of another shape or dtype; or the
-            directory cannot be written.
+        CheckpointError: a tensor is missing, surplus, or of another shape or dtype; the
+            directory cannot be written; or it is no tied GPT-2.
         MissingDependency: TensorFlow is not installed.
     """
+    if config.architecture != "gpt2" or not config.tied:
+        raise CheckpointError(f"cannot write {directory}: OpenAI's format is that of a tied GPT-2")
     table = tensor_table(config)
     if missing := sorted(set(table) - set(tensors)):
         raise CheckpointError(f"cannot write {directory}: missing tensor {missing[0]}")

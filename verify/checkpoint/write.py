@@ -19,11 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference import Config, TensorSpec, tensor_table
-from verify.checkpoint.huggingface import stored_name
+from verify.checkpoint.huggingface import PREFIX, stored_name
 from verify.checkpoint.tensorflow import write_openai as write_openai
 from verify.errors import CheckpointError
 
 END_OF_TEXT = "<|endoftext|>"
+#: Architecture → what its ``config.json`` says and that of another does not.
+_KINDS: dict[str, dict[str, object]] = {
+    "gpt2": {
+        "architectures": ["GPT2LMHeadModel"],
+        "activation_function": "gelu_new",
+        "n_inner": None,
+    },
+    "openai-gpt": {"architectures": ["OpenAIGPTLMHeadModel"], "afn": "gelu"},
+}
 
 
 def write_huggingface(
@@ -35,7 +44,7 @@ def write_huggingface(
 ) -> None:
     """Write ``model.safetensors``, ``config.json`` and, where given, the two vocabulary files.
 
-    The head is wte and is stored once, as transformers itself stores a tied model. Each file is
+    A head that is wte is stored once, as transformers itself stores a tied model. Each file is
     written under a temporary name and then renamed, ``config.json`` last, so that an interrupted
     run leaves no directory that opens.
 
@@ -57,7 +66,7 @@ def write_huggingface(
         raise CheckpointError(f"{directory}: nothing written: {kind} tensor {wrong[0]}")
     directory.mkdir(parents=True, exist_ok=True)
     with _replacing(directory / "model.safetensors") as file:
-        _write_safetensors(file, directory, table, tensors)
+        _write_safetensors(file, directory, table, tensors, config.architecture)
     for source, name in ((encoder, "vocab.json"), (merges, "merges.txt")):
         if source is not None:
             with _replacing(directory / name) as file, source.open("rb") as original:
@@ -72,12 +81,14 @@ def _write_safetensors(
     directory: Path,
     table: Mapping[str, TensorSpec],
     tensors: Mapping[str, NDArray[np.float32]],
+    architecture: str,
 ) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, spec in table.items():
         end = offset + 4 * spec.size
-        header[f"transformer.{stored_name(name)}"] = {
+        prefix = "" if name == "lm_head" else PREFIX
+        header[prefix + stored_name(name, architecture)] = {
             "dtype": "F32",
             "shape": list(spec.shape),
             "data_offsets": [offset, end],
@@ -97,11 +108,10 @@ def _write_safetensors(
 
 
 def _config_json(config: Config, end_of_text: int | None) -> dict[str, object]:
-    """What transformers 4 and 5 read as a GPT2LMHeadModel; dropouts as in the released files."""
+    """What transformers 4 and 5 read as a model with a head; dropouts as in the released files."""
     return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "activation_function": "gelu_new",
+        **_KINDS[config.architecture],
+        "model_type": config.architecture,
         "attn_pdrop": 0.1,
         "bos_token_id": end_of_text,
         "embd_pdrop": 0.1,
@@ -111,11 +121,10 @@ def _config_json(config: Config, end_of_text: int | None) -> dict[str, object]:
         "n_ctx": config.n_ctx,
         "n_embd": config.n_embd,
         "n_head": config.n_head,
-        "n_inner": None,
         "n_layer": config.n_layer,
         "n_positions": config.n_ctx,
         "resid_pdrop": 0.1,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tied,
         "vocab_size": config.n_vocab,
     }
 

@@ -91,18 +91,20 @@ def decode(weights: Weights, config: Config, pieces: Sequence[Tokens], way: Way)
         present = []
         for layer in range(config.n_layer):
             cached = past[way.layer(layer)] if past else None
-            x_nD, own = _block(weights, config.n_head, layer, x_nD, cached, seen, way)
+            x_nD, own = _block(weights, config, layer, x_nD, cached, seen, way)
             if past:
                 own = _joined(past[layer], own)
             present.append(way.kept(own))
         past, before = present, (*before, len(tokens_n))
-        logits.append(unembed(_norm(weights, "ln_f", x_nD, way), weights["wte"]))
+        if config.norm_last:
+            x_nD = _norm(weights, "ln_f", x_nD, way)
+        logits.append(unembed(x_nD, weights[config.head]))
     return np.concatenate(logits)
 
 
 def _block(
     weights: Weights,
-    n_head: int,
+    config: Config,
     layer: int,
     x_nD: Floats,
     cached: tuple[Floats, Floats] | None,
@@ -111,13 +113,28 @@ def _block(
 ) -> tuple[Floats, tuple[Floats, Floats]]:
     """One block; the keys and values that it makes, [H, n, K] each."""
     at = f"h{layer}"
-    qkv_nC = _linear(weights, f"{at}/attn/c_attn", _norm(weights, f"{at}/ln_1", x_nD, way))
-    q_HnK, k_HnK, v_HnK = split_heads(qkv_nC, n_head)
-    k_HSK, v_HSK = _joined(cached, (k_HnK, v_HnK)) if cached else (k_HnK, v_HnK)
-    scores = np.where(seen, attention_scores(q_HnK, k_HSK), -np.inf)
-    x_nD = x_nD + _linear(weights, f"{at}/attn/c_proj", attention_mix(softmax(scores), v_HSK))
-    act_nF = gelu(_linear(weights, f"{at}/mlp/c_fc", _norm(weights, f"{at}/ln_2", x_nD, way)))
-    return x_nD + _linear(weights, f"{at}/mlp/c_proj", act_nF), (k_HnK, v_HnK)
+
+    def attend(x_nD: Floats) -> tuple[Floats, KeysValues]:
+        qkv_nC = _linear(weights, f"{at}/attn/c_attn", x_nD)
+        q_HnK, k_HnK, v_HnK = split_heads(qkv_nC, config.n_head)
+        k_HSK, v_HSK = _joined(cached, (k_HnK, v_HnK)) if cached else (k_HnK, v_HnK)
+        scores = np.where(seen, attention_scores(q_HnK, k_HSK), -np.inf)
+        mix_nD = attention_mix(softmax(scores), v_HSK)
+        return _linear(weights, f"{at}/attn/c_proj", mix_nD), (k_HnK, v_HnK)
+
+    def think(x_nD: Floats) -> Floats:
+        return _linear(weights, f"{at}/mlp/c_proj", gelu(_linear(weights, f"{at}/mlp/c_fc", x_nD)))
+
+    def norm(name: str, x_nD: Floats) -> Floats:
+        return _norm(weights, f"{at}/{name}", x_nD, way)
+
+    if config.norm_first:
+        out_nD, own = attend(norm("ln_1", x_nD))
+        x_nD = x_nD + out_nD
+        return x_nD + think(norm("ln_2", x_nD)), own
+    out_nD, own = attend(x_nD)
+    x_nD = norm("ln_1", x_nD + out_nD)
+    return norm("ln_2", x_nD + think(x_nD)), own
 
 
 def _joined(past: tuple[Floats, Floats], own: tuple[Floats, Floats]) -> tuple[Floats, Floats]:

@@ -156,7 +156,7 @@ def _compare(run: _Run, reference: ReferenceGradient) -> Iterator[Comparison]:
 def told_apart(gradient: PortGradient, known: Sequence[Derivative]) -> Iterator[Derivative]:
     """The two ends of wte as one where the port knows their sum alone."""
     ends = [d for d in known if d.direction.tensor == "wte"]
-    if gradient.tells_ends_apart:
+    if gradient.tells_ends_apart or len(ends) < 2:
         yield from known
         return
     yield from (d for d in known if d.direction.tensor != "wte")
@@ -194,8 +194,8 @@ def _same_function(subject: Subject, tokens: NDArray[np.int64], in_float64: bool
     x_TD = last_state(Widened(subject.weights), subject.config, tokens[0])
     difference_TV = np.empty(got_TV.shape)
     for rows in vocabulary_tiles(len(x_TD), subject.config.n_vocab):
-        wte_VD: Floats = np.asarray(subject.weights["wte"][rows], np.float64)
-        difference_TV[:, rows] = got_TV[:, rows] - unembed(x_TD, wte_VD)
+        head_VD: Floats = np.asarray(subject.weights[subject.config.head][rows], np.float64)
+        difference_TV[:, rows] = got_TV[:, rows] - unembed(x_TD, head_VD)
     # A loss is blind to a constant at each position, and so are its derivatives.
     difference_TV -= difference_TV.mean(axis=-1, keepdims=True)
     floors = subject.floors(difference_TV, tokens[0])

@@ -57,6 +57,22 @@ def of_the_stream(config: Config) -> list[str | None]:
     return list(state_sites(config))
 
 
+def every_model(config: Config) -> str | None:
+    """Of a law that binds whatever the architecture is."""
+    return None
+
+
+def if_tied(config: Config) -> str | None:
+    return None if config.tied else "the checkpoint says that its head is no copy of wte: not tied"
+
+
+def if_read_through_ln_f(config: Config) -> str | None:
+    """The lens puts ln_f between a state and the head; without it a state is no stream of sums."""
+    if config.norm_last:
+        return None
+    return f"the lens reads states through ln_f, which {config.architecture} does not have"
+
+
 @dataclass(frozen=True)
 class Law:
     """One law.
@@ -67,12 +83,21 @@ class Law:
             failure of the port; ``NotExamined`` is none.
         needs: optional members of ``Port`` without which it is not examined.
         sites: where it has a finding.
+        free: why models of this kind are free of it; None of those that it binds.
     """
 
     id: str
     check: Callable[[Subject], Iterable[Finding]]
     needs: tuple[str, ...] = ()
     sites: Sites = nowhere
+    free: Callable[[Config], str | None] = every_model
+
+    def lacking(self, subject: Subject) -> str | None:
+        """Why it cannot be held against this port: what the port lacks, or the model's kind."""
+        if why := self.free(subject.config):
+            return why
+        lacking = (n for n in self.needs if getattr(subject.port, n, None) is None)
+        return next((LACKS[n] for n in lacking), None)
 
 
 #: What a port without an optional member is said to lack.
@@ -94,11 +119,11 @@ LACKS = {
 }
 
 LAWS: tuple[Law, ...] = (
-    Law("tying.value", check_value, ("parameters",), at_the_logits),
-    Law("tying.storage", check_storage, ("parameters",), at_the_logits),
-    Law("tying.gradient", check_tied_gradient, ("parameters", "gradients"), at_the_logits),
-    Law("tying.graph", check_graph, ("tying",), at_the_logits),
-    Law("tying.persistence", check_persistence, ("parameters", "copies"), at_the_logits),
+    Law("tying.value", check_value, ("parameters",), at_the_logits, if_tied),
+    Law("tying.storage", check_storage, ("parameters",), at_the_logits, if_tied),
+    Law("tying.gradient", check_tied_gradient, ("parameters", "gradients"), at_the_logits, if_tied),
+    Law("tying.graph", check_graph, ("tying",), at_the_logits, if_tied),
+    Law("tying.persistence", check_persistence, ("parameters", "copies"), at_the_logits, if_tied),
     Law("precision", check_precision, ("activations",)),
     Law("device", check_device),
     Law("causality.bits", check_bits),
@@ -108,7 +133,7 @@ LAWS: tuple[Law, ...] = (
     Law("loss.ignored", check_loss_ignored, ("loss",)),
     Law("loss.batch", check_loss_batch, ("loss",)),
     Law("loss.reference", check_loss_reference, ("loss",)),
-    Law("lens", check_lens, sites=of_the_stream),
+    Law("lens", check_lens, sites=of_the_stream, free=if_read_through_ln_f),
     Law("batch", check_batch),
     Law("cache", check_cache, ("step",)),
     Law("positions.limit", check_limit),

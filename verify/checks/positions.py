@@ -185,7 +185,7 @@ def _beyond(subject: Subject, tokens_T: Tokens, row_D: Floats) -> Floats:
     weights = ChainMap({"wpe": wpe_PD}, Widened(subject.weights))  # type: ignore[arg-type]  # only read
     config = replace(subject.config, n_ctx=len(wpe_PD))
     state_D = last_state(weights, config, tokens_T)[-1:]
-    return np.asarray(unembed(state_D, subject.weights["wte"])[0])
+    return np.asarray(unembed(state_D, subject.weights[subject.config.head])[0])
 
 
 def _one_line(error: BaseException) -> str:

@@ -64,7 +64,7 @@ def symmetries(subject: Subject) -> dict[str, Symmetry | str]:
         "rotate": rotate(config, precision, subject.rng(*b"rotate")),
         "heads": heads(config, subject.rng(*b"heads")),
         "neurons": neurons(config, subject.rng(*b"neurons")),
-        "shift": shift(subject.weights, precision),
+        "shift": shift(config, subject.weights, precision),
     }
     if config.n_ctx == 1:
         found["scale"] = "one position attends to itself, whatever its query and key"

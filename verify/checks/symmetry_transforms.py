@@ -20,6 +20,7 @@ from reference.config import Config
 from verify.numerics.directions import Direction
 from verify.numerics.precision import Precision
 from verify.numerics.weights import DeclaredWeights
+from verify.sites import sites
 
 Array = NDArray[Any]
 #: Acts on the last axis of an array.
@@ -218,9 +219,10 @@ def rotate(config: Config, precision: Precision, rng: np.random.Generator) -> Sy
     )
 
 
-def shift(weights: DeclaredWeights, precision: Precision) -> Symmetry:
+def shift(config: Config, weights: DeclaredWeights, precision: Precision) -> Symmetry:
     """A constant for all channels in everything that is written into the residual stream, of the
-    size of what is embedded; layer norms take it away."""
+    size of what is embedded; layer norms take it away. Not in the embeddings where the first block
+    reads them as they are."""
     squares = sum(float(np.mean(weights[name].astype(np.float64) ** 2)) for name in ("wte", "wpe"))
     constant = float(2.0 ** np.round(np.log2(squares) / 2)) if squares > 0 else 1.0
 
@@ -239,8 +241,21 @@ def shift(weights: DeclaredWeights, precision: Precision) -> Symmetry:
         "a constant was added to everything that is written into the residual stream",
         "something reads the mean of the residual stream, which layer norm takes away",
         # In turns, so that it does not grow with the depth.
-        {"wpe": added(1), "attn/c_proj/b": added(1), "mlp/c_proj/b": added(-1)},
+        {
+            **({"wpe": added(1)} if normed(config, "embed") else {}),
+            "attn/c_proj/b": added(1),
+            "mlp/c_proj/b": added(-1),
+        },
         seen="; it shows when the constant is added in",
+    )
+
+
+def normed(config: Config, name: str) -> bool:
+    """Whether nothing but layer norms reads a site, itself or as part of a sum."""
+    read_by = [site for site in sites(config).values() if name in site.inputs]
+    return all(
+        site.operation == "layer_norm" or (site.operation == "add" and normed(config, site.name))
+        for site in read_by
     )
 
 

@@ -82,7 +82,7 @@ class FromBlock:
         if inside and layer >= self._first:
             x_TD = self._mlp(x_TD, layer)
         for later in range(max(self._first, layer + 1), self._config.n_layer):
-            steps = block(x_TD, later, self._config.n_head, self._weight, _exactly)
+            steps = block(x_TD, later, self._config, self._weight, _exactly)
             ((_site, x_TD),) = deque(steps, maxlen=1)
         return self._ln_f.decode(site, x_TD)
 

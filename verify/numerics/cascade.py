@@ -23,7 +23,7 @@ from verify.numerics.parallel import both
 from verify.numerics.precision import FLOAT32, Precision
 from verify.numerics.recording import Pair
 from verify.numerics.weights import DeclaredWeights, Widened
-from verify.sites import sites
+from verify.sites import before_head, sites
 
 Floats = NDArray[np.floating]
 
@@ -42,7 +42,7 @@ class Lockstep:
         precision: Precision,
         tokens_T: NDArray[np.integer],
     ) -> None:
-        self._weights = weights
+        self._weights, self._config = weights, config
         # Rounding noise is proportional to u, so float64's floor is float32's, scaled.
         narrow = FLOAT32 if precision.name == "float64" else precision
         self.scale = precision.u / narrow.u
@@ -72,11 +72,12 @@ class Lockstep:
 
         ``first``: the positions before it are left out.
         """
-        self.value("ln_f")
-        exact_TD, noisy_TD = (x_TD[first:] for x_TD in self._passed["ln_f"])
-        wte_VD = self._weights["wte"]
-        for rows in vocabulary_tiles(len(exact_TD), len(wte_VD)):
-            tile_VD = wte_VD[rows]
+        last = before_head(self._config)
+        self.value(last)
+        exact_TD, noisy_TD = (x_TD[first:] for x_TD in self._passed[last])
+        head_VD = self._weights[self._config.head]
+        for rows in vocabulary_tiles(len(exact_TD), len(head_VD)):
+            tile_VD = head_VD[rows]
             exact, noisy = both(
                 partial(_exact_logits, exact_TD, tile_VD),
                 partial(_noisy_logits, noisy_TD, tile_VD, self._store),

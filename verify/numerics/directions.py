@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from reference.config import Config
 from reference.weights import tensor_table
 from verify.numerics.local import vocabulary_tiles
-from verify.sites import sites
+from verify.sites import readers
 
 Array = NDArray[Any]
 
-#: The two operations that read wte.
+#: The two operations that read wte, where it is the head as well.
 WTE_READERS = ("embed", "logits")
 
 
@@ -66,13 +66,13 @@ class Direction:
 
 
 def draw(config: Config, rng: np.random.Generator) -> list[Direction]:
-    """One direction of each tensor, in the order in which the forward pass reads them; ``wte`` has
-    three that are the same: as the lookup sees it, as the last product does, and as both do."""
-    reader = {tensor: site.name for site in sites(config).values() for tensor in site.weights}
+    """One direction of each tensor, in the order in which the forward pass reads them; a tied
+    ``wte`` has three that are the same: as the lookup sees it, as the last product does, both."""
+    read_by = readers(config)
     drawn = []
     for spec in tensor_table(config).values():
+        at = tuple(site.name for site in read_by[spec.name])
         *left, right = (rng.choice([-1, 1], n) * rng.uniform(0.5, 1, n) for n in spec.shape)
-        first, last = WTE_READERS
-        ends = [(first,), (last,), WTE_READERS] if spec.name == "wte" else [(reader[spec.name],)]
-        drawn += [Direction(spec.name, at, left[0] if left else None, right) for at in ends]
+        ends = [(at[0],), (at[1],), at] if at == WTE_READERS else [at]
+        drawn += [Direction(spec.name, end, left[0] if left else None, right) for end in ends]
     return drawn

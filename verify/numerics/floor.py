@@ -22,6 +22,7 @@ from verify.numerics.cascade import Lockstep
 from verify.numerics.local import vocabulary_tiles
 from verify.numerics.precision import Precision
 from verify.numerics.weights import DeclaredWeights
+from verify.sites import before_head, sites
 
 Floats = NDArray[np.floating]
 
@@ -49,9 +50,10 @@ def measure_floor(
     """The floor of the positions from ``first`` on."""
     with np.errstate(all="ignore"):  # what overflows has no floor, and whoever asks is told
         lockstep = Lockstep(config, weights, precision, tokens_T)
-        stream = lockstep.value(f"h.{config.n_layer - 1}.resid_post")
+        norm = sites(config)[before_head(config)]
+        stream = lockstep.value(norm.inputs[0])
         assert stream is not None, "sites are asked for in their order"
-        gain_D, bias_D = weights.float64("ln_f/g"), weights.float64("ln_f/b")
+        gain_D, bias_D = map(weights.float64, norm.weights)
         stream_TD = stream[0][first:]
         rounded = Measured(stream_TD, precision.u * np.abs(stream_TD))
         wide = replace(precision, u=precision.u_sum)
@@ -73,10 +75,10 @@ def _unembedding(
 ) -> Floats:
     """Mean over the vocabulary of the squared budget of the last product, [T]: x² w² is summed
     over the tokens before it is multiplied."""
-    wte_VD = weights["wte"]
+    head_VD = weights[config.head]
     mean_D = np.zeros(config.n_embd)
     for rows in vocabulary_tiles(config.n_embd, config.n_vocab):
-        mean_D += (wte_VD[rows].astype(np.float64) ** 2).sum(axis=0)
+        mean_D += (head_VD[rows].astype(np.float64) ** 2).sum(axis=0)
     mean_D /= config.n_vocab
     assert normed.budget is not None, "an operation's result has a budget"
     budget_T = (config.n_embd * p.u_sum**2 + p.u**2) * (normed.value**2 @ mean_D + squares_T)

@@ -18,7 +18,7 @@ from verify.numerics import budgets
 from verify.numerics.budgets import Measured
 from verify.numerics.precision import Precision
 from verify.numerics.weights import DeclaredWeights
-from verify.sites import Site, sites
+from verify.sites import Site, before_head, sites
 
 #: Tokens × vocabulary elements handled at a time: 2 MB in float64, which a core's cache holds.
 TILE_ELEMENTS = 1 << 18
@@ -66,10 +66,10 @@ class LocalOracle:
     def expected_logits(self, precision: Precision | None = None) -> Iterator[tuple[int, Measured]]:
         """The logits in tiles over the vocabulary: ``(first token, [T, tile])``."""
         p = precision or self._precision
-        x = self._measure("ln_f", p)
-        wte_VD = self._weights["wte"]
-        for rows in vocabulary_tiles(len(x.value), len(wte_VD)):
-            yield rows.start, budgets.unembed(p, x, wte_VD[rows])
+        x = self._measure(before_head(self._config), p)
+        head_VD = self._weights[self._config.head]
+        for rows in vocabulary_tiles(len(x.value), len(head_VD)):
+            yield rows.start, budgets.unembed(p, x, head_VD[rows])
 
     def _needed(self, name: str, now: int) -> bool:
         """Will a site after ``now`` read this one, itself or through sites that stay hidden?"""

@@ -23,7 +23,7 @@ from verify.numerics.directions import Direction
 from verify.numerics.local import vocabulary_tiles
 from verify.numerics.parallel import both
 from verify.numerics.weights import DeclaredWeights
-from verify.sites import Site, sites
+from verify.sites import Site, before_head, beginnings, sites
 
 Array = NDArray[Any]
 
@@ -77,8 +77,9 @@ class Batch:
         self.targets_N = tokens_BT[:, 1:].ravel()
         self.sites = sites(config)
         self.order = {name: i for i, name in enumerate(self.sites)}
+        self.begins = set(beginnings(config))
         self.last_reader = {name: site.name for site in self.sites.values() for name in site.inputs}
-        #: The residual stream of the unmoved run, by the layer norm that begins a block.
+        #: The residual stream of the unmoved run, by the site that begins a block or the end.
         self.states: dict[str, Array] = {}
         unmoved = _Sweep(self, [], np.zeros((0, 1)), [])
         unmoved.states = self.states
@@ -164,17 +165,17 @@ class _Sweep:
         for site in list(b.sites.values())[b.order[start] :]:
             if site.name == start and site.inputs:
                 self.values[site.inputs[0]] = b.states[start]
+            if site.name in b.begins:
+                self.states[site.name] = self.values[site.inputs[0]]
             if site.operation == "unembed":
                 break
-            if site.name.endswith(("ln_1", "ln_f")):
-                self.states[site.name] = self.values[site.inputs[0]]
             value = b.keep(self._branch(site, self._apply(site)), self.rng)
             self._count(value)
             self.values[site.name] = value
             for name in site.inputs:
                 if b.last_reader[name] == site.name:
                     del self.values[name]
-        return self._unembed(self.values["ln_f"])
+        return self._unembed(self.values[before_head(b.config)])
 
     def _apply(self, site: Site) -> Array:
         b = self.batch
@@ -248,7 +249,7 @@ class _Sweep:
         x_RND = x.reshape(self.n_runs, n, -1)
         moving = {i: d for i, d in enumerate(self.directions) if d.sites[-1] == "logits"}
         late = [i for i, d in moving.items() if d.sites[0] == "logits"]
-        # A row of wte moves by a multiple of `right`, and its logit by the same multiple of this.
+        # A row of the head moves by a multiple of `right`, its logit by the same multiple of this.
         along = {
             i: (x_RND[:1] if i in late else x_RND[self._runs(i)]) @ d.right.astype(b.real)
             for i, d in moving.items()
@@ -258,8 +259,8 @@ class _Sweep:
         self.live += late
         losses = _CrossEntropy(b.dtype, self.n_runs, b.targets_N)
         for rows in vocabulary_tiles(len(x), b.config.n_vocab):
-            wte_DV = b.weights["wte"][rows].astype(b.real).T
-            y_RNV = b.linear(x, wte_DV, np.zeros(1, b.real)).reshape(len(x_RND), n, -1)
+            head_DV = b.weights[b.config.head][rows].astype(b.real).T
+            y_RNV = b.linear(x, head_DV, np.zeros(1, b.real)).reshape(len(x_RND), n, -1)
             unmoved = np.broadcast_to(y_RNV[:1], (len(late) * k, *y_RNV.shape[1:]))
             y_RNV = np.concatenate([y_RNV, unmoved])
             for i, d in moving.items():

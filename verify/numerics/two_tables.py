@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from reference.config import Config
 from reference.model import forward
+from verify.sites import before_head
 
 Floats = NDArray[np.floating]
 
@@ -35,5 +36,6 @@ class OtherLookup(Mapping[str, Floats]):
 def last_state(
     weights: Mapping[str, Floats], config: Config, tokens_T: NDArray[np.integer]
 ) -> Floats:
-    """What the last product is given, float64[T, D]: the forward pass as far as ``ln_f``."""
-    return next(value for site, value in forward(weights, config, tokens_T) if site == "ln_f")
+    """What the last product is given, float64[T, D]: the forward pass as far as the head."""
+    last = before_head(config)
+    return next(value for site, value in forward(weights, config, tokens_T) if site == last)

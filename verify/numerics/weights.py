@@ -14,6 +14,9 @@ from verify.numerics.recording import Recording
 
 Array = NDArray[np.floating]
 
+#: What is as large as the vocabulary or the context.
+TABLES = ("wte", "wpe", "lm_head")
+
 
 class DeclaredWeights(Mapping[str, Array]):
     """Checkpoint tensors after the declared cast, rounded when they are looked up.
@@ -97,7 +100,7 @@ class Widened(Mapping[str, Array]):
         self._declared = declared
 
     def __getitem__(self, name: str) -> Array:
-        return self._declared[name] if name in ("wte", "wpe") else self._declared.float64(name)
+        return self._declared[name] if name in TABLES else self._declared.float64(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._declared)

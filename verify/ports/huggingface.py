@@ -1,10 +1,11 @@
-"""``GPT2LMHeadModel`` of transformers, with weights of its own or with the checkpoint's."""
+"""transformers' model of an architecture, with weights of its own or with the checkpoint's."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,33 @@ if TYPE_CHECKING:
     from verify.ports.torch_module import TorchModule
 
 Attention = Literal["eager", "sdpa"]
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """What transformers calls an architecture.
+
+    Attributes:
+        config, model: its classes.
+        attention: what it can compute attention with.
+        tables: parameters that are called otherwise than the checkpoint's.
+    """
+
+    config: str
+    model: str
+    attention: tuple[str, ...] = ("eager", "sdpa")
+    tables: Mapping[str, str] = field(default_factory=dict)
+
+
+_CLASSES = {
+    "gpt2": _Classes("GPT2Config", "GPT2LMHeadModel"),
+    "openai-gpt": _Classes(
+        "OpenAIGPTConfig",
+        "OpenAIGPTLMHeadModel",
+        ("eager",),
+        {"wte": "tokens_embed", "wpe": "positions_embed"},
+    ),
+}
 
 
 def huggingface(
@@ -41,7 +69,8 @@ def huggingface(
 
     Raises:
         MissingDependency: transformers or torch is not installed.
-        PortError: the source cannot be loaded, or its sizes are not the checkpoint's.
+        PortError: the source cannot be loaded, or its sizes are not the checkpoint's; or this
+            architecture has no such attention.
     """
     try:
         import torch
@@ -52,18 +81,25 @@ def huggingface(
         ) from None
     from verify.ports.torch_module import TorchModule
 
+    classes = _CLASSES[checkpoint.config.architecture]
+    if attention not in classes.attention:
+        raise PortError(
+            f"huggingface-{attention}: transformers' {classes.model} has no {attention}"
+        )
+    model_class = getattr(transformers, classes.model)
     options: dict[str, Any] = {
         "attn_implementation": attention,
         "dtype": getattr(torch, dtype or "float32"),
     }
     with quiet(transformers):
         if source is None:
-            config = transformers.GPT2Config(**_sizes(checkpoint))
-            model = transformers.GPT2LMHeadModel.from_pretrained(
+            made = getattr(transformers, classes.config)
+            config = made(**_sizes(checkpoint), tie_word_embeddings=checkpoint.config.tied)
+            model = model_class.from_pretrained(
                 None, config=config, state_dict=_state_dict(checkpoint), **options
             )
         else:
-            model = _load(transformers, source, options)
+            model = _load(model_class, source, options)
             _same_sizes(model.config, checkpoint, source)
     if getattr(model, "loss_type", "") is None:
         # What it takes by itself as well, after a line on the screen: its class's name has no loss.
@@ -77,16 +113,19 @@ def huggingface(
         weights_from="checkpoint" if source is None else source,
         call=lambda module, ids: module(ids, use_cache=False),
     )
-    if source is not None or (checkpoint.encoder is not None and checkpoint.merges is not None):
+    shipped = checkpoint.encoder is not None and checkpoint.merges is not None
+    if shipped or (source is not None and checkpoint.config.architecture == "gpt2"):
         port.tokenizers = cache(partial(tokenizers, checkpoint, source))
     return port
 
 
-def parameter_name(tensor: str) -> str:
+def parameter_name(tensor: str, architecture: str = "gpt2") -> str:
     """``h0/attn/c_attn/w`` → ``transformer.h.0.attn.c_attn.weight``."""
     *scope, leaf = tensor.split("/")
+    if tensor == "lm_head":
+        return "lm_head.weight"
     if not scope:
-        return f"transformer.{leaf}.weight"
+        return f"transformer.{_CLASSES[architecture].tables.get(leaf, leaf)}.weight"
     if scope[0] != "ln_f":
         scope[:1] = ["h", scope[0].removeprefix("h")]
     return ".".join(["transformer", *scope, "bias" if leaf == "b" else "weight"])
@@ -96,8 +135,9 @@ def _state_dict(checkpoint: Checkpoint) -> dict[str, Any]:
     """A copy of every tensor: the port's memory is its own, and the checkpoint's stays as it is."""
     import torch
 
+    architecture = checkpoint.config.architecture
     return {
-        parameter_name(name): torch.from_numpy(np.array(checkpoint.tensors[name]))
+        parameter_name(name, architecture): torch.from_numpy(np.array(checkpoint.tensors[name]))
         for name in tensor_table(checkpoint.config)
     }
 
@@ -116,14 +156,12 @@ def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
     }
 
 
-def _load(transformers: Any, source: str, options: dict[str, Any]) -> Any:
+def _load(model_class: Any, source: str, options: dict[str, Any]) -> Any:
     is_directory = os.path.isdir(source)
     if not is_directory and source.startswith((".", "/", "~")):
         raise PortError(f"{source}: no such directory")
     try:
-        model, report = transformers.GPT2LMHeadModel.from_pretrained(
-            source, output_loading_info=True, **options
-        )
+        model, report = model_class.from_pretrained(source, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as e:
         reason = str(e).strip().splitlines()[0]
         kind = "cannot be loaded" if is_directory else "cannot be loaded from the hub"

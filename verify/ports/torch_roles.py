@@ -7,23 +7,25 @@ from dataclasses import dataclass, field
 
 import torch
 
-#: Tensor of the checkpoint (without its layer) → (site that enters its product, site that leaves).
-PRODUCTS = {
-    "attn/c_attn": ("ln_1", "attn.qkv"),
-    "attn/c_proj": ("attn.mix", "attn.out"),
-    "mlp/c_fc": ("ln_2", "mlp.pre"),
-    "mlp/c_proj": ("mlp.act", "mlp.out"),
-}
+from verify.sites import Site
+
 #: Site of a projection → the residual stream after it.
 SUMS = {"attn.out": "resid_mid", "mlp.out": "resid_post"}
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a piece of memory holds: one tensor of the checkpoint, or a part of ``c_attn``."""
+    """What a piece of memory holds: one tensor of the checkpoint, or a part of ``c_attn``.
+
+    Attributes:
+        tensor: the checkpoint's name.
+        part: 0, 1 or 2 where it is the query, key or value part of ``c_attn`` alone.
+        readers: the sites whose operations read the tensor.
+    """
 
     tensor: str
     part: int | None = None
+    readers: tuple[Site, ...] = ()
 
     @property
     def layer(self) -> int | None:
@@ -31,38 +33,34 @@ class Role:
         return int(found[1]) if found else None
 
     @property
-    def kind(self) -> str:
-        """``attn/c_attn``, ``ln_1``, ``wte`` …"""
-        return re.sub(r"^h\d+/|/[wbg]$", "", self.tensor)
-
-    @property
     def leaf(self) -> str:
         return self.tensor.rsplit("/", 1)[-1]
 
     @property
+    def is_matrix(self) -> bool:
+        """Whether a product may be with it."""
+        return self.leaf == "w" or self.is_table
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is [V, D]."""
+        return self.tensor in ("wte", "lm_head")
+
+    @property
     def output(self) -> str | None:
         """The site that an operation with this parameter makes."""
-        if self.kind in ("wte", "wpe"):
-            return "embed"
-        if self.kind in PRODUCTS:
-            return f"h.{self.layer}.{PRODUCTS[self.kind][1]}"
-        return None
+        return next((r.name for r in self.readers if r.operation in ("embed", "linear")), None)
 
     @property
     def input(self) -> str | None:
         """The site that a product with this matrix reads."""
-        if self.kind == "wte":
-            return "ln_f"
-        return f"h.{self.layer}.{PRODUCTS[self.kind][0]}" if self.kind in PRODUCTS else None
+        products = (r for r in self.readers if r.operation in ("linear", "unembed"))
+        return next((r.inputs[0] for r in products), None)
 
     @property
-    def normalised(self) -> str:
+    def normalised(self) -> str | None:
         """The state of the residual stream that a layer norm with this gain reads."""
-        if self.kind == "ln_2":
-            return f"h.{self.layer}.resid_mid"
-        if self.kind == "ln_f":
-            return "last"
-        return "embed" if self.layer == 0 else f"h.{(self.layer or 0) - 1}.resid_post"
+        return next((r.inputs[0] for r in self.readers if r.operation == "layer_norm"), None)
 
 
 @dataclass

@@ -4,8 +4,8 @@ Every operation that a module runs passes through torch's dispatcher, where this
 The parameters' memory says which tensor of the checkpoint an operation reads, and with that,
 which site its input and its output are:
 
-* what enters the product with ``c_attn`` is ``ln_1``, what leaves it is ``attn.qkv``; likewise for
-  the other matrices; what enters the product with ``wte`` is ``ln_f``;
+* what enters the product with a matrix and what leaves it is as ``verify.sites`` says: ``ln_1`` and
+  ``attn.qkv`` for ``c_attn`` of a GPT-2; what enters the product with ``wte`` is ``ln_f``;
 * what enters a layer norm is the residual stream, and so is the sum of a projection's output and
   something else;
 * a softmax over T × T between the two products of an attention has scores as input and the
@@ -29,6 +29,7 @@ from reference.config import Config
 from verify.matching import Placement
 from verify.ports.torch_layout import Layout
 from verify.ports.torch_roles import SUMS, Memory, Role, address, sum_site
+from verify.sites import readers
 
 if TYPE_CHECKING:
     from verify.ports.port import Dtype, Floats, Visit
@@ -85,7 +86,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         self._layout = Layout(config, batch, length)
         self._memory = Memory()
         for tensor, placement in parameters:
-            self._memory.put(tensor, Role(placement.tensor, placement.part))
+            role = Role(placement.tensor, placement.part, readers(config)[placement.tensor])
+            self._memory.put(tensor, role)
         self._pending: dict[int, _Pending] = {}
         self._done: set[str] = set()
         self._outputs: dict[int, tuple[str, torch.Tensor]] = {}
@@ -227,11 +229,11 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         """Sites that are inputs of this operation."""
         if name == "native_layer_norm" and tensors:
             for role in roles[1:]:
-                if role is not None:
-                    self._hand_over(self._state(role), tensors[0])
+                if role is not None and role.normalised is not None:
+                    self._hand_over(role.normalised, tensors[0])
                     break
         elif name in _MATMULS:
-            role = next((r for r in roles if r and r.leaf in ("w", "wte")), None)
+            role = next((r for r in roles if r and r.is_matrix), None)
             if role is not None:  # a product that is whole is not waited for, if nothing reads it
                 for waiting in [p for p in self._pending.values() if p.wants_bias and p.complete]:
                     if waiting.site != "embed":
@@ -254,10 +256,10 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         if name in _GATHERS and roles and roles[0] is not None and roles[0].output == "embed":
             self._pending[address(output)] = _Pending("embed", output)
         elif name in _MATMULS:
-            role = next((r for r in roles if r and r.leaf in ("w", "wte")), None)
+            role = next((r for r in roles if r and r.is_matrix), None)
             if role is None:
                 return
-            if role.kind == "wte":
+            if role.is_table:
                 # A product with a one-hot matrix is a lookup; the other one is the head.
                 if output.shape[-1] == self._config.n_embd:
                     self._pending[address(output)] = _Pending("embed", output)
@@ -348,10 +350,6 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         return next(
             (t for t, r in zip(tensors, roles, strict=True) if r is None and t.ndim >= 2), None
         )
-
-    def _state(self, role: Role) -> str:
-        last = self._config.n_layer - 1
-        return f"h.{last}.resid_post" if role.normalised == "last" else role.normalised
 
     def _note_width(self, inputs: Sequence[torch.Tensor], output: torch.Tensor) -> None:
         if output.dtype not in _WIDTH or output.numel() < self._batch * self._length:
