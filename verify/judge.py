@@ -25,7 +25,7 @@ from verify.diagnosis.port import Diagnosis, diagnose
 from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Status
 from verify.inputs import Input
-from verify.matching import Matching, match
+from verify.matching import PADDING, Matching, match
 from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights, SharedWeights
 from verify.ports import registry
@@ -208,6 +208,7 @@ class _Work:
             parameters, self.checkpoint.config, weights
         )
         self.mapping = {p.parameter: str(p) for p in matching.placements}
+        self.mapping |= dict.fromkeys(matching.padding, PADDING)
         config = self.checkpoint.config
         self.findings += check_weights(parameters, matching, config, weights)
 

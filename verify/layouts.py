@@ -46,6 +46,11 @@ class Layout:
     order: tuple[int, ...]
 
     @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.sizes)
+
+    @property
     def plain(self) -> bool:
         """As in the checkpoint."""
         return self.order == tuple(range(len(self.order)))
@@ -77,6 +82,12 @@ class Layout:
             n += 1
             size = math.prod(self.sizes[-n:])
         return n
+
+    def channel_axes(self) -> tuple[list[int], list[int]]:
+        """Of what a product with ``c_attn`` makes where it lies as the parameter does: the lengths
+        of the axes of the heads, and the order that makes them the checkpoint's."""
+        inner = [i for i in self.order if self.axes[i] in _OF_HEADS]
+        return [self.sizes[i] for i in inner], [int(i) for i in np.argsort(inner)]
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether a port's array of this shape can be it: neighbouring axes joined, or none."""

@@ -24,6 +24,8 @@ from verify.ports.port import Parameter
 
 Array = NDArray[np.floating]
 
+#: What the report says of the rows of a table beyond the vocabulary.
+PADDING = "padding of the vocabulary: neither it nor its logits are looked at"
 _SAMPLE = 4096
 #: More than the relative distance of any two samples, less what a name is worth.
 _FARTHEST = 4.0
@@ -81,11 +83,13 @@ class Matching:
         placements: what was placed.
         surplus: parameters that are no tensor.
         missing: tensors, or parts of ``c_attn``, that no parameter is.
+        padding: what the port says is padding.
     """
 
     placements: tuple[Placement, ...]
     surplus: tuple[str, ...]
     missing: tuple[str, ...]
+    padding: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,13 +144,16 @@ def match(
     candidates = [c for c in _candidates(config) if by_head or not c.layout.by_head]
     prints: dict[bytes, list[_Candidate]] = {}
     for c in candidates:
-        prints.setdefault(_fingerprint(c.view(weights)), []).append(c)
+        prints.setdefault(fingerprint(c.view(weights)), []).append(c)
     open_slots = {c.slot for c in candidates}
     placed: list[Placement] = []
     left: list[Parameter] = []
 
     exact: dict[str, list[_Candidate]] = {}
+    padding = tuple(p.name for p in _distinct(parameters) if p.padding)
     for parameter in _distinct(parameters):
+        if parameter.padding:
+            continue
         value = parameter.read()
         if parameter.implies is not None:
             said = next((c for c in candidates if c.slot == (parameter.implies, None)), None)
@@ -158,7 +165,7 @@ def match(
         left.append(parameter)
         exact[parameter.name] = [
             c
-            for c in prints.get(_fingerprint(value), ())
+            for c in prints.get(fingerprint(value), ())
             if c.layout.fits(value.shape) and _same_bits(value, c.view(weights))
         ]
     exact = _one_layout_each(exact)
@@ -170,7 +177,7 @@ def match(
 
     names = {placement.parameter for placement in placed}
     surplus = tuple(p.name for p in left if p.name not in names)
-    return Matching(tuple(placed), surplus, _missing(open_slots))
+    return Matching(tuple(placed), surplus, _missing(open_slots), padding)
 
 
 def _missing(open_slots: set[tuple[str, int | None]]) -> tuple[str, ...]:
@@ -358,7 +365,7 @@ def _squeeze(value: Array) -> Array:
     return value.reshape([n for n in value.shape if n != 1])
 
 
-def _fingerprint(value: Array) -> bytes:
+def fingerprint(value: Array) -> bytes:
     """A few elements that differ between any two tensors that are not made to be alike."""
     places = np.unique(np.linspace(0, value.size - 1, 9).astype(np.int64))
     return bytes(str(value.size), "ascii") + _elements(value, places).astype(np.float64).tobytes()

@@ -74,7 +74,10 @@ def _accounted(matching: Matching) -> Finding:
     law = "weights.accounted"
     if not matching.surplus and not matching.missing:
         n = len(matching.placements)
-        return Finding(law, Status.PASSED, f"{n} parameters, each placed once; no tensor left over")
+        message = f"{n} parameters, each placed once; no tensor left over"
+        if matching.padding:
+            message += f"; padding of the vocabulary: {_some(matching.padding)}"
+        return Finding(law, Status.PASSED, message)
     parts = []
     if matching.surplus:
         parts.append(f"no tensor of the checkpoint for {_some(matching.surplus)}")
@@ -86,7 +89,8 @@ def _accounted(matching: Matching) -> Finding:
 def _count(parameters: Sequence[Parameter], matching: Matching, config: Config) -> Finding:
     """Memory that is shared counts once. So does a second wte that is equal to the bit: that it is
     there is what the law of tying refutes, and no number is wrong."""
-    sizes = {p.storage: int(np.prod(p.shape, dtype=np.int64)) for p in parameters}
+    trained = [p for p in parameters if not p.padding]
+    sizes = {p.storage: int(np.prod(p.shape, dtype=np.int64)) for p in trained}
     got, expected = sum(sizes.values()), parameter_count(config)
     notes = []
     for head in (p for p in matching.placements if p.head):

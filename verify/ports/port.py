@@ -52,6 +52,7 @@ class Parameter:
             None where that must be found by content.
         write: copies values of the same shape into the port's memory, rounded to its format; None
             where the port cannot be written to.
+        padding: rows of a table beyond the vocabulary, of which nothing is asked.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Parameter:
     storage: Hashable
     implies: str | None = None
     write: Callable[[Floats], None] | None = None
+    padding: bool = False
 
 
 @dataclass(frozen=True)

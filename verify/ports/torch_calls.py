@@ -77,7 +77,10 @@ class _Calls:
             return self._port.module(self._tensor(tokens), **more)
 
     def _logits(self, output: Any) -> Floats:
-        return to_numpy(logits_of(output))
+        logits = logits_of(output)
+        if isinstance(logits, torch.Tensor):
+            logits = self._port.without_padding(logits)
+        return to_numpy(logits)
 
     def _tensor(self, ids: Tokens) -> torch.Tensor:
         return torch.as_tensor(np.ascontiguousarray(ids, np.int64), device=self._port.device)

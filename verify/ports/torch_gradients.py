@@ -63,10 +63,10 @@ class Differentiation:
     def tables(self) -> list[Table]:
         """Parameters that were matched to wte, and others that lie in their memory."""
         found: list[Table] = []
-        named = self._named()
+        named, whole = self._named(), self._whole()
         for placement in self._port.matching.placements:
             if placement.tensor == "wte":
-                found.append(Table(named[placement.parameter], placement.transposed))
+                found.append(Table(named[whole[placement.parameter]], placement.transposed))
         known = {id(table.tensor) for table in found}
         for first in tuple(found):
             for other in named.values():
@@ -118,8 +118,13 @@ class Differentiation:
             if scale == 1 or all(bool(torch.isfinite(t).all()) for t in totals.values()):
                 break
         arrays = {key: _unscaled(total, scale) for key, total in totals.items()}
+        of_pieces = {
+            piece.name: piece.of(arrays[id(named[piece.parameter])])
+            for piece in self._port.pieces
+            if piece.parameter in named and id(named[piece.parameter]) in arrays
+        }
         return Gradients(
-            {name: arrays[id(p)] for name, p in named.items() if id(p) in arrays},
+            of_pieces,
             *(None if part is None else _unscaled(part, scale) for part in parts.values()),
         )
 
@@ -167,9 +172,15 @@ class Differentiation:
         return {name: p for name, p in found if p.is_floating_point()}
 
     def _placed(self, wanted: Callable[[str], bool]) -> list[torch.Tensor]:
-        named = self._named()
-        placements = self._port.matching.placements
-        return [named[p.parameter] for p in placements if wanted(p.tensor)]
+        whole, named = self._whole(), self._named()
+        found = [
+            named[whole[p.parameter]] for p in self._port.matching.placements if wanted(p.tensor)
+        ]
+        return list({id(tensor): tensor for tensor in found}.values())
+
+    def _whole(self) -> dict[str, str]:
+        """Name of a piece → the parameter that it is a piece of."""
+        return {piece.name: piece.parameter for piece in self._port.pieces}
 
     def _shape(self) -> tuple[int, int]:
         return self._port.config.n_vocab, self._port.config.n_embd

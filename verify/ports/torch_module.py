@@ -14,8 +14,10 @@ from verify.errors import PortError
 from verify.matching import Matching, match
 from verify.numerics.precision import PRECISIONS
 from verify.numerics.weights import DeclaredWeights
+from verify.pieces import Piece, pieces
 from verify.ports.port import Dtype, Floats, Parameter, Port, Tokens, Visit
 from verify.ports.torch_calls import add_capabilities, logits_of
+from verify.ports.torch_channels import Channels, channels_of
 from verify.ports.torch_copies import Copies
 from verify.ports.torch_float64 import widened_each, widened_whole
 from verify.ports.torch_lens import add_lens
@@ -58,6 +60,8 @@ class TorchModule(Port):
         self.config = checkpoint.config
         self._call = call
         self._matching: Matching | None = None
+        self._pieces: list[Piece] | None = None
+        self._channels: Channels | None = None
         self._instrumented: SiteTrace | None = None
         self._is_twin = False
         add_capabilities(self)
@@ -68,14 +72,20 @@ class TorchModule(Port):
             return to_numpy(self.run(tokens))
 
     def parameters(self) -> Iterator[Parameter]:
-        for name, tensor in self.module.named_parameters(remove_duplicate=False):
-            yield Parameter(
-                name,
-                tuple(tensor.shape),
-                lambda tensor=tensor: to_numpy(tensor),  # type: ignore[misc]  # bound now, on purpose
-                (tensor.untyped_storage().data_ptr(), tensor.storage_offset()),
-                write=lambda value, tensor=tensor: _write(tensor, value),  # type: ignore[misc]
-            )
+        named = dict(self.module.named_parameters(remove_duplicate=False))
+        for piece in self.pieces:
+            yield _parameter(piece.name, piece.of(named[piece.parameter]), piece.padding)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """The tensors of which its parameters are made: a stack over the layers is several."""
+        if self._pieces is None:
+            whole = [
+                _parameter(name, tensor)
+                for name, tensor in self.module.named_parameters(remove_duplicate=False)
+            ]
+            self._pieces = pieces(whole, self.config, self._weights())
+        return self._pieces
 
     def training(self) -> list[str]:
         """Modules that are in training mode although the whole was put into evaluation mode."""
@@ -106,7 +116,7 @@ class TorchModule(Port):
             weights_from=self.weights_from,
             call=self._call,
         )
-        made._matching = self.matching
+        made._matching, made._pieces, made._channels = self.matching, self.pieces, self._channels
         return made
 
     def close(self) -> None:
@@ -116,19 +126,28 @@ class TorchModule(Port):
     @property
     def matching(self) -> Matching:
         if self._matching is None:
-            weights = DeclaredWeights(self._checkpoint.tensors, PRECISIONS[self.dtype])
-            self._matching = match(list(self.parameters()), self._checkpoint.config, weights)
+            parameters, weights = list(self.parameters()), self._weights()
+            self._matching = match(parameters, self.config, weights, by_head=True)
+            if any(p.layout.by_head for p in self._matching.placements):
+                # Weights that lie so may be read so, or be wrong: one run tells.
+                self._channels = channels_of(self, parameters, self._matching)
+                if self._channels is None:
+                    self._matching = match(parameters, self.config, weights)
         return self._matching
+
+    def _weights(self) -> DeclaredWeights:
+        return DeclaredWeights(self._checkpoint.tensors, PRECISIONS[self.dtype])
 
     def activations(self, tokens: Tokens, visit: Visit) -> Floats:
         placed = {p.parameter: p for p in self.matching.placements}
+        named = dict(self.module.named_parameters())
         parameters = [
-            (tensor, placed[name])
-            for name, tensor in self.module.named_parameters()
-            if name in placed
+            (piece.of(named[piece.parameter]), placed[piece.name])
+            for piece in self.pieces
+            if piece.name in placed and piece.parameter in named
         ]
         batch, length = tokens.shape
-        trace = SiteTrace(parameters, self._checkpoint.config, batch, length, visit)
+        trace = SiteTrace(parameters, self.config, batch, length, visit, self._channels)
         self._instrumented = trace
         try:
             with torch.no_grad(), trace:
@@ -178,7 +197,23 @@ class TorchModule(Port):
         output = logits_of(self._call(self.module, ids))
         if not isinstance(output, torch.Tensor):
             raise PortError(f"{self.name}: returned {type(output).__name__}, not logits")
-        return output
+        return self.without_padding(output)
+
+    def without_padding(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of a vocabulary that was found to be padded, the logits of its tokens."""
+        padded = any(piece.padding for piece in self.pieces)
+        return logits[..., : self.config.n_vocab] if padded else logits
+
+
+def _parameter(name: str, tensor: torch.Tensor, padding: bool = False) -> Parameter:
+    return Parameter(
+        name,
+        tuple(tensor.shape),
+        lambda: to_numpy(tensor),
+        (tensor.untyped_storage().data_ptr(), tensor.storage_offset()),
+        write=lambda value: _write(tensor, value),
+        padding=padding,
+    )
 
 
 def _write(tensor: torch.Tensor, value: Floats) -> None:

@@ -105,6 +105,8 @@ class Parts:
     def _add(self, table: Table, value: torch.Tensor, of_head: bool) -> None:
         dense = value.to_dense() if value.is_sparse else value
         rows = dense.reshape(self._shape[::-1]).t() if table.transposed else dense
+        if not table.transposed and rows.ndim == 2:  # a vocabulary that is padded has more of them
+            rows = rows[: self._shape[0]]
         rows = rows.reshape(self._shape).to(wide_dtype(dense.dtype))
         before = self._sums.get(of_head)
         self._sums[of_head] = rows if before is None else before + rows

@@ -75,6 +75,15 @@ class Memory:
         span = (start, start + tensor.numel(), role)
         self.spans.setdefault(address(tensor), []).append(span)
 
+    def carry(self, original: torch.Tensor, copy: torch.Tensor) -> None:
+        """What lies in a tensor lies in a copy of it: several roles, where it is a stack."""
+        first, moved = original.storage_offset(), copy.storage_offset() - original.storage_offset()
+        spans = list(self.spans.get(address(original), ()))
+        for start, end, role in spans:
+            if start < first + original.numel() and first < end:
+                span = (start + moved, end + moved, role)
+                self.spans.setdefault(address(copy), []).append(span)
+
     def get(self, tensor: torch.Tensor) -> Role | None:
         at = tensor.storage_offset()
         for start, end, role in self.spans.get(address(tensor), ()):

@@ -33,6 +33,7 @@ from verify.sites import readers
 
 if TYPE_CHECKING:
     from verify.ports.port import Dtype, Floats, Visit
+    from verify.ports.torch_channels import Channels
 
 _MATMULS = {"mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "mv", "addmv", "_addmm_activation"}
 _MATMULS |= {"convolution"}  # over one position, channels before positions
@@ -78,8 +79,10 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         batch: int,
         length: int,
         visit: Visit,
+        channels: Channels | None = None,
     ) -> None:
         super().__init__()
+        self._channels = channels
         self._config = config
         self._batch, self._length = batch, length
         self._visit = visit
@@ -98,8 +101,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
 
     # A module that is cast to float64 while it runs tells where its new parameters lie.
     def stands_for(self, copy: torch.Tensor, original: torch.Tensor) -> None:
-        if role := self._memory.get(original):
-            self._memory.put(copy, role)
+        self._memory.carry(original, copy)
 
     def forget(self, copy: torch.Tensor) -> None:
         self._memory.spans.pop(address(copy), None)
@@ -162,7 +164,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         self._layout.note(tensors, result)
         source = tensors[0]
         if roles[0] is not None and source.numel() == result.numel():
-            self._memory.put(result, roles[0])
+            self._memory.carry(source, result)
             self._memory.kept.append(result)
         elif waiting := self._pending.get(address(source)):
             whole = waiting.tensor.numel() == result.numel() and result.dtype == source.dtype
@@ -218,6 +220,9 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         self._pending.pop(address(pending.tensor), None)
         pending.tensor = output
         self._pending[address(output)] = pending
+        if pending.complete and pending.part is not None:
+            # Values are not read before scores and pattern are there, which are judged from them.
+            self._complete(pending)
 
     def _complete(self, pending: _Pending) -> None:
         self._pending.pop(address(pending.tensor), None)
@@ -333,6 +338,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         value = self._layout.shaped(tensor, site)
         if value is None:
             return
+        if self._channels is not None and site.endswith("attn.qkv"):
+            value = self._channels.upright(value)
         self._done.add(site)
         narrowest, self._narrowest = self._narrowest, torch.float64
         if value.dtype == torch.float64:
