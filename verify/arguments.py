@@ -211,7 +211,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     synth = add("synth", "Write a synthetic checkpoint, or convert one to Hugging Face's format.")
     what = synth.add_mutually_exclusive_group(required=True)
-    what.add_argument("--size", metavar="SIZE", help="124M, 355M, 774M, 1558M, or V,P,D,H,L")
+    what.add_argument(
+        "--size",
+        metavar="SIZE",
+        help="124M, 355M, 774M, 1558M, openai-gpt, or [openai-gpt:]V,P,D,H,L",
+    )
     what.add_argument(
         "--convert", type=Path, metavar="OPENAI_DIR", help="convert this checkpoint instead"
     )

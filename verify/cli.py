@@ -97,7 +97,8 @@ def _run(args: argparse.Namespace) -> int:
     # Ports that break for one reason, as two that miss the same files, say it once.
     for error in dict.fromkeys(port.error for port in report.ports if port.error is not None):
         print(f"gpt-verify: {one_line(error)}", file=sys.stderr)
-    repeats = [repeat_command(args.checkpoint, [port], options) for port in expand(ports)]
+    judged = expand(ports, report.checkpoint["architecture"])
+    repeats = [repeat_command(args.checkpoint, [port], options) for port in judged]
     unwritten = write_outputs(
         outputs,
         {

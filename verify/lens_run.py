@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference.weights import parameter_count
-from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
+from verify.checkpoint import Checkpoint, Tensors, default_checkpoint, open_checkpoint
+from verify.checks.laws import if_read_through_ln_f
 from verify.errors import GptVerifyError, PortError, UsageError
 from verify.judge import one_line
 from verify.lens import (
@@ -32,6 +33,7 @@ from verify.lens import (
     read_tuned,
     state_sites,
 )
+from verify.numerics.two_tables import OtherLookup
 from verify.ports import registry
 from verify.report.lens.tokens import numbered, visible
 from verify.run import Options, chosen_inputs
@@ -118,11 +120,13 @@ def lens_run(
         A port that cannot be read is no exception: its reading carries the error.
     """
     opened = open_checkpoint(checkpoint or default_checkpoint())
+    if why := if_read_through_ln_f(opened.config):
+        raise UsageError(why)
     (item,) = chosen_inputs(opened, options)
     (tokens_T,) = item.tokens
     read = partial(
         lens,
-        weights=opened.tensors,
+        weights=_with_its_head(opened),
         tokens_T=tokens_T,
         decoder=_decoder(decoder, opened),
         k=top,
@@ -148,6 +152,12 @@ def lens_run(
         names=names,
         readings=tuple(readings),
     )
+
+
+def _with_its_head(checkpoint: Checkpoint) -> Tensors:
+    """The lens multiplies with what is called wte: in an untied model, with its head."""
+    tensors, head = checkpoint.tensors, checkpoint.config.head
+    return tensors if head == "wte" else OtherLookup(tensors, tensors[head])
 
 
 def _decoder(name: str, checkpoint: Checkpoint) -> Decoder:

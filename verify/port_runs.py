@@ -52,10 +52,12 @@ class PortRuns:
     def ports(self) -> list[str]:
         """Specifications, each of exactly one port."""
         from verify.ports.registry import expand
-        from verify.selection import default_ports
+        from verify.selection import config_of, default_ports
 
         given = self._ports or default_ports(self.path, self._options.get("dtype"))[0]
-        return list(dict.fromkeys(expand(list(given))))
+        config = config_of(self.path)
+        architecture = {} if config is None else {"architecture": config.architecture}
+        return list(dict.fromkeys(expand(list(given), **architecture)))
 
     def expected(self) -> list[tuple[str, str | None]]:
         from verify.checks import expected_checks

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+from reference.config import Config
 from reference.weights import parameter_count
 from verify import __version__
 from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
@@ -93,7 +94,8 @@ def run(
     options, progress = options or Options(), progress or Silent()
     opened = open_checkpoint(checkpoint or default_checkpoint())
     inputs = chosen_inputs(opened, options)
-    specs = expand(list(ports)) if ports else installed()
+    config = opened.config
+    specs = expand(list(ports), config.architecture) if ports else installed(config)
     shared = SharedWeights(opened.tensors, record=len(specs) > 1)
     with started_early("openai-tf" in specs[1:]), ThreadPoolExecutor(1) as pool:
         # Hashing leaves the interpreter free, and is done while the ports run.
@@ -119,8 +121,10 @@ def run(
         checkpoint={
             "path": str(opened.path),
             "format": opened.format,
-            "config": opened.config.as_dict(),
-            "parameters": parameter_count(opened.config),
+            "config": config.as_dict(),
+            "architecture": config.architecture,
+            "tied": config.tied,
+            "parameters": parameter_count(config),
             "files": files,
         },
         ports=tuple(reports),
@@ -130,9 +134,9 @@ def run(
     )
 
 
-def installed() -> list[str]:
+def installed(config: Config) -> list[str]:
     """The built-in ports that are judged when none is named; UsageError where none can be."""
-    infos = builtin_ports()
+    infos = builtin_ports(config)
     names = [info.name for info in infos if info.missing is None and info.by_default]
     if not names:
         raise UsageError("no port to judge: " + "; ".join(f"{i.name}: {i.missing}" for i in infos))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from verify.errors import MissingDependency
+from verify.errors import GptVerifyError, MissingDependency
+
+if TYPE_CHECKING:
+    from reference.config import Config
 
 
 def is_default(checkpoint: Path) -> bool:
@@ -12,6 +16,16 @@ def is_default(checkpoint: Path) -> bool:
     from verify.checkpoint import default_checkpoint
 
     return checkpoint.resolve() == default_checkpoint().resolve()
+
+
+def config_of(checkpoint: Path) -> Config | None:
+    """None of a checkpoint that cannot be read: whoever runs a port on it says why."""
+    from verify.checkpoint import open_checkpoint
+
+    try:
+        return open_checkpoint(checkpoint).config
+    except GptVerifyError:
+        return None
 
 
 def default_ports(checkpoint: Path, dtype: str | None) -> tuple[list[str], list[str]]:
@@ -27,7 +41,7 @@ def default_ports(checkpoint: Path, dtype: str | None) -> tuple[list[str], list[
     from verify.ports.registry import builtin_ports
 
     installed, missing, extras = [], [], []
-    for port in builtin_ports():
+    for port in builtin_ports(config_of(checkpoint)):
         if not port.by_default:
             continue
         why = port.missing

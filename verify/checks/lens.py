@@ -229,8 +229,8 @@ def _compare_block(exact: Oracle, lens: PortLens, at: slice, found: Sequence[_St
 
 
 def _other_heads(subject: Subject) -> dict[str, Floats]:
-    """Matrices of the port that have wte's size and are not wte."""
-    wte_VD = subject.weights["wte"]
+    """Matrices of the port that have the head's size and are not the head."""
+    wte_VD = subject.weights[subject.config.head]
     heads: dict[str, Floats] = {}
     for parameter in subject.parameters:
         if sorted(parameter.shape) == sorted(wte_VD.shape):

@@ -44,12 +44,12 @@ def recognised(
             floors = _floors(budgets.unembed(p, decoded, wte_SD), got_PS)
             if floors < best:
                 best, words = floors, said
-        right = oracle.norm(p, _state(oracle, site))
+        right, right_head = oracle.norm(p, _state(oracle, site)), oracle.subject.config.head
         for name, head_VD in heads.items():
             head_SD = np.asarray(head_VD[ids_S], np.float64)
             floors = _floors(budgets.unembed(p, right, head_SD), got_PS)
             if floors < best:
-                best, words = floors, f"the head is not tied: it is {name}, which is not wte"
+                best, words = floors, f"{_not_tied(oracle)}it is {name}, which is not {right_head}"
     return words
 
 
@@ -68,7 +68,14 @@ def another_head(oracle: Oracle, p: Precision, sites: Sequence[str], got_NTS: Fl
     head_DS, *_ = np.linalg.lstsq(flat.value, got, rcond=None)
     if _floors(budgets.unembed(p, flat, head_DS.T), got) > LIMIT_FLOORS:
         return None
-    return "the head is not tied: the normed states are multiplied with one matrix, but not wte"
+    head = oracle.subject.config.head
+    multiplied = f"the normed states are multiplied with one matrix, but not {head}"
+    return f"{_not_tied(oracle)}{multiplied}"
+
+
+def _not_tied(oracle: Oracle) -> str:
+    """What another head means, where the model's is wte."""
+    return "the head is not tied: " if oracle.subject.config.tied else "another head: "
 
 
 def _decodings(oracle: Oracle, p: Precision, site: str) -> Iterator[tuple[str, Measured]]:

@@ -44,7 +44,8 @@ class Oracle:
 
     @property
     def wte_VD(self) -> Floats:
-        wte_VD: Floats = self.subject.weights["wte"]
+        """Of an untied model, its head instead."""
+        wte_VD: Floats = self.subject.weights[self.subject.config.head]
         return wte_VD
 
     def norm(self, p: Precision, x: Measured, scope: str = "ln_f") -> Measured:

@@ -6,208 +6,33 @@ import importlib
 import importlib.util
 import inspect
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from verify.checkpoint import Checkpoint
 from verify.errors import GptVerifyError, MissingDependency, PortError, UsageError
+from verify.ports.builtin import BUILTIN, only_float32_on_cpu
+from verify.ports.builtin import PortInfo as PortInfo
+from verify.ports.builtin import builtin_ports as builtin_ports
 
 if TYPE_CHECKING:
     from verify.ports.port import Dtype, Port
 
 
-@dataclass(frozen=True)
-class PortInfo:
-    """A built-in port.
-
-    Attributes:
-        name: what ``--port`` takes.
-        summary: one line.
-        missing: why it cannot be used here, or None.
-        by_default: ``run`` compares it when no port is named.
-        extra: of ``pip install 'gpt-verify[extra]'``, that brings what it needs.
-    """
-
-    name: str
-    summary: str
-    missing: str | None
-    by_default: bool = True
-    extra: str = "all"
-
-
-Build = Callable[[Checkpoint, "Dtype | None", str], "Port"]
-
-
-@dataclass(frozen=True)
-class _Adapter:
-    """How a built-in port comes about.
-
-    Attributes:
-        summary: one line.
-        packages: modules that it needs; ``c++`` is a compiler.
-        extra: of ``pip install 'gpt-verify[extra]'``.
-        build: makes it.
-        by_default: it is among the ports that ``run`` compares when none is named.
-    """
-
-    summary: str
-    packages: tuple[str, ...]
-    extra: str
-    build: Build
-    by_default: bool = True
-
-    @property
-    def missing(self) -> str | None:
-        """Why it cannot be used here, found without importing anything."""
-        for package in self.packages:
-            if package == "c++":
-                if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-                    return "there is no C++ compiler"
-            elif importlib.util.find_spec(package) is None:
-                name = package.replace("_", "-")
-                return f"{name} is not installed: pip install 'gpt-verify[{self.extra}]'"
-        return None
-
-
-def _openai_tf(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-    from verify.ports.openai_tf import openai_tf
-
-    if dtype not in (None, "float32"):
-        raise PortError(f"openai-tf: computes in float32; {dtype} was asked for")
-    return openai_tf(checkpoint, device)
-
-
-def _huggingface(attention: str) -> Build:
-    def build(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-        from verify.ports.huggingface import huggingface
-
-        return huggingface(checkpoint, attention, dtype, device)  # type: ignore[arg-type]
-
-    return build
-
-
-def _compiled(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-    from verify.ports.compiled import compiled
-
-    return compiled(checkpoint, dtype, device)
-
-
-def _onnx(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-    from verify.ports.onnx_file import exported
-
-    _only_float32_on_cpu("onnx", dtype, device)
-    return exported(checkpoint)
-
-
-def _only_float32_on_cpu(name: str, dtype: Dtype | None, device: str) -> None:
-    if dtype not in (None, "float32") or device != "cpu":
-        raise PortError(f"{name}: computes in float32 on the CPU; {dtype}, {device} was asked for")
-
-
-def _ctranslate2(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-    from verify.ports.engine import ctranslate2
-
-    return ctranslate2(checkpoint, dtype, device)
-
-
-def _keras_hub(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-    from verify.ports.engine import keras_hub
-
-    _only_float32_on_cpu("keras-hub", dtype, device)
-    return keras_hub(checkpoint, dtype, device)
-
-
-def _transformer_lens(processed: bool) -> Build:
-    def build(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-        from verify.ports import transformer_lens
-
-        make = transformer_lens.processed if processed else transformer_lens.transformer_lens
-        return make(checkpoint, dtype, device)
-
-    return build
-
-
-_BUILTIN: dict[str, _Adapter] = {
-    "huggingface-eager": _Adapter(
-        "transformers' GPT2LMHeadModel, attention written out",
-        ("torch", "transformers"),
-        "torch",
-        _huggingface("eager"),
-    ),
-    "huggingface-sdpa": _Adapter(
-        "transformers' GPT2LMHeadModel, torch's fused attention",
-        ("torch", "transformers"),
-        "torch",
-        _huggingface("sdpa"),
-    ),
-    "compiled": _Adapter(
-        "the same, compiled by torch.compile, which takes a minute or more",
-        ("torch", "transformers", "c++"),
-        "torch",
-        _compiled,
-        by_default=False,
-    ),
-    "transformer-lens": _Adapter(
-        "TransformerLens' bridge to transformers' model",
-        ("transformer_lens",),
-        "transformer-lens",
-        _transformer_lens(processed=False),
-    ),
-    "transformer-lens-processed": _Adapter(
-        "the same with layer norms folded and weights centred",
-        ("transformer_lens",),
-        "transformer-lens",
-        _transformer_lens(processed=True),
-    ),
-    "onnx": _Adapter(
-        "transformers' model, exported by torch and run by ONNX Runtime",
-        ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
-        "onnx",
-        _onnx,
-    ),
-    "ctranslate2": _Adapter(
-        "CTranslate2, with transformers' model as its converter leaves it",
-        ("torch", "transformers", "ctranslate2"),
-        "ctranslate2",
-        _ctranslate2,
-    ),
-    "keras-hub": _Adapter(
-        "KerasHub's GPT-2 on TensorFlow, as its converter loads it",
-        ("keras_hub", "tensorflow"),
-        "keras-hub",
-        _keras_hub,
-    ),
-    # Last: its process imports TensorFlow while the others are judged.
-    "openai-tf": _Adapter(
-        "the published architecture as a TensorFlow graph, restored by TensorFlow's Saver",
-        ("tensorflow",),
-        "tensorflow",
-        _openai_tf,
-    ),
-}
-
-
-def builtin_ports() -> list[PortInfo]:
-    """Every built-in port, without importing what it needs."""
-    return [
-        PortInfo(name, adapter.summary, adapter.missing, adapter.by_default, adapter.extra)
-        for name, adapter in _BUILTIN.items()
-    ]
-
-
-def expand(specs: list[str]) -> list[str]:
-    """``huggingface`` and ``huggingface=SOURCE`` stand for one port for each attention."""
+def expand(specs: list[str], architecture: str = "gpt2") -> list[str]:
+    """``huggingface`` and ``huggingface=SOURCE`` stand for one port for each attention that
+    transformers has for the architecture."""
     expanded = []
     for spec in specs:
         name, _, source = spec.partition("=")
         if name == "huggingface":
             suffix = f"={source}" if source else ""
-            expanded += [f"huggingface-{a}{suffix}" for a in ("eager", "sdpa")]
+            attentions = [f"huggingface-{attention}" for attention in ("eager", "sdpa")]
+            have = [n for n in attentions if architecture in BUILTIN[n].architectures]
+            expanded += [f"{name}{suffix}" for name in have]
         else:
             expanded.append(spec)
     return expanded
@@ -223,7 +48,7 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
         PortError: the factory cannot be imported, raises, or returns something that is no port.
     """
     name, _, source = spec.partition("=")
-    if source and name.startswith("huggingface-") and name in _BUILTIN:
+    if source and name.startswith("huggingface-") and name in BUILTIN:
         from verify.ports.huggingface import huggingface
 
         attention = name.removeprefix("huggingface-")
@@ -239,17 +64,19 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
     if name == "onnx" and source:
         from verify.ports.onnx_file import OnnxPort
 
-        _only_float32_on_cpu(spec, dtype, device)
+        only_float32_on_cpu(spec, dtype, device)
         if not Path(source).is_file():
             raise PortError(f"{spec}: no such file")
         return OnnxPort(Path(source), checkpoint, spec, source)
-    if spec in _BUILTIN:
-        adapter = _BUILTIN[spec]
+    if spec in BUILTIN:
+        adapter = BUILTIN[spec]
         if why := adapter.missing:
             raise MissingDependency(f"{spec}: {why}")
+        if why := adapter.unfit(checkpoint.config):
+            raise PortError(f"{spec}: {why}")
         return adapter.build(checkpoint, dtype, device)
     if ":" not in spec:
-        known = ", ".join(["huggingface", *_BUILTIN])
+        known = ", ".join(["huggingface", *BUILTIN])
         raise UsageError(
             f"--port {spec}: not FILE.py:factory, package.module:factory, process=COMMAND, "
             f"http://…, or one of {known}"

@@ -15,7 +15,7 @@ from typing import Any
 from verify.findings import Finding, PortReport, Report
 
 #: ``major.minor``: a key that is added raises the minor number, any other change the major one.
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 
 def plain(value: Any) -> Any:

@@ -131,7 +131,9 @@ def _heading(report: Report) -> str:
     count = f"{parameters:,} parameters" if isinstance(parameters, int) else "parameters unknown"
     path = checkpoint.get("path", "?")
     name = "default checkpoint" if is_default(Path(path)) else f"checkpoint {path}"
-    return f"{name}: {count} ({sizes})"
+    kind = checkpoint.get("architecture", "gpt2")
+    said = f"{kind}, " * (kind != "gpt2") + sizes + ", untied" * (not checkpoint.get("tied", True))
+    return f"{name}: {count} ({said})"
 
 
 def _inputs(report: Report) -> str:
