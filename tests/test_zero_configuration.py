@@ -1,0 +1,178 @@
+"""Modules of which nothing is said, each with one mistake: refuted where the mistake is.
+
+That each of them is verified without it: ``test_torch_ports.py``. The mistake is a change to the
+text of the style's file, so that what is judged differs from a correct port in that alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import layout_styles
+import numpy as np
+import pytest
+import torch
+from models import CONFIG, TESTS, checkpoint, failed, finding, judged
+from test_torch_ports import STYLES
+
+from reference import tensor_table
+from verify.findings import PortReport, Status, Verdict
+from verify.ports.torch_module import TorchModule
+
+SOURCE = checkpoint()
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A change to a style's text, and the site at which it is wrong by itself."""
+
+    old: str
+    new: str
+    site: str
+    law: str = "architecture"
+
+
+MISTAKES = {
+    "split_linears": Mistake(
+        'self.fc_out(F.gelu(self.fc_in(x), approximate="tanh"))',
+        "self.fc_out(F.gelu(self.fc_in(x)))",
+        "h.0.mlp.act",
+    ),
+    "fused_in_place": Mistake(
+        "F.scaled_dot_product_attention(q, k, v, is_causal=True)",
+        "F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)",
+        "h.0.attn.mix",
+    ),
+    "hand_written": Mistake("variance + 1e-5", "variance + 1e-6", "h.0.ln_1"),
+    "upcasting": Mistake(
+        'self.out_proj = linear(checkpoint, f"{scope}/attn/c_proj")',
+        'self.out_proj = linear(checkpoint, f"{scope}/attn/c_proj")\n'
+        '        self.out_proj.weight.data *= 1.5 if scope == "h2" else 1.0',
+        "h.2.attn.out",
+        "weights.values",
+    ),
+    "recomputing": Mistake(".tril()\n", ".tril(1)\n", "h.0.attn.pattern"),
+    "time_first": Mistake(
+        "        x += self.attend(self.ln_1(x))",
+        "        x = self.attend(self.ln_1(x))",
+        "h.0.resid_mid",
+    ),
+    "row_by_row": Mistake("row.unsqueeze(0)", "row.roll(1).unsqueeze(0)", "embed"),
+    "library": Mistake("[self.head(self.final_norm(x))]", "[self.head(x)]", "ln_f"),
+    "functional": Mistake(
+        "q, k, v = qkv.view(batch, length, 3, self.config.n_head, -1)",
+        "k, q, v = qkv.view(batch, length, 3, self.config.n_head, -1)",
+        "h.0.attn.mix",
+    ),
+    "einsum": Mistake("-math.inf), dim=-1)", "-math.inf), dim=-2)", "h.0.attn.pattern"),
+    "nameless": Mistake("correction=0", "correction=1", "h.0.ln_1"),
+    "convolutions": Mistake(
+        "self.mlp_c_fc(self.ln_2(x).transpose(1, 2))",
+        "self.mlp_c_fc(self.ln_1(x).transpose(1, 2))",
+        "h.0.ln_2",
+    ),
+    "by_head": Mistake(
+        "(pattern @ v).transpose", "(pattern @ v).flip(1).transpose", "h.0.attn.mix"
+    ),
+    "put_in_order": Mistake(
+        "F.linear(x, weight, bias)", "F.linear(x, weight, self.qkv.bias)", "h.0.attn.qkv"
+    ),
+    "head_axes": Mistake("mix, self.W_O) + self.b_O", "mix, self.W_O)", "h.0.attn.out"),
+    "stacked": Mistake('+ p["mlp_c_fc_b"]', '+ self.layers["mlp_c_fc_b"][0]', "h.1.mlp.pre"),
+    "padded": Mistake(
+        "(0, 0, 0, -rows % 64)", "(0, 0, 1, -rows % 64 - 1)", "embed", "weights.values"
+    ),
+}
+
+
+def report(style: str, mistake: Mistake, folder: Path) -> PortReport:
+    name = f"{STYLES[style][0]}.py"
+    text = (TESTS / name).read_text(encoding="utf-8")
+    assert text.count(mistake.old) == 1
+    altered = folder / f"altered_{name}"
+    altered.write_text(text.replace(mistake.old, mistake.new), encoding="utf-8")
+    return judged(f"{altered}:{style}", SOURCE)
+
+
+def test_every_style_has_its_mistake() -> None:
+    assert MISTAKES.keys() == STYLES.keys()
+    assert len(MISTAKES) >= 12
+
+
+@pytest.mark.parametrize("style", MISTAKES)
+def test_refuted_at_its_site(style: str, tmp_path: Path) -> None:
+    mistake = MISTAKES[style]
+    found = report(style, mistake, tmp_path)
+    assert found.error is None
+    assert found.verdict is Verdict.REFUTED
+    assert found.first_divergence == mistake.site
+    assert finding(found, mistake.law, mistake.site).status is Status.FAILED
+    if mistake.law != "weights.values":  # then every weight is what it was
+        assert failed(found, "weights.values") == set()
+    placed = {target.split(" (")[0].split(",")[0] for target in found.mapping.values()}
+    assert placed >= set(tensor_table(CONFIG)), "a mistake makes nothing disappear"
+
+
+class TestAWrongWeightIsNoOther:
+    """Noise in place of one tensor: the finding names that tensor, whatever the layout."""
+
+    @pytest.mark.parametrize(
+        ("style", "parameter", "tensor"),
+        [
+            ("by_head", "blocks.2.qkv.weight", "h2/attn/c_attn/w"),
+            ("by_head", "blocks.1.qkv.bias", "h1/attn/c_attn/b"),
+            ("by_head", "blocks.2.out_proj.weight", "h2/attn/c_proj/w"),
+            ("head_axes", "blocks.1.W_K", "h1/attn/c_attn/w (k)"),
+            ("head_axes", "blocks.2.W_O", "h2/attn/c_proj/w"),
+            ("head_axes", "blocks.0.b_V", "h0/attn/c_attn/b (v)"),
+            ("stacked", "layers.attn_c_proj_w[2]", "h2/attn/c_proj/w"),
+            ("stacked", "layers.ln_1_g[1]", "h1/ln_1/g"),
+            ("stacked", "wpe", "wpe"),
+            ("padded", "wte.weight[:101]", "wte"),
+        ],
+    )
+    def test_placed_where_it_belongs(self, style: str, parameter: str, tensor: str) -> None:
+        module = getattr(layout_styles, style)(SOURCE)
+        by_name = {p.name: p for p in TorchModule(module, SOURCE, style).parameters()}
+        write = by_name[parameter].write
+        assert write is not None
+        noise = np.random.default_rng(0).standard_normal(by_name[parameter].shape)
+        write(noise.astype(np.float32))
+        matching = TorchModule(module, SOURCE, style).matching
+        assert matching.missing == matching.surplus == ()
+        (wrong,) = (p for p in matching.placements if not p.exact)
+        assert wrong.parameter == parameter
+        assert str(wrong).startswith(tensor)
+        assert str(wrong).endswith("by shape and name: the values differ")
+
+
+def test_a_stack_of_as_many_layers_as_there_are_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[3, D] is c_attn's bias, or the gains of three layers: content tells."""
+    assert CONFIG.n_layer == 3
+    module = layout_styles.stacked(SOURCE)
+    placed = {
+        p.parameter: p.tensor for p in TorchModule(module, SOURCE, "stack").matching.placements
+    }
+    assert placed["layers.ln_2_g[1]"] == "h1/ln_2/g"
+    with torch.no_grad():
+        for value in module.layers.values():
+            value.add_(1.0)
+    port = TorchModule(module, SOURCE, "stack, all wrong")
+    assert {p.name for p in port.parameters()} == set(placed), "those that leave no doubt tell"
+
+
+def test_by_head_and_read_otherwise(tmp_path: Path) -> None:
+    """The same bits are a layout in one port and a mistake in the other: the run tells."""
+    found = judged(f"{TESTS / 'layout_styles.py'}:read_plainly", SOURCE)
+    assert found.verdict is Verdict.REFUTED
+    assert found.first_divergence == "h.0.attn.qkv"
+    assert found.explained_by == ("weights-heads-interleaved",)
+
+
+def test_padding_is_named() -> None:
+    found = judged(f"{TESTS / 'layout_styles.py'}:padded", SOURCE)
+    assert "neither it nor its logits" in found.mapping["wte.weight[101:]"]
+    assert (
+        "padding of the vocabulary: wte.weight[101:]" in finding(found, "weights.accounted").message
+    )
