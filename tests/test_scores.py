@@ -187,42 +187,49 @@ class TestCascadeScores:
         error, noise = rng.standard_normal((2, 9, 4))
         scores = CascadeScores()
         assert not scores.seen
-        scores.add(error[:5], noise[:5], None)
-        scores.add(error[5:], noise[5:], None)
+        scores.add(error[:5], noise[None, :5], None)
+        scores.add(error[5:], noise[None, 5:], None)
         ratios = (error**2).sum(axis=0) / (noise**2).sum(axis=0)
         assert scores.seen
         assert scores.floors() == pytest.approx(np.sqrt(ratios.mean()))
 
+    def test_draws_are_averaged(self) -> None:
+        error, noise = np.full((5, 4), 3.0), rng.standard_normal((6, 5, 4))
+        scores = CascadeScores()
+        scores.add(error, noise, None)
+        square = (noise**2).mean(axis=0).sum(axis=0)
+        assert scores.floors() == pytest.approx(np.sqrt((45.0 / square).mean()))
+
     def test_the_budget_is_part_of_the_floor(self) -> None:
         scores = CascadeScores()
-        scores.add(np.full((3, 2), 4.0), np.zeros((3, 2)), np.full((3, 2), 2.0))
+        scores.add(np.full((3, 2), 4.0), np.zeros((1, 3, 2)), np.full((3, 2), 2.0))
         assert scores.floors() == pytest.approx(2.0)
 
     def test_tiles_are_the_whole(self) -> None:
         error, noise = rng.standard_normal((2, 3, 7))
         whole, tiled = CascadeScores(), CascadeScores()
-        whole.add(error, noise, None)
+        whole.add(error, noise[None], None)
         for first in (0, 3, 6):
             part = slice(first, first + 3)
-            tiled.add(error[:, part], noise[:, part], None, first, 7)
+            tiled.add(error[:, part], noise[None, :, part], None, first, 7)
         assert tiled.floors() == pytest.approx(whole.floors())
 
     def test_by_head_below_the_diagonal(self) -> None:
         error = np.where(np.tri(4, dtype=bool), 2.0, np.nan) * np.ones((3, 1, 1))
         scores = CascadeScores()
-        scores.add(error, np.ones((3, 4, 4)), None)
+        scores.add(error, np.ones((1, 3, 4, 4)), None)
         assert scores.floors() == pytest.approx(2.0)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_what_is_not_a_number_is_infinitely_far(self, value: float) -> None:
         scores = CascadeScores()
-        scores.add(np.array([[0.0, value]]), np.ones((1, 2)), None)
+        scores.add(np.array([[0.0, value]]), np.ones((1, 1, 2)), None)
         assert scores.floors() == math.inf
 
     def test_an_error_without_noise_is_infinitely_far(self) -> None:
         scores = CascadeScores()
-        scores.add(np.array([[0.0, 1e-9]]), np.array([[1.0, 0.0]]), None)
+        scores.add(np.array([[0.0, 1e-9]]), np.array([[[1.0, 0.0]]]), None)
         assert scores.floors() == math.inf
         exact = CascadeScores()
-        exact.add(np.zeros((1, 2)), np.zeros((1, 2)), None)
+        exact.add(np.zeros((1, 2)), np.zeros((1, 1, 2)), None)
         assert exact.floors() == 0.0

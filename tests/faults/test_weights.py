@@ -134,7 +134,9 @@ def test_of_another_model_nothing_is_said(tensor: str, seed: int) -> None:
 def test_it_is_named_from_logits_alone(name: str) -> None:
     report = judged(f"{ANY}logits {name}")
     assert report.verdict is Verdict.REFUTED
-    assert report.explained_by == (name,), report.causes
+    (cause,) = report.causes
+    # Some are one function with the fault of an operation: from logits, either says it.
+    assert name in (cause.fault, *cause.instead), report.causes
 
 
 @pytest.mark.parametrize("name", ["weights-int8-channel", "weights-other-norm", "weights-scaled"])

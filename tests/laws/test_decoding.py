@@ -32,7 +32,7 @@ def test_every_mistake_shows_in_some_split_and_in_none_without_a_cache() -> None
             np.inf if got is None else np.abs(got - whole).max()
             for got in (decoded(lengths, way) for lengths in splits_of(7))
         ]
-        assert max(shown) > 0.1, way.words
+        assert max(shown) > (1e-3 if way.coarse else 0.1), way.words
         if "sees only the last" not in way.words:
             assert shown[0] < 1e-9, way.words
 

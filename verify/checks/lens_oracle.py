@@ -71,17 +71,18 @@ def oracle(subject: Subject, tokens_T: Tokens) -> Oracle:
         for site in sites:
             known = lockstep.value(site)
             assert known is not None, "sites are asked for in their order"
-            exact_TD, noise_TD = known
-            if not np.isfinite(noise_TD).all():
+            exact_TD, noise_RTD = known
+            if not np.isfinite(noise_RTD).all():
                 raise NotExamined(f"the reference overflows in {subject.precision.name}")
-            states.append(Measured(exact_TD, _floor(exact_TD, noise_TD, subject.precision)))
+            states.append(Measured(exact_TD, _floor(exact_TD, noise_RTD, subject.precision)))
     return Oracle(subject, tokens_T, sites, tuple(states))
 
 
-def _floor(exact_TD: Floats, noise_TD: Floats, p: Precision) -> Floats:
+def _floor(exact_TD: Floats, noise_RTD: Floats, p: Precision) -> Floats:
+    noise2_TD = np.mean(noise_RTD**2, axis=0)
     scale_T1 = np.sqrt(np.var(exact_TD, axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
-    channel_D = np.mean((noise_TD / scale_T1) ** 2, axis=0)
-    squares_TD = np.maximum(noise_TD**2, channel_D * scale_T1**2)
+    channel_D = np.mean(noise2_TD / scale_T1**2, axis=0)
+    squares_TD = np.maximum(noise2_TD, channel_D * scale_T1**2)
     floor_TD: Floats = np.maximum(np.sqrt(squares_TD + (p.u * exact_TD) ** 2), p.tiny)
     return floor_TD
 

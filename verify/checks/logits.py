@@ -62,15 +62,18 @@ class LogitsComparison:
     def add_row(
         self, row: int, logits_TV: Floats, lockstep: Lockstep
     ) -> Iterator[tuple[int, Floats, Floats]]:
-        """Compare one sequence tile by tile, yielding ``(first token, error, noise)`` of each."""
-        sums = np.zeros((2, len(logits_TV)))
-        squares = np.zeros((2, len(logits_TV)))
+        """Compare one sequence tile by tile, yielding ``(first token, error, noise)`` of each.
+
+        Of the noise R draws, with the error R + 1 deviations.
+        """
+        sums: Floats = np.zeros(0)
+        squares: Floats = np.zeros(0)
         for first, exact, noise in lockstep.logits():
             got = np.asarray(logits_TV[:, first : first + exact.shape[-1]], np.float64)
             error = np.where(np.isfinite(got), got - exact, np.inf)
-            for i, deviation in enumerate((error, noise)):
-                sums[i] += deviation.sum(axis=-1)
-                squares[i] += (deviation**2).sum(axis=-1)
+            deviations = np.concatenate([error[None], noise])
+            sums = deviations.sum(axis=-1) + (sums if sums.size else 0.0)
+            squares = (deviations**2).sum(axis=-1) + (squares if squares.size else 0.0)
             at = np.unravel_index(int(np.argmax(np.abs(error))), error.shape)
             size = float(np.abs(error[at]))
             if self._worst is None or size > self._worst.score:
@@ -79,10 +82,10 @@ class LogitsComparison:
             yield first, error, noise
         n = self._config.n_vocab
         self._error += float(squares[0].sum())
-        self._noise += float(squares[1].sum())
+        self._noise += float(squares[1:].mean(axis=0).sum())
         centred = np.maximum(squares - sums**2 / n, 0.0)
         self._centred_error += float(centred[0].sum())
-        self._centred_noise += float(centred[1].sum())
+        self._centred_noise += float(centred[1:].mean(axis=0).sum())
         self._largest_shift = max(self._largest_shift, float(np.max(np.abs(sums[0] / n))))
 
     @property

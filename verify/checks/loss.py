@@ -255,5 +255,5 @@ def _oracle(subject: Subject, tokens_T: Tokens) -> tuple[float, float]:
         exact, noise = (np.concatenate(x, axis=-1) for x in list(zip(*tiles, strict=True))[1:])
     return (
         loss_nats(exact, tokens_T),
-        loss_noise(log_softmax(exact[:-1]), noise[:-1], tokens_T[1:]),
+        loss_noise(log_softmax(exact[:-1]), noise[:, :-1], tokens_T[1:]),
     )

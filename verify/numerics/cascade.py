@@ -2,13 +2,14 @@
 
 How far may they part? As far as rounding takes them, and that is measured: the same reference,
 run in the port's precision, parts from float64 by the *noise floor* of these weights and this
-input. Both runs advance in step with the port, so that one layer is in memory at a time.
+input. All runs advance in step with the port, so that one layer is in memory at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference.config import Config
-from reference.model import Round, forward
+from reference.model import forward
 from reference.ops import unembed
+from verify.numerics.draws import Rounding, draws
 from verify.numerics.local import vocabulary_tiles
 from verify.numerics.parallel import both
 from verify.numerics.precision import FLOAT32, Precision
@@ -30,10 +32,15 @@ Floats = NDArray[np.floating]
 #: Largest error of a correct port, in floors. Not derived but calibrated: twice the largest that
 #: ``scripts/calibrate.py`` saw in 1,440 runs of correct ports, rounded up (docs/numerics.md).
 LIMIT_FLOORS = 10.0
+#: Of the random moves of the logits, which are not part of the run that is kept.
+LAST = 1
 
 
 class Lockstep:
-    """The oracle in float64 and in the port's precision, one sequence, advanced site by site."""
+    """The oracle in float64 and in the port's precision, one sequence, advanced site by site.
+
+    In the port's precision it runs as often as ``verify.numerics.draws`` says, R times below.
+    """
 
     def __init__(
         self,
@@ -46,7 +53,7 @@ class Lockstep:
         # Rounding noise is proportional to u, so float64's floor is float32's, scaled.
         narrow = FLOAT32 if precision.name == "float64" else precision
         self.scale = precision.u / narrow.u
-        self._store = narrow.round
+        self._narrow, self._tokens_T = narrow, tokens_T
         run = partial(_run, config, weights, narrow, tokens_T)
         self._runs = weights.recording.of(config, tokens_T, run) if weights.recording else run()
         self._order = {name: i for i, name in enumerate(sites(config))}
@@ -54,7 +61,8 @@ class Lockstep:
         self._at = -1
 
     def value(self, name: str) -> tuple[Floats, Floats] | None:
-        """(exact value, noise) of a site; None if it was asked for out of order and is gone."""
+        """(exact value, noise [R, …]) of a site; None if it was asked for out of order and is
+        gone."""
         target = self._order[name]
         while self._at < target:
             site, exact, noisy = next(self._runs)
@@ -68,19 +76,20 @@ class Lockstep:
         return exact, (noisy - exact) * self.scale
 
     def logits(self, first: int = 0) -> Iterator[tuple[int, Floats, Floats]]:
-        """The last site in tiles: ``(first token, exact, noise)``, each [T, tile].
+        """The last site in tiles: ``(first token, exact [T, tile], noise [R, T, tile])``.
 
         ``first``: the positions before it are left out.
         """
         last = before_head(self._config)
         self.value(last)
-        exact_TD, noisy_TD = (x_TD[first:] for x_TD in self._passed[last])
+        exact_TD, noisy_RTD = (x[..., first:, :] for x in self._passed[last])
         head_VD = self._weights[self._config.head]
+        stores = _roundings(self._narrow, self._tokens_T, LAST)
         for rows in vocabulary_tiles(len(exact_TD), len(head_VD)):
             tile_VD = head_VD[rows]
             exact, noisy = both(
                 partial(_exact_logits, exact_TD, tile_VD),
-                partial(_noisy_logits, noisy_TD, tile_VD, self._store),
+                partial(_noisy_logits, noisy_RTD, tile_VD, stores),
             )
             yield rows.start, exact, (noisy - exact) * self.scale
 
@@ -88,20 +97,33 @@ class Lockstep:
 def _run(
     config: Config, weights: DeclaredWeights, narrow: Precision, tokens_T: NDArray[np.integer]
 ) -> Iterator[Pair]:
-    """Both runs, site by site. Nobody asks for the logits, which have a tiled form of their own."""
+    """All runs, site by site. Nobody asks for the logits, which have a tiled form of their own."""
     exact_run = forward(Widened(weights), config, tokens_T)
-    noisy_run = forward(weights, config, tokens_T, np.float32, narrow.round)
+    noisy_runs = [
+        forward(weights, config, tokens_T, np.float32, store)
+        for store in _roundings(narrow, tokens_T)
+    ]
     while True:
-        (site, exact), (_, noisy) = both(lambda: next(exact_run), lambda: next(noisy_run))
+        (site, exact), noisy = both(
+            lambda: next(exact_run), lambda: np.stack([next(run)[1] for run in noisy_runs])
+        )
         yield site, exact, noisy
+
+
+def _roundings(narrow: Precision, tokens_T: NDArray[np.integer], *key: int) -> list[Rounding]:
+    """One for each draw, the same for the same tokens."""
+    seed = zlib.crc32(np.asarray(tokens_T, "<i8").tobytes())
+    return [Rounding(narrow, seed, draw, *key) for draw in range(draws(len(tokens_T)))]
 
 
 def _exact_logits(x_TD: Floats, tile_VD: Floats) -> Floats:
     return unembed(x_TD, tile_VD.astype(np.float64))
 
 
-def _noisy_logits(x_TD: Floats, tile_VD: Floats, store: Round) -> Floats:
-    return store(unembed(x_TD, tile_VD))
+def _noisy_logits(x_RTD: Floats, tile_VD: Floats, stores: Sequence[Rounding]) -> Floats:
+    return np.stack(
+        [store(unembed(x_TD, tile_VD)) for x_TD, store in zip(x_RTD, stores, strict=True)]
+    )
 
 
 @dataclass
@@ -124,8 +146,10 @@ class CascadeScores:
         first: int = 0,
         channels: int = 0,
     ) -> None:
-        """Take in [T, F] (or [H, T, S], s ≤ t), element by element."""
-        floor = noise**2 if budget is None else noise**2 + budget**2
+        """Take in [T, F] (or [H, T, S], s ≤ t), element by element; of the noise, R draws."""
+        floor = np.mean(noise**2, axis=0)
+        if budget is not None:
+            floor += budget**2
         squares = np.where(np.isfinite(error), error, np.inf) ** 2
         if error.ndim == 3:
             below = np.tri(*error.shape[-2:], dtype=np.bool_)

@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 from reference import ops
 from reference.config import Config
 from verify.numerics.directions import Direction
+from verify.numerics.draws import draws, moves
 from verify.numerics.precision import FLOAT32, Precision
 from verify.numerics.sweep import Array, Batch
 from verify.numerics.weights import DeclaredWeights
 
 #: The imaginary step: its square is far below rounding, and it is far above underflow.
 STEP = 2.0**-40
-#: Predictions whose noise is looked at, at least. With so few degrees of freedom a normal error
-#: exceeds ten times its own estimated size with probability 4e-7 (Student's distribution).
-OBSERVATIONS = 12
 
 
 def derivative_noise(
@@ -40,15 +38,14 @@ def derivative_noise(
     """
     # Rounding noise is proportional to u, so float64's floor is float32's, scaled.
     narrow = FLOAT32 if precision.name == "float64" else precision
-    draws = -(-OBSERVATIONS // exact_DN.shape[1])
-    squares = np.zeros(len(directions))
-    for draw in range(draws):
+    squares, count = np.zeros(len(directions)), draws(exact_DN.shape[1])
+    for draw in range(count):
         noisy = _Noisy(batch.config, batch.weights, batch.whole_BT, narrow, draw)
         losses = noisy.losses(directions, np.full((len(directions), 1), 1j * STEP))
         unit = STEP * losses.scale
         noise_DN = losses.moved[:, 0].imag / unit[:, None] - exact_DN
         # The errors of the predictions may have one cause: their mean is no smaller than each.
-        squares += np.mean(noise_DN**2, axis=-1) / draws
+        squares += np.mean(noise_DN**2, axis=-1) / count
     squares += np.mean((narrow.u * exact_DN) ** 2, axis=-1)
     # A gradient that is too small for the format is off by up to `tiny`, wherever it is kept.
     square = np.array([d.square for d in directions])
@@ -77,9 +74,9 @@ class _Noisy(Batch):
 
     def keep(self, value: Array, rng: np.random.Generator) -> Array:
         kept = np.empty_like(value)
-        kept.real = self.precision.round(value.real + self._moved(value.real, rng))
+        kept.real = self.precision.round(value.real + moves(value.real, self.precision, rng))
         # No format's range: that of the derivatives which a port keeps is another one (``tiny``).
-        kept.imag = value.imag + self._moved(value.imag, rng)
+        kept.imag = value.imag + moves(value.imag, self.precision, rng)
         return kept
 
     def layer_norm(self, x_ND: Array, rng: np.random.Generator, g_D: Array, b_D: Array) -> Array:
@@ -89,7 +86,8 @@ class _Noisy(Batch):
         value = ops.layer_norm(x_ND, g_D, b_D)
         mean_N1, deviation_N1 = _statistics(x_ND.real)
         relative_N1 = 1 + np.abs(mean_N1) / deviation_N1
-        value.imag += self._moved(g_D * x_ND.imag / deviation_N1 * relative_N1, rng)
+        before = g_D * x_ND.imag / deviation_N1
+        value.imag += moves(before * relative_N1, self.precision, rng)
         return value
 
     def pattern(self, scores: Array, rng: np.random.Generator) -> Array:
@@ -97,19 +95,25 @@ class _Noisy(Batch):
         almost nothing is left of it: an error relative to what is subtracted."""
         value = ops.causal_softmax(scores)
         p, moved = value.real, np.tril(np.abs(scores.imag))
-        value.imag += self._moved(p * (moved + np.sum(p * moved, axis=-1, keepdims=True)), rng)
+        before = p * (moved + np.sum(p * moved, axis=-1, keepdims=True))
+        value.imag += moves(before, self.precision, rng)
         return value
 
     def gain(self, x_ND: Array, v_D: Array, rng: np.random.Generator) -> Array:
         """The derivative by a gain is what is normalised with those statistics."""
         mean_N1, deviation_N1 = _statistics(x_ND)
-        error = self._moved(v_D * (np.abs(x_ND) + np.abs(mean_N1)) / deviation_N1, rng)
-        return super().gain(x_ND, v_D, rng) + error
+        before = v_D * (np.abs(x_ND) + np.abs(mean_N1)) / deviation_N1
+        return super().gain(x_ND, v_D, rng) + moves(before, self.precision, rng)
 
-    def _moved(self, value: Array, rng: np.random.Generator) -> Array:
-        """u ξ times the value, ξ between -1 and 1."""
-        xi: Array = 2 * rng.random(value.shape, np.float32) - 1
-        return value * (xi * np.float32(self.precision.u))
+    def cancelled(self, x_RND: Array, rng: np.random.Generator) -> Array:
+        """The derivative of the loss by the last state is the mean of all rows of the head, as
+        likely as their tokens are, less the row of the target. Rows that are alike leave nothing of
+        it but an error relative to what is subtracted, channel by channel; and that of a sum over
+        all."""
+        rows_ND, p = self.weights[self.config.head][self.targets_N], self.precision
+        terms_RN = np.sqrt(np.sum((rows_ND * x_RND.imag) ** 2, axis=-1))
+        sums = np.sqrt(self.config.n_vocab) * p.u_sum / p.u
+        return 1j * moves(terms_RN * np.hypot(1.0, sums), p, rng)
 
 
 def _statistics(x_ND: Array) -> tuple[Array, Array]:

@@ -152,10 +152,14 @@ class _Differences:
         # Like in all runs, and mixed with what is left of the even parts only where h is too large.
         noise = np.median(np.sqrt(np.mean(even**2, axis=-1))) if len(even) else 0.0
         noise = max(noise, FLOAT64.u * np.sqrt(np.mean(losses.unmoved**2)))
+        by_token = np.einsum("k,dkn->dn", TO_ZERO, quotients)
+        # θ + h v is rounded, too, alike on both sides, which no even part shows: by u in units of
+        # its own size, of which the step is h.
+        moved = FLOAT64.u / step * np.sqrt(np.mean(by_token**2, axis=-1))
         return cls(
-            by_token=np.einsum("k,dkn->dn", TO_ZERO, quotients),
+            by_token=by_token,
             truncation=np.abs((4 * near - middle) - (4 * middle - far)) / 3,
-            rounding=ODD_NOISE * noise / (step * losses.scale),
+            rounding=np.hypot(ODD_NOISE * noise / (step * losses.scale), moved),
             step=step,
         )
 

@@ -61,7 +61,7 @@ def measure_floor(
         size = len(tokens_T) - first
         noise_T, squares_T, last = np.zeros(size), np.zeros(size), []
         for _, exact, noise in lockstep.logits(first):
-            noise_T += (noise**2).sum(axis=-1)
+            noise_T += (noise**2).mean(axis=0).sum(axis=-1)
             squares_T += (exact**2).sum(axis=-1)
             last.append(exact[-1])
         noise_T, squares_T = noise_T / config.n_vocab, squares_T / config.n_vocab

@@ -86,8 +86,9 @@ def mean_budget(p: Precision, nats: Floats, budget: Floats) -> float:
     return float(np.sqrt(np.mean(budget) ** 2 + own)) + p.tiny
 
 
-def loss_noise(log_p_TV: Floats, noise_TV: Floats, labels_T: Tokens) -> float:
-    """What measured noise of the logits does to the mean loss, to first order; RMS over positions.
+def loss_noise(log_p_TV: Floats, noise_RTV: Floats, labels_T: Tokens) -> float:
+    """What measured noise of the logits does to the mean loss, to first order; RMS over positions
+    and draws.
 
     The noise as it was drawn, together with what noise of that size does in directions of its
     own, so that a draw that happens to cancel cannot make a correct port look wrong. Errors of
@@ -95,8 +96,8 @@ def loss_noise(log_p_TV: Floats, noise_TV: Floats, labels_T: Tokens) -> float:
     """
     gradient = np.exp(log_p_TV)
     gradient[np.arange(len(labels_T)), labels_T] -= 1.0
-    drawn = np.sum(gradient * noise_TV, axis=-1)
-    other = np.mean(noise_TV**2, axis=-1) * np.sum(gradient**2, axis=-1)
+    drawn = np.sum(gradient * noise_RTV, axis=-1)
+    other = np.mean(noise_RTV**2, axis=-1) * np.sum(gradient**2, axis=-1)
     return float(np.sqrt(np.mean(drawn**2 + other)))
 
 

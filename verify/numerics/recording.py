@@ -1,7 +1,7 @@
 """The oracle's runs, kept for the next port that is judged on the same tokens.
 
 Every port of a run meets the same inputs, and in the same precision the oracle has the same to say
-about them. Its two runs are most of what the cascaded comparison costs.
+about them. Its runs are most of what the cascaded comparison costs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference.config import Config
+from verify.numerics.draws import draws
 
-#: A site, its value in float64, and its value in the port's precision.
+#: A site, its value in float64, and its values in the port's precision, one for each draw.
 Pair = tuple[str, NDArray[np.floating], NDArray[np.floating]]
 #: What the runs of all inputs may take. The default checkpoint's take 0.4 GB.
 ROOM_BYTES = 512 << 20
@@ -66,7 +67,7 @@ class _Run:
 
 
 def run_bytes(config: Config, length: int) -> int:
-    """What both runs of one sequence take: all sites but the logits, in float64 and in float32."""
-    d = config.n_embd
+    """What all runs of one sequence take: all sites but the logits, in float64 and in float32."""
+    d, per_element = config.n_embd, 8 + 4 * draws(length)
     per_layer = length * 18 * d + 2 * config.n_head * length**2
-    return 12 * (config.n_layer * per_layer + 2 * length * d)
+    return per_element * (config.n_layer * per_layer + 2 * length * d)

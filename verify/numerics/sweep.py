@@ -125,6 +125,10 @@ class Batch:
         """What a layer norm makes of v in place of its gain, and of no bias; x is real."""
         return ops.layer_norm(x_ND, v_D, np.zeros(1, self.real))
 
+    def cancelled(self, x_RND: Array, rng: np.random.Generator) -> Array | float:
+        """What is lost where the loss subtracts one row of the head from the mean of all."""
+        return 0.0
+
     def weight(self, name: str) -> Array:
         return self.weights.float64(name) if self.real == np.float64 else self.weights[name]
 
@@ -270,6 +274,7 @@ class _Sweep:
             self._count(y_RNV)
             losses.add(rows.start, y_RNV)
         loss_RN = losses.losses()
+        loss_RN[: len(x_RND)] += b.cancelled(x_RND, self.rng)
         moved = np.zeros((len(self.directions), k, n), b.dtype)
         for i in self.live:
             moved[i] = loss_RN[self._runs(i)]

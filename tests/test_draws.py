@@ -1,0 +1,90 @@
+"""The noise floor of few numbers, or of numbers that are all alike, is no accident."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from models import checkpoint
+from strategies import Model
+
+from reference import Config
+from verify.checkpoint import Checkpoint
+from verify.findings import Status
+from verify.inputs import seeded
+from verify.judge import judge
+from verify.numerics.cascade import Lockstep
+from verify.numerics.draws import OBSERVATIONS, Rounding, draws, moves
+from verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, Precision
+from verify.numerics.weights import DeclaredWeights
+from verify.run import Silent
+
+#: Correct ports that one draw of the noise had refuted: one token, or few channels.
+REFUTED_ONCE = [
+    (Model((44, 2, 2, 2, 4), "tiny_variance", 158), 1),
+    (Model((51, 8, 12, 2, 6), "ordinary", 46), 1),
+    (Model((5, 1, 24, 3, 6), "large_channels", 154), 1),
+    (Model((71, 10, 24, 3, 4), "equal_rows", 170), 10),
+    (Model((51, 17, 9, 3, 4), "constant_rows", 162), 12),
+]
+
+
+@pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16, FLOAT16], ids=lambda p: p.name)
+def test_it_rounds_to_the_format_and_moves_by_what_that_may_do(precision: Precision) -> None:
+    values = np.random.default_rng(0).standard_normal((40, 50)).astype(np.float32)
+    moved = Rounding(precision, 1)(values)
+    np.testing.assert_array_equal(moved, precision.round(moved))
+    error = np.abs(moved.astype(np.float64) - values) / np.abs(values)
+    # Moved by at most u, and rounded by at most u.
+    assert error.max() <= 2.001 * precision.u
+    assert np.sqrt(np.mean(error**2)) > 0.4 * precision.u
+
+
+def test_equal_numbers_are_moved_apart() -> None:
+    rng = np.random.default_rng(0)
+    moved = moves(np.ones(1000), FLOAT32, rng) / FLOAT32.u
+    assert np.sqrt(np.mean(moved**2)) == pytest.approx(1 / np.sqrt(3), rel=0.1)
+    assert abs(moved.mean()) < 0.1
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 11, 12, 13])
+def test_there_are_enough_observations(length: int) -> None:
+    config = Config(n_vocab=11, n_ctx=13, n_embd=6, n_head=2, n_layer=2)
+    source: Checkpoint = checkpoint(config)
+    weights = DeclaredWeights(source.tensors, FLOAT32)
+    tokens_T = seeded(config, length, 0).tokens[0]
+    lockstep = Lockstep(config, weights, FLOAT32, tokens_T)
+    known = lockstep.value("h.1.ln_2")
+    assert known is not None
+    exact_TD, noise_RTD = known
+    assert noise_RTD.shape == (draws(length), *exact_TD.shape)
+    assert noise_RTD.shape[0] * length >= OBSERVATIONS
+    assert len(np.unique(noise_RTD, axis=0)) == len(noise_RTD)
+    for _, exact_TV, noise_RTV in lockstep.logits():
+        assert noise_RTV.shape == (draws(length), *exact_TV.shape)
+
+
+def test_the_same_tokens_have_the_same_noise() -> None:
+    source = checkpoint()
+    weights = DeclaredWeights(source.tensors, FLOAT32)
+    tokens_T = seeded(source.config, 5, 0).tokens[0]
+    found = []
+    for _ in range(2):
+        lockstep = Lockstep(source.config, weights, FLOAT32, tokens_T)
+        known = lockstep.value("h.0.resid_post")
+        assert known is not None
+        tiles = list(lockstep.logits())
+        found.append((known[1], np.concatenate([noise for _, _, noise in tiles], axis=-1)))
+    for first, again in zip(*found, strict=True):
+        np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize(("model", "length"), REFUTED_ONCE, ids=lambda x: getattr(x, "regime", x))
+@pytest.mark.parametrize("port", ["huggingface-eager", "huggingface-sdpa"])
+def test_no_correct_port_is_refuted(model: Model, length: int, port: str) -> None:
+    source = model.checkpoint()
+    inputs = [seeded(source.config, length, model.seed)]
+    report = judge(port, source, inputs, None, "cpu", Silent(), laws=("gradient",))
+    assert report.error is None
+    assert [f for f in report.findings if f.status is Status.FAILED] == []
+    judged = {f.id for f in report.findings if f.status is Status.PASSED}
+    assert judged >= {"activations.cascaded", "logits"}

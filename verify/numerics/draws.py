@@ -1,0 +1,44 @@
+"""Noise that is drawn more than once.
+
+What rounding does to a run is measured by running the oracle in the port's precision. One such run
+is one draw: few numbers (a short sequence, a narrow model), or numbers that are all alike (equal
+embeddings), are rounded once, by chance hardly at all, and any correct port then looks wrong. So
+everything that is kept is moved at random besides, by as much as its rounding may do (Monte Carlo
+arithmetic: Parker 1997, "Monte Carlo Arithmetic: exploiting randomness in floating-point
+arithmetic", UCLA CSD-970002). That makes equal numbers as many observations, and where there are
+few of them the noise is drawn again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verify.numerics.precision import Precision
+
+Floats = NDArray[np.floating]
+
+#: Observations of a noise, at least. With so few degrees of freedom a normal error exceeds ten
+#: times its own estimated size with probability 4e-7 (Student's distribution).
+OBSERVATIONS = 12
+
+
+def draws(in_one: int) -> int:
+    """How often a noise is drawn of which one draw holds so many observations."""
+    return -(-OBSERVATIONS // in_one)
+
+
+def moves(values: Floats, precision: Precision, rng: np.random.Generator) -> Floats:
+    """u ξ times the values, ξ between -1 and 1."""
+    xi: Floats = 2 * rng.random(values.shape, np.float32) - 1
+    return values * (xi * np.float32(precision.u))
+
+
+class Rounding:
+    """Rounds to a format what was moved by as much as that may do; another seed, another draw."""
+
+    def __init__(self, precision: Precision, *seed: int) -> None:
+        self._precision, self._rng = precision, np.random.default_rng(seed)
+
+    def __call__(self, values: Floats) -> Floats:
+        return self._precision.round(values + moves(values, self._precision, self._rng))
