@@ -183,7 +183,7 @@ def _variants(plan: Plan, left_out: dict[str, str]) -> list[_Task]:
     from verify.power.variants import VARIANTS, unavailable
 
     seeds = tuple(range(plan.seed, plan.seed + plan.seeds))
-    slow, tasks = [], []
+    slow, judged = [], []
     for name in VARIANTS:
         if plan.quick and name not in QUICK_VARIANTS:
             left_out["the other correct variants"] = "not in a quick run"
@@ -192,8 +192,9 @@ def _variants(plan: Plan, left_out: dict[str, str]) -> list[_Task]:
         elif name in _SLOW:
             slow.append(_Task(variant=name, seeds=seeds))
         else:
-            tasks += [_Task(variant=name, seeds=(seed,)) for seed in seeds]
-    return slow + tasks
+            judged.append(name)
+    # Seed by seed: what is measured for one variant serves the next one.
+    return slow + [_Task(variant=name, seeds=(seed,)) for seed in seeds for name in judged]
 
 
 _bench: Bench | None = None

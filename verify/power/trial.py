@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,7 @@ from verify.inputs import Input, default_inputs, seeded
 from verify.judge import judge
 from verify.numerics.floor import measure_floor
 from verify.numerics.precision import FLOAT32
-from verify.numerics.weights import DeclaredWeights, Widened
+from verify.numerics.weights import DeclaredWeights, SharedWeights, Widened
 from verify.power import peers
 from verify.power.planting import EVERYWHERE, LOGITS, Planting, correct_port, port_with
 from verify.run import Silent
@@ -147,6 +147,7 @@ class Bench:
     def __init__(self, checkpoint: Checkpoint, seed: int, thorough: bool) -> None:
         self.checkpoint, self.seed, self.thorough = checkpoint, seed, thorough
         self._right: dict[int, peers.Shown] = {}
+        self._kept: tuple[int, Checkpoint, SharedWeights] | None = None
 
     def fault(self, planting: Planting) -> FaultOutcome:
         """Short inputs first; what they do not show in full is tried on the default ones."""
@@ -162,16 +163,17 @@ class Bench:
         """A correct variant on the inputs of one seed, against every law."""
         from verify.power.variants import VARIANTS
 
-        inputs = varied_inputs(self.checkpoint, seed)
+        checkpoint, shared = self._measured_once(seed)
         report = judge(
             name,
-            self.checkpoint,
-            inputs,
+            checkpoint,
+            varied_inputs(checkpoint, seed),
             None,
             "cpu",
             Silent(),
             seed,
-            build=lambda: VARIANTS[name](self.checkpoint),
+            build=lambda: VARIANTS[name](checkpoint),
+            shared=shared,
         )
         failures = [f"{f.id} {f.site or ''}: {f.message}" for f in _failed(report)]
         return CorrectOutcome(
@@ -194,16 +196,18 @@ class Bench:
         laws = None
         if not self.thorough or planting.form != EVERYWHERE:
             laws = {fault.law} if fault.law else set()
+        checkpoint, shared = self._measured_once(self.seed)
         report = judge(
             planting.fault,
-            self.checkpoint,
+            checkpoint,
             items,
             None,
             "cpu",
             Silent(),
             self.seed,
-            build=lambda: port_with(fault, planting, self.checkpoint),
+            build=lambda: port_with(fault, planting, checkpoint),
             laws=laws,
+            shared=shared,
         )
         failed = _failed(report)
         first = next((f"{f.id} {f.site or ''}: {f.message}" for f in failed), report.error or "")
@@ -228,6 +232,15 @@ class Bench:
             first,
             report.seconds + (before.seconds if before else 0.0),
         )
+
+    def _measured_once(self, seed: int) -> tuple[Checkpoint, SharedWeights]:
+        """The checkpoint and its weights, with what one trial has had measured for the next one of
+        the same seed. Of one seed at a time: it is much."""
+        if self._kept is None or self._kept[0] != seed:
+            # A checkpoint of its own: what is kept with it goes with it.
+            checkpoint = replace(self.checkpoint)
+            self._kept = seed, checkpoint, SharedWeights(checkpoint.tensors, record=True)
+        return self._kept[1:]
 
     def _sites(self, fault: Fault, planting: Planting, report: PortReport) -> tuple[str, ...]:
         """Where the fault acts; of a site that the port does not show, the next one that is
