@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -55,6 +57,32 @@ def test_environments_exist() -> None:
     assert named
     for environment in {name for names in named for name in names.split(",")}:
         assert f"testenv:{environment}" in tox
+
+
+def test_the_failing_report_is_what_the_command_prints(tmp_path: Path) -> None:
+    """But for its numbers, which depend on the machine."""
+    block = README.split("<!-- failing report -->")[1].split("```")[1]
+    command, *expected = block.strip().removeprefix("console\n").splitlines()
+    source = (ROOT / "examples" / "python" / "modules.py").read_text(encoding="utf-8")
+    wrong = source.replace('nn.GELU("tanh")', "nn.GELU()")
+    assert wrong != source
+    (tmp_path / "my_port.py").write_text(wrong, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "verify", *shlex.split(command.removeprefix("$ gpt-verify "))],
+        cwd=tmp_path,
+        env=os.environ | {"COLUMNS": "110", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert [_masked(x) for x in done.stdout.rstrip().splitlines()] == [_masked(x) for x in expected]
+
+
+def _masked(line: str) -> str:
+    """Without measured numbers, and without the places where the largest of them were."""
+    line = re.sub(r"-?\d+(\.\d+)?(e[+-]\d+)?", "#", re.sub(r"\bh\.\d\.[\w.]+\b", "SITE", line))
+    return re.sub(r" +", " ", line)
 
 
 def test_commands_of_the_readme_are_understood() -> None:
