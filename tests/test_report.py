@@ -18,6 +18,7 @@ from verify.arguments import build_parser
 from verify.findings import Finding, PortReport, Report, Status
 from verify.report import json as json_report
 from verify.report import junit, terminal
+from verify.report.mapping import mapping_lines
 from verify.report.repeat import repeat_command
 from verify.report.text import collapse_sites, first_failure, one_line, ratio
 from verify.run import Options
@@ -265,3 +266,40 @@ class TestRepeat:
 
     def test_defaults_are_not_spelled_out(self) -> None:
         assert repeat_command(None, [], Options()) == "gpt-verify run"
+
+
+class TestMapping:
+    """Which parameter is which tensor, as the terminal says it."""
+
+    def test_layers_are_drawn_together(self) -> None:
+        mapping = {f"blocks.{i}.w": f"h{i}/mlp/c_fc/w, transposed" for i in range(12)}
+        mapping |= {"wte": "wte", "stack[1]": "h1/ln_1/g", "stack[0]": "h0/ln_1/g"}
+        assert mapping_lines(mapping) == [
+            "blocks.0…11.w: h0…11/mlp/c_fc/w, transposed",
+            "wte: wte",
+            "stack[0…1]: h0…1/ln_1/g",
+        ]
+
+    def test_numbers_that_are_no_layers_stand_alone(self) -> None:
+        mapping = {"p3": "h0/ln_1/g", "p1": "h2/ln_1/g", "l.1.w": "h0/ln_2/g", "l.2.w": "h1/ln_2/g"}
+        assert mapping_lines(mapping) == [
+            "p3: h0/ln_1/g",
+            "p1: h2/ln_1/g",
+            "l.1…2.w: h0…1/ln_2/g",
+        ]
+
+    def test_no_page_is_filled(self) -> None:
+        mapping = {f"p{7 * i % 101}": f"h{i}/ln_1/g" for i in range(100)}
+        lines = mapping_lines(mapping)
+        assert len(lines) == 61
+        assert lines[-1] == "and 40 more: --json has all"
+
+    def test_of_one_port_all_is_printed_of_several_what_is_doubtful(self) -> None:
+        mapping = {"a": "wte", "b": "wpe, by shape and name: the values differ by 0.1 of theirs"}
+        port = dataclasses.replace(good(), mapping=mapping)
+        alone, beside = terminal.render(report(port)), terminal.render(report(port, good("two")))
+        for text in (alone, beside):
+            assert "good: 2 parameters, 1 found by content, bit for bit" in text
+            assert "\n  b: wpe, by shape and name" in text
+        assert "\n  a: wte\n" in alone
+        assert "\n  a: wte\n" not in beside

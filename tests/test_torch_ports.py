@@ -20,7 +20,7 @@ from reference import Config, tensor_table
 from verify.checkpoint import Checkpoint
 from verify.findings import PortReport, Status, Verdict
 from verify.inputs import default_inputs
-from verify.matching import PADDING
+from verify.placement import PADDING
 from verify.ports.torch_module import TorchModule
 
 #: What a fused or a hand-written softmax does not show, in every layer.

@@ -144,7 +144,7 @@ class TestAWrongWeightIsNoOther:
         (wrong,) = (p for p in matching.placements if not p.exact)
         assert wrong.parameter == parameter
         assert str(wrong).startswith(tensor)
-        assert str(wrong).endswith("by shape and name: the values differ")
+        assert "by shape and name: the values differ" in str(wrong)
 
 
 def test_a_stack_of_as_many_layers_as_there_are_parts(monkeypatch: pytest.MonkeyPatch) -> None:

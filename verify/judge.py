@@ -25,9 +25,10 @@ from verify.diagnosis.port import Diagnosis, diagnose
 from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Status
 from verify.inputs import Input
-from verify.matching import PADDING, Matching, match
+from verify.matching import Matching, match
 from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights, SharedWeights
+from verify.placement import PADDING, SURPLUS
 from verify.ports import registry
 from verify.process_state import Loading, snapshot
 from verify.sites import sites
@@ -209,6 +210,7 @@ class _Work:
         )
         self.mapping = {p.parameter: str(p) for p in matching.placements}
         self.mapping |= dict.fromkeys(matching.padding, PADDING)
+        self.mapping |= dict.fromkeys(matching.surplus, SURPLUS)
         config = self.checkpoint.config
         self.findings += check_weights(parameters, matching, config, weights)
 

@@ -20,76 +20,18 @@ from reference.weights import tensor_table
 from verify.layouts import PARTS, Layout, layouts
 from verify.names import block_number, name_score
 from verify.numerics.weights import DeclaredWeights
+from verify.placement import Matching as Matching
+from verify.placement import Placement as Placement
+from verify.placement import squeeze
 from verify.ports.port import Parameter
 
 Array = NDArray[np.floating]
 
-#: What the report says of the rows of a table beyond the vocabulary.
-PADDING = "padding of the vocabulary: neither it nor its logits are looked at"
 _SAMPLE = 4096
 #: More than the relative distance of any two samples, less what a name is worth.
 _FARTHEST = 4.0
 #: Between two layouts that fit neither, the one of the other matrices.
 _OTHER_LAYOUT = 0.5
-
-
-@dataclass(frozen=True)
-class Placement:
-    """One parameter of a port and the tensor that it is.
-
-    Attributes:
-        parameter: the port's name.
-        tensor: the checkpoint's name.
-        layout: how the port keeps it.
-        part: 0, 1 or 2 where the parameter is the query, key or value part of ``c_attn`` alone.
-        exact: equal bit for bit.
-        head: a second matrix for ``wte``: an output head of its own.
-    """
-
-    parameter: str
-    tensor: str
-    layout: Layout
-    part: int | None = None
-    exact: bool = True
-    head: bool = False
-
-    @property
-    def transposed(self) -> bool:
-        """The port keeps ``[out, in]``."""
-        return self.layout.transposed
-
-    def expected(self, weights: DeclaredWeights) -> Array:
-        """The tensor in the port's layout, an axis for each of ``layout.axes``, or a matrix."""
-        value = self.of(weights[self.tensor])
-        if self.layout.plain:
-            return _squeeze(value)
-        return _squeeze(value).T if self.transposed else self.layout.lay(value)
-
-    def of(self, value: Array) -> Array:
-        """As much of a whole tensor as the parameter is, in the checkpoint's layout."""
-        return value if self.part is None else np.split(value, 3, axis=-1)[self.part]
-
-    def __str__(self) -> str:
-        part = "" if self.part is None else f" ({PARTS[self.part]})"
-        note = "" if self.exact else ", by shape and name: the values differ"
-        return f"{self.tensor}{part}{self.layout}{note}"
-
-
-@dataclass(frozen=True)
-class Matching:
-    """The result: where each parameter went, and what was left on either side.
-
-    Attributes:
-        placements: what was placed.
-        surplus: parameters that are no tensor.
-        missing: tensors, or parts of ``c_attn``, that no parameter is.
-        padding: what the port says is padding.
-    """
-
-    placements: tuple[Placement, ...]
-    surplus: tuple[str, ...]
-    missing: tuple[str, ...]
-    padding: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,8 +61,15 @@ class _Candidate:
         """The tensor's values, an axis for each of the layout's."""
         return self.layout.lay(self.placed("").of(weights[self.tensor]))
 
-    def placed(self, name: str, exact: bool = True, head: bool = False) -> Placement:
-        return Placement(name, self.tensor, self.layout, self.part, exact, head)
+    def placed(
+        self,
+        name: str,
+        exact: bool = True,
+        head: bool = False,
+        alike: int = 1,
+        distance: float | None = None,
+    ) -> Placement:
+        return Placement(name, self.tensor, self.layout, self.part, exact, head, alike, distance)
 
 
 _Fits = Mapping[str, Sequence[_Candidate]]
@@ -157,8 +106,8 @@ def match(
         value = parameter.read()
         if parameter.implies is not None:
             said = next((c for c in candidates if c.slot == (parameter.implies, None)), None)
-            if said is not None and said.layout.shape == _squeeze(value).shape:
-                same = _same_bits(_squeeze(value), _squeeze(weights[said.tensor]))
+            if said is not None and said.layout.shape == squeeze(value).shape:
+                same = _same_bits(squeeze(value), squeeze(weights[said.tensor]))
                 placed.append(said.placed(parameter.name, same))
                 _close(open_slots, said)
                 continue
@@ -237,17 +186,17 @@ def _nearest(
             if head and c.tensor != "wte":
                 continue
             distance = _distance(value, c.view(weights))
-            distance += _FARTHEST * _strange(parameter.name, c, layer_of)
-            distance += _OTHER_LAYOUT * (not usual.is_usual(c))
-            distance -= name_score(parameter.name, c.tensor, c.part)
-            pairs.append((distance, head, parameter.name, c))
+            rank = distance + _FARTHEST * _strange(parameter.name, c, layer_of)
+            rank += _OTHER_LAYOUT * (not usual.is_usual(c))
+            rank -= name_score(parameter.name, c.tensor, c.part)
+            pairs.append((rank, head, parameter.name, c, distance))
     pairs.sort(key=lambda pair: pair[:3])
     done: dict[str, Placement] = {}
-    for _, head, name, c in pairs:
+    for _, head, name, c, distance in pairs:
         own_head = any(placement.head for placement in done.values())
         if name in done or ((c.slot not in open_slots) != head) or (head and own_head):
             continue
-        done[name] = c.placed(name, exact=False, head=head)
+        done[name] = c.placed(name, exact=False, head=head, distance=distance)
         _close(open_slots, c)
     return list(done.values())
 
@@ -265,7 +214,8 @@ def _take(exact: _Fits, open_slots: set[tuple[str, int | None]]) -> list[Placeme
             if name in taken or (c.slot not in open_slots) != is_head:
                 continue
             if not is_head or c.tensor == "wte":
-                taken[name] = c.placed(name, head=is_head)
+                alike = len({other.slot for other in exact[name]})
+                taken[name] = c.placed(name, head=is_head, alike=alike)
                 _close(open_slots, c)
     return [taken[name] for name in exact if name in taken]
 
@@ -358,11 +308,6 @@ def _distinct(parameters: Sequence[Parameter]) -> Iterator[Parameter]:
         if parameter.storage not in seen:
             seen.add(parameter.storage)
             yield parameter
-
-
-def _squeeze(value: Array) -> Array:
-    """Axes of length 1 carry nothing: OpenAI's [1, in, out] is [in, out]."""
-    return value.reshape([n for n in value.shape if n != 1])
 
 
 def fingerprint(value: Array) -> bytes:

@@ -83,7 +83,8 @@ def _accounted(matching: Matching) -> Finding:
         parts.append(f"no tensor of the checkpoint for {_some(matching.surplus)}")
     if matching.missing:
         parts.append(f"no parameter for {_some(matching.missing)}")
-    return Finding(law, Status.FAILED, "; ".join(parts))
+    details = {"surplus": list(matching.surplus), "missing": list(matching.missing)}
+    return Finding(law, Status.FAILED, "; ".join(parts), details=details)
 
 
 def _count(parameters: Sequence[Parameter], matching: Matching, config: Config) -> Finding:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from verify.findings import Finding, PortReport, Report, Status, Verdict
+from verify.report.mapping import is_sure, mapping_lines
 from verify.report.text import (
     failures_by_check,
     first_failure,
@@ -118,6 +119,23 @@ def _failure(page: _Page, port: PortReport, finding: Finding, repeat: str) -> No
     page.line(f"  repeat: {repeat}")
 
 
+def _mapping(page: _Page, port: PortReport, whole: bool) -> None:
+    """Which parameter was taken for which tensor, and how sure that is.
+
+    Args:
+        whole: every one of them, where no other port takes the place.
+    """
+    sure = sum(is_sure(target) for target in port.mapping.values())
+    page.line()
+    page.line(
+        f"{one_line(port.name)}: {_count(len(port.mapping), 'parameter')}, "
+        f"{sure} found by content, bit for bit"
+    )
+    doubtful = {name: target for name, target in port.mapping.items() if not is_sure(target)}
+    for line in mapping_lines(port.mapping if whole else doubtful):
+        page.line(f"  {one_line(line)}")
+
+
 def _weights(port: PortReport) -> str:
     if port.weights_from == "checkpoint":
         return "converted from the checkpoint under test"
@@ -172,6 +190,9 @@ def render(
         failure = first_failure(port)
         if failure is not None:
             _failure(page, port, failure, repeat)
+    for port in report.ports:
+        if port.mapping:
+            _mapping(page, port, whole=len(report.ports) == 1)
     for port in report.ports:
         for remark in port.remarks:
             page.line()

@@ -67,7 +67,7 @@ def failures_by_check(findings: Iterable[Finding]) -> str:
     return ", ".join(f"{check} ({count})" for check, count in counts.items())
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """``0…11``, ``0…3,7``: consecutive numbers drawn together."""
     runs: list[list[int]] = []
     for value in sorted(set(numbers)):
@@ -92,7 +92,7 @@ def collapse_sites(sites: Iterable[str]) -> str:
         name = site if layer is None else f"h.*.{kind}"
         layers.setdefault(name, []).extend([] if layer is None else [layer])
     return ", ".join(
-        name.replace("*", _ranges(numbers), 1) if numbers else name
+        name.replace("*", ranges(numbers), 1) if numbers else name
         for name, numbers in layers.items()
     )
 
