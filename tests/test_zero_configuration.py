@@ -6,17 +6,24 @@ text of the style's file, so that what is judged differs from a correct port in 
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import layout_styles
 import numpy as np
 import pytest
 import torch
+import torch_styles
 from models import CONFIG, TESTS, checkpoint, failed, finding, judged
 from test_torch_ports import STYLES
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from reference import tensor_table
+from verify.errors import PortError
 from verify.findings import PortReport, Status, Verdict
 from verify.ports.torch_module import TorchModule
 
@@ -176,3 +183,51 @@ def test_padding_is_named() -> None:
     assert (
         "padding of the vocabulary: wte.weight[101:]" in finding(found, "weights.accounted").message
     )
+
+
+class Returning(torch.nn.Module):
+    """A correct model that hands out its logits in one way or another."""
+
+    def __init__(self, wrap: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.model, self.wrap = torch_styles.split_linears(SOURCE), wrap
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        return self.wrap(self.model(ids))
+
+
+class TestOutputs:
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda x: x,
+            lambda x: (x,),
+            lambda x: (x, None),
+            lambda x: [x, {}],
+            lambda x: {"loss": None, "logits": x},
+            lambda x: OrderedDict(logits=x, past_key_values=None),
+            lambda x: SimpleNamespace(logits=x),
+            lambda x: CausalLMOutputWithCrossAttentions(logits=x),
+        ],
+        ids=("tensor", "of one", "tuple", "list", "dict", "ordered", "attribute", "transformers"),
+    )
+    def test_the_logits_are_found(self, wrap: Callable[[torch.Tensor], Any]) -> None:
+        port = TorchModule(Returning(wrap), SOURCE, "returning")
+        plain = TorchModule(torch_styles.split_linears(SOURCE), SOURCE, "plain")
+        tokens = np.array([[1, 2, 3]])
+        assert port.logits(tokens).tobytes() == plain.logits(tokens).tobytes()
+
+    @pytest.mark.parametrize(
+        ("wrap", "said"),
+        [
+            (lambda x: None, "returned NoneType, not logits"),
+            (lambda x: {"hidden": x}, "returned dict, not logits"),
+            (lambda x: (), "returned tuple, not logits"),
+        ],
+    )
+    def test_where_there_are_none_that_is_said(
+        self, wrap: Callable[[torch.Tensor], Any], said: str
+    ) -> None:
+        port = TorchModule(Returning(wrap), SOURCE, "returning")
+        with pytest.raises(PortError, match=f"^returning: {said}$"):
+            port.logits(np.array([[1, 2, 3]]))
