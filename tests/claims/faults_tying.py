@@ -94,6 +94,12 @@ def gpt1_untied() -> Case:
     return code("before_gpt1_untied.py")
 
 
+@faulted("tie-gpt1")
+def gpt1_norms_first() -> Case:
+    """A transformers whose GPT-1 is tied, but another function than GPT's."""
+    return code("before_gpt1_norms_first.py")
+
+
 @faulted("tie-hf-swappable")
 def always_tied() -> Case:
     """A transformers that ties the head whatever it is told."""

@@ -14,9 +14,11 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from verify.checkpoint import default_checkpoint
+from verify.claims import first_gpt
 from verify.errors import PortError
 
 #: Seconds that one examination may take; importing torch on a busy machine is most of it.
@@ -43,8 +45,12 @@ class TransformersCode:
         Raises:
             PortError: the interpreter cannot be run, or lacks transformers or torch.
         """
+        with TemporaryDirectory() as first:
+            return self._examined(default_checkpoint("huggingface"), first_gpt.write(Path(first)))
+
+    def _examined(self, second: Path, first: Path) -> dict[str, Any]:
         script = Path(__file__).with_name("transformers_probe.py")
-        words = [self.python, "-P", str(script), str(default_checkpoint("huggingface"))]
+        words = [self.python, "-P", str(script), str(second), str(first)]
         words += [str(self.before)] if self.before else []
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         environment |= {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}

@@ -1,10 +1,10 @@
 """Run as a script: examine the GPT-2 of the transformers that this interpreter has.
 
-    python transformers_probe.py DIRECTORY [BEFORE.py]
+    python transformers_probe.py DIRECTORY GPT1 [BEFORE.py]
 
-DIRECTORY holds a GPT-2 in Hugging Face's format. The last line that is printed is one JSON object.
-The script stands alone: the interpreter may be another one, in which nothing of gpt-verify is
-installed. It uses only what both versions 4 and 5 have.
+DIRECTORY holds a GPT-2 in Hugging Face's format, and GPT1 a GPT. The last line that is printed is
+one JSON object. The script stands alone: the interpreter may be another one, in which nothing of
+gpt-verify is installed. It uses only what both versions 4 and 5 have.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file
 
 #: Read by the model: ids that every vocabulary of some size has.
 TOKENS = [[5, 101, 7, 77, 5, 101, 9, 1, 64]]
@@ -79,12 +80,12 @@ def tying(directory: str, model: Any) -> dict[str, Any]:
     }
 
 
-def gpt1() -> dict[str, Any]:
-    """The first GPT's model, with random weights: which memory its two ends read."""
-    config = transformers.OpenAIGPTConfig(
-        vocab_size=31, n_positions=8, n_embd=12, n_layer=2, n_head=3
-    )
+def gpt1(directory: str) -> dict[str, Any]:
+    """The first GPT's model: what it computes, and which memory its two ends read."""
+    config = transformers.OpenAIGPTConfig.from_pretrained(directory)
     model = transformers.OpenAIGPTLMHeadModel(config).double().eval()
+    # Not from_pretrained, which ties what is not tied.
+    model.load_state_dict(load_file(f"{directory}/model.safetensors"), strict=False)
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     table = model.transformer.tokens_embed.weight
     with torch.no_grad():
@@ -95,6 +96,8 @@ def gpt1() -> dict[str, Any]:
         table[30] += 1.0
         moved = not torch.equal(model(ids).logits[..., 30], logits[..., 30])
     return {
+        "tokens": ids[0].tolist(),
+        "logits": logits[0].tolist(),
         "shares": same_memory(table, model.lm_head.weight),
         "distance_product": product,
         "write_shows": moved,
@@ -177,7 +180,7 @@ def tokenizer(directory: str) -> dict[str, Any]:
     }
 
 
-def main(directory: str, before: str | None = None) -> None:
+def main(directory: str, first: str, before: str | None = None) -> None:
     transformers.utils.logging.set_verbosity_error()
     torch.manual_seed(0)
     if before is not None:
@@ -189,7 +192,7 @@ def main(directory: str, before: str | None = None) -> None:
         "tokens": TOKENS[0],
         "hidden": hidden_states(model),
         "tying": tying(directory, model),
-        "gpt1": gpt1(),
+        "gpt1": gpt1(first),
         "mask": mask(model),
         "idioms": idioms(model),
         "tokenizer": tokenizer(directory),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from verify.claims import first_gpt
 from verify.claims.case import Case
 from verify.claims.claim import Claim, Kind, Measured, Verdict
 from verify.claims.evidence import evidence
@@ -39,7 +40,8 @@ CLAIMS = (
             "Yes. Equation 2 of Radford et al. 2018 has the one symbol W_e at the beginning and, "
             "transposed, at the end. The port of GPT-1 in {versions} is built so: head and table "
             "share their memory, a write to the table shows in the logits, and state times "
-            "table-transposed is the logits, to within the rounding of float64."
+            "table-transposed is the logits, to within the rounding of float64. To within that, "
+            "too, its logits are those of the reference of GPT, whose one table is at both ends."
         ),
         sources=(OE, GPT1),
     ),
@@ -98,11 +100,13 @@ def one_variable(case: Case) -> Measured:
 
 
 @evidence("tie-gpt1")
-def first_gpt(case: Case) -> Measured:
-    """transformers' GPT-1: memory, a write, and the product."""
+def both_ends(case: Case) -> Measured:
+    """transformers' GPT-1: memory, a write, the product, and the reference's logits."""
     facts = [code.facts["gpt1"] for code in case.code()]
-    tied = all(f["shares"] and f["write_shows"] and f["distance_product"] < SAME for f in facts)
-    numbers = {"versions": case.versions, "distance": facts[0]["distance_product"]}
+    apart = [first_gpt.distance(f["tokens"], f["logits"]) for f in facts]
+    product = max(f["distance_product"] for f in facts)
+    tied = all(f["shares"] and f["write_shows"] for f in facts) and max(product, *apart) < SAME
+    numbers = {"versions": case.versions, "distance": product, "distance_reference": max(apart)}
     return Measured(Verdict.TRUE if tied else Verdict.FALSE, numbers, asked=case.code_names)
 
 
