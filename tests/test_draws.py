@@ -10,10 +10,10 @@ from strategies import Model
 from reference import Config
 from verify.checkpoint import Checkpoint
 from verify.findings import Status
-from verify.inputs import seeded
+from verify.inputs import given, seeded
 from verify.judge import judge
 from verify.numerics.cascade import Lockstep
-from verify.numerics.draws import OBSERVATIONS, Rounding, draws, moves
+from verify.numerics.draws import OBSERVATIONS, Rounding, draws, draws_of_positions, moves
 from verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, Precision
 from verify.numerics.weights import DeclaredWeights
 from verify.run import Silent
@@ -76,6 +76,21 @@ def test_the_same_tokens_have_the_same_noise() -> None:
         found.append((known[1], np.concatenate([noise for _, _, noise in tiles], axis=-1)))
     for first, again in zip(*found, strict=True):
         np.testing.assert_array_equal(first, again)
+
+
+def test_a_position_that_hangs_on_one_score() -> None:
+    """A sequence in which two scores are nearly alike: one draw had refuted the cache."""
+    source = Model((257, 15, 21, 3, 3), "huge_scores", 8387).checkpoint()
+    inputs = [given(source.config, [236] * 8)]
+    report = judge("huggingface-eager", source, inputs, None, "cpu", Silent(), laws=("cache",))
+    (cache,) = (f for f in report.findings if f.id == "cache")
+    assert cache.status is Status.PASSED, cache.message
+
+
+def test_what_large_models_are_spared() -> None:
+    assert draws_of_positions(256, 1_082_496) == OBSERVATIONS
+    assert draws_of_positions(1024, 124_439_808) == 1
+    assert draws_of_positions(8, 124_439_808) > draws(8)
 
 
 @pytest.mark.parametrize(("model", "length"), REFUTED_ONCE, ids=lambda x: getattr(x, "regime", x))

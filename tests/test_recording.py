@@ -42,9 +42,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lengths: list[int] = []
     run = cascade._run
 
-    def counted(config, weights, narrow, tokens_T):  # type: ignore[no-untyped-def]
+    def counted(config, weights, tokens_T, roundings):  # type: ignore[no-untyped-def]
         lengths.append(len(tokens_T))
-        yield from run(config, weights, narrow, tokens_T)
+        yield from run(config, weights, tokens_T, roundings)
 
     monkeypatch.setattr(cascade, "_run", counted)
     return lengths

@@ -8,6 +8,7 @@ cascaded (from the tokens on). Nothing is kept but sums.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from reference.config import Config
 from verify.checks.logits import LogitsComparison
 from verify.findings import Finding, Status
-from verify.numerics.budgets import Measured
+from verify.numerics.budgets import EVERY, Measured
 from verify.numerics.cascade import LIMIT_FLOORS, CascadeScores, Lockstep
-from verify.numerics.local import LocalOracle, NotShown
+from verify.numerics.local import BY_HEAD, LocalOracle, NotShown, head_tiles
+from verify.numerics.parallel import by_twos
 from verify.numerics.precision import PRECISIONS, Precision
 from verify.numerics.scores import SiteScores
 from verify.numerics.weights import DeclaredWeights
@@ -25,6 +27,9 @@ from verify.sites import Site, sites
 
 Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
+
+#: Elements from which on it is worth the while to score them in two threads.
+LARGE = 1 << 16
 
 
 class SiteComparison:
@@ -123,20 +128,64 @@ class SiteComparison:
         self._layer = max(self._layer, site.layer)
 
     def _compare(self, row: int, name: str, value: Floats, precision: Precision) -> None:
-        oracle, budget = self._oracles[row], None
+        site, oracle = self._sites[name], self._oracles[row]
+        tiles = [EVERY]
+        if site.operation in BY_HEAD:
+            tiles = head_tiles(self._config.n_head, value.shape[-1])
+        known = self._locksteps[row].value(name) if self._cascaded else None
+        # Two at a time, of which each one's tensors are gone before the next two.
+        for i in range(0, len(tiles), 2):
+            some = tiles[i : i + 2]
+            jobs = [partial(self._expected, oracle, name, precision, heads) for heads in some]
+            for heads, expected in zip(some, by_twos(jobs), strict=True):
+                self._add(row, name, heads, value, expected, known)
+        oracle.show(name, value)
+
+    def _expected(
+        self, oracle: LocalOracle, name: str, precision: Precision, heads: slice
+    ) -> Measured | None:
         try:
-            expected = oracle.expected(name, precision)
+            return oracle.expected(name, precision, heads)
         except NotShown as hidden:
             self.hidden_input[name] = str(hidden)
+            return None
+
+    def _add(
+        self,
+        row: int,
+        name: str,
+        heads: slice,
+        value: Floats,
+        expected: Measured | None,
+        known: tuple[Floats, Floats] | None,
+    ) -> None:
+        """Score some heads of a site, or all of what has none."""
+        got, first = value, 0
+        if heads != EVERY:
+            got, first = value[heads], heads.start
+        budget = None if expected is None else _budget(expected)
+        jobs: list[Callable[[], None]] = []
+        if expected is not None and budget is not None:
+            jobs.append(
+                lambda: self.local[name].add(
+                    got, expected.value, budget, (self._input, row), first_head=first
+                )
+            )
+        if known is not None:
+            exact, noise = known
+            if heads != EVERY:
+                exact, noise = exact[heads], noise[:, heads]
+            channels = self._config.n_head if heads != EVERY else 0
+            jobs.append(
+                lambda: self.cascade[name].add(
+                    np.asarray(got, np.float64) - exact, noise, budget, first, channels
+                )
+            )
+        if got.size >= LARGE:
+            by_twos(jobs)
         else:
-            budget = _budget(expected)
-            self.local[name].add(value, expected.value, budget, (self._input, row))
-        oracle.show(name, value)
-        if self._cascaded:
-            known = self._locksteps[row].value(name)
-            if known is not None:
-                exact, noise = known
-                self.cascade[name].add(np.asarray(value, np.float64) - exact, noise, budget)
+            for job in jobs:
+                job()
 
     def _compare_logits(self, row: int, value_TV: Floats, precision: Precision) -> None:
         n_vocab = self._config.n_vocab

@@ -33,6 +33,8 @@ FUNCTION_ULP = 4.0
 #: How many budgets an element may deviate before first-order propagation through an exponential
 #: is no longer trusted; used to keep the bound valid where scores are large and u is coarse.
 LARGE_DEVIATION = 6.0
+#: All heads. Some of them at a time are as good, since heads know nothing of each other.
+EVERY = slice(None)
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,9 @@ def gelu(p: Precision, x: Measured) -> Measured:
     return _measured(p, value, variance)
 
 
-def scores(p: Precision, qkv: Measured, n_head: int) -> Measured:
+def scores(p: Precision, qkv: Measured, n_head: int, heads: slice = EVERY) -> Measured:
     """q·k / √K: a sum of K products; q and k may each be scaled, and so rounded, beforehand."""
-    q_HTK, k_HSK, _ = ops.split_heads(qkv.value, n_head)
+    q_HTK, k_HSK, _ = (x[heads] for x in ops.split_heads(qkv.value, n_head))
     value_HTS = ops.attention_scores(q_HTK, k_HSK)
     k_HKS, size = k_HSK.transpose(0, 2, 1), q_HTK.shape[-1]
     spread_HTS = _sum_of_squares(q_HTK, k_HKS) / size
@@ -169,7 +171,7 @@ def scores(p: Precision, qkv: Measured, n_head: int) -> Measured:
     # The product, the scale and the sum with a mask, each stored once.
     variance += (size * p.u_sum**2 + 3 * p.u**2) * value_HTS**2
     if qkv.budget is not None:
-        dq_HTK, dk_HSK, _ = ops.split_heads(qkv.budget, n_head)
+        dq_HTK, dk_HSK, _ = (x[heads] for x in ops.split_heads(qkv.budget, n_head))
         variance += _sum_of_squares(dq_HTK, k_HKS) / size
         variance += _sum_of_squares(q_HTK, dk_HSK.transpose(0, 2, 1)) / size
     return _measured(p, value_HTS, variance)
@@ -196,9 +198,14 @@ def pattern(p: Precision, scores: Measured) -> Measured:
     return _measured(p, value_HTS, squares_HTS * relative2_HTS)
 
 
-def mix(p: Precision, pattern: Measured, qkv: Measured, n_head: int) -> Measured:
-    """Weighted sum of values: T products. A fused kernel stores the weights before it divides."""
-    v_HSK = ops.split_heads(qkv.value, n_head)[2]
+def mix(
+    p: Precision, pattern: Measured, qkv: Measured, n_head: int, heads: slice = EVERY
+) -> Measured:
+    """Weighted sum of values: T products. A fused kernel stores the weights before it divides.
+
+    The pattern is that of ``heads``, and so is the result.
+    """
+    v_HSK = ops.split_heads(qkv.value, n_head)[2][heads]
     value_TD = ops.attention_mix(pattern.value, v_HSK)
     t = len(value_TD)
     spread_TD = _heads_side_by_side(_sum_of_squares(pattern.value, v_HSK))
@@ -206,7 +213,7 @@ def mix(p: Precision, pattern: Measured, qkv: Measured, n_head: int) -> Measured
     if pattern.budget is not None:
         variance += _heads_side_by_side(_sum_of_squares(pattern.budget, v_HSK))
     if qkv.budget is not None:
-        dv_HSK = ops.split_heads(qkv.budget, n_head)[2]
+        dv_HSK = ops.split_heads(qkv.budget, n_head)[2][heads]
         variance += _heads_side_by_side(_sum_of_squares(pattern.value, dv_HSK))
     return _measured(p, value_TD, variance)
 

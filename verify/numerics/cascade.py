@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -40,6 +40,10 @@ class Lockstep:
     """The oracle in float64 and in the port's precision, one sequence, advanced site by site.
 
     In the port's precision it runs as often as ``verify.numerics.draws`` says, R times below.
+
+    Args:
+        count: R, where it is not that of a sequence whose positions are taken together. Such a run
+            is not kept for the next port.
     """
 
     def __init__(
@@ -48,14 +52,17 @@ class Lockstep:
         weights: DeclaredWeights,
         precision: Precision,
         tokens_T: NDArray[np.integer],
+        count: int | None = None,
     ) -> None:
         self._weights, self._config = weights, config
         # Rounding noise is proportional to u, so float64's floor is float32's, scaled.
         narrow = FLOAT32 if precision.name == "float64" else precision
         self.scale = precision.u / narrow.u
-        self._narrow, self._tokens_T = narrow, tokens_T
-        run = partial(_run, config, weights, narrow, tokens_T)
-        self._runs = weights.recording.of(config, tokens_T, run) if weights.recording else run()
+        roundings = partial(_roundings, narrow, tokens_T, count or draws(len(tokens_T)))
+        run = partial(_run, config, weights, tokens_T, roundings)
+        kept = weights.recording if count is None else None
+        self._runs = kept.of(config, tokens_T, run) if kept else run()
+        self._last_roundings = partial(roundings, LAST)
         self._order = {name: i for i, name in enumerate(sites(config))}
         self._passed: dict[str, tuple[Floats, Floats]] = {}
         self._at = -1
@@ -84,7 +91,7 @@ class Lockstep:
         self.value(last)
         exact_TD, noisy_RTD = (x[..., first:, :] for x in self._passed[last])
         head_VD = self._weights[self._config.head]
-        stores = _roundings(self._narrow, self._tokens_T, LAST)
+        stores = self._last_roundings()
         for rows in vocabulary_tiles(len(exact_TD), len(head_VD)):
             tile_VD = head_VD[rows]
             exact, noisy = both(
@@ -95,14 +102,14 @@ class Lockstep:
 
 
 def _run(
-    config: Config, weights: DeclaredWeights, narrow: Precision, tokens_T: NDArray[np.integer]
+    config: Config,
+    weights: DeclaredWeights,
+    tokens_T: NDArray[np.integer],
+    roundings: Callable[[], list[Rounding]],
 ) -> Iterator[Pair]:
     """All runs, site by site. Nobody asks for the logits, which have a tiled form of their own."""
     exact_run = forward(Widened(weights), config, tokens_T)
-    noisy_runs = [
-        forward(weights, config, tokens_T, np.float32, store)
-        for store in _roundings(narrow, tokens_T)
-    ]
+    noisy_runs = [forward(weights, config, tokens_T, np.float32, store) for store in roundings()]
     while True:
         (site, exact), noisy = both(
             lambda: next(exact_run), lambda: np.stack([next(run)[1] for run in noisy_runs])
@@ -110,10 +117,12 @@ def _run(
         yield site, exact, noisy
 
 
-def _roundings(narrow: Precision, tokens_T: NDArray[np.integer], *key: int) -> list[Rounding]:
+def _roundings(
+    narrow: Precision, tokens_T: NDArray[np.integer], count: int, *key: int
+) -> list[Rounding]:
     """One for each draw, the same for the same tokens."""
     seed = zlib.crc32(np.asarray(tokens_T, "<i8").tobytes())
-    return [Rounding(narrow, seed, draw, *key) for draw in range(draws(len(tokens_T)))]
+    return [Rounding(narrow, seed, draw, *key) for draw in range(count)]
 
 
 def _exact_logits(x_TD: Floats, tile_VD: Floats) -> Floats:

@@ -23,9 +23,21 @@ Floats = NDArray[np.floating]
 OBSERVATIONS = 12
 
 
+#: Multiplications that the draws of one sequence may take, where each position is to have as many
+#: observations. In a small model what happens at a position may hang on one number, a score that is
+#: nearly as large as another; large ones have many heads, and fewer draws.
+AFFORDED = 1 << 33
+
+
 def draws(in_one: int) -> int:
     """How often a noise is drawn of which one draw holds so many observations."""
     return -(-OBSERVATIONS // in_one)
+
+
+def draws_of_positions(length: int, parameters: int) -> int:
+    """How often the noise of a sequence is drawn whose positions are looked at one by one."""
+    afforded = AFFORDED // (length * parameters)
+    return max(draws(length), min(OBSERVATIONS, afforded))
 
 
 def moves(values: Floats, precision: Precision, rng: np.random.Generator) -> Floats:

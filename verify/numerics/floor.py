@@ -1,11 +1,11 @@
 """How far rounding moves the logits of one sequence, position by position.
 
 The floor is measured: the oracle in the port's precision against the oracle in float64. But one
-measurement is one draw. The noise of a single logit, or of a position of a model with one token,
-can happen to be zero, and any correct port would then look wrong. So the noise of a position counts
-as no less than that of the sequence (root mean square), and what the last two operations may do by
-themselves is added: arithmetic as wide as the port's accumulators, of a residual stream, a norm and
-logits that are each rounded to the port's format.
+measurement is one draw, and what happens at a position may hang on one number. So the noise is
+drawn several times (``verify.numerics.draws``), that of a position counts as no less than that of
+the sequence (root mean square), and what the last two operations may do by themselves is added:
+arithmetic as wide as the port's accumulators, of a residual stream, a norm and logits that are each
+rounded to the port's format.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference.config import Config
+from reference.weights import parameter_count
 from verify.numerics import budgets
 from verify.numerics.budgets import Measured
 from verify.numerics.cascade import Lockstep
+from verify.numerics.draws import draws_of_positions
 from verify.numerics.local import vocabulary_tiles
 from verify.numerics.precision import Precision
 from verify.numerics.weights import DeclaredWeights
@@ -49,7 +51,8 @@ def measure_floor(
 ) -> Floor:
     """The floor of the positions from ``first`` on."""
     with np.errstate(all="ignore"):  # what overflows has no floor, and whoever asks is told
-        lockstep = Lockstep(config, weights, precision, tokens_T)
+        count = draws_of_positions(len(tokens_T), parameter_count(config))
+        lockstep = Lockstep(config, weights, precision, tokens_T, count)
         norm = sites(config)[before_head(config)]
         stream = lockstep.value(norm.inputs[0])
         assert stream is not None, "sites are asked for in their order"

@@ -7,7 +7,7 @@ products are due, the second core takes one of them; NumPy releases the interpre
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
@@ -33,3 +33,12 @@ def both(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
         # Not left behind when the other one raises: it may hold the caller's arrays.
         other.exception()
     return other.result(), mine
+
+
+def by_twos(jobs: Sequence[Callable[[], A]]) -> list[A]:
+    """The results of any number of such functions, two of them at a time."""
+    found: list[A] = []
+    for i in range(0, len(jobs), 2):
+        some = jobs[i : i + 2]
+        found += both(*some) if len(some) == 2 else [some[0]()]
+    return found

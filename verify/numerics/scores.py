@@ -103,6 +103,7 @@ class SiteScores:
         index: tuple[int, ...] = (),
         first_channel: int = 0,
         channels: int | None = None,
+        first_head: int = 0,
     ) -> None:
         """Take in one sequence.
 
@@ -111,6 +112,7 @@ class SiteScores:
             index: prefix of the element's index in the report (the input and the batch row).
             first_channel: where ``F`` begins, when the last axis is handed over in tiles.
             channels: size of the whole last axis; ``F`` unless it comes in tiles.
+            first_head: where ``H`` begins, when the heads are handed over in tiles.
         """
         got = np.asarray(got, np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
@@ -124,24 +126,25 @@ class SiteScores:
             n = z.shape[0] * int(below.sum())
         else:
             n = z.size
-        self._track_worst(z, got, expected, budget, index, first_channel)
+        first = first_channel == 0 and first_head == 0
+        self._track_worst(z, got, expected, budget, index, (first_head,) * by_head, first_channel)
         squares = z * z
         rows = z.shape[-2]
         self._n += n
         self._squares += float(squares.sum())
-        if first_channel == 0:
-            self._rows += rows
+        self._rows += rows * first
         positions = np.arange(rows)
         if by_head:
             sources = below.sum(axis=-1)
-            self._group("position", squares.sum(axis=(0, 2)), sources * z.shape[0], positions, 1)
-            heads = np.arange(z.shape[0])
+            self._group(
+                *("position", squares.sum(axis=(0, 2)), sources * z.shape[0], positions, int(first))
+            )
+            heads = first_head + np.arange(z.shape[0])
             self._group(
                 "head", squares.sum(axis=(1, 2)), np.full(len(heads), n / len(heads)), heads, rows
             )
         else:
             width = z.shape[-1]
-            first = first_channel == 0
             self._group(
                 "position", squares.sum(axis=1), np.full(rows, width), positions, int(first)
             )
@@ -181,6 +184,7 @@ class SiteScores:
         expected: Floats,
         budget: Floats,
         index: tuple[int, ...],
+        first_head: tuple[int, ...],
         first_channel: int,
     ) -> None:
         flat = int(np.argmax(z))
@@ -190,6 +194,7 @@ class SiteScores:
         at = [int(i) for i in np.unravel_index(flat, z.shape)]
         element = tuple(at)
         at[-1] += first_channel
+        at[: len(first_head)] = [at[0] + head for head in first_head]
         self.worst = Worst(
             (*index, *at),
             got=float(got[element]),
