@@ -212,7 +212,7 @@ class TestItCanFail:
 )
 def test_a_correct_variant(model: Path, name: str) -> None:
     """The first two were refuted, before a trace knew sums of parts and copies of a stream."""
-    outcome = Bench(open_checkpoint(model), 0, thorough=True).correct(name, 0)
+    outcome = Bench(open_checkpoint(model), 0).correct(name, 0)
     assert not outcome.false_alarm, outcome.failures
 
 
@@ -239,7 +239,7 @@ class TestPeers:
 
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((1, 5, 7)) * 10
-    right = peers.Shown([logits], [{"h.0.resid_post": logits}], {"w": logits})
+    right = peers.Shown([logits], {"h.0.resid_post": logits}, {"w": logits})
 
     def caught(self, **changes: Any) -> set[str]:
         found = peers.caught(replace(self.right, **changes), self.right)
@@ -264,4 +264,4 @@ class TestPeers:
 
     def test_the_signed_mean_sees_nothing(self) -> None:
         unrelated = np.random.default_rng(9).standard_normal(self.logits.shape)
-        assert self.caught(states=[{"h.0.resid_post": unrelated}]) == set()
+        assert self.caught(states={"h.0.resid_post": unrelated}) == set()

@@ -140,7 +140,15 @@ def _add_power(power: argparse.ArgumentParser) -> None:
         "--family", action="append", metavar="NAME", help="faults of this family alone; repeatable"
     )
     power.add_argument("--fault", action="append", metavar="NAME", help="this fault; repeatable")
-    power.add_argument("--correct", action="store_true", help="the correct variants alone")
+    power.add_argument(
+        "--correct", action="store_true", help="the correct variants alone, each by every law"
+    )
+    power.add_argument(
+        "--every-law",
+        action="store_true",
+        help="hold all laws against every fault in all layers, not the one that must refute it "
+        "alone, and against every correct variant on every seed, not in turn",
+    )
     power.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the inputs")
     power.add_argument(
         "--seeds", type=_positive, metavar="N", help="of each correct variant; default 10"

@@ -16,6 +16,15 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+_alone = False
+
+
+def work_alone() -> None:
+    """From now on one after the other: this process is one of as many as there are cores."""
+    global _alone
+    _alone = True
+
+
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="gpt-verify")
@@ -26,6 +35,8 @@ def both(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
 
     NumPy's error state goes along. Neither function may call ``both``: there is one other thread.
     """
+    if _alone:
+        return first(), second()
     other = _pool().submit(contextvars.copy_context().run, first)
     try:
         mine = second()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import time
@@ -16,9 +17,11 @@ from threading import Thread
 
 from reference.config import Config
 from verify.checkpoint import open_checkpoint
+from verify.checks.laws import LAWS
 from verify.diagnosis.logits import deviations_kept
 from verify.errors import MissingDependency, UsageError
 from verify.faults.catalogue import CATALOGUE
+from verify.numerics.parallel import work_alone
 from verify.power.planting import EVERYWHERE, TENSORFLOW, Planting, plantings
 from verify.power.trial import Bench, CorrectOutcome, FaultOutcome
 
@@ -49,9 +52,10 @@ class Plan:
         checkpoint: a directory.
         seed: of the inputs; the first of the seeds of correct variants.
         seeds: on how many seeds each correct variant is judged.
-        quick: every third fault of each family, in all layers alone, against the weights, the
-            sites, the logits and the one law that must refute it; a few of the correct variants.
-            Of faults that are asked for, all.
+        quick: every third fault of each family, in all layers alone; a few of the correct
+            variants. Of faults that are asked for, all.
+        every_law: hold all laws against each fault, not the one that must refute it alone, and
+            against correct variants on every seed, not in turn.
         families: of faults; all where empty.
         faults: names; all where empty.
         correct: judge the correct variants alone.
@@ -62,6 +66,7 @@ class Plan:
     seed: int = 0
     seeds: int = SEEDS
     quick: bool = False
+    every_law: bool = False
     families: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     correct: bool = False
@@ -197,7 +202,21 @@ def _variants(plan: Plan, left_out: dict[str, str]) -> list[_Task]:
     return slow + [_Task(variant=name, seeds=(seed,)) for seed in seeds for name in judged]
 
 
+def laws_of(plan: Plan, variant: str, seed: int) -> set[str] | None:
+    """The laws that a correct variant is judged by on one seed; all where None.
+
+    They take turns, so that over all seeds each law has judged each variant.
+    """
+    if plan.every_law or plan.correct:
+        return None
+    from verify.power.variants import VARIANTS
+
+    turn = seed + list(VARIANTS).index(variant)
+    return {law.id for i, law in enumerate(LAWS) if (i + turn) % plan.seeds == 0}
+
+
 _bench: Bench | None = None
+_plan: Plan | None = None
 _for_good = ExitStack()
 
 
@@ -239,11 +258,14 @@ def _one_thread() -> Iterator[None]:
 
 def _prepare(plan: Plan) -> None:
     """In each process, once."""
-    global _bench
+    global _bench, _plan
     if (parent := multiprocessing.parent_process()) is not None:
         Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     _for_good.enter_context(deviations_kept())
-    _bench = Bench(open_checkpoint(plan.checkpoint), plan.seed, thorough=not plan.quick)
+    _bench, _plan = Bench(open_checkpoint(plan.checkpoint), plan.seed, plan.every_law), plan
+    if parent is not None:
+        work_alone()
+    gc.freeze()  # what is loaded by now stays
 
 
 def _end_with(parent: int) -> None:
@@ -253,10 +275,13 @@ def _end_with(parent: int) -> None:
 
 
 def _try(task: _Task) -> Sequence[FaultOutcome | CorrectOutcome]:
-    assert _bench is not None, "each process prepares itself"
+    assert _bench is not None and _plan is not None, "each process prepares itself"
     if task.planting is not None:
         return [_bench.fault(task.planting)]
-    return [_bench.correct(task.variant, seed) for seed in task.seeds]
+    return [
+        _bench.correct(task.variant, seed, laws_of(_plan, task.variant, seed))
+        for seed in task.seeds
+    ]
 
 
 def distinct(outcomes: Iterable[FaultOutcome]) -> list[str]:

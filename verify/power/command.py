@@ -22,6 +22,7 @@ def power(args: argparse.Namespace) -> int:
         args.seed,
         args.seeds or (QUICK_SEEDS if args.quick else SEEDS),
         args.quick,
+        args.every_law,
         tuple(args.family or ()),
         tuple(args.fault or ()),
         args.correct,

@@ -33,27 +33,23 @@ class Shown:
 
     Attributes:
         logits: of each input, float[B, T, V].
-        states: the residual stream after each block, by input and site; empty where hidden.
+        states: the residual stream after each block of the longest input, by site; empty where
+            hidden.
         tensors: the port's tensors by name; empty where it does not show them.
     """
 
     logits: Sequence[Floats]
-    states: Sequence[Mapping[str, Floats]]
+    states: Mapping[str, Floats]
     tensors: Mapping[str, Floats]
 
 
 def show(port: Port, inputs: Sequence[Input]) -> Shown:
     """Run a port on all inputs."""
-    logits: list[Floats] = []
-    states: list[dict[str, Floats]] = []
-    for item in inputs:
-        kept: dict[str, Floats] = {}
-        if port.activations is None:
-            value = port.logits(item.tokens)
-        else:
-            value = port.activations(item.tokens, _Keep(kept))
-        logits.append(np.array(value, np.float64))
-        states.append(kept)
+    logits = [np.array(port.logits(item.tokens), np.float64) for item in inputs]
+    states: dict[str, Floats] = {}
+    if port.activations is not None:
+        longest = max(inputs, key=lambda item: item.tokens.shape[1])
+        port.activations(longest.tokens, _Keep(states))
     tensors = {p.name: p.read() for p in port.parameters()} if port.parameters else {}
     return Shown(logits, states, tensors)
 
@@ -108,11 +104,10 @@ def _means(port: Shown, right: Shown) -> bool:
 
 def _signed_mean(port: Shown, right: Shown) -> bool:
     """Of the difference of the states, each normalised: Σ (x - mean) is 0 for every x."""
-    for ours, theirs in zip(port.states, right.states, strict=True):
-        for site in ours.keys() & theirs.keys():
-            difference = _normalised(ours[site]) - _normalised(theirs[site])
-            if not abs(float(np.mean(difference))) < _MEAN:
-                return False
+    for site in port.states.keys() & right.states.keys():
+        difference = _normalised(port.states[site]) - _normalised(right.states[site])
+        if not abs(float(np.mean(difference))) < _MEAN:
+            return False
     return True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -33,6 +33,8 @@ Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
 
 _UNSEEN = Status.NOT_EXAMINED
+#: An input as long as this has the first token and the last in it.
+_BOTH_ENDS = 8
 #: Tokens of the largest input that a correct variant is run on beside the short ones.
 _LARGEST = 512
 
@@ -139,15 +141,18 @@ class Bench:
     Args:
         checkpoint: the right weights.
         seed: of the inputs that faults are tried on.
-        thorough: hold every law against every form of a fault; otherwise against its first form
-            alone, and against the others the law that must refute it. The weights, the sites and
+        every_law: hold every law against every fault in all layers; otherwise, and against the
+            other forms in any case, the law that must refute it alone. The weights, the sites and
             the logits are compared, and what failed is diagnosed, in any case.
     """
 
-    def __init__(self, checkpoint: Checkpoint, seed: int, thorough: bool) -> None:
-        self.checkpoint, self.seed, self.thorough = checkpoint, seed, thorough
+    def __init__(self, checkpoint: Checkpoint, seed: int, every_law: bool = False) -> None:
+        # Read once: every trial asks for every tensor several times.
+        self.checkpoint = replace(checkpoint, tensors=dict(checkpoint.tensors))
+        self.seed, self.every_law = seed, every_law
         self._right: dict[int, peers.Shown] = {}
         self._kept: tuple[int, Checkpoint, SharedWeights] | None = None
+        self._exact: list[tuple[Input, list[Floats], list[Floats]]] = []
 
     def fault(self, planting: Planting) -> FaultOutcome:
         """Short inputs first; what they do not show in full is tried on the default ones."""
@@ -159,8 +164,8 @@ class Bench:
         inputs = default_inputs(self.checkpoint.config, self.seed)
         return self._tried(planting, "default", inputs, found)
 
-    def correct(self, name: str, seed: int) -> CorrectOutcome:
-        """A correct variant on the inputs of one seed, against every law."""
+    def correct(self, name: str, seed: int, laws: Collection[str] | None = None) -> CorrectOutcome:
+        """A correct variant on the inputs of one seed, against these laws; all where None."""
         from verify.power.variants import VARIANTS
 
         checkpoint, shared = self._measured_once(seed)
@@ -173,6 +178,7 @@ class Bench:
             Silent(),
             seed,
             build=lambda: VARIANTS[name](checkpoint),
+            laws=laws,
             shared=shared,
         )
         failures = [f"{f.id} {f.site or ''}: {f.message}" for f in _failed(report)]
@@ -194,7 +200,7 @@ class Bench:
     ) -> FaultOutcome:
         fault = CATALOGUE[planting.fault]
         laws = None
-        if not self.thorough or planting.form != EVERYWHERE:
+        if not self.every_law or planting.form != EVERYWHERE:
             laws = {fault.law} if fault.law else set()
         checkpoint, shared = self._measured_once(self.seed)
         report = judge(
@@ -284,23 +290,32 @@ class Bench:
         self, fault: Fault, planting: Planting
     ) -> tuple[bool, float | None, dict[str, bool]]:
         """How far the fault moves the logits, in float64, in noise floors of float32."""
-        config = self.checkpoint.config
         port = port_with(fault, Planting(fault.name, EVERYWHERE, planting.layers), self.checkpoint)
-        weights = DeclaredWeights(self.checkpoint.tensors, FLOAT32)
         squares: list[float] = []
-        for item in short_inputs(self.checkpoint, self.seed):
-            with _float64(port) as twin, np.errstate(all="ignore"):
+        with _float64(port) as twin, np.errstate(all="ignore"):
+            for item, exact, floors_ in self._known():
                 logits_BTV = np.asarray(twin.logits(item.tokens), np.float64)
-            for tokens_T, logits_TV in zip(item.tokens, logits_BTV, strict=True):
-                exact_TV = _exact(self.checkpoint, tokens_T)
-                moved_TV = logits_TV - exact_TV
-                moved_TV -= moved_TV.mean(axis=-1, keepdims=True)
-                rms_T = measure_floor(config, weights, FLOAT32, tokens_T).rms_T
-                squares += list(np.mean(moved_TV**2, axis=-1) / rms_T**2)
+                for logits_TV, exact_TV, rms_T in zip(logits_BTV, exact, floors_, strict=True):
+                    moved_TV = logits_TV - exact_TV
+                    moved_TV -= moved_TV.mean(axis=-1, keepdims=True)
+                    squares += list(np.mean(moved_TV**2, axis=-1) / rms_T**2)
         floors = float(np.sqrt(np.mean(squares)))
         # A fault that is not finite is as visible as can be.
         floors = floors if np.isfinite(floors) else float("inf")
         return floors > 1e-6, floors, {}
+
+    def _known(self) -> list[tuple[Input, list[Floats], list[Floats]]]:
+        """The short inputs, with the oracle's logits and the noise floors of each row."""
+        if not self._exact:
+            weights = DeclaredWeights(self.checkpoint.tensors, FLOAT32)
+            for item in short_inputs(self.checkpoint, self.seed):
+                exact = [_exact(self.checkpoint, tokens_T) for tokens_T in item.tokens]
+                floors = [
+                    measure_floor(self.checkpoint.config, weights, FLOAT32, tokens_T).rms_T
+                    for tokens_T in item.tokens
+                ]
+                self._exact.append((item, exact, floors))
+        return self._exact
 
     def _caught(self, port: Port, seed: int) -> dict[str, bool]:
         items = short_inputs(self.checkpoint, seed)
@@ -315,12 +330,17 @@ class Bench:
 
 
 def short_inputs(checkpoint: Checkpoint, seed: int) -> list[Input]:
-    """One token, two rows that differ, and one row beyond the tile of most kernels."""
+    """One token, two rows that differ, and one row beyond the tile of most kernels, with the first
+    token of the vocabulary and the last in it: some faults take them for something else."""
     config = checkpoint.config
     rows = min(17, config.n_ctx)
     rng = np.random.default_rng([seed, rows, 2])
     tokens = rng.integers(0, config.n_vocab, (2, rows), dtype=np.int64)
     long = seeded(config, min(65, config.n_ctx), seed)
+    if long.tokens.shape[1] >= _BOTH_ENDS:
+        ends = long.tokens.copy()
+        ends[0, [_BOTH_ENDS // 2, _BOTH_ENDS - 1]] = 0, config.n_vocab - 1
+        long = Input(f"{long.name}, with the first token and the last", ends)
     return [seeded(config, 1, seed), Input(f"2 × {rows}", tokens), long]
 
 

@@ -150,7 +150,8 @@ def _heading(campaign: Campaign) -> str:
     if variants:
         what += f", {variants} correct variants in {len(campaign.correct)} runs"
     quick = "; quick: a subset" if plan.quick else ""
-    return f"{what}; checkpoint of {sizes}; seed {plan.seed}{quick}"
+    laws = "; every law" if plan.every_law else ""
+    return f"{what}; checkpoint of {sizes}; seed {plan.seed}{quick}{laws}"
 
 
 def verdict(campaign: Campaign) -> str:
@@ -250,11 +251,14 @@ can be, in one. Faults in ports that show nothing but logits are counted apart: 
 those that move the logits by at least one noise floor of float32.
 
 Trials are run on short inputs first; what these do not show in full is tried on the default inputs
-of `gpt-verify run`. All laws are held against the form in all layers; against the other forms,
-beside the comparison of weights, sites and logits and the diagnosis, only the law that must refute
-the fault, because the others have been held against the same fault before. Correct variants are
-judged by every law on every seed, on the short inputs and one of the default ones, another one for
-each seed.
+of `gpt-verify run`. Each is judged by the comparison of weights, sites and logits, by the
+diagnosis, and by the law that must refute the fault: by less than what `gpt-verify run` holds
+against a port, which refutes whatever is refuted here. With `--every-law` all laws are held against
+the form in all layers, so that what the others name counts as well.
+
+Correct variants are judged on the short inputs and one of the default ones, another one for each
+seed. The laws take turns: over all seeds, every law has judged every variant. With `--correct` or
+`--every-law` every law judges every variant on every seed.
 
 The usual comparisons are made on the same ports and inputs (`verify/power/peers.py`): they compare
 logits, tensors or states of the port with those of a correct port in float32. They look at a plain
@@ -329,6 +333,7 @@ def as_dict(campaign: Campaign) -> dict[str, Any]:
             "seed": plan.seed,
             "seeds": plan.seeds,
             "quick": plan.quick,
+            "every_law": plan.every_law,
             "families": list(plan.families),
             "faults": list(plan.faults),
             "correct": plan.correct,
