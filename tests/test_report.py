@@ -303,3 +303,6 @@ class TestMapping:
             assert "\n  b: wpe, by shape and name" in text
         assert "\n  a: wte\n" in alone
         assert "\n  a: wte\n" not in beside
+        refuted = terminal.render(report(dataclasses.replace(wrong(), mapping=mapping)))
+        assert "\n  b: wpe, by shape and name" in refuted
+        assert "\n  a: wte\n" not in refuted

@@ -123,7 +123,7 @@ def _mapping(page: _Page, port: PortReport, whole: bool) -> None:
     """Which parameter was taken for which tensor, and how sure that is.
 
     Args:
-        whole: every one of them, where no other port takes the place.
+        whole: every one of them, where nothing else takes the place.
     """
     sure = sum(is_sure(target) for target in port.mapping.values())
     page.line()
@@ -192,7 +192,8 @@ def render(
             _failure(page, port, failure, repeat)
     for port in report.ports:
         if port.mapping:
-            _mapping(page, port, whole=len(report.ports) == 1)
+            alone = len(report.ports) == 1 and port.verdict is not Verdict.REFUTED
+            _mapping(page, port, whole=alone)
     for port in report.ports:
         for remark in port.remarks:
             page.line()
