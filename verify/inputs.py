@@ -13,8 +13,9 @@ from verify.errors import UsageError
 
 Tokens = NDArray[np.int64]
 
-#: Most rows in the batch that shows every token id; beyond that the ids are sampled.
-COVERAGE_ROWS = 8
+#: Most rows in the batch that shows every token id; beyond that the ids are sampled, in fewer rows:
+#: a sample shows that rows are kept apart, and every row of wte is compared among the weights.
+COVERAGE_ROWS, SAMPLED_ROWS = 8, 3
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def default_inputs(config: Config, seed: int) -> list[Input]:
     inputs.append(Input("repetition", repeated[None, :].astype(np.int64)))
 
     width = min(config.n_ctx, 256)
-    rows = min(COVERAGE_ROWS, -(-config.n_vocab // width))
+    rows = -(-config.n_vocab // width)
+    rows = rows if rows <= COVERAGE_ROWS else SAMPLED_ROWS
     # At least two, and never as many as tokens: time first and batch first must not look alike.
     rows = max(rows, 2)
     rows += rows == width
