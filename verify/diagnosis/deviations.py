@@ -140,7 +140,8 @@ class Deviations:
 
         def logits(call: Call) -> NDArray[np.floating]:
             if act is right:
-                table_CD = np.asarray(call.lookup("wte")[self.columns], call.dtype)
+                (head,) = call.site.weights
+                table_CD = np.asarray(call.lookup(head)[self.columns], call.dtype)
                 product: NDArray[np.floating] = call.x @ table_CD.T
                 return product
             return act(call)[..., self.columns]

@@ -11,7 +11,7 @@ import numpy as np
 from verify.checks.subject import Subject, Tokens
 from verify.diagnosis.deviations import Deviations
 from verify.diagnosis.filter import Filtered, Match, matched_filter, traces
-from verify.faults.catalogue import CATALOGUE
+from verify.faults.catalogue import faults_of
 from verify.findings import Cause, Finding, Status
 from verify.numerics.cascade import LIMIT_FLOORS
 
@@ -74,14 +74,15 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
             message = "the logits are not finite"
             return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
         floor_of = partial(deviations.floor, precision=subject.precision)
-        candidates = [c for fault in CATALOGUE.values() for c in deviations.candidates(fault)]
+        faults = faults_of(subject.config)
+        candidates = [c for fault in faults.values() for c in deviations.candidates(fault)]
         found = matched_filter(error_SN, noise_SN, candidates, LIMIT_FLOORS, floor_of)
         if not found.matches:
             # Where the logits are wrong in any case, whatever may explain them is tried.
             traced = traces(error_SN, noise_SN, candidates)[:TRACES]
-            names = CATALOGUE if found.before > LIMIT_FLOORS else traced
+            names = list(faults) if found.before > LIMIT_FLOORS else traced
             for name in names:
-                candidates += deviations.candidates(CATALOGUE[name], single_layers=True)
+                candidates += deviations.candidates(faults[name], single_layers=True)
             found = matched_filter(error_SN, noise_SN, candidates, LIMIT_FLOORS, floor_of)
     causes = [
         Cause(match.candidate.fault, _where(match), ("logits",), match.instead)

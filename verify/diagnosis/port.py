@@ -20,7 +20,7 @@ from verify.diagnosis.layers import sorted_wrongly
 from verify.diagnosis.logits import filter_logits
 from verify.diagnosis.sites import SiteDiagnosis
 from verify.diagnosis.tensors import Difference, explain
-from verify.faults.catalogue import CATALOGUE
+from verify.faults.catalogue import CATALOGUE, faults_of
 from verify.findings import Cause, Finding, Status
 from verify.numerics.precision import FLOAT64
 from verify.sites import sites
@@ -189,7 +189,7 @@ def _explain_sites(
             item.tokens[row],
             row,
             left,
-            CATALOGUE.values(),
+            faults_of(subject.config).values(),
             own,
             {name: e.best or Candidate(UNKNOWN_DAMAGE, 0.0) for name, e in tensors.items()},
         )

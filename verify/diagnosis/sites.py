@@ -114,7 +114,10 @@ class SiteDiagnosis:
         self, site: Site, concerned: set[str], got: Floats, expected: Measured
     ) -> Iterator[Candidate]:
         """Every fault that acts at one of these sites, with what it leaves."""
+        inner = site.layer is not None and site.layer + 1 < self._config.n_layer
         for fault in self._faults:
+            if fault.last and inner:
+                continue
             overrides = {n: fault.acts[k] for n in concerned if (k := kind_of(n)) in fault.acts}
             if site.name in concerned and (fit := fault.fits.get(kind_of(site.name))):
                 overrides[site.name] = partial(fit, got)

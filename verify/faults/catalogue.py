@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reference.config import Config
 from verify.faults import (
     attention,
     attention_heads,
@@ -49,3 +50,9 @@ _FAMILIES = (
 CATALOGUE: dict[str, Fault] = {fault.name: fault for family in _FAMILIES for fault in family.FAULTS}
 if len(CATALOGUE) != sum(len(family.FAULTS) for family in _FAMILIES):
     raise AssertionError("two faults have one name")
+
+
+def faults_of(config: Config) -> dict[str, Fault]:
+    """Those that a model of this architecture can have."""
+    firsts = (None, config.norm_first)
+    return {name: fault for name, fault in CATALOGUE.items() if fault.norm_first in firsts}

@@ -80,6 +80,8 @@ class Fault:
             step after it where the step falls in between: one element in ten may be off by that.
         layered: it can be planted in one layer as well as in all.
         needs: why it may change nothing on some checkpoints, in words; empty where it always does.
+        last: of the blocks it is in the last alone.
+        norm_first: it is one of blocks that norm first alone (True), or afterwards alone (False).
     """
 
     name: str
@@ -97,6 +99,8 @@ class Fault:
     coarse: bool = False
     layered: bool = True
     needs: str = ""
+    last: bool = False
+    norm_first: bool | None = None
 
     def overrides(self, config: Config, layers: Sequence[int] | None = None) -> dict[str, Act]:
         """Site → what it becomes, for ``verify.faults.oracle.run``; all layers where None.
@@ -105,6 +109,7 @@ class Fault:
         blocks is: an ε in one layer leaves the last norm as it is.
         """
         every = range(config.n_layer) if layers is None else layers
+        every = every[-1:] if self.last else every
         whole = len(every) == config.n_layer or OUTSIDE.issuperset(self.acts)
         found: dict[str, Act] = {}
         for kind, act in self.acts.items():
@@ -116,7 +121,7 @@ class Fault:
             altered = tensors_of(self.tensors, every)
             readers = [s for s in sites(config).values() if set(s.weights) & set(altered)]
             found |= {site.name: partial(_altered, self.alter, altered) for site in readers}
-        return found
+        return {site: act for site, act in found.items() if site in sites(config)}
 
 
 def tensors_of(kinds: Sequence[str], layers: Sequence[int]) -> list[str]:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from reference.ops import Array, layer_norm
+import numpy as np
+
+from reference.ops import Array, layer_norm, linear
 from verify.faults.fault import Fault
 from verify.faults.norm import plant_norms, whole
 from verify.faults.oracle import Act, Call, right
@@ -16,8 +18,7 @@ from verify.faults.plant import replace
 
 
 def _of(which: str, x_TD: Array, call: Call) -> Array:
-    scope = f"h{call.layer}/{which}"
-    return layer_norm(x_TD, call.w(f"{scope}/g"), call.w(f"{scope}/b"))
+    return _with(call, x_TD, call.layer, which)
 
 
 def _swap(model: Any, layers: Sequence[int]) -> None:
@@ -68,6 +69,47 @@ def _post(model: Any, layers: Sequence[int]) -> None:
 
     for block in model.blocks(layers):
         replace(block, "wire", wire)
+
+
+# Before each branch, as in GPT-2, where it should be after the sum
+
+
+def _with(call: Call, x_TD: Array, layer: int, which: str) -> Array:
+    scope = f"h{layer}/{which}"
+    return layer_norm(x_TD, call.w(f"{scope}/g"), call.w(f"{scope}/b"))
+
+
+def _from_normed(call: Call) -> Array:
+    """The queries, keys and values of a block whose input nobody has normed: the first."""
+    if call.layer > 0:
+        return right(call)
+    return linear(_with(call, call.x, 0, "ln_1"), call.own(0), call.own(1))
+
+
+def _unnormed(call: Call) -> Array:
+    """The stream that enters a block of a model that norms first."""
+    return call.stream() if call.layer == 0 else call.at("resid_post", call.layer - 1)
+
+
+def _next(call: Call) -> Array:
+    """What the block after this one reads; the head, the stream itself."""
+    if call.layer + 1 == call.config.n_layer:
+        return call.x
+    return _with(call, call.x, call.layer + 1, "ln_1")
+
+
+_PRE: dict[str, Act] = {
+    "attn.qkv": _from_normed,
+    "resid_mid": lambda call: _unnormed(call) + call.at("attn.out"),
+    "ln_1": lambda call: _of("ln_2", call.x, call),
+    "resid_post": lambda call: call.at("resid_mid") + call.at("mlp.out"),
+    "ln_2": _next,
+}
+
+
+def _once_more(call: Call) -> Array:
+    """A last norm as it is made: gain 1, bias 0."""
+    return layer_norm(right(call), np.ones(1, call.dtype), np.zeros(1, call.dtype))
 
 
 def _final_twice(call: Call) -> Array:
@@ -137,5 +179,25 @@ FAULTS = (
         acts=_POST,
         plant=_post,
         layered=False,
+        norm_first=True,
+    ),
+    Fault(
+        "norm-pre",
+        "norm",
+        "normalises before each branch instead of after each residual sum",
+        "the block of GPT-2, in a port of GPT",
+        acts=_PRE,
+        layered=False,
+        norm_first=False,
+    ),
+    Fault(
+        "norm-final-added",
+        "norm",
+        "has one more norm, without gain and bias, before the head",
+        "the end of GPT-2, in a port of GPT",
+        acts={"ln_2": _once_more},
+        layered=False,
+        last=True,
+        norm_first=False,
     ),
 )

@@ -57,7 +57,7 @@ class Call:
 
     def stream(self) -> Array:
         """The residual stream that enters this block."""
-        return self.values["embed"] if self.layer == 0 else self.at("resid_post", self.layer - 1)
+        return self.values[sites(self.config)[f"h.{self.layer}.resid_mid"].inputs[0]]
 
     def w(self, name: str) -> Array:
         """A tensor by its checkpoint name."""

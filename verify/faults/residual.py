@@ -158,7 +158,7 @@ FAULTS = (
     _residual(
         "residual-mlp-ignored",
         "leaves out what the MLP makes",
-        {"resid_post": lambda call: call.at("resid_mid")},
+        {"resid_post": lambda call: call.x},
         _mlp_ignored,
     ),
     _both(
@@ -197,6 +197,7 @@ FAULTS = (
         },
         _from_norms,
         "apply_residual_connection_post_layernorm of BLOOM and Megatron",
+        norm_first=True,
     ),
     _residual(
         "residual-mlp-from-input",
@@ -210,6 +211,7 @@ FAULTS = (
         {"ln_2": lambda call: _normed(call, call.stream())},
         _parallel,
         "use_parallel_residual of GPT-NeoX in transformers",
+        norm_first=True,
     ),
     _residual(
         "residual-parallel-one-norm",
@@ -217,6 +219,7 @@ FAULTS = (
         {"ln_2": lambda call: call.at("ln_1")},
         _parallel_one_norm,
         "the block of GPT-J",
+        norm_first=True,
     ),
     _narrow("residual-float16", FLOAT16),
     _narrow("residual-bfloat16", BFLOAT16),

@@ -53,14 +53,15 @@ def measure_floor(
     with np.errstate(all="ignore"):  # what overflows has no floor, and whoever asks is told
         count = draws_of_positions(len(tokens_T), parameter_count(config))
         lockstep = Lockstep(config, weights, precision, tokens_T, count)
-        norm = sites(config)[before_head(config)]
-        stream = lockstep.value(norm.inputs[0])
+        end = sites(config)[before_head(config)]
+        norms = end.operation == "layer_norm"
+        stream = lockstep.value(end.inputs[0] if norms else end.name)
         assert stream is not None, "sites are asked for in their order"
-        gain_D, bias_D = map(weights.float64, norm.weights)
         stream_TD = stream[0][first:]
-        rounded = Measured(stream_TD, precision.u * np.abs(stream_TD))
-        wide = replace(precision, u=precision.u_sum)
-        normed = budgets.layer_norm(wide, rounded, gain_D, bias_D)
+        read = rounded = Measured(stream_TD, precision.u * np.abs(stream_TD))
+        if norms:
+            wide = replace(precision, u=precision.u_sum)
+            read = budgets.layer_norm(wide, rounded, *map(weights.float64, end.weights))
         size = len(tokens_T) - first
         noise_T, squares_T, last = np.zeros(size), np.zeros(size), []
         for _, exact, noise in lockstep.logits(first):
@@ -69,12 +70,12 @@ def measure_floor(
             last.append(exact[-1])
         noise_T, squares_T = noise_T / config.n_vocab, squares_T / config.n_vocab
         noise_T = np.maximum(noise_T, noise_T.mean())
-        budget_T = _unembedding(config, weights, precision, normed, squares_T)
+        budget_T = _unembedding(config, weights, precision, read, squares_T)
         return Floor(np.sqrt(noise_T + budget_T), np.concatenate(last))
 
 
 def _unembedding(
-    config: Config, weights: DeclaredWeights, p: Precision, normed: Measured, squares_T: Floats
+    config: Config, weights: DeclaredWeights, p: Precision, read: Measured, squares_T: Floats
 ) -> Floats:
     """Mean over the vocabulary of the squared budget of the last product, [T]: x² w² is summed
     over the tokens before it is multiplied."""
@@ -83,8 +84,8 @@ def _unembedding(
     for rows in vocabulary_tiles(config.n_embd, config.n_vocab):
         mean_D += (head_VD[rows].astype(np.float64) ** 2).sum(axis=0)
     mean_D /= config.n_vocab
-    assert normed.budget is not None, "an operation's result has a budget"
-    budget_T = (config.n_embd * p.u_sum**2 + p.u**2) * (normed.value**2 @ mean_D + squares_T)
+    assert read.budget is not None, "an operation's result has a budget"
+    budget_T = (config.n_embd * p.u_sum**2 + p.u**2) * (read.value**2 @ mean_D + squares_T)
     if p.name == "float64":
         budget_T *= 2  # as in ``budgets``: the oracle rounds as well
-    return np.maximum(budget_T + normed.budget**2 @ mean_D, p.tiny**2)
+    return np.maximum(budget_T + read.budget**2 @ mean_D, p.tiny**2)

@@ -235,7 +235,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         if name == "native_layer_norm" and tensors:
             for role in roles[1:]:
                 if role is not None and role.normalised is not None:
-                    self._hand_over(role.normalised, tensors[0])
+                    if self._begun(role.normalised):
+                        self._hand_over(role.normalised, tensors[0])
                     break
         elif name in _MATMULS:
             role = next((r for r in roles if r and r.is_matrix), None)
@@ -293,6 +294,15 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             if known is not None and (site := sum_site(known[0])):
                 return site
         return None
+
+    def _begun(self, site: str) -> bool:
+        """Whether any of the branch has been seen that a sum of the residual stream adds: what is
+        normed before that is not this sum."""
+        for output, state in SUMS.items():
+            if site.endswith(state):
+                branch = site.removesuffix(state) + output.partition(".")[0]
+                return any(seen.startswith(branch) for seen in (*self._done, *self._held))
+        return True
 
     def _rows(self, site: str) -> int:
         """Of the matrix that makes a site: the features that are summed over."""
