@@ -28,6 +28,9 @@ RIVALS = 8
 ALIKE = 0.1
 #: What a coarse fault may leave of the deviation: the steps that fell to the other side.
 COARSE = 0.5
+#: By which the coefficient falls short of 1, where the deviation is as large as expected, and less
+#: like it by as much as that.
+COARSE_SHORT = COARSE**2 / 2
 #: Faults that are looked for at most.
 MOST = 3
 
@@ -207,12 +210,13 @@ def _stands(
     best: Match, ranked: Sequence[Match], rest_SN: Floats, noise_SN: Floats, needed: float
 ) -> bool:
     """The best is there: far from 0, near 1, and so beside each rival, which then is not."""
-    if not _is_one(best.coefficient, best.error) or best.coefficient < needed * best.error:
+    near = COARSE_SHORT if best.candidate.coarse else NEAR_ONE
+    if not _is_one(best.coefficient, best.error, near) or best.coefficient < needed * best.error:
         return False
     for rival in ranked[1 : 1 + RIVALS]:
         pair = (best.candidate.deviation_SN, rival.candidate.deviation_SN)
         fitted = _together(pair, rest_SN, noise_SN)
-        if fitted is not None and _is_one(*fitted) and fitted[0] >= needed * fitted[1]:
+        if fitted is not None and _is_one(*fitted, near) and fitted[0] >= needed * fitted[1]:
             continue
         if not _instead(pair, rest_SN, noise_SN, needed):
             return False  # the two cannot be told apart on these inputs
@@ -230,8 +234,8 @@ def _instead(pair: tuple[Floats, Floats], rest_SN: Floats, noise_SN: Floats, nee
     return abs(step.coefficient) <= max(NEAR_ONE, 3 * step.error) and needed * step.error <= 1.0
 
 
-def _is_one(coefficient: float, error: float) -> bool:
-    return abs(coefficient - 1.0) <= max(NEAR_ONE, 3 * error)
+def _is_one(coefficient: float, error: float, near: float) -> bool:
+    return abs(coefficient - 1.0) <= max(near, 3 * error)
 
 
 def _together(

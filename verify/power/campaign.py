@@ -29,6 +29,8 @@ from verify.power.trial import Bench, CorrectOutcome, FaultOutcome
 SEEDS, QUICK_SEEDS = 10, 1
 #: Of each family a quick run tries one fault in so many.
 QUICK_EVERY = 3
+#: Of the laws a quick run holds one in so many against each correct variant.
+QUICK_TURNS = 2
 #: Correct variants of a quick run: one of each kind.
 QUICK_VARIANTS = (
     "eager",
@@ -205,14 +207,16 @@ def _variants(plan: Plan, left_out: dict[str, str]) -> list[_Task]:
 def laws_of(plan: Plan, variant: str, seed: int) -> set[str] | None:
     """The laws that a correct variant is judged by on one seed; all where None.
 
-    They take turns, so that over all seeds each law has judged each variant.
+    They take turns, so that over all seeds each law has judged each variant; in a quick run, which
+    has one seed, every other variant.
     """
     if plan.every_law or plan.correct:
         return None
     from verify.power.variants import VARIANTS
 
-    turn = seed + list(VARIANTS).index(variant)
-    return {law.id for i, law in enumerate(LAWS) if (i + turn) % plan.seeds == 0}
+    names = QUICK_VARIANTS if plan.quick else tuple(VARIANTS)
+    turn, turns = seed + names.index(variant), max(plan.seeds, QUICK_TURNS if plan.quick else 1)
+    return {law.id for i, law in enumerate(LAWS) if (i + turn) % turns == 0}
 
 
 _bench: Bench | None = None

@@ -330,8 +330,8 @@ class Bench:
 
 
 def short_inputs(checkpoint: Checkpoint, seed: int) -> list[Input]:
-    """One token, two rows that differ, and one row beyond the tile of most kernels, with the first
-    token of the vocabulary and the last in it: some faults take them for something else."""
+    """Two rows that differ, and one row beyond the tile of most kernels, with the first token of
+    the vocabulary and the last in it: some faults take them for something else."""
     config = checkpoint.config
     rows = min(17, config.n_ctx)
     rng = np.random.default_rng([seed, rows, 2])
@@ -341,14 +341,16 @@ def short_inputs(checkpoint: Checkpoint, seed: int) -> list[Input]:
         ends = long.tokens.copy()
         ends[0, [_BOTH_ENDS // 2, _BOTH_ENDS - 1]] = 0, config.n_vocab - 1
         long = Input(f"{long.name}, with the first token and the last", ends)
-    return [seeded(config, 1, seed), Input(f"2 × {rows}", tokens), long]
+    return [Input(f"2 × {rows}", tokens), long]
 
 
 def varied_inputs(checkpoint: Checkpoint, seed: int) -> list[Input]:
-    """The short inputs and one of the default ones, another one for each seed, long ones first."""
+    """The short inputs, one token alone, and one of the default inputs, another one for each seed,
+    long ones first."""
     more = [i for i in default_inputs(checkpoint.config, seed) if i.tokens.size <= _LARGEST]
     more.sort(key=lambda item: -item.tokens.size)
-    return [*short_inputs(checkpoint, seed), more[seed % len(more)]]
+    alone = seeded(checkpoint.config, 1, seed)
+    return [*short_inputs(checkpoint, seed), alone, more[seed % len(more)]]
 
 
 def _failed(report: PortReport) -> list[Finding]:

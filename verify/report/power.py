@@ -257,8 +257,8 @@ against a port, which refutes whatever is refuted here. With `--every-law` all l
 the form in all layers, so that what the others name counts as well.
 
 Correct variants are judged on the short inputs and one of the default ones, another one for each
-seed. The laws take turns: over all seeds, every law has judged every variant. With `--correct` or
-`--every-law` every law judges every variant on every seed.
+seed. The laws take turns: over all seeds, every law has judged every variant (in a quick run, every
+other variant). With `--correct` or `--every-law` every law judges every variant on every seed.
 
 The usual comparisons are made on the same ports and inputs (`verify/power/peers.py`): they compare
 logits, tensors or states of the port with those of a correct port in float32. They look at a plain
