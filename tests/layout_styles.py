@@ -155,3 +155,38 @@ class Padded(Model):
 
 def padded(checkpoint: Checkpoint) -> nn.Module:
     return Padded(checkpoint)
+
+
+class FoldedBlock(SplitBlock):
+    """Layer norms without gain and bias: both are in the matrices, as inference engines do it."""
+
+    def __init__(self, checkpoint: Checkpoint, scope: str) -> None:
+        super().__init__(checkpoint, scope)
+        for reader in (self.query, self.key, self.value):
+            fold(self.ln_1, reader)
+        fold(self.ln_2, self.fc_in)
+        width = checkpoint.config.n_embd
+        self.ln_1 = self.ln_2 = nn.LayerNorm(width, elementwise_affine=False)
+
+
+def fold(norm: nn.LayerNorm, reader: nn.Linear) -> None:
+    """(g x + b) W + c as x (g W) + (b W + c), in float32."""
+    weight, bias = reader.weight.detach(), reader.bias
+    shift = weight @ norm.bias.detach()
+    reader.bias = nn.Parameter(shift if bias is None else bias.detach() + shift)
+    reader.weight = nn.Parameter(weight * norm.weight.detach())
+
+
+class Folded(Model):
+    """The last norm is in the head, which has a bias of its own by that."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint, FoldedBlock)
+        self.head = nn.Linear(*reversed(self.wte.weight.shape))
+        self.head.weight, self.head.bias = nn.Parameter(tensor(checkpoint, "wte")), None
+        fold(self.final_norm, self.head)
+        self.final_norm = nn.LayerNorm(checkpoint.config.n_embd, elementwise_affine=False)
+
+
+def folded(checkpoint: Checkpoint) -> nn.Module:
+    return Folded(checkpoint)

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from reference import tensor_table
 from verify.errors import PortError
 from verify.findings import PortReport, Status, Verdict
+from verify.folding import HEAD_BIAS
 from verify.ports.torch_module import TorchModule
 
 SOURCE = checkpoint()
@@ -90,6 +91,9 @@ MISTAKES = {
     "padded": Mistake(
         "(0, 0, 0, -rows % 64)", "(0, 0, 1, -rows % 64 - 1)", "embed", "weights.values"
     ),
+    "folded": Mistake(
+        "else bias.detach() + shift", "else bias.detach()", "h.0.attn.qkv", "weights.values"
+    ),
 }
 
 
@@ -118,7 +122,8 @@ def test_refuted_at_its_site(style: str, tmp_path: Path) -> None:
     if mistake.law != "weights.values":  # then every weight is what it was
         assert failed(found, "weights.values") == set()
     placed = {target.split(" (")[0].split(",")[0] for target in found.mapping.values()}
-    assert placed >= set(tensor_table(CONFIG)), "a mistake makes nothing disappear"
+    gone = {name for name in tensor_table(CONFIG) if style == "folded" and "ln_" in name}
+    assert placed >= set(tensor_table(CONFIG)) - gone, "a mistake makes nothing disappear"
 
 
 class TestAWrongWeightIsNoOther:
@@ -137,6 +142,10 @@ class TestAWrongWeightIsNoOther:
             ("stacked", "layers.ln_1_g[1]", "h1/ln_1/g"),
             ("stacked", "wpe", "wpe"),
             ("padded", "wte.weight[:101]", "wte"),
+            ("folded", "blocks.2.out_proj.weight", "h2/attn/c_proj/w"),
+            ("folded", "blocks.1.key.weight", "h1/attn/c_attn/w (k)"),
+            ("folded", "blocks.0.fc_in.bias", "h0/mlp/c_fc/b"),
+            ("folded", "head.weight", "lm_head"),
         ],
     )
     def test_placed_where_it_belongs(self, style: str, parameter: str, tensor: str) -> None:
@@ -231,3 +240,53 @@ class TestOutputs:
         port = TorchModule(Returning(wrap), SOURCE, "returning")
         with pytest.raises(PortError, match=f"^returning: {said}$"):
             port.logits(np.array([[1, 2, 3]]))
+
+
+class TestFolded:
+    """Layer norms in the matrices that follow: recognised, said, and judged to within rounding."""
+
+    def test_it_is_said(self) -> None:
+        found = judged(f"{TESTS / 'layout_styles.py'}:folded", SOURCE)
+        assert found.verdict is Verdict.VERIFIED
+        assert "layer norms folded into the next matrix (ln_1, ln_2, ln_f)" in found.remarks[0]
+        qkv = finding(found, "weights.values", "h.1.attn.qkv").message
+        assert qkv.endswith("h1/ln_1 folded in, equal to the product to within rounding")
+        assert "folded into h1/mlp/c_fc" in finding(found, "weights.values", "h.1.ln_2").message
+        assert found.mapping["blocks.0.fc_in.weight"].endswith(", with h0/ln_2 folded in")
+        assert found.mapping["head.bias"] == HEAD_BIAS
+        assert "no copy of wte by that" in finding(found, "tying.value", "logits").message
+
+    @pytest.mark.parametrize("size", [1e-6, 1e-5])
+    def test_a_little_off_is_wrong(self, size: float) -> None:
+        """A product is exact to 2⁻²³ of each element."""
+        module = layout_styles.folded(SOURCE)
+        with torch.no_grad():
+            module.blocks[1].fc_in.weight[5, 7] *= 1 + size
+        placements = TorchModule(module, SOURCE, "folded").matching.placements
+        assert [p.parameter for p in placements if not p.exact] == ["blocks.1.fc_in.weight"]
+
+    def test_a_folded_head_in_half_precision_is_not_judged(self) -> None:
+        """Beside the bias the logits are rounded more coarsely than their budget knows."""
+        found = judged(f"{TESTS / 'layout_styles.py'}:folded", SOURCE, dtype="bfloat16")
+        assert found.verdict is Verdict.UNJUDGED
+        assert "ln_f is folded into a head with a bias: judged in float32 only" in found.error
+
+    def test_a_head_without_the_bias_is_missing_it(self, tmp_path: Path) -> None:
+        lost = Mistake(
+            "nn.LayerNorm(checkpoint.config.n_embd, elementwise_affine=False)",
+            "nn.LayerNorm(checkpoint.config.n_embd, elementwise_affine=False)\n"
+            "        self.head.bias = None",
+            "logits",
+        )
+        found = report("folded", lost, tmp_path)
+        assert found.verdict is Verdict.REFUTED
+        assert "ln_f/b (times wte, at the head)" in finding(found, "weights.accounted").message
+
+    def test_norms_that_are_only_lost_are_missing(self) -> None:
+        """No gain and no bias, and the matrices as the checkpoint has them: no folding."""
+        module = torch_styles.split_linears(SOURCE)
+        for block in module.blocks:
+            block.ln_1 = torch.nn.LayerNorm(CONFIG.n_embd, elementwise_affine=False)
+        port = TorchModule(module, SOURCE, "lost")
+        assert port.matching.missing[:2] == ("h0/ln_1/b", "h0/ln_1/g")
+        assert port.folding is None

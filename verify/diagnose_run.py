@@ -100,11 +100,14 @@ def _proved(
     build = partial(registry.build, spec, checkpoint, options.dtype, options.device)  # type: ignore[arg-type]
     port = build()
     try:
-        weights = DeclaredWeights(checkpoint.tensors, PRECISIONS[port.dtype])
         parameters = list(port.parameters()) if port.parameters is not None else []
         matching = getattr(port, "matching", None)
         if matching is None and parameters:
+            weights = DeclaredWeights(checkpoint.tensors, PRECISIONS[port.dtype])
             matching = match(parameters, checkpoint.config, weights)
+        if (folding := getattr(port, "folding", None)) is not None:
+            checkpoint = folding.applied(checkpoint)
+        weights = DeclaredWeights(checkpoint.tensors, PRECISIONS[port.dtype])
         subject = Subject(port, checkpoint, weights, options.seed, parameters, matching)
         with one_blas_thread():
             return prove(subject, planted, inputs)

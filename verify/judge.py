@@ -24,6 +24,7 @@ from verify.checks.weights import check_weights
 from verify.diagnosis.port import Diagnosis, diagnose
 from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Status
+from verify.folding import NOT_TIED, Folding
 from verify.inputs import Input
 from verify.matching import Matching, match
 from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
@@ -104,7 +105,7 @@ def judge(
         weights_from=source,
         findings=tuple(findings),
         waived=waived,
-        remarks=remarks,
+        remarks=(*remarks, *work.remarks),
         error=error,
         first_divergence=first_divergence(findings, checkpoint.config),
         explained_by=tuple(dict.fromkeys(cause.fault for cause in work.diagnosis.causes)),
@@ -165,6 +166,8 @@ class _Work:
         self.parameters: list[Parameter] = []
         self.matching: Matching | None = None
         self.mapping: dict[str, str] = {}
+        self.remarks: tuple[str, ...] = ()
+        self.tied = checkpoint.config.tied
         self.logits_floors: float | None = None
         self.exception: Exception | None = None
         self.diagnosis = Diagnosis()
@@ -182,7 +185,7 @@ class _Work:
         """Weights, then architecture in float64, then the numbers in the declared precision; then
         everything that follows from them alone, the laws."""
         weights = self.shared(PRECISIONS[port.dtype])
-        self._weights(port, weights)
+        weights = self._weights(port, weights)
         self._architecture(port, weights)
         self._numbers(port, weights)
         subject = Subject(
@@ -197,13 +200,17 @@ class _Work:
         for law in LAWS:
             self._law(law, subject)
             self.progress.step(law.id)
+        if self.checkpoint.config.tied != self.tied:
+            self._why |= {law.id: NOT_TIED for law in LAWS if law.id.startswith("tying.")}
         self.diagnosis = diagnose(subject, self.inputs, self._comparisons, self.findings)
         self._stored_graph(port, weights)
 
-    def _weights(self, port: Port, weights: DeclaredWeights) -> None:
+    def _weights(self, port: Port, weights: DeclaredWeights) -> DeclaredWeights:
+        """Hold the port's weights against the checkpoint's; what it is judged against from there
+        on: the same, unless layer norms are folded in the port."""
         if port.parameters is None:
             self._why["weights"] = "the port does not show its weights"
-            return
+            return weights
         self.parameters = parameters = list(port.parameters())
         self.matching = matching = getattr(port, "matching", None) or match(
             parameters, self.checkpoint.config, weights
@@ -211,8 +218,15 @@ class _Work:
         self.mapping = {p.parameter: str(p) for p in matching.placements}
         self.mapping |= dict.fromkeys(matching.padding, PADDING)
         self.mapping |= dict.fromkeys(matching.surplus, SURPLUS)
+        folding: Folding | None = getattr(port, "folding", None)
+        if folding is not None:
+            self.remarks = (folding.remark,)
+            self.mapping |= folding.mapping(matching)
+            self.checkpoint = folding.applied(self.checkpoint)
+            weights = DeclaredWeights(self.checkpoint.tensors, PRECISIONS[port.dtype])
         config = self.checkpoint.config
-        self.findings += check_weights(parameters, matching, config, weights)
+        self.findings += check_weights(parameters, matching, config, weights, folding)
+        return weights
 
     def _architecture(self, port: Port, weights: DeclaredWeights) -> None:
         law = "architecture"

@@ -9,7 +9,7 @@ difference in the tensor that it should have been, and is never passed over.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +80,7 @@ def match(
     config: Config,
     weights: DeclaredWeights,
     by_head: bool = False,
+    without: Collection[str] = (),
 ) -> Matching:
     """Pair the parameters of a port with the tensors of the checkpoint.
 
@@ -89,8 +90,13 @@ def match(
     Args:
         by_head: accept a ``c_attn`` in which q, k and v of each head lie side by side. Only for a
             port of which it is known that it reads it so.
+        without: tensors that the port is known not to have.
     """
-    candidates = [c for c in _candidates(config) if by_head or not c.layout.by_head]
+    candidates = [
+        c
+        for c in _candidates(config)
+        if (by_head or not c.layout.by_head) and c.tensor not in without
+    ]
     prints: dict[bytes, list[_Candidate]] = {}
     for c in candidates:
         prints.setdefault(fingerprint(c.view(weights)), []).append(c)
@@ -176,14 +182,15 @@ def _nearest(
     layer_of: Mapping[str, int],
 ) -> list[Placement]:
     """What equals no tensor, nearest first, so that a slightly wrong tensor is claimed before a
-    quite different one. One matrix like wte may be a head of its own."""
+    quite different one. One matrix like wte may be a head of its own, where it should be none."""
+    untied = any(c.tensor == "lm_head" for c in candidates)
     pairs = []
     for parameter in left:
         value = parameter.read()
         fitting = [c for c in candidates if c.layout.fits(value.shape)]
         for c in [c for c in fitting if usual.allows(c)] or fitting:
             head = c.slot not in open_slots
-            if head and c.tensor != "wte":
+            if head and (c.tensor != "wte" or untied):
                 continue
             distance = _distance(value, c.view(weights))
             rank = distance + _FARTHEST * _strange(parameter.name, c, layer_of)

@@ -15,7 +15,7 @@ Array = NDArray[np.floating]
 #: What the report says of the rows of a table beyond the vocabulary.
 PADDING = "padding of the vocabulary: neither it nor its logits are looked at"
 #: Words of a mapping that was not made by content alone.
-DOUBTS = ("by shape and name", "by name", "padding of the vocabulary", "no tensor of")
+DOUBTS = ("by shape and name", "by name", "padding of the vocab", "no tensor of", "folded in")
 #: And of a parameter that was not placed.
 SURPLUS = "no tensor of the checkpoint"
 

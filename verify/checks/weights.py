@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from reference.config import Config
 from reference.weights import parameter_count, tensor_table
 from verify.findings import Finding, Status
+from verify.folding import Folding
 from verify.matching import Matching, Placement
 from verify.numerics.weights import DeclaredWeights
 from verify.ports.port import Parameter
@@ -19,9 +21,23 @@ Array = NDArray[np.floating]
 
 
 def check_weights(
-    parameters: Sequence[Parameter], matching: Matching, config: Config, weights: DeclaredWeights
+    parameters: Sequence[Parameter],
+    matching: Matching,
+    config: Config,
+    weights: DeclaredWeights,
+    folding: Folding | None = None,
 ) -> list[Finding]:
-    """Every tensor in its place with its value, every parameter accounted for, and their number."""
+    """Every tensor in its place with its value, every parameter accounted for, and their number.
+
+    Args:
+        parameters: of the port.
+        matching: which of them is which tensor.
+        config, weights: what they were matched to.
+        folding: what became of the layer norms, where they are folded.
+    """
+    if folding is not None:
+        matching = replace(matching, missing=(*matching.missing, *folding.missing))
+        parameters = [p for p in parameters if p.name != folding.head_bias]
     by_name = {parameter.name: parameter for parameter in parameters}
     own_head = any(placement.head for placement in matching.placements)
     differences: dict[str, list[str]] = {}
@@ -42,12 +58,19 @@ def check_weights(
         if problems := differences.get(site.name):
             found.append(Finding("weights.values", Status.FAILED, "; ".join(problems), site.name))
         else:
-            names = ", ".join(site.weights)
-            message = f"{names}: equal bit for bit"
+            message = "; ".join(_as_said(site.weights, folding))
             found.append(Finding("weights.values", Status.PASSED, message, site.name))
     found.append(_accounted(matching))
-    found.append(_count(parameters, matching, config))
+    found.append(_count(parameters, matching, config, folding))
     return found
+
+
+def _as_said(names: Sequence[str], folding: Folding | None) -> Iterator[str]:
+    """In which way tensors are right."""
+    words = {} if folding is None else folding.words
+    said = [words.get(name, "equal bit for bit") for name in names]
+    for way in dict.fromkeys(said):
+        yield f"{', '.join(n for n, w in zip(names, said, strict=True) if w == way)}: {way}"
 
 
 def _difference(
@@ -87,13 +110,22 @@ def _accounted(matching: Matching) -> Finding:
     return Finding(law, Status.FAILED, "; ".join(parts), details=details)
 
 
-def _count(parameters: Sequence[Parameter], matching: Matching, config: Config) -> Finding:
+def _count(
+    parameters: Sequence[Parameter],
+    matching: Matching,
+    config: Config,
+    folding: Folding | None = None,
+) -> Finding:
     """Memory that is shared counts once. So does a second wte that is equal to the bit: that it is
     there is what the law of tying refutes, and no number is wrong."""
     trained = [p for p in parameters if not p.padding]
     sizes = {p.storage: int(np.prod(p.shape, dtype=np.int64)) for p in trained}
     got, expected = sum(sizes.values()), parameter_count(config)
     notes = []
+    if folding is not None:
+        table = tensor_table(config)
+        expected -= sum(table[name].size for name in folding.gone)
+        notes.append(f"{len(folding.norms)} folded layer norms are not counted")
     for head in (p for p in matching.placements if p.head):
         if head.exact:
             got -= tensor_table(config)["wte"].size

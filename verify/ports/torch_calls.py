@@ -79,7 +79,7 @@ class _Calls:
     def _logits(self, output: Any) -> Floats:
         logits = logits_of(output)
         if isinstance(logits, torch.Tensor):
-            logits = self._port.without_padding(logits)
+            logits = self._port.bare(logits)
         return to_numpy(logits)
 
     def _tensor(self, ids: Tokens) -> torch.Tensor:

@@ -11,8 +11,9 @@ import torch
 
 from verify.checkpoint import Checkpoint
 from verify.errors import PortError
+from verify.folding import Folding, find_folding
 from verify.matching import Matching, match
-from verify.numerics.precision import PRECISIONS
+from verify.numerics.precision import FLOAT32, PRECISIONS
 from verify.numerics.weights import DeclaredWeights
 from verify.pieces import Piece, pieces
 from verify.ports.port import Dtype, Floats, Parameter, Port, Tokens, Visit
@@ -62,6 +63,7 @@ class TorchModule(Port):
         self._matching: Matching | None = None
         self._pieces: list[Piece] | None = None
         self._channels: Channels | None = None
+        self.folding: Folding | None = None
         self._instrumented: SiteTrace | None = None
         self._is_twin = False
         add_capabilities(self)
@@ -117,6 +119,7 @@ class TorchModule(Port):
             call=self._call,
         )
         made._matching, made._pieces, made._channels = self.matching, self.pieces, self._channels
+        made.folding, made.config = self.folding, self.config
         return made
 
     def close(self) -> None:
@@ -126,14 +129,31 @@ class TorchModule(Port):
     @property
     def matching(self) -> Matching:
         if self._matching is None:
-            parameters, weights = list(self.parameters()), self._weights()
-            self._matching = match(parameters, self.config, weights, by_head=True)
+            parameters = list(self.parameters())
+            self._matching = self._match(parameters, by_head=True)
             if any(p.layout.by_head for p in self._matching.placements):
                 # Weights that lie so may be read so, or be wrong: one run tells.
                 self._channels = channels_of(self, parameters, self._matching)
                 if self._channels is None:
-                    self._matching = match(parameters, self.config, weights)
+                    self._matching = self._match(parameters, by_head=False)
         return self._matching
+
+    def _match(self, parameters: list[Parameter], by_head: bool) -> Matching:
+        """With the checkpoint, or with what it is when layer norms are folded as here."""
+        weights = self._weights()
+        found = match(parameters, self._checkpoint.config, weights, by_head)
+        precision, tensors = PRECISIONS[self.dtype], self._checkpoint.tensors
+        folding = find_folding(parameters, found, self._checkpoint.config, tensors, precision)
+        if folding is None:
+            return found
+        if folding.head_bias is not None and precision.u > FLOAT32.u:
+            raise PortError(
+                f"{self.name}: ln_f is folded into a head with a bias: judged in float32 only"
+            )
+        self.folding, self.config = folding, folding.config
+        weights = DeclaredWeights(folding.tensors, precision)
+        trained = [p for p in parameters if p.name != folding.head_bias]
+        return match(trained, folding.config, weights, by_head, folding.gone)
 
     def _weights(self) -> DeclaredWeights:
         return DeclaredWeights(self._checkpoint.tensors, PRECISIONS[self.dtype])
@@ -197,12 +217,18 @@ class TorchModule(Port):
         output = logits_of(self._call(self.module, ids))
         if not isinstance(output, torch.Tensor):
             raise PortError(f"{self.name}: returned {type(output).__name__}, not logits")
-        return self.without_padding(output)
+        return self.bare(output)
 
-    def without_padding(self, logits: torch.Tensor) -> torch.Tensor:
-        """Of a vocabulary that was found to be padded, the logits of its tokens."""
-        padded = any(piece.padding for piece in self.pieces)
-        return logits[..., : self.config.n_vocab] if padded else logits
+    def bare(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of a vocabulary that was found to be padded, the logits of its tokens; without what a
+        bias that was folded into the head adds to them."""
+        if any(piece.padding for piece in self.pieces):
+            logits = logits[..., : self.config.n_vocab]
+        folding = self.folding if self.matching else None
+        if folding is not None and folding.head_bias is not None:
+            bias = self.module.get_parameter(folding.head_bias).detach()
+            logits = logits - bias.to(logits.dtype)
+        return logits
 
 
 def _parameter(name: str, tensor: torch.Tensor, padding: bool = False) -> Parameter:
