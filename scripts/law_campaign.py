@@ -63,7 +63,9 @@ def judged(case: Case, device: str) -> PortReport:
     source = case.model.checkpoint()
     made = {"attention": case.attention, "dtype": case.dtype, "source": source, "device": device}
     return judge(
-        repr(case), source, case.inputs, None, device, Silent(), build=lambda: port(**made)
+        *(repr(case), source, case.inputs, None, device, Silent()),
+        build=lambda: port(**made),
+        laws=case.laws,
     )
 
 

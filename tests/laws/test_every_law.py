@@ -33,6 +33,7 @@ def judged(case: Case, device: str) -> PortReport:
         None,
         device,
         Silent(),
+        laws=case.laws,
         build=lambda: port(
             attention=case.attention, dtype=case.dtype, source=source, device=device
         ),
