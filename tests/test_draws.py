@@ -7,13 +7,13 @@ import pytest
 from models import checkpoint
 from strategies import Model
 
-from reference import Config
+from reference import Config, parameter_count
 from verify.checkpoint import Checkpoint
 from verify.findings import Status
 from verify.inputs import given, seeded
 from verify.judge import judge
 from verify.numerics.cascade import Lockstep
-from verify.numerics.draws import OBSERVATIONS, Rounding, draws, draws_of_positions, moves
+from verify.numerics.draws import FOR_POSITIONS, OBSERVATIONS, Rounding, draws, moves
 from verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, Precision
 from verify.numerics.weights import DeclaredWeights
 from verify.run import Silent
@@ -25,6 +25,9 @@ REFUTED_ONCE = [
     (Model((5, 1, 24, 3, 6), "large_channels", 154), 1),
     (Model((71, 10, 24, 3, 4), "equal_rows", 170), 10),
     (Model((51, 17, 9, 3, 4), "constant_rows", 162), 12),
+    (Model((29, 18, 2, 2, 5), "constant_rows", 92), 8),
+    (Model((32, 13, 12, 2, 4), "huge_scores", 44), 1),
+    (Model((36, 19, 2, 1, 6), "huge_scores", 127), 1),
 ]
 
 
@@ -56,11 +59,12 @@ def test_there_are_enough_observations(length: int) -> None:
     known = lockstep.value("h.1.ln_2")
     assert known is not None
     exact_TD, noise_RTD = known
-    assert noise_RTD.shape == (draws(length), *exact_TD.shape)
+    count = draws(length, length * parameter_count(config))
+    assert noise_RTD.shape == (count, *exact_TD.shape)
     assert noise_RTD.shape[0] * length >= OBSERVATIONS
     assert len(np.unique(noise_RTD, axis=0)) == len(noise_RTD)
     for _, exact_TV, noise_RTV in lockstep.logits():
-        assert noise_RTV.shape == (draws(length), *exact_TV.shape)
+        assert noise_RTV.shape == (count, *exact_TV.shape)
 
 
 def test_the_same_tokens_have_the_same_noise() -> None:
@@ -88,12 +92,15 @@ def test_a_position_that_hangs_on_one_score() -> None:
 
 
 def test_what_large_models_are_spared() -> None:
-    assert draws_of_positions(256, 1_082_496) == OBSERVATIONS
-    assert draws_of_positions(1024, 124_439_808) == 1
-    assert draws_of_positions(8, 124_439_808) > draws(8)
+    default, large = 1_082_496, 124_439_808
+    assert draws(256, 256 * default, FOR_POSITIONS) == OBSERVATIONS
+    assert draws(1024, 1024 * large, FOR_POSITIONS) == 1
+    assert draws(8, 8 * large, FOR_POSITIONS) > draws(8, 8 * large) == 2
+    assert draws(256, 256 * default) == 1
+    assert draws(64, 64 * 1000) == OBSERVATIONS
 
 
-@pytest.mark.parametrize(("model", "length"), REFUTED_ONCE, ids=lambda x: getattr(x, "regime", x))
+@pytest.mark.parametrize(("model", "length"), REFUTED_ONCE, ids=str)
 @pytest.mark.parametrize("port", ["huggingface-eager", "huggingface-sdpa"])
 def test_no_correct_port_is_refuted(model: Model, length: int, port: str) -> None:
     source = model.checkpoint()

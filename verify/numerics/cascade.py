@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from reference.config import Config
 from reference.model import forward
 from reference.ops import unembed
+from reference.weights import parameter_count
 from verify.numerics.draws import Rounding, draws
 from verify.numerics.local import vocabulary_tiles
 from verify.numerics.parallel import both
@@ -58,7 +59,8 @@ class Lockstep:
         # Rounding noise is proportional to u, so float64's floor is float32's, scaled.
         narrow = FLOAT32 if precision.name == "float64" else precision
         self.scale = precision.u / narrow.u
-        roundings = partial(_roundings, narrow, tokens_T, count or draws(len(tokens_T)))
+        usual = draws(len(tokens_T), len(tokens_T) * parameter_count(config))
+        roundings = partial(_roundings, narrow, tokens_T, count or usual)
         run = partial(_run, config, weights, tokens_T, roundings)
         kept = weights.recording if count is None else None
         self._runs = kept.of(config, tokens_T, run) if kept else run()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from reference import ops
 from reference.config import Config
+from reference.weights import parameter_count
 from verify.numerics.directions import Direction
 from verify.numerics.draws import draws, moves
 from verify.numerics.precision import FLOAT32, Precision
@@ -38,7 +39,8 @@ def derivative_noise(
     """
     # Rounding noise is proportional to u, so float64's floor is float32's, scaled.
     narrow = FLOAT32 if precision.name == "float64" else precision
-    squares, count = np.zeros(len(directions)), draws(exact_DN.shape[1])
+    count = draws(exact_DN.shape[1], exact_DN.size * parameter_count(batch.config))
+    squares = np.zeros(len(directions))
     for draw in range(count):
         noisy = _Noisy(batch.config, batch.weights, batch.whole_BT, narrow, draw)
         losses = noisy.losses(directions, np.full((len(directions), 1), 1j * STEP))

@@ -8,7 +8,7 @@ in a port's precision does to such a derivative is measured too. Derived in docs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,9 @@ ODD_NOISE = float(np.sqrt(np.sum((TO_ZERO / LADDER) ** 2) / 2))
 STEP = 2.0**-12
 #: A difference whose truncation exceeds its rounding this many times is taken again, closer.
 UNBALANCED = 16.0
+#: And one whose truncation is more than so much of the derivative, prediction by prediction: where
+#: a step is that large, what is taken for rounding is truncation, too.
+UNSETTLED = 2.0**-10
 ROUNDS = 3
 
 
@@ -101,7 +104,8 @@ def derivatives(
         batch = Batch(config, weights, tokens_BT)
         found = _Differences.take(batch, directions, np.full(len(directions), STEP))
         for _ in range(ROUNDS):
-            ratio = found.truncation / found.rounding
+            rounding = np.where(found.unsettled, found.least, found.rounding)
+            ratio = found.truncation / rounding
             (again,) = np.nonzero(ratio > UNBALANCED)
             if not len(again):
                 break
@@ -132,12 +136,16 @@ class _Differences:
         by_token: the derivative of each prediction's loss, [directions, N].
         truncation: of their mean, [directions].
         rounding: of their mean, [directions].
+        least: the same if the losses were exact but for their last bit, [directions].
+        unsettled: whether the step is too large to know either, [directions].
         step: h, [directions].
     """
 
     by_token: Array
     truncation: Array
     rounding: Array
+    least: Array
+    unsettled: Array
     step: Array
 
     @classmethod
@@ -147,19 +155,25 @@ class _Differences:
         up, down = np.split(losses.moved, 2, axis=1)
         quotients = (up - down) / (2 * step[:, None, None] * LADDER[:, None])
         quotients /= losses.scale[:, None, None]
-        near, middle, far = quotients.mean(axis=-1).T
+        near, middle, far = np.moveaxis(quotients, 1, 0)
+        off = ((4 * near - middle) - (4 * middle - far)) / 3
         even = np.einsum("k,dkn->dn", EVEN, up + down - 2 * losses.unmoved) / EVEN_NOISE
         # Like in all runs, and mixed with what is left of the even parts only where h is too large.
         noise = np.median(np.sqrt(np.mean(even**2, axis=-1))) if len(even) else 0.0
-        noise = max(noise, FLOAT64.u * np.sqrt(np.mean(losses.unmoved**2)))
+        least = FLOAT64.u * np.sqrt(np.mean(losses.unmoved**2))
         by_token = np.einsum("k,dkn->dn", TO_ZERO, quotients)
+        size = np.sqrt(np.mean(by_token**2, axis=-1))
         # θ + h v is rounded, too, alike on both sides, which no even part shows: by u in units of
         # its own size, of which the step is h.
-        moved = FLOAT64.u / step * np.sqrt(np.mean(by_token**2, axis=-1))
+        moved, unit = FLOAT64.u / step * size, ODD_NOISE / (step * losses.scale)
+        # Predictions whose truncations cancel in the mean, as these happen to do, are no proof.
+        spread = np.sqrt(np.mean(off**2, axis=-1))
         return cls(
             by_token=by_token,
-            truncation=np.abs((4 * near - middle) - (4 * middle - far)) / 3,
-            rounding=np.hypot(ODD_NOISE * noise / (step * losses.scale), moved),
+            truncation=np.maximum(np.abs(off.mean(axis=-1)), spread / np.sqrt(off.shape[-1])),
+            rounding=np.hypot(unit * max(noise, least), moved),
+            least=np.hypot(unit * least, moved),
+            unsettled=spread > UNSETTLED * size,
             step=step,
         )
 
@@ -167,5 +181,5 @@ class _Differences:
         """Take over what is known better there."""
         before = np.hypot(self.truncation[where], self.rounding[where])
         better = np.hypot(other.truncation, other.rounding) < before
-        for name in ("by_token", "truncation", "rounding", "step"):
-            getattr(self, name)[where[better]] = getattr(other, name)[better]
+        for field in fields(self):
+            getattr(self, field.name)[where[better]] = getattr(other, field.name)[better]

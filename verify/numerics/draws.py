@@ -6,7 +6,7 @@ embeddings), are rounded once, by chance hardly at all, and any correct port the
 everything that is kept is moved at random besides, by as much as its rounding may do (Monte Carlo
 arithmetic: Parker 1997, "Monte Carlo Arithmetic: exploiting randomness in floating-point
 arithmetic", UCLA CSD-970002). That makes equal numbers as many observations, and where there are
-few of them the noise is drawn again.
+few of them, or more cost little, the noise is drawn again.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ Floats = NDArray[np.floating]
 OBSERVATIONS = 12
 
 
-#: Multiplications that the draws of one sequence may take, where each position is to have as many
-#: observations. In a small model what happens at a position may hang on one number, a score that is
-#: nearly as large as another; large ones have many heads, and fewer draws.
-AFFORDED = 1 << 33
+#: Multiplications that all draws together may take beyond the fewest: where single positions are
+#: looked at, and elsewhere. In a small model what happens may hang on one number at one position, a
+#: score that is nearly as large as another; a large one has many heads, and needs fewer draws.
+FOR_POSITIONS, FOR_ALL = 1 << 33, 1 << 26
 
 
-def draws(in_one: int) -> int:
-    """How often a noise is drawn of which one draw holds so many observations."""
-    return -(-OBSERVATIONS // in_one)
+def draws(in_one: int, multiplications: int, afforded: int = FOR_ALL) -> int:
+    """How often a noise is drawn.
 
-
-def draws_of_positions(length: int, parameters: int) -> int:
-    """How often the noise of a sequence is drawn whose positions are looked at one by one."""
-    afforded = AFFORDED // (length * parameters)
-    return max(draws(length), min(OBSERVATIONS, afforded))
+    Args:
+        in_one: observations that one draw holds, if they are independent.
+        multiplications: that one draw takes.
+        afforded: see above.
+    """
+    fewest = -(-OBSERVATIONS // in_one)
+    return max(fewest, min(OBSERVATIONS, afforded // multiplications))
 
 
 def moves(values: Floats, precision: Precision, rng: np.random.Generator) -> Floats:

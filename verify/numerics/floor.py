@@ -20,7 +20,7 @@ from reference.weights import parameter_count
 from verify.numerics import budgets
 from verify.numerics.budgets import Measured
 from verify.numerics.cascade import Lockstep
-from verify.numerics.draws import draws_of_positions
+from verify.numerics.draws import FOR_POSITIONS, draws
 from verify.numerics.local import vocabulary_tiles
 from verify.numerics.precision import Precision
 from verify.numerics.weights import DeclaredWeights
@@ -51,7 +51,8 @@ def measure_floor(
 ) -> Floor:
     """The floor of the positions from ``first`` on."""
     with np.errstate(all="ignore"):  # what overflows has no floor, and whoever asks is told
-        count = draws_of_positions(len(tokens_T), parameter_count(config))
+        length = len(tokens_T)
+        count = draws(length, length * parameter_count(config), FOR_POSITIONS)
         lockstep = Lockstep(config, weights, precision, tokens_T, count)
         end = sites(config)[before_head(config)]
         norms = end.operation == "layer_norm"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference.config import Config
+from reference.weights import parameter_count
 from verify.numerics.draws import draws
 
 #: A site, its value in float64, and its values in the port's precision, one for each draw.
@@ -68,6 +69,7 @@ class _Run:
 
 def run_bytes(config: Config, length: int) -> int:
     """What all runs of one sequence take: all sites but the logits, in float64 and in float32."""
-    d, per_element = config.n_embd, 8 + 4 * draws(length)
+    count = draws(length, length * parameter_count(config))
+    d, per_element = config.n_embd, 8 + 4 * count
     per_layer = length * 18 * d + 2 * config.n_head * length**2
     return per_element * (config.n_layer * per_layer + 2 * length * d)
