@@ -105,16 +105,18 @@ def _weighted(token: Callable[[Call], float], position: float, call: Call) -> Ar
     return value
 
 
-def _sinusoids(places_T: NDArray[Any], width: int) -> Array:
-    """Vaswani et al. 2017, section 3.5: even channels sine, odd ones cosine."""
+def _sinusoids(length: int, width: int, dtype: type[np.floating]) -> Array:
+    """Vaswani et al. 2017, section 3.5: even channels sine, odd ones cosine. In the call's own
+    format: what rounding does to a large angle is part of the mistake."""
     channels_D = np.arange(width)
-    angle_TD = places_T[:, None] / 10000.0 ** ((channels_D - channels_D % 2) / width)
+    exponents_D = ((channels_D - channels_D % 2) / width).astype(dtype)
+    angle_TD = np.arange(length, dtype=dtype)[:, None] / dtype(10000.0) ** exponents_D
     value: Array = np.where(channels_D % 2 == 0, np.sin(angle_TD), np.cos(angle_TD))
     return value
 
 
 def _sinusoidal(call: Call) -> Array:
-    table_TD = _sinusoids(np.arange(len(call.tokens_T)), call.config.n_embd)
+    table_TD = _sinusoids(len(call.tokens_T), call.config.n_embd, call.dtype)
     value: Array = call.w("wte")[call.tokens_T] + table_TD
     return value
 

@@ -69,9 +69,9 @@ def counts(outcomes: Sequence[FaultOutcome]) -> Counts:
 
 def shown(campaign: Campaign) -> list[FaultOutcome]:
     """Faults that must be refuted, in torch ports that show everything."""
-    of = (EVERYWHERE, ONE_LAYER)
-    quiet = {o.planting.fault for o in campaign.planted if not o.expected}
-    return [o for o in campaign.planted if o.planting.form in of and o.planting.fault not in quiet]
+    planted = [o for o in campaign.planted if o.planting.form in (EVERYWHERE, ONE_LAYER)]
+    quiet = {o.planting.fault for o in planted if not o.expected}
+    return [o for o in planted if o.planting.fault not in quiet]
 
 
 def harmless(campaign: Campaign) -> list[FaultOutcome]:
@@ -83,7 +83,14 @@ def harmless(campaign: Campaign) -> list[FaultOutcome]:
 
 def without_effect(campaign: Campaign) -> list[FaultOutcome]:
     """Faults that need something that this checkpoint does not have."""
-    return [o for o in campaign.planted if o.law is not None and not o.unlike]
+    planted = [o for o in campaign.planted if o.planting.form != LOGITS]
+    return [o for o in planted if o.law is not None and not o.unlike]
+
+
+def unseen(campaign: Campaign) -> list[FaultOutcome]:
+    """Faults that do not move the logits, or only by what softmax is blind to."""
+    planted = [o for o in campaign.planted if o.planting.form == LOGITS]
+    return [o for o in planted if o.law is not None and not o.unlike]
 
 
 def in_logits(campaign: Campaign, visible: bool) -> list[FaultOutcome]:

@@ -12,17 +12,27 @@ from numpy.typing import NDArray
 
 from reference import forward
 from verify.checkpoint import Checkpoint
+from verify.checks.laws import LAWS
 from verify.errors import GptVerifyError
 from verify.faults.catalogue import CATALOGUE
 from verify.faults.fault import Fault
 from verify.findings import Finding, PortReport, Status, Verdict
 from verify.inputs import Input, default_inputs, seeded
 from verify.judge import judge
+from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.floor import measure_floor
 from verify.numerics.precision import FLOAT32
 from verify.numerics.weights import DeclaredWeights, SharedWeights, Widened
 from verify.power import peers
-from verify.power.planting import EVERYWHERE, LOGITS, Planting, correct_port, port_with
+from verify.power.planting import (
+    EVERYWHERE,
+    LOGITS,
+    TENSORFLOW,
+    Planting,
+    correct_port,
+    damaged,
+    port_with,
+)
 from verify.run import Silent
 from verify.sites import sites
 
@@ -33,6 +43,8 @@ Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
 
 _UNSEEN = Status.NOT_EXAMINED
+#: In float64, fewer floors than this are what rounding leaves of nothing.
+_BLIND = 1e-6
 #: An input as long as this has the first token and the last in it.
 _BOTH_ENDS = 8
 #: Tokens of the largest input that a correct variant is run on beside the short ones.
@@ -201,7 +213,7 @@ class Bench:
         fault = CATALOGUE[planting.fault]
         laws = None
         if not self.every_law or planting.form != EVERYWHERE:
-            laws = {fault.law} if fault.law else set()
+            laws = {law.id for law in LAWS if _concerns(fault.law, law.id)}
         checkpoint, shared = self._measured_once(self.seed)
         report = judge(
             planting.fault,
@@ -250,19 +262,18 @@ class Bench:
 
     def _sites(self, fault: Fault, planting: Planting, report: PortReport) -> tuple[str, ...]:
         """Where the fault acts; of a site that the port does not show, the next one that is
-        judged: what lies between two shown sites is one operation."""
+        judged: what lies between two shown sites is one operation. The same holds where all of
+        its sites are right as they are shown: it strikes after that."""
         if planting.form == LOGITS:
             return ()
         order = list(sites(self.checkpoint.config))
         acts = fault.overrides(self.checkpoint.config, planting.layers)
-        judged = {
-            f.site
-            for f in report.findings
-            if f.id in ("architecture", "activations.local") and f.status is not _UNSEEN
-        }
+        local = [f for f in report.findings if f.id in ("architecture", "activations.local")]
+        judged = {f.site for f in local if f.status is not _UNSEEN}
         found = {at for at in order if at in acts}
-        for hidden in found - judged:
-            after = order[order.index(hidden) :]
+        shown_right = found.isdisjoint(f.site for f in local if f.status is Status.FAILED)
+        for hidden in found - (set() if shown_right else judged):
+            after = order[order.index(hidden) + 1 :]
             found |= {next((site for site in after if site in judged), hidden)}
         return tuple(at for at in order if at in found)
 
@@ -272,10 +283,20 @@ class Bench:
         """Whether it changes anything, how visible it is, and who else catches it."""
         if planting.form == LOGITS:
             return self._visible(fault, planting)
+        if planting.form == TENSORFLOW:
+            return self._damages(fault, planting), None, {}
         if planting.form != EVERYWHERE:
             return True, None, {}
         caught = self._caught(port_with(fault, planting, self.checkpoint), self.seed)
         return not fault.needs or self._unlike(fault, planting), None, caught
+
+    def _damages(self, fault: Fault, planting: Planting) -> bool:
+        """Some tensor is not as it was."""
+        right, wrong = self.checkpoint.tensors, damaged(fault, self.checkpoint, planting.layers)
+        return any(
+            np.asarray(right[name]).tobytes() != np.asarray(value).tobytes()
+            for name, value in wrong.tensors.items()
+        )
 
     def _unlike(self, fault: Fault, planting: Planting) -> bool:
         """Of a fault that needs something: that is there, and it changes a bit of the logits."""
@@ -289,20 +310,32 @@ class Bench:
     def _visible(
         self, fault: Fault, planting: Planting
     ) -> tuple[bool, float | None, dict[str, bool]]:
-        """How far the fault moves the logits, in float64, in noise floors of float32."""
+        """How far the fault moves the logits, in float64, in noise floors of float32.
+
+        A fault of the arithmetic is not there in float64: it counts where it moves them further
+        than rounding does.
+        """
         port = port_with(fault, Planting(fault.name, EVERYWHERE, planting.layers), self.checkpoint)
+        with _float64(port) as twin:
+            floors = self._moved(twin)
+        if floors <= _BLIND and (own := self._moved(port)) > LIMIT_FLOORS:
+            floors = own
+        return floors > _BLIND, floors, {}
+
+    def _moved(self, port: Port) -> float:
+        """How far a port's logits are from the oracle's, in noise floors of float32, apart from a
+        constant for each position."""
         squares: list[float] = []
-        with _float64(port) as twin, np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):
             for item, exact, floors_ in self._known():
-                logits_BTV = np.asarray(twin.logits(item.tokens), np.float64)
+                logits_BTV = np.asarray(port.logits(item.tokens), np.float64)
                 for logits_TV, exact_TV, rms_T in zip(logits_BTV, exact, floors_, strict=True):
                     moved_TV = logits_TV - exact_TV
                     moved_TV -= moved_TV.mean(axis=-1, keepdims=True)
                     squares += list(np.mean(moved_TV**2, axis=-1) / rms_T**2)
         floors = float(np.sqrt(np.mean(squares)))
         # A fault that is not finite is as visible as can be.
-        floors = floors if np.isfinite(floors) else float("inf")
-        return floors > 1e-6, floors, {}
+        return floors if np.isfinite(floors) else float("inf")
 
     def _known(self) -> list[tuple[Input, list[Floats], list[Floats]]]:
         """The short inputs, with the oracle's logits and the noise floors of each row."""

@@ -134,6 +134,8 @@ def _notes(campaign: Campaign) -> list[str]:
     lines = [f"not run: {what}: {why}" for what, why in campaign.left_out.items()]
     if names := distinct(sums.without_effect(campaign)):
         lines.append(f"without effect on this checkpoint: {', '.join(names)}")
+    if names := distinct(sums.unseen(campaign)):
+        lines.append(f"not to be seen in logits: {', '.join(names)}")
     if names := distinct(sums.harmless(campaign)):
         lines.append(f"change nothing anywhere, and must pass: {', '.join(names)}")
     longer = distinct(o for o in campaign.planted if o.inputs == "default")
