@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,11 @@ class _Candidate:
 
     def view(self, weights: DeclaredWeights) -> Array:
         """The tensor's values, an axis for each of the layout's."""
-        return self.layout.lay(self.placed("").of(weights[self.tensor]))
+        return self.laid(weights[self.tensor])
+
+    def laid(self, whole: Array) -> Array:
+        """The same of the tensor's values at hand."""
+        return self.layout.lay(self.placed("").of(whole))
 
     def placed(
         self,
@@ -98,8 +103,10 @@ def match(
         if (by_head or not c.layout.by_head) and c.tensor not in without
     ]
     prints: dict[bytes, list[_Candidate]] = {}
-    for c in candidates:
-        prints.setdefault(fingerprint(c.view(weights)), []).append(c)
+    for tensor, views in groupby(candidates, key=lambda c: c.tensor):
+        whole = weights[tensor]  # read once: a checkpoint does not keep what it reads
+        for c in views:
+            prints.setdefault(fingerprint(c.laid(whole)), []).append(c)
     open_slots = {c.slot for c in candidates}
     placed: list[Placement] = []
     left: list[Parameter] = []
