@@ -123,7 +123,7 @@ def run_campaign(plan: Plan, step: Callable[[str, int], None] = lambda what, n: 
         fault = CATALOGUE[name]
         found = plantings(fault, config)
         if not found:
-            left_out[fault.name] = "cannot be planted in a torch model"
+            left_out[fault.name] = "is no fault of a model of this kind, or has no form in torch"
         for planting in found:
             if why := _not_tried(planting, plan):
                 left_out[f"{planting.form} form of faults"] = why
