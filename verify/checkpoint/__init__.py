@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference import Config
-from verify.errors import CheckpointError
+from verify.errors import CheckpointError, UsageError
 
 Tensors = Mapping[str, NDArray[np.float32]]
 
@@ -65,6 +65,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     raise CheckpointError(
         f"{path}: neither an OpenAI checkpoint (hparams.json) nor a Hugging Face one (config.json)"
     )
+
+
+def need_gpt2(checkpoint: Checkpoint, what: str) -> None:
+    """UsageError where it is no GPT-2 with a tied head, the one model that ``what`` is about."""
+    config = checkpoint.config
+    kind = f"an untied {config.architecture}" if not config.tied else f"an {config.architecture}"
+    if config.architecture != "gpt2" or not config.tied:
+        raise UsageError(f"{checkpoint.path}: is {kind}; {what} about a tied GPT-2 alone")
 
 
 def default_checkpoint(format: Literal["openai", "huggingface"] = "openai") -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reference.weights import parameter_count
-from verify.checkpoint import default_checkpoint, open_checkpoint
+from verify.checkpoint import default_checkpoint, need_gpt2, open_checkpoint
 from verify.claims.case import Case
 from verify.claims.claim import Claim, Decided, Kind, Measured
 from verify.claims.evidence import EVIDENCE
@@ -71,10 +71,11 @@ def claims_run(
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        UsageError: no such claim.
+        UsageError: no such claim, or another model than the claims are about.
         LedgerError: the ledger is not whole.
     """
     opened = open_checkpoint(checkpoint or default_checkpoint())
+    need_gpt2(opened, "the claims are")
     code = [*installed(), *map(TransformersCode, interpreters)]
     words = _words(checkpoint, text, interpreters)
     with Case(opened, code=code, text=text) as case:

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Thread
 
 from reference.config import Config
-from verify.checkpoint import open_checkpoint
+from verify.checkpoint import need_gpt2, open_checkpoint
 from verify.checks.laws import LAWS
 from verify.diagnosis.logits import deviations_kept
 from verify.errors import MissingDependency, UsageError
@@ -109,14 +109,16 @@ def run_campaign(plan: Plan, step: Callable[[str, int], None] = lambda what, n: 
         step: told of each trial when it is done: what it was, and how many there are.
 
     Raises:
-        UsageError: no such fault or family.
+        UsageError: no such fault or family, or another model than faults are planted in.
         MissingDependency: torch is not installed, in which faults are planted.
         CheckpointError: the checkpoint cannot be read.
     """
     if find_spec("torch") is None:
         raise MissingDependency("torch is not installed: pip install 'gpt-verify[torch]'")
     start = time.perf_counter()
-    config = open_checkpoint(plan.checkpoint).config
+    checkpoint = open_checkpoint(plan.checkpoint)
+    need_gpt2(checkpoint, "power is")
+    config = checkpoint.config
     left_out: dict[str, str] = {}
     tasks: list[_Task] = []
     for name in () if plan.correct else chosen(plan):
