@@ -74,6 +74,19 @@ def small_epsilon(checkpoint: Checkpoint) -> Any:
     return model
 
 
+def uncentred(checkpoint: Checkpoint) -> Any:
+    """Root-mean-square norms: a constant that is added to the stream is not taken away."""
+
+    def forward(self: Any, x: Any) -> Any:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) + self.bias
+
+    model = right(checkpoint)
+    for block in model.transformer.h:
+        for norm in (block.ln_1, block.ln_2):
+            norm.forward = types.MethodType(forward, norm)
+    return model
+
+
 def unscaled_scores(checkpoint: Checkpoint) -> Any:
     model = right(checkpoint)
     for block in model.transformer.h:
