@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import CONFIG, checkpoint
 from plain_ports import faulty, plain
+from strategies import Model
 from subjects import hold, port, subject
 
 from reference import Config
@@ -195,6 +196,14 @@ def test_the_trap_is_not_taken_for_a_mistake_that_looks_the_same() -> None:
     finding = padding(port(source=source), source, 2)
     assert finding.status is Status.PASSED
     assert "without position_ids positions count the padding" in finding.message
+
+
+def test_the_trap_is_known_where_counted_positions_hang_on_the_last_bit() -> None:
+    """The noise of the mistaken run counts: once a false alarm, found by random trials."""
+    source = Model((101, 17, 14, 2, 2), "huge_scores", 5642).checkpoint()
+    (finding,) = hold("positions.padding", port(attention="sdpa", source=source), source)
+    assert finding.status is Status.PASSED, finding.message
+    assert finding.details["derives_positions"] is False
 
 
 def test_one_token_leaves_no_room() -> None:

@@ -6,8 +6,8 @@ departs from the right logits as the port does: same direction, same size, to wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,10 @@ from reference.ops import (
     split_heads,
     unembed,
 )
+from reference.weights import parameter_count
 from verify.checks.agreement import LIMIT_PAIR
 from verify.checks.subject import Subject
+from verify.numerics.draws import FOR_POSITIONS, draws, moves
 from verify.numerics.weights import Widened
 
 Tokens = NDArray[np.int64]
@@ -179,7 +181,11 @@ def recognise(
     subject: Subject, cases: Sequence[Case], ways: Iterable[Way], right_way: Way = RIGHT
 ) -> Way | None:
     """The way that departs from the right one as the port does, in every case; of several the
-    closest, of equally close ones the first."""
+    closest, of equally close ones the first.
+
+    As the port does: to within the noise of the right run, or to within that of the mistaken one,
+    whose softmax may hang on the last bit where the right one's does not.
+    """
     weights, config = Widened(subject.weights), subject.config
     rights = [decode(weights, config, case.pieces, right_way) for case in cases]
     best, closest = None, np.inf
@@ -190,7 +196,11 @@ def recognise(
                 wrong = decode(weights, config, case.pieces, way)
             if right is None or wrong is None:
                 break
-            remainder = _remainder((wrong - right)[case.rows], case, way.coarse)
+            predicted_RV = (wrong - right)[case.rows]
+            remainder = _remainder(predicted_RV, case, way.coarse)
+            if remainder is None and not way.coarse and _near(predicted_RV, case):
+                floor_R = np.hypot(case.floor_R, _noise(subject, case, way, wrong))
+                remainder = _remainder(predicted_RV, replace(case, floor_R=floor_R), way.coarse)
             if remainder is None:
                 break
             remainders.append(remainder)
@@ -217,6 +227,45 @@ def _remainder(predicted_RV: Floats, case: Case, coarse: bool) -> float | None:
         if not size or abs(float((measured_RV * predicted_RV).sum()) / size - 1) > NEAR:
             return None
     return float(np.sqrt(np.mean(left_R**2)))
+
+
+def _near(predicted_RV: Floats, case: Case) -> bool:
+    """Whether little is left of the port's departure."""
+    measured_RV = case.got_RV.astype(np.float64) - case.expected_RV
+    left = float(np.linalg.norm(measured_RV - predicted_RV))
+    return left <= NEAR * float(np.linalg.norm(measured_RV))
+
+
+def _noise(subject: Subject, case: Case, way: Way, exact_TV: Floats) -> Floats:
+    """RMS over the vocabulary of what rounding does to a mistaken run, [R]: as much as moving all
+    weights by a rounding does, drawn as ``verify.numerics.draws`` says."""
+    config, squares_R = subject.config, np.zeros(len(case.rows))
+    work = len(exact_TV) * parameter_count(config)
+    count = draws(len(case.rows), work, FOR_POSITIONS)
+    for draw in range(count):
+        moved = decode(_Moved(subject, draw), config, case.pieces, way)
+        assert moved is not None, "the positions of this way exist"
+        squares_R += np.mean((moved - exact_TV)[case.rows] ** 2, axis=-1) / count
+    return np.sqrt(squares_R)
+
+
+class _Moved(Mapping[str, Floats]):
+    """The weights, each moved at random by as much as rounding may do."""
+
+    def __init__(self, subject: Subject, draw: int) -> None:
+        self._weights, self._precision = Widened(subject.weights), subject.precision
+        self._seed = subject.seed, draw
+
+    def __getitem__(self, name: str) -> Floats:
+        rng = np.random.default_rng([*self._seed, *name.encode()])
+        value = self._weights[name].astype(np.float64)
+        return value + moves(value, self._precision, rng)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 def _floors(difference_RV: Floats, case: Case) -> Floats:
