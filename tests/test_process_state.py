@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch.nn.modules import module as torch_module
 
-from verify.process_state import _TORCH, INITIAL, RANDOM_STATES, snapshot
+from verify.process_state import _TORCH, INITIAL, RANDOM_STATES, changes, snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -185,6 +185,13 @@ def test_a_change_shows(name: str) -> None:
     assert during[name] != before[name]
     after = snapshot()
     assert {n: v for n, v in after.items() if n in before} == before
+
+
+def test_a_recursion_limit_may_be_raised() -> None:
+    """As torch.compile does; lowered, it breaks what ran before."""
+    name, limit = "the recursion limit", sys.getrecursionlimit()
+    assert changes({name: limit}, {name: 2 * limit}) == []
+    assert [c.name for c in changes({name: limit}, {name: limit - 1})] == [name]
 
 
 def test_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

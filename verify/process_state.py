@@ -22,6 +22,8 @@ from typing import Any
 
 State = dict[str, Hashable]
 
+_RECURSION = "the recursion limit"
+
 #: Building a module draws its first weights, which is ordinary; running one draws nothing.
 RANDOM_STATES = frozenset(
     {"torch's random state", "torch's CUDA random state", "NumPy's random state"}
@@ -108,13 +110,24 @@ class Loading:
 
 
 def changes(before: State, after: State) -> list[Change]:
-    """What differs, by name. A library that was imported in between began with ``INITIAL``."""
+    """What differs, by name. A library that was imported in between began with ``INITIAL``.
+
+    A recursion limit that was raised is no difference: whatever ran before runs the same.
+    torch.compile raises it, whenever it finds nothing compiled in its cache.
+    """
     known = {**INITIAL, **before}
     return [
         Change(name, known[name], value)
         for name, value in sorted(after.items())
-        if name in known and known[name] != value
+        if name in known and known[name] != value and not _raised(name, known[name], value)
     ]
+
+
+def _raised(name: str, before: Hashable, after: Hashable) -> bool:
+    if name != _RECURSION:
+        return False
+    assert isinstance(before, int) and isinstance(after, int), "it is a number"
+    return after > before
 
 
 def changed_by(call: Callable[[], object]) -> list[Change]:
@@ -159,7 +172,7 @@ def snapshot() -> State:
 
 
 def _python() -> Iterator[tuple[str, Hashable]]:
-    yield "the recursion limit", sys.getrecursionlimit()
+    yield _RECURSION, sys.getrecursionlimit()
     yield "the locale", locale.setlocale(locale.LC_ALL)
     yield "the working directory", os.getcwd()
     yield "garbage collection", gc.isenabled()
