@@ -6,14 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from models import INPUTS, checkpoint
+
 from verify.checkpoint import Checkpoint
 from verify.faults.catalogue import CATALOGUE
 from verify.faults.model import Options, build
+from verify.findings import PortReport
 from verify.inputs import Input
+from verify.judge import judge
+from verify.numerics.weights import SharedWeights
 from verify.ports.torch_module import TorchModule
+from verify.run import Silent
 
+#: One checkpoint for all faults: what the oracle makes of the inputs is the same for each.
+SOURCE = checkpoint()
+SHARED = SharedWeights(SOURCE.tensors, record=True)
 #: Before the name of a factory: ``gelu-erf@1``.
 ANY = f"{Path(__file__).with_name('any_fault.py')}:"
+
+
+def judged(spec: str) -> PortReport:
+    """The report of one port, by every law."""
+    return judge(spec, SOURCE, INPUTS, None, "cpu", Silent(), shared=SHARED)
 
 
 def planted(

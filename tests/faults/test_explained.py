@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fault_ports import planted
+from fault_ports import SHARED, SOURCE, planted
 from models import CONFIG, batch, checkpoint, failed, failures
 
 from reference import Config
@@ -31,7 +31,6 @@ from verify.numerics.weights import DeclaredWeights
 from verify.run import Silent
 from verify.sites import sites
 
-SOURCE = checkpoint()
 FAMILIES = ("gelu", "norm", "attention", "linear", "residual", "embeddings", "head")
 FAULTS = [f for f in CATALOGUE.values() if f.family in FAMILIES and f.plant is not None]
 ACTING = [f for f in FAULTS if f.acts or f.fits]
@@ -66,6 +65,7 @@ def judged(fault: Fault, layers: Sequence[int], *laws: str, **options: Any) -> P
         Silent(),
         build=lambda: planted(SOURCE, (fault.name, layers), options=Options(**options)),
         laws=laws,
+        shared=SHARED,
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fault_ports import ANY
-from models import failed_laws, judged
+from fault_ports import ANY, judged
+from models import failed_laws
 
 from verify.faults.catalogue import CATALOGUE
 from verify.findings import Verdict

@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from models import failed_laws, failures, finding, judged
+from fault_ports import judged
+from models import failed_laws, failures, finding
 from unknown import UNKNOWN
 
 from verify.findings import Verdict

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fault_ports import ANY
-from models import CONFIG, checkpoint, failures, finding, judged
+from fault_ports import ANY, judged
+from models import CONFIG, checkpoint, failures, finding
 
 from verify.diagnosis.tensors import Difference, explain
 from verify.faults.catalogue import CATALOGUE
