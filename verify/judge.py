@@ -24,7 +24,7 @@ from verify.checks.weights import check_weights
 from verify.diagnosis.port import Diagnosis, diagnose
 from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Status
-from verify.folding import NOT_TIED, Folding
+from verify.folding import NOT_TIED
 from verify.inputs import Input
 from verify.matching import Matching, match
 from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
@@ -212,13 +212,14 @@ class _Work:
             self._why["weights"] = "the port does not show its weights"
             return weights
         self.parameters = parameters = list(port.parameters())
-        self.matching = matching = getattr(port, "matching", None) or match(
-            parameters, self.checkpoint.config, weights
-        )
+        matching, folding = getattr(port, "matching", None), getattr(port, "folding", None)
+        if matching is None or matching.tensors is not weights.tensors:
+            # A port that was made of another checkpoint has placed its parameters by that one.
+            matching, folding = match(parameters, self.checkpoint.config, weights), None
+        self.matching = matching
         self.mapping = {p.parameter: str(p) for p in matching.placements}
         self.mapping |= dict.fromkeys(matching.padding, PADDING)
         self.mapping |= dict.fromkeys(matching.surplus, SURPLUS)
-        folding: Folding | None = getattr(port, "folding", None)
         if folding is not None:
             self.remarks = (folding.remark,)
             self.mapping |= folding.mapping(matching)

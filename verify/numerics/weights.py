@@ -25,13 +25,14 @@ class DeclaredWeights(Mapping[str, Array]):
     comparison, the oracle's forward pass, the floor). ``keep_bytes`` bounds what they take.
 
     Attributes:
+        tensors: of the checkpoint, before the cast.
         recording: of the oracle's runs with them; None where each is needed once.
     """
 
     def __init__(
         self, tensors: Mapping[str, Array], precision: Precision, keep_bytes: int = 256 << 20
     ) -> None:
-        self._tensors = tensors
+        self.tensors = tensors
         self._precision = precision
         self._keep_bytes = keep_bytes
         self.recording: Recording | None = None
@@ -42,18 +43,18 @@ class DeclaredWeights(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         """The tensor in float32, every value a number of the declared format."""
         if self._precision.name in ("float32", "float64"):
-            return self._tensors[name]
-        return self._keep((name, np.float32), lambda: self._precision.round(self._tensors[name]))
+            return self.tensors[name]
+        return self._keep((name, np.float32), lambda: self._precision.round(self.tensors[name]))
 
     def float64(self, name: str) -> Array:
         """The same, widened for the arithmetic."""
         return self._keep((name, np.float64), lambda: self[name].astype(np.float64))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self.tensors)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self.tensors)
 
     def _keep(self, key: tuple[str, type], make: Callable[[], Array]) -> Array:
         with self._lock:

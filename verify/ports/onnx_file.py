@@ -58,6 +58,11 @@ class OnnxPort(Port):
             self._worker.close()
             raise
         self._shapes: dict[str, list[int]] = opened["parameters"]
+        if self._holds_the_transpose():
+            self.waivers = {
+                "tying.storage": "the exporter has worked out the transpose of the table, and the "
+                "file holds both"
+            }
         self.remarks = (f"ONNX opset {opened['opset']}, written by {opened['producer'] or '?'}",)
 
     def logits(self, tokens: Tokens) -> Floats:
@@ -86,6 +91,15 @@ class OnnxPort(Port):
 
     def close(self) -> None:
         self._worker.close()
+
+    def _holds_the_transpose(self) -> bool:
+        """Whether one table stands in the file twice, as it is and transposed. Exporters work out
+        what they can beforehand; that is a copy, and not another matrix."""
+        config = self._checkpoint.config
+        shape = [config.n_vocab, config.n_embd]
+        tables = [self._read(n) for n, s in self._shapes.items() if s == shape]
+        turned = [self._read(n) for n, s in self._shapes.items() if s == shape[::-1]]
+        return any(np.array_equal(a, b.T) for a in tables for b in turned)
 
     def _read(self, name: str) -> Floats:
         (value,) = self._worker.call("parameter", name=name).arrays
