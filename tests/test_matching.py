@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import checkpoint
+from models import INPUTS, checkpoint
 
 from reference import Config, tensor_table
 from verify.checks.weights import check_weights
 from verify.findings import Finding, Status
+from verify.judge import judge
 from verify.matching import Matching, match
 from verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, Precision
 from verify.numerics.weights import DeclaredWeights
 from verify.ports.port import Parameter
+from verify.ports.registry import build
+from verify.run import Silent
 
 CONFIG = Config(n_vocab=31, n_ctx=7, n_embd=12, n_head=2, n_layer=3)
 TABLE = tensor_table(CONFIG)
@@ -297,3 +301,20 @@ class TestLeftOver:
         readers = {f.site for f in findings if f.id == "weights.values"} - {"logits"}
         assert {("weights.values", site) for site in readers} < failed(findings)
         assert {("weights.accounted", None), ("weights.count", None)} < failed(findings)
+
+
+def test_a_port_made_of_another_checkpoint_is_held_against_this_one() -> None:
+    """It has placed its parameters by the other one, to which they are equal."""
+    source = checkpoint()
+    wrong = {**source.tensors, "h1/attn/c_attn/b": source.tensors["h1/attn/c_attn/b"] * 1.01}
+    report = judge(
+        "made of another",
+        source,
+        INPUTS,
+        None,
+        "cpu",
+        Silent(),
+        build=lambda: build("huggingface-eager", replace(source, tensors=wrong), None, "cpu"),
+        laws=(),
+    )
+    assert ("weights.values", "h.1.attn.qkv") in failed(list(report.findings))

@@ -213,8 +213,9 @@ class _Work:
             return weights
         self.parameters = parameters = list(port.parameters())
         matching, folding = getattr(port, "matching", None), getattr(port, "folding", None)
-        if matching is None or matching.tensors is not weights.tensors:
-            # A port that was made of another checkpoint has placed its parameters by that one.
+        if matching is None or getattr(port, "placed_by", None) is not weights.tensors:
+            # A port that was made of another checkpoint has placed its parameters by that one:
+            # what is equal to its tensors need not be equal to these.
             matching, folding = match(parameters, self.checkpoint.config, weights), None
         self.matching = matching
         self.mapping = {p.parameter: str(p) for p in matching.placements}

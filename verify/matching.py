@@ -139,7 +139,7 @@ def match(
 
     names = {placement.parameter for placement in placed}
     surplus = tuple(p.name for p in left if p.name not in names)
-    return Matching(tuple(placed), surplus, _missing(open_slots), padding, weights.tensors)
+    return Matching(tuple(placed), surplus, _missing(open_slots), padding)
 
 
 def _missing(open_slots: set[tuple[str, int | None]]) -> tuple[str, ...]:

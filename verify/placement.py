@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,14 +81,12 @@ class Matching:
         surplus: parameters that are no tensor.
         missing: tensors, or parts of ``c_attn``, that no parameter is.
         padding: what the port says is padding.
-        tensors: those that they were placed by: what is equal to them need not be to others.
     """
 
     placements: tuple[Placement, ...]
     surplus: tuple[str, ...]
     missing: tuple[str, ...]
     padding: tuple[str, ...] = ()
-    tensors: Mapping[str, Array] | None = field(default=None, repr=False, compare=False)
 
 
 def squeeze(value: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -125,6 +125,11 @@ class TorchModule(Port):
     def close(self) -> None:
         """Let go of the module, whose memory would wait for the garbage collector otherwise."""
         self.module = torch.nn.Identity()
+
+    @property
+    def placed_by(self) -> Mapping[str, Floats]:
+        """The tensors by which ``matching`` was made, before norms were folded."""
+        return self._checkpoint.tensors
 
     @property
     def matching(self) -> Matching:
