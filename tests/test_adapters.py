@@ -31,16 +31,22 @@ SHOWN = {
     "keras-hub": set(),
 }
 
-pytestmark = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.skipif(name not in HERE, reason=f"for tox's environment of {name}"),
-        )
-        for name in SHOWN
-    ],
-)
+pytestmark = [
+    pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(
+                name,
+                marks=pytest.mark.skipif(
+                    name not in HERE, reason=f"for tox's environment of {name}"
+                ),
+            )
+            for name in SHOWN
+        ],
+    ),
+    # torch's compiler warns of torch's own code.
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+]
 
 
 def test_verified_on_the_default_checkpoint(name: str) -> None:
