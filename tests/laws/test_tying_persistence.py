@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tying_faults as faults
 from models import checkpoint
+from strategies import Model
 from subjects import hold, port
 
 from reference import Config
@@ -151,3 +152,10 @@ class TestRefuted:
         assert one.status is Status.FAILED
         assert "after deepcopy: " in one.message
         assert "the head reads other memory" in one.message
+
+
+def test_after_a_step_the_reference_has_the_trained_weights() -> None:
+    """Two channels and tiny embeddings, which the step swamps: once a false alarm."""
+    source = Model((101, 3, 2, 2, 2), "tiny_variance", 146).checkpoint()
+    (finding,) = hold("tying.persistence", port(attention="sdpa", source=source), source)
+    assert finding.status is not Status.FAILED, finding.message

@@ -5,17 +5,18 @@ Frameworks tie when a model is built, and lose it when a model is copied, cast, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from reference.weights import tensor_table
 from verify.checks.subject import NotExamined, Subject
 from verify.checks.tied_ends import ends_of
 from verify.checks.tying import SITE, Tables, differences, tables_of, transposed
 from verify.findings import Finding, Status
 from verify.numerics.precision import PRECISIONS
 from verify.numerics.weights import DeclaredWeights
-from verify.ports.port import Parameter, Port
+from verify.ports.port import Floats, Parameter, Port
 
 _LAW = "tying.persistence"
 
@@ -72,12 +73,40 @@ def _parted(subject: Subject, copy: Port, tables: Tables) -> list[str]:
     weights = subject.weights
     if copy.dtype != subject.port.dtype:
         weights = DeclaredWeights(subject.checkpoint.tensors, PRECISIONS[copy.dtype])
+    weights = _trained(subject, weights, by_name) or weights
     judged = Subject(copy, subject.checkpoint, weights, subject.seed)
     layout = transposed(wte, tables, parameters, subject.config)
     ends = ends_of(judged, wte, layout, restore=False)
     if ends.unseen and not ends.problems:
         raise NotExamined(f"no write can show in {' and '.join(ends.unseen)}")
     return ends.problems
+
+
+def _trained(
+    subject: Subject, weights: DeclaredWeights, copied: Mapping[str, Parameter]
+) -> DeclaredWeights | None:
+    """What the copy holds under the checkpoint's names; None where that is the checkpoint's.
+
+    After a step of training the reference needs it: what a write moves in the old weights, small
+    ones in particular, it need not move in the new.
+    """
+    assert subject.matching is not None, "the table of laws asks for parameters"
+    held: dict[str, list[Floats]] = {}
+    # wte first: what left it as it was has trained nothing.
+    ordered = sorted(subject.matching.placements, key=lambda p: (p.tensor != "wte", p.part or 0))
+    for placement in ordered:
+        if placement.head or placement.parameter not in copied:
+            continue
+        value = placement.layout.upright(np.array(copied[placement.parameter].read(), np.float32))
+        if placement.tensor == "wte" and np.array_equal(value, weights["wte"]):
+            return None
+        held.setdefault(placement.tensor, []).append(value)
+    table, tensors = tensor_table(subject.config), dict(weights)
+    for name, parts in held.items():
+        value = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        if value.size == table[name].size:
+            tensors[name] = value.reshape(table[name].shape)
+    return DeclaredWeights(tensors, PRECISIONS[subject.port.dtype])
 
 
 def _storages(named: Sequence[Parameter]) -> list[str]:
