@@ -110,3 +110,13 @@ def test_no_correct_port_is_refuted(model: Model, length: int, port: str) -> Non
     assert [f for f in report.findings if f.status is Status.FAILED] == []
     judged = {f.id for f in report.findings if f.status is Status.PASSED}
     assert judged >= {"activations.cascaded", "logits"}
+
+
+def test_a_step_that_jumps_over_a_softmax_is_made_smaller() -> None:
+    """At the first step nothing of the derivative is right, and what is left of it looks exact."""
+    source = Model((3, 7, 2, 2, 1), "huge_scores", 169).checkpoint()
+    inputs = [given(source.config, [1] * 5)]
+    report = judge(
+        "huggingface-sdpa", source, inputs, "float16", "cpu", Silent(), laws=("gradient",)
+    )
+    assert [f for f in report.findings if f.id == "gradient" and f.status is Status.FAILED] == []

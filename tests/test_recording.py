@@ -103,3 +103,13 @@ def test_a_port_is_judged_alike_alone_and_after_others() -> None:
         alone = judge(spec, checkpoint(), INPUTS, None, "cpu", Silent())
         after = judge(spec, source, INPUTS, None, "cpu", Silent(), shared=shared)
         assert replace(after, seconds=0.0) == replace(alone, seconds=0.0)
+
+
+def test_heads_one_at_a_time_are_judged_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worst element, its index and every statistic, to the last digits."""
+    whole = judge("huggingface-eager", checkpoint(), INPUTS, None, "cpu", Silent(), laws=())
+    monkeypatch.setattr("verify.numerics.local.HEAD_ELEMENTS", 1)
+    tiled = judge("huggingface-eager", checkpoint(), INPUTS, None, "cpu", Silent(), laws=())
+    for a, b in zip(whole.findings, tiled.findings, strict=True):
+        assert (a.id, a.site, a.status, a.message) == (b.id, b.site, b.status, b.message)
+        assert a.score is None or a.score == pytest.approx(b.score, rel=1e-9)
