@@ -13,7 +13,7 @@ from reference.weights import tensor_table
 from verify.diagnosis.cause import causes
 from verify.diagnosis.explanation import Candidate, Explanation
 from verify.diagnosis.filter import Candidate as Deviation
-from verify.diagnosis.filter import matched_filter
+from verify.diagnosis.filter import MatchedFilter
 from verify.diagnosis.tensors import Difference, explain
 from verify.faults.catalogue import CATALOGUE
 from verify.findings import Status, Verdict
@@ -146,7 +146,7 @@ class TestFilter:
     def filtered(self, *names: str) -> tuple[str, ...]:
         there = [d.deviation_SN for d in DEVIATIONS if d.fault in names]
         error = self.noise(2) + sum(there)
-        found = matched_filter(error, self.noise(3), DEVIATIONS, 10.0)
+        found = MatchedFilter(self.noise(3)).find(error, DEVIATIONS, 10.0)
         return tuple(match.candidate.fault for match in found.matches)
 
     def test_nothing(self) -> None:
@@ -161,21 +161,21 @@ class TestFilter:
 
     def test_half_of_a_fault_is_none(self) -> None:
         error = self.noise(2) + 0.5 * DEVIATIONS[1].deviation_SN
-        assert matched_filter(error, self.noise(3), DEVIATIONS, 10.0).matches == ()
+        assert MatchedFilter(self.noise(3)).find(error, DEVIATIONS, 10.0).matches == ()
 
     @pytest.mark.parametrize("there", [1.0, 0.9])
     def test_two_in_one_direction(self, there: float) -> None:
         """As ε = 1e-6 and ε = 0 have: the size tells them apart, if noise does not hide it."""
         shorter = Deviation("shorter", None, 0.9 * DEVIATIONS[1].deviation_SN)
         error = self.noise(2) + there * DEVIATIONS[1].deviation_SN
-        found = matched_filter(error, self.noise(3), [*DEVIATIONS, shorter], 10.0)
+        found = MatchedFilter(self.noise(3)).find(error, [*DEVIATIONS, shorter], 10.0)
         names = [match.candidate.fault for match in found.matches]
         assert names == (["large"] if there == 1.0 else ["shorter"])
 
     def test_two_that_are_alike_are_not_told_apart(self) -> None:
         twin = Deviation("twin", None, DEVIATIONS[1].deviation_SN)
         error = self.noise(2) + twin.deviation_SN
-        (match,) = matched_filter(error, self.noise(3), [*DEVIATIONS, twin], 10.0).matches
+        (match,) = MatchedFilter(self.noise(3)).find(error, [*DEVIATIONS, twin], 10.0).matches
         assert {match.candidate.fault, *match.instead} == {"large", "twin"}
 
     def test_two_that_noise_hides_the_difference_of_are_not_named(self) -> None:
@@ -183,5 +183,5 @@ class TestFilter:
         step = np.random.default_rng(9).standard_normal((8, 400)) * 0.02
         near = Deviation("near", None, DEVIATIONS[0].deviation_SN + step)
         error = self.noise(2) + DEVIATIONS[0].deviation_SN
-        found = matched_filter(error, self.noise(3), [*DEVIATIONS, near], 10.0)
+        found = MatchedFilter(self.noise(3)).find(error, [*DEVIATIONS, near], 10.0)
         assert found.matches == ()

@@ -16,7 +16,7 @@ from reference import Config
 from verify.checks.activations import SiteComparison
 from verify.checks.laws import LAWS
 from verify.diagnosis.deviations import Deviations
-from verify.diagnosis.filter import Filtered, matched_filter
+from verify.diagnosis.filter import Filtered
 from verify.diagnosis.layers import sorted_wrongly
 from verify.diagnosis.logits import LENGTH, SEQUENCES
 from verify.faults.catalogue import CATALOGUE
@@ -165,12 +165,12 @@ def filtered(fault: Fault, layers: Sequence[int]) -> Filtered:
     known, tokens_ST = deviations()
     port = planted(SOURCE, (fault.name, layers))
     error_SN = known.error(np.stack([port.logits(row[None])[0] for row in tokens_ST]))
-    noise_SN, candidates = known.noise(FLOAT32), []
+    candidates = []
     for single in (False, True):
         with np.errstate(all="ignore"):
             candidates += [c for f in CATALOGUE.values() for c in known.candidates(f, single)]
             floor = partial(known.floor, precision=FLOAT32)
-            found = matched_filter(error_SN, noise_SN, candidates, LIMIT_FLOORS, floor)
+            found = known.filter(FLOAT32).find(error_SN, candidates, LIMIT_FLOORS, floor)
         if found.matches:
             break
     return found

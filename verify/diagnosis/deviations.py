@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference.config import Config
-from verify.diagnosis.filter import Candidate
+from verify.diagnosis.filter import Candidate, MatchedFilter
 from verify.faults.catalogue import CATALOGUE
 from verify.faults.fault import Fault
 from verify.faults.oracle import Act, Call, right, run
@@ -49,6 +49,7 @@ class Deviations:
         self.columns = np.sort(rng.choice(config.n_vocab, n, replace=False))
         self._order = list(sites(config))
         self._candidates: dict[tuple[str, bool], list[Candidate]] = {}
+        self._filters: dict[str, MatchedFilter] = {}
         self._lookup = Widened(weights).__getitem__
         head = {"logits": self._sampled(right)}
         self._right = [
@@ -60,9 +61,12 @@ class Deviations:
         sampled = np.asarray(logits_STV, np.float64)[..., self.columns]
         return self._deviating(sampled.reshape(len(self._right), -1))
 
-    def noise(self, precision: Precision) -> Floats:
-        """What rounding in a precision does to them: one realisation for each sequence."""
-        return self._noise(precision, {}, 0.0)
+    def filter(self, precision: Precision) -> MatchedFilter:
+        """That of a port in this precision, for what rounding does to its logits: one realisation
+        for each sequence. Made once."""
+        if precision.name not in self._filters:
+            self._filters[precision.name] = MatchedFilter(self._noise(precision, {}, 0.0))
+        return self._filters[precision.name]
 
     def floor(self, candidate: Candidate, precision: Precision) -> float:
         """RMS of what rounding does to the logits of a model with this fault; 0 where the model

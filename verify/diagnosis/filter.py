@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,15 @@ class Candidate:
     layers: tuple[int, ...] | None
     deviation_SN: Floats
     coarse: bool = False
+
+    @cached_property
+    def power_S(self) -> Floats:
+        """Sum of the squares of each sequence."""
+        return _products(self.deviation_SN, self.deviation_SN)
+
+    @cached_property
+    def rms(self) -> float:
+        return _norm(self.deviation_SN)
 
     def __str__(self) -> str:
         if self.layers is None:
@@ -91,165 +101,186 @@ class Filtered:
     nearest: tuple[Match, ...]
 
 
-def matched_filter(
-    error_SN: Floats,
-    noise_SN: Floats,
-    candidates: Sequence[Candidate],
-    limit: float,
-    floor_of: Callable[[Candidate], float] = lambda candidate: 0.0,
-) -> Filtered:
-    """Find the faults whose deviations make up the error.
+class MatchedFilter:
+    """Finds the faults whose deviations make up an error.
 
     Args:
-        error_SN: the port's logits minus the oracle's, [sequences, elements].
         noise_SN: one realisation of rounding noise for each sequence: the oracle in the port's
             precision minus the oracle.
-        candidates: what is tried.
-        limit: the most noise floors that an explained error leaves.
-        floor_of: RMS of what rounding does to the logits of a port that has a fault, which may be
-            far more than what it does to the right ones. Asked for where a name depends on it.
     """
-    floor = _norm(noise_SN)
-    usable = [c for c in candidates if _norm(c.deviation_SN) > 0]
-    needed = limit_max(max(1, len(usable)))
-    found: list[Match] = []
-    rest_SN, nearest = error_SN, []
-    while len(found) < MOST:
-        taken = [match.candidate for match in found]
-        ranked = _ranked(rest_SN, noise_SN, [c for c in usable if c not in taken])
-        nearest = ranked[:3]
-        best = next(iter(ranked), None)
-        if best is None:
-            break
-        alike = [match for match in ranked[1:] if _alike(best, match, floor)]
-        others = [match for match in ranked if match not in alike]
-        if not _stands(best, others, rest_SN, noise_SN, needed):
-            break
-        best = replace(best, instead=tuple(str(match.candidate) for match in alike))
-        left_SN = error_SN - sum(m.candidate.deviation_SN for m in [*found, best])
-        if _norm(left_SN) >= _norm(rest_SN):
-            break
-        found.append(best)
-        rest_SN = left_SN
-        nearest = ranked[1:4]
-    after = _norm(rest_SN) / floor if floor > 0 else math.inf
-    before = _norm(error_SN) / floor if floor > 0 else math.inf
-    if any(match.candidate.coarse for match in found):
-        limit = max(limit, COARSE * before)
-    if found and after > limit and floor > 0:
-        limit *= max(1.0, *(floor_of(match.candidate) / floor for match in found))
-    if after > limit:  # more than noise is left: a name would be a guess
-        nearest, found, after = [*found, *nearest][:3], [], before
-    return Filtered(tuple(found), before, after, tuple(nearest))
 
+    def __init__(self, noise_SN: Floats) -> None:
+        self._noise_SN = noise_SN
+        self._floor = _norm(noise_SN)
+        # Many ports of one checkpoint are asked about the same candidates.
+        self._known: dict[int, tuple[Candidate, Floats]] = {}
 
-def traces(error_SN: Floats, noise_SN: Floats, candidates: Sequence[Candidate]) -> list[str]:
-    """Faults whose deviation is in the error to a part that noise does not make, most alike first.
+    def find(
+        self,
+        error_SN: Floats,
+        candidates: Sequence[Candidate],
+        limit: float,
+        floor_of: Callable[[Candidate], float] = lambda candidate: 0.0,
+    ) -> Filtered:
+        """The faults in one port's logits.
 
-    Of a port with one of them in one layer the candidates are those in all layers: its deviation is
-    one term of theirs, as far as they are small.
-    """
-    power = _norm(error_SN)
-    found = []
-    for candidate in candidates:
-        size = _norm(candidate.deviation_SN)
-        if size == 0.0 or power == 0.0:
-            continue
-        match = _fit(candidate, error_SN, noise_SN)
-        by_noise = _noise_error(candidate.deviation_SN, noise_SN)
-        if abs(match.coefficient) > limit_max(len(candidates)) * by_noise:
-            found.append((abs(match.coefficient) * size / power, candidate.fault))
-    return [fault for _, fault in sorted(found, reverse=True)]
+        Args:
+            error_SN: the port's logits minus the oracle's, [sequences, elements].
+            candidates: what is tried.
+            limit: the most noise floors that an explained error leaves.
+            floor_of: RMS of what rounding does to the logits of a port that has a fault, which may
+                be far more than what it does to the right ones. Asked for where a name depends on
+                it.
+        """
+        floor = self._floor
+        usable = [c for c in candidates if c.rms > 0]
+        needed = limit_max(max(1, len(usable)))
+        found: list[Match] = []
+        rest_SN, nearest = error_SN, []
+        while len(found) < MOST:
+            taken = [match.candidate for match in found]
+            ranked = self._ranked(rest_SN, [c for c in usable if c not in taken])
+            nearest = ranked[:3]
+            best = next(iter(ranked), None)
+            if best is None:
+                break
+            alike = [match for match in ranked[1:] if _alike(best, match, floor)]
+            others = [match for match in ranked if match not in alike]
+            if not self._stands(best, others, rest_SN, needed):
+                break
+            best = replace(best, instead=tuple(str(match.candidate) for match in alike))
+            left_SN = error_SN - sum(m.candidate.deviation_SN for m in [*found, best])
+            if _norm(left_SN) >= _norm(rest_SN):
+                break
+            found.append(best)
+            rest_SN = left_SN
+            nearest = ranked[1:4]
+        after = _norm(rest_SN) / floor if floor > 0 else math.inf
+        before = _norm(error_SN) / floor if floor > 0 else math.inf
+        if any(match.candidate.coarse for match in found):
+            limit = max(limit, COARSE * before)
+        if found and after > limit and floor > 0:
+            limit *= max(1.0, *(floor_of(match.candidate) / floor for match in found))
+        if after > limit:  # more than noise is left: a name would be a guess
+            nearest, found, after = [*found, *nearest][:3], [], before
+        return Filtered(tuple(found), before, after, tuple(nearest))
+
+    def traces(self, error_SN: Floats, candidates: Sequence[Candidate]) -> list[str]:
+        """Faults whose deviation is in the error to a part that noise does not make, most alike
+        first.
+
+        Of a port with one of them in one layer the candidates are those in all layers: its
+        deviation is one term of theirs, as far as they are small.
+        """
+        power = _norm(error_SN)
+        found = []
+        for candidate in candidates:
+            if candidate.rms == 0.0 or power == 0.0:
+                continue
+            coefficient = self._fit(candidate, error_SN).coefficient
+            if abs(coefficient) > limit_max(len(candidates)) * self._noise_error(candidate):
+                found.append((abs(coefficient) * candidate.rms / power, candidate.fault))
+        return [fault for _, fault in sorted(found, reverse=True)]
+
+    def _ranked(self, rest_SN: Floats, candidates: Sequence[Candidate]) -> list[Match]:
+        """Every candidate with its coefficient, those that leave least first."""
+        rated, left_SN = [], np.empty_like(rest_SN)
+        for candidate in candidates:
+            np.subtract(rest_SN, candidate.deviation_SN, out=left_SN)
+            rated.append((_norm(left_SN), self._fit(candidate, rest_SN)))
+        rated.sort(key=lambda pair: pair[0])
+        return [match for _, match in rated]
+
+    def _fit(self, candidate: Candidate, rest_SN: Floats) -> Match:
+        """Coefficient of one deviation, and its standard error.
+
+        The error is the larger of two: how much the coefficient varies from sequence to sequence,
+        and how large a coefficient rounding noise alone would get.
+        """
+        power = float(candidate.power_S.sum())
+        product_S = _products(rest_SN, candidate.deviation_SN)
+        coefficient = float(product_S.sum()) / power
+        left_S = product_S - coefficient * candidate.power_S
+        n = len(left_S)
+        spread = math.sqrt(float(left_S @ left_S) * n / max(1, n - 1)) / power
+        return Match(candidate, coefficient, max(spread, self._noise_error(candidate)))
+
+    def _noise_error(self, candidate: Candidate) -> float:
+        """How large a coefficient noise alone would get."""
+        by_noise_S = self._by_noise(candidate)
+        return float(np.linalg.norm(by_noise_S)) / float(candidate.power_S.sum())
+
+    def _by_noise(self, candidate: Candidate) -> Floats:
+        """The inner product of each sequence's deviation with its noise."""
+        if id(candidate) not in self._known:
+            product_S = _products(self._noise_SN, candidate.deviation_SN)
+            self._known[id(candidate)] = candidate, product_S  # which keeps it, and so its id
+        return self._known[id(candidate)][1]
+
+    def _stands(self, best: Match, ranked: Sequence[Match], rest_SN: Floats, needed: float) -> bool:
+        """The best is there: far from 0, near 1, and so beside each rival, which then is not."""
+        near = COARSE_SHORT if best.candidate.coarse else NEAR_ONE
+        if not _is_one(best.coefficient, best.error, near):
+            return False
+        if best.coefficient < needed * best.error:
+            return False
+        for rival in ranked[1 : 1 + RIVALS]:
+            fitted = self._together(best.candidate, rival.candidate, rest_SN)
+            if fitted is not None and _is_one(*fitted, near) and fitted[0] >= needed * fitted[1]:
+                continue
+            if not self._instead(best.candidate, rival.candidate, rest_SN, needed):
+                return False  # the two cannot be told apart on these inputs
+        return True
+
+    def _instead(self, first: Candidate, second: Candidate, rest_SN: Floats, needed: float) -> bool:
+        """Of two whose deviations have nearly one direction, as two values of ε have: the first is
+        there and not the second. What the first leaves is regressed on the step to the second,
+        which would give 1 if it were the second."""
+        step = Candidate("", None, second.deviation_SN - first.deviation_SN)
+        if step.rms == 0.0:
+            return False
+        fit = MatchedFilter(self._noise_SN)._fit(step, rest_SN - first.deviation_SN)
+        return abs(fit.coefficient) <= max(NEAR_ONE, 3 * fit.error) and needed * fit.error <= 1.0
+
+    def _together(
+        self, one: Candidate, other: Candidate, rest_SN: Floats
+    ) -> tuple[float, float] | None:
+        """The first coefficient of a least-squares fit of two deviations, and its standard
+        error."""
+        # By sequence: the deviations among themselves, and each of them with something else.
+        both_S = _products(one.deviation_SN, other.deviation_SN)
+        gram_22S = np.array([[one.power_S, both_S], [both_S, other.power_S]])
+        rest_2S = np.array([_products(rest_SN, c.deviation_SN) for c in (one, other)])
+        noise_2S = np.array([self._by_noise(c) for c in (one, other)])
+        gram = gram_22S.sum(axis=-1)
+        if abs(gram[0, 1]) >= (1.0 - 1e-9) * math.sqrt(gram[0, 0] * gram[1, 1]):
+            return None
+        inverse = np.linalg.inv(gram)
+        fitted = inverse @ rest_2S.sum(axis=-1)
+        left_2S = rest_2S - np.einsum("i,ijs->js", fitted, gram_22S)
+        error = max(float(np.linalg.norm(inverse[0] @ by_S)) for by_S in (left_2S, noise_2S))
+        return float(fitted[0]), error
 
 
 def _alike(one: Match, other: Match, floor: float) -> bool:
     """Two faults whose deviations differ by less than noise, and by little of themselves: nobody
     can tell them apart here."""
-    deviation_SN = one.candidate.deviation_SN
-    step = _norm(deviation_SN - other.candidate.deviation_SN)
-    return step < ALIKE * floor and step < NEAR_ONE * _norm(deviation_SN)
-
-
-def _norm(x_SN: Floats) -> float:
-    return float(np.sqrt(np.mean(x_SN * x_SN))) if x_SN.size else 0.0
-
-
-def _ranked(rest_SN: Floats, noise_SN: Floats, candidates: Sequence[Candidate]) -> list[Match]:
-    """Every candidate with its coefficient, those that leave least first."""
-    rated = []
-    for candidate in candidates:
-        match = _fit(candidate, rest_SN, noise_SN)
-        rated.append((_norm(rest_SN - candidate.deviation_SN), match))
-    rated.sort(key=lambda pair: pair[0])
-    return [match for _, match in rated]
-
-
-def _fit(candidate: Candidate, rest_SN: Floats, noise_SN: Floats) -> Match:
-    """Coefficient of one deviation, and its standard error.
-
-    The error is the larger of two: how much the coefficient varies from sequence to sequence, and
-    how large a coefficient rounding noise alone would get.
-    """
-    d_SN = candidate.deviation_SN
-    power_S = np.sum(d_SN * d_SN, axis=1)
-    power = float(power_S.sum())
-    coefficient = float(np.sum(rest_SN * d_SN)) / power
-    left_S = np.sum((rest_SN - coefficient * d_SN) * d_SN, axis=1)
-    n = len(power_S)
-    spread = math.sqrt(float(np.sum(left_S**2)) * n / max(1, n - 1)) / power
-    return Match(candidate, coefficient, max(spread, _noise_error(d_SN, noise_SN)))
-
-
-def _noise_error(d_SN: Floats, noise_SN: Floats) -> float:
-    """How large a coefficient noise alone would get."""
-    by_sequence = np.sum(noise_SN * d_SN, axis=1)
-    return math.sqrt(float(np.sum(by_sequence**2))) / float(np.sum(d_SN * d_SN))
-
-
-def _stands(
-    best: Match, ranked: Sequence[Match], rest_SN: Floats, noise_SN: Floats, needed: float
-) -> bool:
-    """The best is there: far from 0, near 1, and so beside each rival, which then is not."""
-    near = COARSE_SHORT if best.candidate.coarse else NEAR_ONE
-    if not _is_one(best.coefficient, best.error, near) or best.coefficient < needed * best.error:
+    # The sizes of two that are alike differ by no more than they do.
+    most = min(ALIKE * floor, NEAR_ONE * one.candidate.rms)
+    if abs(one.candidate.rms - other.candidate.rms) > 2 * most:
         return False
-    for rival in ranked[1 : 1 + RIVALS]:
-        pair = (best.candidate.deviation_SN, rival.candidate.deviation_SN)
-        fitted = _together(pair, rest_SN, noise_SN)
-        if fitted is not None and _is_one(*fitted, near) and fitted[0] >= needed * fitted[1]:
-            continue
-        if not _instead(pair, rest_SN, noise_SN, needed):
-            return False  # the two cannot be told apart on these inputs
-    return True
-
-
-def _instead(pair: tuple[Floats, Floats], rest_SN: Floats, noise_SN: Floats, needed: float) -> bool:
-    """Of two whose deviations have nearly one direction, as two values of ε have: the first is
-    there and not the second. What the first leaves is regressed on the step to the second, which
-    would give 1 if it were the second."""
-    step_SN = pair[1] - pair[0]
-    if _norm(step_SN) == 0.0:
-        return False
-    step = _fit(Candidate("", None, step_SN), rest_SN - pair[0], noise_SN)
-    return abs(step.coefficient) <= max(NEAR_ONE, 3 * step.error) and needed * step.error <= 1.0
+    return _norm(one.candidate.deviation_SN - other.candidate.deviation_SN) < most
 
 
 def _is_one(coefficient: float, error: float, near: float) -> bool:
     return abs(coefficient - 1.0) <= max(near, 3 * error)
 
 
-def _together(
-    pair: tuple[Floats, Floats], rest_SN: Floats, noise_SN: Floats
-) -> tuple[float, float] | None:
-    """The first coefficient of a least-squares fit of two deviations, and its standard error."""
-    gram = np.array([[float(np.sum(a * b)) for b in pair] for a in pair])
-    if abs(gram[0, 1]) >= (1.0 - 1e-9) * math.sqrt(gram[0, 0] * gram[1, 1]):
-        return None
-    inverse = np.linalg.inv(gram)
-    first, second = inverse @ [float(np.sum(rest_SN * d)) for d in pair]
-    left_SN = rest_SN - first * pair[0] - second * pair[1]
-    errors = []
-    for e_SN in (left_SN, noise_SN):
-        by_sequence = np.array([np.sum(e_SN * d, axis=1) for d in pair])
-        errors.append(float(np.sqrt(np.sum((inverse[0] @ by_sequence) ** 2))))
-    return float(first), max(errors)
+def _products(a_SN: Floats, b_SN: Floats) -> Floats:
+    """The inner product of each sequence."""
+    return np.einsum("sn,sn->s", a_SN, b_SN)
+
+
+def _norm(x_SN: Floats) -> float:
+    """Root mean square."""
+    return math.sqrt(float(np.vdot(x_SN, x_SN)) / x_SN.size) if x_SN.size else 0.0

@@ -10,7 +10,7 @@ import numpy as np
 
 from verify.checks.subject import Subject, Tokens
 from verify.diagnosis.deviations import Deviations
-from verify.diagnosis.filter import Filtered, Match, matched_filter, traces
+from verify.diagnosis.filter import Filtered, Match
 from verify.faults.catalogue import faults_of
 from verify.findings import Cause, Finding, Status
 from verify.numerics.cascade import LIMIT_FLOORS
@@ -69,21 +69,22 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
         return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
     with np.errstate(all="ignore"):
         deviations = _deviations(subject, tokens_ST)
-        error_SN, noise_SN = deviations.error(logits), deviations.noise(subject.precision)
+        error_SN = deviations.error(logits)
         if not np.isfinite(error_SN).all():
             message = "the logits are not finite"
             return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
         floor_of = partial(deviations.floor, precision=subject.precision)
         faults = faults_of(subject.config)
         candidates = [c for fault in faults.values() for c in deviations.candidates(fault)]
-        found = matched_filter(error_SN, noise_SN, candidates, LIMIT_FLOORS, floor_of)
+        matched = deviations.filter(subject.precision)
+        found = matched.find(error_SN, candidates, LIMIT_FLOORS, floor_of)
         if not found.matches:
             # Where the logits are wrong in any case, whatever may explain them is tried.
-            traced = traces(error_SN, noise_SN, candidates)[:TRACES]
+            traced = matched.traces(error_SN, candidates)[:TRACES]
             names = list(faults) if found.before > LIMIT_FLOORS else traced
             for name in names:
                 candidates += deviations.candidates(faults[name], single_layers=True)
-            found = matched_filter(error_SN, noise_SN, candidates, LIMIT_FLOORS, floor_of)
+            found = matched.find(error_SN, candidates, LIMIT_FLOORS, floor_of)
     causes = [
         Cause(match.candidate.fault, _where(match), ("logits",), match.instead)
         for match in found.matches

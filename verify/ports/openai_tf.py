@@ -7,6 +7,7 @@ run in a process of its own. Nothing here imports TensorFlow.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,6 +55,8 @@ class OpenAITensorFlow(OpenAIGraph):
             directory are assigned one by one.
         device: ``cpu``, or ``cuda`` where TensorFlow may use the GPU.
         timeout: seconds that one answer may take.
+        worker: a running TensorFlow process to build the model in, for one such port at a time.
+            It runs on when the port is closed.
 
     Raises:
         MissingDependency: TensorFlow is not installed.
@@ -61,10 +64,17 @@ class OpenAITensorFlow(OpenAIGraph):
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: str = "cpu", timeout: float = 1800.0
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "cpu",
+        timeout: float = 1800.0,
+        worker: Worker | None = None,
     ) -> None:
         self._prefix, self._config = _prefix(checkpoint), checkpoint.config
-        super().__init__(start(device=device, timeout=timeout), ORIGINAL, "float32", device)
+        self._lent = worker is not None
+        running = worker or start(device=device, timeout=timeout)
+        super().__init__(running, ORIGINAL, "float32", device)
         try:
             if device != "cpu" and not self._worker.call("gpus").fields["gpus"]:
                 raise PortError(f"{self.name}: TensorFlow sees no GPU")
@@ -76,7 +86,7 @@ class OpenAITensorFlow(OpenAIGraph):
                     value = as_stored(checkpoint.tensors[spec.name], spec)
                     self._call("assign", value, name=spec.name)
         except BaseException:
-            self._worker.close()
+            self.close()
             raise
 
     def copies(self) -> Iterator[tuple[str, Port | str]]:
@@ -141,8 +151,13 @@ class OpenAITensorFlow(OpenAIGraph):
         return _meta_graph(self._worker, self._prefix, tokens)
 
     def close(self) -> None:
-        """End the TensorFlow process. May be called again."""
-        self._worker.close()
+        """End the TensorFlow process, or give up the model in one that was lent. May be called
+        again."""
+        if self._lent:
+            with suppress(PortError):  # the process may have died, which others have reported
+                self._call("release")
+        else:
+            self._worker.close()
 
 
 class _Copy(OpenAIGraph):
@@ -153,9 +168,11 @@ class _Copy(OpenAIGraph):
         self._call("release")
 
 
-def openai_tf(checkpoint: Checkpoint, device: str = "cpu") -> OpenAITensorFlow:
+def openai_tf(
+    checkpoint: Checkpoint, device: str = "cpu", worker: Worker | None = None
+) -> OpenAITensorFlow:
     """The factory of the built-in port ``openai-tf``; see `OpenAITensorFlow`."""
-    return OpenAITensorFlow(checkpoint, device=device)
+    return OpenAITensorFlow(checkpoint, device=device, worker=worker)
 
 
 def meta_graph(checkpoint: Checkpoint, tokens: Tokens) -> MetaGraph:

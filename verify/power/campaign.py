@@ -22,7 +22,14 @@ from verify.diagnosis.logits import deviations_kept
 from verify.errors import MissingDependency, UsageError
 from verify.faults.catalogue import CATALOGUE
 from verify.numerics.parallel import work_alone
-from verify.power.planting import EVERYWHERE, TENSORFLOW, Planting, plantings
+from verify.power.planting import (
+    EVERYWHERE,
+    LOGITS,
+    ONE_LAYER,
+    TENSORFLOW,
+    Planting,
+    plantings,
+)
 from verify.power.trial import Bench, CorrectOutcome, FaultOutcome
 
 #: Of correct variants: how many seeds, and in a quick run.
@@ -42,8 +49,30 @@ QUICK_VARIANTS = (
     "logits only",
     "decoded with a cache",
 )
-#: Variants that take long to begin are begun first, and all their seeds in one process.
-_SLOW = ("torch.compile",)
+#: Correct variants that are judged on every seed; the others on the first one. With ``correct``
+#: all are. Each kind is here: every precision, attention, storage and way of calling.
+MANY_SEEDS = (
+    "eager",
+    "fused attention",
+    "torch.compile",
+    "float64",
+    "bfloat16",
+    "float16",
+    "masked by -1e4",
+    "masked by -inf",
+    "padded vocabulary",
+    "split q, k, v",
+    "nn.Linear",
+    "F.layer_norm",
+    "GELU by sigmoid",
+    "residual in place",
+    "logits only",
+    "decoded with a cache",
+    "in a batch with others",
+    "padded on the left",
+    "huggingface-eager",
+    "huggingface-sdpa",
+)
 
 
 @dataclass(frozen=True)
@@ -53,14 +82,14 @@ class Plan:
     Attributes:
         checkpoint: a directory.
         seed: of the inputs; the first of the seeds of correct variants.
-        seeds: on how many seeds each correct variant is judged.
+        seeds: on how many seeds correct variants are judged (``MANY_SEEDS``).
         quick: every third fault of each family, in all layers alone; a few of the correct
             variants. Of faults that are asked for, all.
         every_law: hold all laws against each fault, not the one that must refute it alone, and
             against correct variants on every seed, not in turn.
         families: of faults; all where empty.
         faults: names; all where empty.
-        correct: judge the correct variants alone.
+        correct: judge the correct variants alone, all of them on every seed and by all laws.
         jobs: processes.
     """
 
@@ -120,7 +149,7 @@ def run_campaign(plan: Plan, step: Callable[[str, int], None] = lambda what, n: 
     need_gpt2(checkpoint, "power is")
     config = checkpoint.config
     left_out: dict[str, str] = {}
-    tasks: list[_Task] = []
+    faults: list[Planting] = []
     for name in () if plan.correct else chosen(plan):
         fault = CATALOGUE[name]
         found = plantings(fault, config)
@@ -130,38 +159,51 @@ def run_campaign(plan: Plan, step: Callable[[str, int], None] = lambda what, n: 
             if why := _not_tried(planting, plan):
                 left_out[f"{planting.form} form of faults"] = why
             else:
-                tasks.append(_Task(planting=planting))
+                faults.append(planting)
     if plan.quick and not plan.partial:
         left_out["other faults"] = f"a quick run tries one in {QUICK_EVERY} of each family"
+    tasks = _apart(faults)
     if not plan.partial:
         tasks = [*_variants(plan, left_out), *tasks]
+    trials = sum(task.trials for task in tasks)
     planted: list[FaultOutcome] = []
     correct: list[CorrectOutcome] = []
     for done in _results(plan, tasks):
         for outcome in done:
             if isinstance(outcome, FaultOutcome):
                 planted.append(outcome)
-                step(f"{outcome.planting.fault}, {outcome.planting.form}", len(tasks))
+                step(f"{outcome.planting.fault}, {outcome.planting.form}", trials)
             else:
                 correct.append(outcome)
-        if done and isinstance(done[0], CorrectOutcome):
-            step(done[0].variant, len(tasks))
-    order = {task.key: i for i, task in enumerate(tasks)}
-    planted.sort(key=lambda o: order[o.planting])
-    correct.sort(key=lambda o: (order.get(o.variant, 0), o.seed))
+                step(outcome.variant, trials)
+    planted.sort(key=lambda o: faults.index(o.planting))
+    names = list(dict.fromkeys(name for task in tasks for name, _ in task.runs))
+    correct.sort(key=lambda o: (names.index(o.variant), o.seed))
     seconds = round(time.perf_counter() - start, 1)
     return Campaign(plan, config, tuple(planted), tuple(correct), left_out, seconds)
 
 
 @dataclass(frozen=True)
 class _Task:
-    planting: Planting | None = None
-    variant: str = ""
-    seeds: tuple[int, ...] = ()
+    """What one process does at a stretch: planted faults, or runs of correct variants."""
+
+    faults: tuple[Planting, ...] = ()
+    runs: tuple[tuple[str, int], ...] = ()
 
     @property
-    def key(self) -> Planting | str:
-        return self.planting or self.variant
+    def trials(self) -> int:
+        return len(self.faults) + len(self.runs)
+
+
+def _apart(faults: Sequence[Planting]) -> list[_Task]:
+    """One by one, but for those of a form for which something is made that serves all of them: a
+    TensorFlow process, or what every fault would do to the logits."""
+    made = [
+        _Task(tuple(planting for planting in faults if planting.form == form))
+        for form in (LOGITS, TENSORFLOW)
+    ]
+    rest = [_Task((planting,)) for planting in faults if planting.form in (EVERYWHERE, ONE_LAYER)]
+    return [task for task in made if task.faults] + rest
 
 
 def chosen(plan: Plan) -> list[str]:
@@ -189,21 +231,23 @@ def _not_tried(planting: Planting, plan: Plan) -> str | None:
 
 
 def _variants(plan: Plan, left_out: dict[str, str]) -> list[_Task]:
+    """Seed by seed: what is measured for one variant serves the next one."""
     from verify.power.variants import VARIANTS, unavailable
 
-    seeds = tuple(range(plan.seed, plan.seed + plan.seeds))
-    slow, judged = [], []
+    judged = []
     for name in VARIANTS:
         if plan.quick and name not in QUICK_VARIANTS:
             left_out["the other correct variants"] = "not in a quick run"
         elif why := unavailable(name):
             left_out[name] = why
-        elif name in _SLOW:
-            slow.append(_Task(variant=name, seeds=seeds))
         else:
             judged.append(name)
-    # Seed by seed: what is measured for one variant serves the next one.
-    return slow + [_Task(variant=name, seeds=(seed,)) for seed in seeds for name in judged]
+    tasks = []
+    for seed in range(plan.seed, plan.seed + plan.seeds):
+        every = seed == plan.seed or plan.correct
+        runs = tuple((name, seed) for name in judged if every or name in MANY_SEEDS)
+        tasks.append(_Task(runs=runs))
+    return tasks
 
 
 def laws_of(plan: Plan, variant: str, seed: int) -> set[str] | None:
@@ -282,12 +326,10 @@ def _end_with(parent: int) -> None:
 
 def _try(task: _Task) -> Sequence[FaultOutcome | CorrectOutcome]:
     assert _bench is not None and _plan is not None, "each process prepares itself"
-    if task.planting is not None:
-        return [_bench.fault(task.planting)]
-    return [
-        _bench.correct(task.variant, seed, laws_of(_plan, task.variant, seed))
-        for seed in task.seeds
-    ]
+    tried: list[FaultOutcome | CorrectOutcome] = [_bench.fault(fault) for fault in task.faults]
+    for name, seed in task.runs:
+        tried.append(_bench.correct(name, seed, laws_of(_plan, name, seed)))
+    return tried
 
 
 def distinct(outcomes: Iterable[FaultOutcome]) -> list[str]:

@@ -15,6 +15,7 @@ from verify.faults.fault import Fault, Stored, tensors_of
 
 if TYPE_CHECKING:
     from verify.ports.port import Port
+    from verify.worker import Worker
 
 #: How a fault is shown to the suite.
 EVERYWHERE, ONE_LAYER = "all layers", "one layer"
@@ -60,12 +61,18 @@ def why_no_tensorflow(fault: Fault) -> str | None:
     return "not a damage to tensors, and the graph of the TensorFlow port is the published one"
 
 
-def port_with(fault: Fault, planting: Planting, checkpoint: Checkpoint) -> Port:
-    """The port, ready to be judged against the same checkpoint."""
+def port_with(
+    fault: Fault, planting: Planting, checkpoint: Checkpoint, worker: Worker | None = None
+) -> Port:
+    """The port, ready to be judged against the same checkpoint.
+
+    Args:
+        worker: of a port in TensorFlow, the process that it is built in; one of its own where None.
+    """
     if planting.form == TENSORFLOW:
         from verify.ports.openai_tf import openai_tf
 
-        return openai_tf(damaged(fault, checkpoint, planting.layers))
+        return openai_tf(damaged(fault, checkpoint, planting.layers), worker=worker)
     port = _torch_port(fault, planting.layers, checkpoint)
     if planting.form == LOGITS:
         return logits_only(port)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference import forward
+from verify import tensorflow
 from verify.checkpoint import Checkpoint
 from verify.checks.laws import LAWS
 from verify.errors import GptVerifyError
@@ -38,6 +39,7 @@ from verify.sites import sites
 
 if TYPE_CHECKING:
     from verify.ports.port import Port
+    from verify.worker import Worker
 
 Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
@@ -165,6 +167,7 @@ class Bench:
         self._right: dict[int, peers.Shown] = {}
         self._kept: tuple[int, Checkpoint, SharedWeights] | None = None
         self._exact: list[tuple[Input, list[Floats], list[Floats]]] = []
+        self._tensorflow: Worker | None = None
 
     def fault(self, planting: Planting) -> FaultOutcome:
         """Short inputs first; what they do not show in full is tried on the default ones."""
@@ -181,6 +184,13 @@ class Bench:
         from verify.power.variants import VARIANTS
 
         checkpoint, shared = self._measured_once(seed)
+        caught: dict[str, bool] = {}
+
+        def build() -> Port:
+            port = VARIANTS[name](checkpoint)
+            caught.update(self._caught(port, seed))
+            return port
+
         report = judge(
             name,
             checkpoint,
@@ -189,7 +199,7 @@ class Bench:
             "cpu",
             Silent(),
             seed,
-            build=lambda: VARIANTS[name](checkpoint),
+            build=build,
             laws=laws,
             shared=shared,
         )
@@ -200,7 +210,7 @@ class Bench:
             report.verdict.value,
             tuple(failures[:3]) if failures or not report.error else (report.error,),
             report.explained_by,
-            self._caught(VARIANTS[name](self.checkpoint), seed),
+            caught,
         )
 
     def _tried(
@@ -223,7 +233,7 @@ class Bench:
             "cpu",
             Silent(),
             self.seed,
-            build=lambda: port_with(fault, planting, checkpoint),
+            build=lambda: port_with(fault, planting, checkpoint, self._process(planting)),
             laws=laws,
             shared=shared,
         )
@@ -250,6 +260,14 @@ class Bench:
             first,
             report.seconds + (before.seconds if before else 0.0),
         )
+
+    def _process(self, planting: Planting) -> Worker | None:
+        """One for all ports in TensorFlow: it takes seconds to start."""
+        if planting.form != TENSORFLOW:
+            return None
+        if self._tensorflow is None:
+            self._tensorflow = tensorflow.start()
+        return self._tensorflow
 
     def _measured_once(self, seed: int) -> tuple[Checkpoint, SharedWeights]:
         """The checkpoint and its weights, with what one trial has had measured for the next one of
@@ -287,7 +305,9 @@ class Bench:
             return self._damages(fault, planting), None, {}
         if planting.form != EVERYWHERE:
             return True, None, {}
-        caught = self._caught(port_with(fault, planting, self.checkpoint), self.seed)
+        port = port_with(fault, planting, self.checkpoint)
+        caught = self._caught(port, self.seed)
+        port.close()
         return not fault.needs or self._unlike(fault, planting), None, caught
 
     def _damages(self, fault: Fault, planting: Planting) -> bool:
@@ -302,10 +322,15 @@ class Bench:
         """Of a fault that needs something: that is there, and it changes a bit of the logits."""
         if not (fault.acts or fault.alter):
             return True
-        ports = [port_with(fault, planting, self.checkpoint), correct_port(self.checkpoint)]
-        items = default_inputs(self.checkpoint.config, self.seed)
-        one, other = ([port.logits(item.tokens) for item in items] for port in ports)
-        return any(a.tobytes() != b.tobytes() for a, b in zip(one, other, strict=True))
+        one, other = port_with(fault, planting, self.checkpoint), correct_port(self.checkpoint)
+        items = [
+            *short_inputs(self.checkpoint, self.seed),
+            *default_inputs(self.checkpoint.config, self.seed),
+        ]
+        return any(
+            one.logits(item.tokens).tobytes() != other.logits(item.tokens).tobytes()
+            for item in items
+        )
 
     def _visible(
         self, fault: Fault, planting: Planting
@@ -358,8 +383,6 @@ class Bench:
             return peers.caught(peers.show(port, items), self._right[seed])
         except (GptVerifyError, RuntimeError, ValueError, IndexError):
             return dict.fromkeys(peers.COMPARISONS, True)  # a port that breaks is refused by all
-        finally:
-            port.close()
 
 
 def short_inputs(checkpoint: Checkpoint, seed: int) -> list[Input]:
