@@ -278,7 +278,8 @@ def _is_one(coefficient: float, error: float, near: float) -> bool:
 
 def _products(a_SN: Floats, b_SN: Floats) -> Floats:
     """The inner product of each sequence."""
-    return np.einsum("sn,sn->s", a_SN, b_SN)
+    product_S: Floats = np.einsum("sn,sn->s", a_SN, b_SN)
+    return product_S
 
 
 def _norm(x_SN: Floats) -> float:

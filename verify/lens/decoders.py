@@ -20,6 +20,9 @@ from verify.lens.states import place
 Floats = NDArray[np.floating]
 Weights = Mapping[str, NDArray[np.floating]]
 
+#: States that are normalised at a time: they pass through the cache several times.
+ROWS = 64
+
 
 class Decoder(Protocol):
     """One way to read a state.
@@ -43,7 +46,8 @@ class LnF:
         self._g_D, self._b_D = (np.asarray(weights[f"ln_f/{p}"], np.float64) for p in "gb")
 
     def decode(self, site: str, x_TD: Floats) -> Floats:
-        return layer_norm(x_TD, self._g_D, self._b_D)
+        parts = range(0, len(x_TD), ROWS)
+        return np.concatenate([layer_norm(x_TD[i : i + ROWS], self._g_D, self._b_D) for i in parts])
 
 
 class WithoutLnF:

@@ -32,9 +32,9 @@ SEGMENT = 3072
 COLUMN = 32
 #: Logits of the states that are worked on at a time; three such buffers and five single rows are
 #: to fit the second-level cache.
-GROUP_BYTES = 512 * 1024
+GROUP_BYTES = 640 * 1024
 #: Logits of a block: enough rows for the product to be efficient.
-BLOCK_BYTES = 96 * 1024 * 1024
+BLOCK_BYTES = 64 * 1024 * 1024
 
 
 class NumpyArrays:
@@ -72,28 +72,36 @@ class NumpyArrays:
     def host(self, a: NDArray[Any]) -> NDArray[Any]:
         return a
 
-    def dot(self, a_PnV: Floats, b_PnV: Floats) -> Floats:
-        return _sum(np.vecdot(self._table(a_PnV, self.segments), self._table(b_PnV, self.segments)))
+    def room(self, sums: int, positions: int, states: int) -> Floats:
+        return self.empty(sums, positions, states, self.segments)
 
-    def total(self, a_PnV: Floats) -> Floats:
-        return _sum(self._table(a_PnV, self.segments) @ self._ones)
+    def dot(self, a_PnV: Floats, b_PnV: Floats, out_Pn: Floats) -> None:
+        a, b = self._table(a_PnV, self.segments), self._table(b_PnV, self.segments)
+        np.vecdot(a, b, out=out_Pn)
+
+    def total(self, a_PnV: Floats, out_Pn: Floats) -> None:
+        np.matmul(self._table(a_PnV, self.segments), self._ones, out=out_Pn)
+
+    def summed(self, room: Floats) -> Floats:
+        total: Floats = np.sum(room, axis=-1, dtype=np.float64)
+        return total
 
     def argmax(self, y_PV: Floats) -> Ints:
         ids_P: Ints = np.argmax(y_PV, axis=-1)
         return ids_P
 
     def take(self, y_PnV: Floats, ids_Pi: Ints) -> Floats:
-        own = [y_nV.take(ids_i, axis=-1) for y_nV, ids_i in zip(y_PnV, ids_Pi, strict=True)]
-        return np.stack(own)
+        own_Pni: Floats = y_PnV[np.arange(len(y_PnV))[:, None], :, ids_Pi].swapaxes(-1, -2)
+        return own_Pni
 
-    def above(self, y_PnV: Floats, own_Pn1: Floats) -> Ints:
-        y_PnV = y_PnV[..., : self.n_vocab]
-        if self._above.size < y_PnV.size:
-            self._above = np.empty(y_PnV.size, np.bool_)
-        above_PnV = self._above[: y_PnV.size].reshape(y_PnV.shape)
-        np.greater(y_PnV, own_Pn1, out=above_PnV)
+    def above(self, y_PnV: Floats, own_Pn1: Floats, out_Pn: Floats) -> None:
+        y_RV = y_PnV.reshape(-1, self.width)[:, : self.n_vocab]
+        if self._above.size < y_RV.size:
+            self._above = np.empty(y_RV.size, np.bool_)
+        above_RV = self._above[: y_RV.size].reshape(y_RV.shape)
+        np.greater(y_RV, own_Pn1.reshape(-1, 1), out=above_RV)
         # Row by row: with an axis, count_nonzero adds up integers instead of counting bytes.
-        return np.array([[np.count_nonzero(row) for row in rows] for rows in above_PnV])
+        out_Pn[...] = np.reshape([np.count_nonzero(row_V) for row_V in above_RV], out_Pn.shape)
 
     def notes(self, positions: int, states: int) -> Floats:
         return self.empty(positions, states, self.width // self.depth)
@@ -136,11 +144,6 @@ class NumpyArrays:
 
     def _table(self, a_PnV: Floats, rows: int) -> Floats:
         return a_PnV.reshape(*a_PnV.shape[:-1], rows, -1)
-
-
-def _sum(parts_PnS: Floats) -> Floats:
-    total_Pn: Floats = np.sum(parts_PnS, axis=-1, dtype=np.float64)
-    return total_Pn
 
 
 class NumpyWorker:

@@ -52,11 +52,17 @@ class TorchArrays:
         found: NDArray[Any] = a.cpu().numpy()
         return found
 
-    def dot(self, a_PnV: Any, b_PnV: Any) -> Any:
-        return self.xp.sum(a_PnV * b_PnV, dim=-1, dtype=self.xp.float64)
+    def room(self, sums: int, positions: int, states: int) -> Any:
+        return self.zeros(sums, positions, states)
 
-    def total(self, a_PnV: Any) -> Any:
-        return self.xp.sum(a_PnV, dim=-1, dtype=self.xp.float64)
+    def dot(self, a_PnV: Any, b_PnV: Any, out_Pn: Any) -> None:
+        self.total(a_PnV * b_PnV, out_Pn)
+
+    def total(self, a_PnV: Any, out_Pn: Any) -> None:
+        self.xp.sum(a_PnV, dim=-1, dtype=self.xp.float64, out=out_Pn)
+
+    def summed(self, room: Any) -> Any:
+        return room
 
     def argmax(self, y_PV: Any) -> Any:
         return self.xp.argmax(y_PV, dim=-1)  # of equal ones the first, by its documentation
@@ -64,8 +70,8 @@ class TorchArrays:
     def take(self, y_PnV: Any, ids_Pi: Any) -> Any:
         return self.xp.take_along_dim(y_PnV, ids_Pi[:, None], dim=-1)
 
-    def above(self, y_PnV: Any, own_Pn1: Any) -> Any:
-        return self.xp.count_nonzero(y_PnV > own_Pn1, dim=-1)
+    def above(self, y_PnV: Any, own_Pn1: Any, out_Pn: Any) -> None:
+        out_Pn[...] = self.xp.count_nonzero(y_PnV > own_Pn1, dim=-1)
 
     def notes(self, positions: int, states: int) -> Any:
         return self.zeros(positions, states)  # nothing to note

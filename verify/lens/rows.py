@@ -1,23 +1,24 @@
 """From rows of logits to the statistics of the lens, in passes over what fits the cache.
 
 A slab x[P, N, V] holds the logits of N states at P positions, the first state first and the last
-one last. In place, it becomes y = x − max(x); with q = exp(y)/Z, p and r the q of the last and
-the first state, and d = y_q − y_p, everything that is wanted is one of a few sums over V:
+one last. In place, it becomes y = x − max(x); with q = exp(y)/Z, and p and r the q of the last and
+the first state, everything that is wanted is one of a few sums over V:
 
-    entropy          ln Z − Σ q y
-    KL(p ‖ q)        ln Z_q − ln Z_p − Σ p d
-    KL(q ‖ p)        ln Z_p − ln Z_q + Σ q d
-    KL(r ‖ q)        ln Z_q − ln Z_r − Σ r d + Σ r d_r
+    entropy          ln Z_q − Σ q y_q
+    KL(p ‖ q)        ln Z_q − ln Z_p − Σ p y_q + Σ p y_p
+    KL(q ‖ p)        ln Z_p − ln Z_q − Σ q y_p + Σ q y_q
+    KL(r ‖ q)        ln Z_q − ln Z_r − Σ r y_q + Σ r y_r
     total variation  1 − Σ min(p, q)
     Jensen–Shannon   ln 2 − (H(p) + H(q) + Σ (p + q) ln(p + q)) / 2
 
-Logits are subtracted before they are weighted, so what cancels is no larger than the distance
-between the two distributions, and the error is a few units of rounding, absolute. That is too much
-where the distance itself is so small, more so for a square root. Pairs that turn out to be near
-(``NEAR_NATS``) are therefore measured once more, in float64, from the same logits, by forms in
-which every term is small by itself (``verify.lens.near``). A state is at distance 0 from itself.
+What cancels is as large as an entropy, and the error is some tens of units of rounding, absolute.
+That is too much where the distance itself is so small, more so for a square root. Pairs that turn
+out to be near (``NEAR_NATS``) are therefore measured once more, in float64, from the same logits,
+by forms in which every term is small by itself (``verify.lens.near``). A state is at distance 0
+from itself.
 
-Sums are kept in float64 over segments of a few hundred products. Functions that NumPy and torch
+Ranks and the top k are those of y, which is x rounded once more where its maximum is subtracted.
+Sums are kept in float64 over segments of a few thousand products. Functions that NumPy and torch
 spell alike are called by their common name; what they spell differently is in ``Arrays``.
 """
 
@@ -44,7 +45,8 @@ Measured = dict[str, NDArray[Any]]
 NEAR_NATS = 2.0**-8
 #: What p is raised to before p + q has its logarithm taken, which must not be −inf.
 _TINY = 1e-37
-_SUMS = ("y_next", "qy", "pd", "qd", "rd", "overlap", "slogs")
+#: Sums over V: of products of two rows, where names are those of the table above; and the others.
+_SUMS = ("z", "qy", "py", "ry", "qy_p", "overlap", "slogs")
 _RANKS = ("rank_final_top1", "rank_input", "rank_next")
 #: Statistics that compare with the last and with the first state → field of ``Distances``.
 _TO_FINAL = {
@@ -79,11 +81,17 @@ class Arrays(Protocol):
     def host(self, a: Array) -> NDArray[Any]:
         """To NumPy."""
 
-    def dot(self, a_PnV: Array, b_PnV: Array) -> Array:
-        """Σ a b over V, float64[P, n]."""
+    def room(self, sums: int, positions: int, states: int) -> Array:
+        """For sums over V, [sums, P, N, …]: each may be kept as those of parts of the row."""
 
-    def total(self, a_PnV: Array) -> Array:
-        """Σ a over V, float64[P, n]."""
+    def dot(self, a_PnV: Array, b_PnV: Array, out_Pn: Array) -> None:
+        """Σ a b over V, into room."""
+
+    def total(self, a_PnV: Array, out_Pn: Array) -> None:
+        """Σ a over V, into room."""
+
+    def summed(self, room: Array) -> Array:
+        """What was put there, in float64."""
 
     def argmax(self, y_PV: Array) -> Array:
         """The smallest id of each row's maximum, [P]."""
@@ -91,8 +99,8 @@ class Arrays(Protocol):
     def take(self, y_PnV: Array, ids_Pi: Array) -> Array:
         """The logits of some tokens, others at each position, [P, n, i]."""
 
-    def above(self, y_PnV: Array, own_Pn1: Array) -> Array:
-        """How many tokens have a strictly larger logit, [P, n]."""
+    def above(self, y_PnV: Array, own_Pn1: Array, out_Pn: Array) -> None:
+        """How many tokens have a strictly larger logit."""
 
     def notes(self, positions: int, states: int) -> Array:
         """Room for what ``largest`` lets ``top`` know of each row, [P, N, …]."""
@@ -131,13 +139,17 @@ class Rows:
         """
         arrays = self._arrays
         positions, states, _width = x_PNV.shape
-        sums = {n: arrays.zeros(positions, states) for n in ("log_z", *_SUMS, *_RANKS)}
+        own = {name: arrays.zeros(positions, states) for name in ("y_next", *_RANKS)}
+        room = arrays.room(len(_SUMS), positions, states)
         notes = arrays.notes(positions, states)
         for start in range(0, positions, self._slab):
             at = slice(start, start + self._slab)
-            part = {name: total_PN[at] for name, total_PN in sums.items()}
-            self._sum(x_PNV[at], tokens_P[at], next_P[at], part, notes[at])
-        found = {name: arrays.host(total_PN) for name, total_PN in sums.items()}
+            sums = dict(zip(_SUMS, room[:, at], strict=True))
+            part = {name: values_PN[at] for name, values_PN in own.items()}
+            self._sum(x_PNV[at], tokens_P[at], next_P[at], sums, part, notes[at])
+        found = {name: arrays.host(values_PN) for name, values_PN in own.items()}
+        found |= dict(zip(_SUMS, arrays.host(arrays.summed(room)), strict=True))
+        found["log_z"] = np.log(found["z"])
         top_ids, top_y = arrays.top(x_PNV, notes, self._k)
         measured = _statistics(found)
         measured["top_ids"] = top_ids
@@ -153,6 +165,7 @@ class Rows:
         tokens_P: Array,
         next_P: Array,
         sums: dict[str, Array],
+        own: dict[str, Array],
         notes: Array,
     ) -> None:
         """All sums over V of one slab; x becomes y."""
@@ -164,38 +177,31 @@ class Rows:
         kept = {}
         for at in (final, first)[: min(states, 2)]:
             kept[at.start] = self._buffer(f"kept {at == first}", positions, 1, width)
-            self._normalise(x, at, kept[at.start], sums, notes)
+            self._normalise(x, at, kept[at.start], sums["z"], notes)
         p, y_p, r = kept[final.start], x[:, final], kept[0]
         floor = self._buffer("floor", positions, 1, width)
         xp.clip(p, _TINY, None, out=floor)
         ids_P3 = xp.stack((arrays.argmax(y_p[:, 0]), tokens_P, next_P), -1)
         for at in _groups(states, self._group):
             y = x[:, at]
-            q, d = self._buffer("q", *y.shape), self._buffer("d", *y.shape)
+            q, scratch = self._buffer("q", *y.shape), self._buffer("scratch", *y.shape)
             if at.start in kept:
                 q[...] = kept[at.start]
             else:
-                self._normalise(x, at, q, sums, notes)
+                self._normalise(x, at, q, sums["z"], notes)
             own_Pn3 = arrays.take(y, ids_P3)
             for i, name in enumerate(_RANKS):
-                sums[name][:, at] = arrays.above(y, own_Pn3[..., i : i + 1])
-            sums["y_next"][:, at] = own_Pn3[..., 2]
-            sums["qy"][:, at] = arrays.dot(q, y)
-            if at == final:
-                continue  # its distance from itself is known
-            xp.subtract(y, y_p, out=d)
-            sums["pd"][:, at] = arrays.dot(d, p)
-            sums["qd"][:, at] = arrays.dot(q, d)
-            sums["rd"][:, at] = arrays.dot(d, r)
-            xp.minimum(q, p, out=d)
-            sums["overlap"][:, at] = arrays.total(d)
+                arrays.above(y, own_Pn3[..., i : i + 1], own[name][:, at])
+            own["y_next"][:, at] = own_Pn3[..., 2]
+            for name, a, b in (("qy", q, y), ("py", y, p), ("ry", y, r), ("qy_p", q, y_p)):
+                arrays.dot(a, b, sums[name][:, at])
+            xp.minimum(q, p, out=scratch)
+            arrays.total(scratch, sums["overlap"][:, at])
             xp.add(q, floor, out=q)
-            xp.log(q, out=d)
-            sums["slogs"][:, at] = arrays.dot(q, d)
+            xp.log(q, out=scratch)
+            arrays.dot(q, scratch, sums["slogs"][:, at])
 
-    def _normalise(
-        self, x: Array, at: slice, q: Array, sums: dict[str, Array], notes: Array
-    ) -> None:
+    def _normalise(self, x: Array, at: slice, q: Array, z: Array, notes: Array) -> None:
         """Some states' x becomes y, and q their probabilities."""
         arrays, xp = self._arrays, self._arrays.xp
         y = x[:, at]
@@ -204,9 +210,8 @@ class Rows:
         # Finite, so that a difference of two is 0, and a product with a probability of 0 too.
         y[..., arrays.n_vocab :] = arrays.lowest
         xp.exp(y, out=q)
-        z = arrays.total(q)
-        xp.multiply(q, arrays.narrow(1.0 / z)[..., None], out=q)
-        sums["log_z"][:, at] = xp.log(z)
+        arrays.total(q, z[:, at])
+        xp.multiply(q, arrays.narrow(1.0 / arrays.summed(z[:, at]))[..., None], out=q)
 
     def _measure_near(self, y: Array, measured: Measured) -> None:
         """Replace what is said of near pairs; ``js_distance`` is still a divergence here."""
@@ -253,14 +258,14 @@ def _groups(states: int, size: int) -> Iterator[slice]:
 
 def _statistics(found: dict[str, NDArray[np.float64]]) -> Measured:
     """What the sums mean; the divergence itself stands under ``js_distance``."""
-    log_z = found["log_z"]
-    entropy = log_z - found["qy"]
+    log_z, qy, py, ry = (found[name] for name in ("log_z", "qy", "py", "ry"))
+    entropy = log_z - qy
     beyond_final, beyond_input = log_z - log_z[:, -1:], log_z - log_z[:, :1]
     return {
         **{name: found[name].astype(np.int64) for name in _RANKS},
-        "kl_final_layer_nats": beyond_final - found["pd"],
-        "kl_input_layer_nats": beyond_input - (found["rd"] - found["rd"][:, :1]),
-        "kl_layer_final_nats": found["qd"] - beyond_final,
+        "kl_final_layer_nats": beyond_final - (py - py[:, -1:]),
+        "kl_input_layer_nats": beyond_input - (ry - ry[:, :1]),
+        "kl_layer_final_nats": (qy - found["qy_p"]) - beyond_final,
         "js_distance": math.log(2.0) - (entropy + entropy[:, -1:] + found["slogs"]) / 2,
         "total_variation": 1.0 - found["overlap"],
         "entropy_nats": entropy,
