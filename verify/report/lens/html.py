@@ -10,6 +10,7 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from verify.report.lens.picture import (
 )
 from verify.report.page import assemble
 from verify.report.text import one_line
+from verify.selection import is_default
 
 #: Of a level that does not exist, in the bytes that are handed to the script.
 NO_LEVEL = 255
@@ -209,6 +211,7 @@ def render(report: LensReport, view: View) -> str:
         "lens.html",
         {
             "report": report,
+            "is_default": is_default(Path(str(report.checkpoint.get("path", "?")))),
             "views": VIEWS,
             "first": view,
             "scales": scales,
