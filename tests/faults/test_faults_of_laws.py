@@ -9,7 +9,7 @@ from models import failed_laws, finding
 from verify.faults.catalogue import CATALOGUE
 from verify.findings import Verdict
 
-FAMILIES = ("loss", "cache", "batch", "precision", "padding", "positions")
+FAMILIES = ("loss", "cache", "batch", "precision", "padding", "positions", "gradient")
 #: The first and the last of each: that every one is named by its law is tested there.
 FAULTS = [
     name

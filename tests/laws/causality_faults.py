@@ -158,28 +158,6 @@ def straight_through_mask(model: Any) -> None:
         attn.mask, attn.softmax = masked, softmax
 
 
-class _Unmasked(torch.autograd.Function):
-    """Causal attention forwards, attention without a mask backwards."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        q, k, v = (x.detach().requires_grad_() for x in ctx.saved_tensors)
-        with torch.enable_grad():
-            out = F.scaled_dot_product_attention(q, k, v)
-        return torch.autograd.grad(out, (q, k, v), grad)
-
-
-def backward_without_mask(model: Any) -> None:
-    """A fused attention whose kernel for the backward pass was given no mask."""
-    for block in model.h:
-        block.attn.attend = lambda q, k, v, allowed: _Unmasked.apply(q, k, v)
-
-
 class _Averaged(torch.autograd.Function):
     """Nothing forwards; backwards a thousandth of the mean over all positions is added."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,15 @@ import mixed_precision
 import numpy as np
 import pytest
 from models import CONFIG, checkpoint
+from plain_ports import plain
 from subjects import hold, message, port, subject
 
 from reference import Config
 from verify.checkpoint import Checkpoint
 from verify.checks.gradient import at_the_weights, check_gradient
+from verify.checks.gradient_mistakes import MISTAKES
 from verify.checks.subject import NotExamined
+from verify.faults.catalogue import CATALOGUE
 from verify.findings import Finding, Status
 from verify.ports.port import Gradients, Port
 
@@ -29,6 +32,10 @@ def held(made: Port, source: Checkpoint | None = None) -> list[Finding]:
 
 def failed(findings: list[Finding]) -> list[str | None]:
     return [f.site for f in findings if f.status is Status.FAILED]
+
+
+def named(findings: list[Finding]) -> list[str]:
+    return [f.details["fault"] for f in findings if "fault" in f.details]
 
 
 def without_twin(made: Port) -> Port:
@@ -132,6 +139,20 @@ CASES = [
         "twice what it should be, as if counted twice",
     ),
 ]
+#: Under which name of the catalogue each goes.
+NAMES = {
+    faults.residual_branch_detached: "gradient-mlp-detached",
+    faults.norm_statistics_detached: "gradient-norm-statistics",
+    faults.straight_through_activation: "gradient-gelu-straight-through",
+    faults.derivative_of_another_activation: "gradient-gelu-erf",
+    faults.frozen_matrix: "gradient-frozen",
+    faults.gradient_scaled: "gradient-scaled",
+    faults.sum_of_losses: "gradient-scaled",
+    faults.pattern_detached: "gradient-pattern-detached",
+    faults.key_detached: "gradient-key-detached",
+    faults.counted_twice: "gradient-counted-twice",
+    faults.double_backward_of_a_block: "gradient-counted-twice",
+}
 
 
 @pytest.mark.parametrize(("fault", "sites", "words"), CASES, ids=[c[0].__name__ for c in CASES])
@@ -144,6 +165,7 @@ def test_a_wrong_derivative_is_refuted_where_it_is_wrong(
     if twin or fault is not faults.derivative_of_another_activation:
         assert failed(findings) == sites
     assert words in message(findings, Status.FAILED)
+    assert named(findings) == [NAMES[fault]]
 
 
 def test_the_first_wrong_one_on_the_way_back_is_named_by_all() -> None:
@@ -161,6 +183,109 @@ def test_of_another_function_nothing_is_said() -> None:
 
     with pytest.raises(NotExamined, match="its logits are not the reference's"):
         held(port(exact_gelu))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("twin", [True, False], ids=["float64", "declared"])
+@pytest.mark.parametrize("fault", NAMES, ids=lambda fault: fault.__name__)
+def test_no_precision_gets_a_wrong_name(
+    fault: Callable[[Any], None], dtype: Any, twin: bool
+) -> None:
+    """Where noise hides what happened, there may be none."""
+    made = port(fault, dtype=dtype)
+    try:
+        findings = held(made if twin else without_twin(made))
+    except NotExamined:
+        return
+    right = [NAMES[fault]]
+    assert named(findings) == right if twin else named(findings) in ([], right)
+
+
+#: Of the catalogue: in all layers, and in one in which nothing else hides it.
+PLANTED = [n for n, f in CATALOGUE.items() if f.family == "gradient"]
+
+
+@pytest.mark.parametrize("layers", [range(CONFIG.n_layer), [1]], ids=["everywhere", "layer 1"])
+@pytest.mark.parametrize("name", PLANTED)
+def test_every_fault_of_the_catalogue_is_named(name: str, layers: Sequence[int]) -> None:
+    made, fault = plain(), CATALOGUE[name]
+    assert fault.plant is not None
+    fault.plant(made.module, layers)
+    findings = held(made)
+    assert named(findings) == [name]
+    # Every value is right: nothing else of a plain pass knows of it.
+    tokens = np.arange(2 * 9).reshape(2, 9)
+    assert made.logits(tokens).tobytes() == plain().logits(tokens).tobytes()
+
+
+def test_a_rule_for_every_fault_that_is_not_read_off() -> None:
+    read_off = {"gradient-frozen", "gradient-counted-twice", "gradient-scaled"}
+    assert {f"gradient-{name}" for name in MISTAKES} | read_off == set(PLANTED)
+
+
+def test_what_changes_too_little_to_be_known_by_has_no_name() -> None:
+    """Where the first block begins, two tensors lie behind: two numbers are hit by chance."""
+    made, fault = plain(), CATALOGUE["gradient-blocks-apart"]
+    assert fault.plant is not None
+    fault.plant(made.module, [0])
+    findings = held(made)
+    assert failed(findings) == ["embed"]
+    assert named(findings) == []
+
+
+def one_linear_map_scales(model: Any) -> None:
+    """What comes back through one matrix is scaled, and its own derivative with it."""
+    model.transformer.h[1].mlp.c_fc.register_forward_hook(
+        lambda module, args, y: faults.scaled(y, 0.9)
+    )
+
+
+def noise_on_the_way_back(model: Any) -> None:
+    """As a lossy compression of gradients adds it."""
+
+    def noisy(gradient: Any) -> Any:
+        import torch
+
+        drawn = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0))
+        return gradient + 0.01 * gradient.std() * drawn.to(gradient.dtype)
+
+    def hook(module: Any, args: Any, y: Any) -> None:
+        if y.requires_grad:
+            y.register_hook(noisy)
+
+    model.transformer.h[1].mlp.register_forward_hook(hook)
+
+
+def clipped(model: Any) -> None:
+    """Derivatives are clipped in the middle of the model."""
+
+    def hook(module: Any, args: Any, y: Any) -> None:
+        if y.requires_grad:
+            y.register_hook(lambda gradient: gradient.clamp(max=float(gradient.std())))
+
+    model.transformer.h[1].mlp.register_forward_hook(hook)
+
+
+def gelu_scaled_in_all_layers(model: Any) -> None:
+    """The same behind every GELU: no one factor."""
+    for block in model.transformer.h:
+        block.mlp.act.register_forward_hook(lambda module, args, y: faults.scaled(y, 0.9))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("twin", [True, False], ids=["float64", "declared"])
+@pytest.mark.parametrize(
+    "fault",
+    [one_linear_map_scales, noise_on_the_way_back, clipped, gelu_scaled_in_all_layers],
+    ids=lambda fault: fault.__name__,
+)
+def test_what_is_in_no_catalogue_gets_no_name(
+    fault: Callable[[Any], None], dtype: Any, twin: bool
+) -> None:
+    made = port(fault, dtype=dtype)
+    findings = held(made if twin else without_twin(made))
+    assert failed(findings) or dtype == "bfloat16"
+    assert named(findings) == []
 
 
 class Answering(Port):

@@ -15,9 +15,14 @@ from numpy.typing import NDArray
 
 from reference.config import Config
 from reference.ops import unembed
+from verify.checks.gradient_mistakes import Evidence
 from verify.checks.gradient_words import Comparison, in_words, on_the_way_back
 from verify.checks.port_gradient import PortGradient
-from verify.checks.reference_gradient import ReferenceGradient, reference_gradient
+from verify.checks.reference_gradient import (
+    ReferenceGradient,
+    backward_of,
+    reference_gradient,
+)
 from verify.checks.subject import NotExamined, Subject
 from verify.checks.twin import throughout
 from verify.findings import Finding, Status
@@ -64,11 +69,13 @@ def check_gradient(subject: Subject) -> Iterable[Finding]:
         in_float64 = any(c.wrong and c.arithmetic == "float64" for c in compared)
         _same_function(subject, reference.tokens, in_float64 and subject.port.dtype != "float64")
     order = [name for name in at_the_weights(subject.config) if name is not None]
+    first = max(wrong, key=order.index) if wrong else None
     for site in order:
         here = [c for c in compared if c.site == site]
         if any(c.wrong for c in here):
             message = in_words([c for c in here if c.wrong]) + on_the_way_back(site, wrong, order)
-            yield _finding(Status.FAILED, site, here, message)
+            found = _finding(Status.FAILED, site, here, message)
+            yield _named(found, subject, compared) if site == first else found
         elif not here:
             why = next((c.unknown for c in every if c.site == site), None)
             why = why or "no gradient of a parameter that was matched to its tensors"
@@ -84,6 +91,12 @@ def _finding(status: Status, site: str, here: Sequence[Comparison], message: str
     score = max(c.floors for c in here)
     details = {f"{c.what} in {c.arithmetic}": c.floors for c in here}
     return Finding(_LAW, status, message, site, score, LIMIT_FLOORS, details)
+
+
+def _named(finding: Finding, subject: Subject, compared: Sequence[Comparison]) -> Finding:
+    """With the mistake that explains it and all the others, where there is one."""
+    fault = Evidence(subject.config, compared, lambda: backward_of(subject)).name()
+    return replace(finding, details=finding.details | {"fault": fault}) if fault else finding
 
 
 def _agreement(here: Sequence[Comparison]) -> str:
@@ -141,6 +154,7 @@ def _compare(run: _Run, reference: ReferenceGradient) -> Iterator[Comparison]:
             unknown = f"the reference's derivative is not finite in {run.name}"
         yield Comparison(
             what=what_of(known),
+            direction=known.direction,
             site=known.direction.sites[-1],
             arithmetic=run.name,
             got=got,

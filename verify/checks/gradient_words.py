@@ -8,6 +8,7 @@ from fractions import Fraction
 from math import isfinite
 
 from verify.numerics.cascade import LIMIT_FLOORS
+from verify.numerics.directions import Direction
 
 #: Numerators and denominators of a factor that is named.
 _LARGEST = 64
@@ -19,6 +20,7 @@ class Comparison:
 
     Attributes:
         what: the tensor, and for wte which end.
+        direction: v.
         site: the operation that reads it.
         arithmetic: ``float64``.
         got: ⟨gradient, v⟩ of the port.
@@ -31,6 +33,7 @@ class Comparison:
     """
 
     what: str
+    direction: Direction
     site: str
     arithmetic: str
     got: float

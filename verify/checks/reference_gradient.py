@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from reference.weights import parameter_count
 from verify.checks.kept import kept
 from verify.checks.subject import NotExamined, Subject
+from verify.numerics.backward import Backward
 from verify.numerics.derivatives import Derivative, derivatives
 from verify.numerics.directions import WTE_READERS, draw
+from verify.numerics.weights import Widened
 
 #: Predictions in all, and at most in one sequence; fewer where a model is large, because the time
 #: grows with parameters × predictions. Short contexts make up for it with more sequences.
@@ -50,6 +52,16 @@ def reference_gradient(subject: Subject) -> ReferenceGradient:
     if key not in measured:
         measured[key] = _measure(subject)
     found: ReferenceGradient = measured[key]
+    return found
+
+
+def backward_of(subject: Subject) -> Backward:
+    """The same batch on its way back, made when first asked for."""
+    measured, key = kept(subject.checkpoint), ("backward", subject.precision.name, subject.seed)
+    if key not in measured:
+        tokens = reference_gradient(subject).tokens
+        measured[key] = Backward(subject.config, Widened(subject.weights), tokens)
+    found: Backward = measured[key]
     return found
 
 

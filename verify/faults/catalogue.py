@@ -12,6 +12,7 @@ from verify.faults import (
     cache,
     embeddings,
     gelu,
+    gradient,
     head,
     linear,
     loss,
@@ -44,6 +45,7 @@ _FAMILIES = (
     precision,
     padding,
     positions,
+    gradient,
 )
 
 #: Name → fault, in the order of the families.

@@ -79,6 +79,7 @@ class Fault:
         coarse: the mistake rounds coarsely, so that a tiny difference before it becomes a whole
             step after it where the step falls in between: one element in ten may be off by that.
         layered: it can be planted in one layer as well as in all.
+        in_blocks: it lies in the blocks, although it changes none of their sites.
         needs: why it may change nothing on some checkpoints, in words; empty where it always does.
         last: of the blocks it is in the last alone.
         norm_first: it is one of blocks that norm first alone (True), or afterwards alone (False).
@@ -98,6 +99,7 @@ class Fault:
     law: str | None = "architecture"
     coarse: bool = False
     layered: bool = True
+    in_blocks: bool = False
     needs: str = ""
     last: bool = False
     norm_first: bool | None = None

@@ -44,7 +44,7 @@ def plantings(fault: Fault, config: Config) -> list[Planting]:
         return []
     every = tuple(range(config.n_layer))
     found = [Planting(fault.name, EVERYWHERE, every)]
-    in_blocks = any(site.startswith("h.") for site in fault.overrides(config))
+    in_blocks = fault.in_blocks or any(s.startswith("h.") for s in fault.overrides(config))
     if fault.layered and fault.plant is not None and in_blocks and config.n_layer > 1:
         found.append(Planting(fault.name, ONE_LAYER, (config.n_layer // 2,)))
     if fault.acts or fault.alter:
