@@ -14,6 +14,7 @@ from models import CONFIG
 
 from verify.checkpoint import Checkpoint, open_checkpoint
 from verify.checkpoint.synthetic import synthesize
+from verify.checks.laws import LAWS
 from verify.cli import main
 from verify.faults.catalogue import CATALOGUE
 from verify.ports.port import Port
@@ -32,6 +33,7 @@ from verify.power.planting import (
 )
 from verify.power.trial import Bench
 from verify.power.variants import VARIANTS
+from verify.process_state import changes, snapshot
 from verify.report import power as report
 
 
@@ -214,6 +216,19 @@ def test_a_correct_variant(model: Path, name: str) -> None:
     """The first two were refuted, before a trace knew sums of parts and copies of a stream."""
     outcome = Bench(open_checkpoint(model), 0).correct(name, 0)
     assert not outcome.false_alarm, outcome.failures
+
+
+@pytest.mark.parametrize("name", [n for n, f in CATALOGUE.items() if f.law == "determinism.state"])
+def test_a_fault_that_changes_the_process_is_not_the_next_ones(model: Path, name: str) -> None:
+    """Found and named twice, and a correct port after it is refuted by no law of determinism."""
+    bench, before = Bench(open_checkpoint(model), 0), snapshot()
+    planting = Planting(name, EVERYWHERE, (0, 1, 2))
+    for _ in range(2):
+        assert bench.fault(planting).explained_by == (name,)
+    laws = {law.id for law in LAWS if law.id.startswith("determinism")}
+    outcome = bench.correct("eager", 0, laws)
+    assert not outcome.false_alarm, outcome.failures
+    assert changes(before, snapshot()) == []
 
 
 def test_forms() -> None:

@@ -19,7 +19,8 @@ import pytest
 import torch
 from torch.nn.modules import module as torch_module
 
-from verify.process_state import _TORCH, INITIAL, RANDOM_STATES, changes, snapshot
+from verify.process_restored import restored
+from verify.process_state import INITIAL, RANDOM_STATES, TORCH, changes, snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,9 +67,9 @@ def test_it_is_the_same_twice() -> None:
 
 def test_every_name_is_read_here() -> None:
     """None is misspelt: this torch has them all."""
-    assert _TORCH.keys() <= snapshot().keys()
+    assert TORCH.keys() <= snapshot().keys()
     assert RANDOM_STATES - {"torch's CUDA random state"} <= snapshot().keys()
-    assert INITIAL.keys() <= _TORCH.keys()
+    assert INITIAL.keys() <= TORCH.keys()
 
 
 @contextmanager
@@ -198,3 +199,28 @@ def test_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     before = snapshot()
     monkeypatch.chdir(tmp_path)
     assert snapshot()["the working directory"] != before["the working directory"]
+
+
+#: What cannot be set back, or in the main thread alone; what is no difference where it is raised.
+STAYS = {"the recursion limit", "the handler of SIGINT", "subnormal numbers"}
+STAYS |= {"torch's inference mode"}
+
+
+@pytest.mark.parametrize("name", [name for name in CHANGES if name not in STAYS])
+def test_a_change_is_put_back(name: str) -> None:
+    before = snapshot()
+    change = CHANGES[name]()
+    with restored():
+        change.__enter__()
+        assert name in {c.name for c in changes(before, snapshot())}
+    assert changes(before, snapshot()) == []
+    change.__exit__(None, None, None)
+
+
+def test_it_is_put_back_after_an_error() -> None:
+    before = snapshot()
+    with pytest.raises(KeyError), restored():
+        torch.manual_seed(7)
+        torch.set_default_dtype(torch.float64)
+        raise KeyError
+    assert changes(before, snapshot()) == []

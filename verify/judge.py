@@ -278,7 +278,7 @@ class _Work:
         self.logits_floors = logits.floors
         shortest = min(self.inputs, key=lambda item: item.tokens.size)
         self.findings += logits.findings()
-        self.findings += repeats.findings(lambda: port.logits(shortest.tokens))
+        self.findings += repeats.findings(port, shortest.tokens)
 
     def _law(self, law: Law, subject: Subject) -> None:
         if self.laws is not None and law.id not in self.laws:

@@ -32,7 +32,7 @@ RANDOM_STATES = frozenset(
 
 #: Name → (path of a function or an attribute of torch, its arguments, its value in a new process
 #: or None where that depends on the machine). What an older torch does not have is not asked.
-_TORCH: Mapping[str, tuple[str, tuple[Any, ...], Hashable]] = {
+TORCH: Mapping[str, tuple[str, tuple[Any, ...], Hashable]] = {
     "torch's default dtype": ("get_default_dtype", (), "torch.float32"),
     "torch's default device": ("get_default_device", (), "cpu"),
     "torch's grad mode": ("is_grad_enabled", (), True),
@@ -78,7 +78,7 @@ _TORCH: Mapping[str, tuple[str, tuple[Any, ...], Hashable]] = {
 #: What a process is known to begin with, for libraries that were not imported when it was asked.
 INITIAL: Mapping[str, Hashable] = {
     name: value
-    for name, (_, _, value) in _TORCH.items()
+    for name, (_, _, value) in TORCH.items()
     # The variable is torch's own way of beginning with another value.
     if value is not None
     and not ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" in os.environ and "matmul" in name)
@@ -141,16 +141,29 @@ def changed_by(call: Callable[[], object]) -> list[Change]:
         return changes(before, snapshot())
 
 
+def seeded_by(call: Callable[[], object]) -> set[str]:
+    """The random states that are the same after a call whatever they were before it. They are as
+    before afterwards."""
+    after = []
+    for draws in (1, 2):
+        with _random_states_moved(draws):
+            call()
+            after.append(snapshot())
+    one, other = after
+    return {name for name in RANDOM_STATES & one.keys() & other.keys() if one[name] == other[name]}
+
+
 @contextmanager
-def _random_states_moved() -> Iterator[None]:
+def _random_states_moved(draws: int = 1) -> Iterator[None]:
     with ExitStack() as stack:
-        for get, put, draw in _generators():
+        for get, put, draw in generators():
             stack.callback(put, get())
-            draw()
+            for _ in range(draws):
+                draw()
         yield
 
 
-def _generators() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any], Callable[[], Any]]]:
+def generators() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any], Callable[[], Any]]]:
     """How to read, set and move each random state that is there."""
     if (random := sys.modules.get("random")) is not None:
         yield random.getstate, random.setstate, random.random
@@ -200,9 +213,9 @@ def _torch() -> Iterator[tuple[str, Hashable]]:
     torch: Any = sys.modules.get("torch")
     if torch is None or not hasattr(torch, "get_rng_state"):  # absent, or half imported
         return
-    for name, (path, arguments, _) in _TORCH.items():
+    for name, (path, arguments, _) in TORCH.items():
         try:
-            value = _at(torch, path)
+            value = attribute_at(torch, path)
             value = value(*arguments) if callable(value) else value
         except (AttributeError, RuntimeError):  # another version; or the two TF32 interfaces mixed
             continue
@@ -217,7 +230,7 @@ def _torch() -> Iterator[tuple[str, Hashable]]:
         yield "torch's CUDA random state", _digest(*states)
 
 
-def _at(root: Any, path: str) -> Any:
+def attribute_at(root: Any, path: str) -> Any:
     """An attribute by its dotted path; a submodule that was not imported is not there."""
     for name in path.split("."):
         root = getattr(root, name)

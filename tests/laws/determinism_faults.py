@@ -1,13 +1,13 @@
 """Ports that compute something else the second time, are left in training mode, or change the
-process that they run in. Each alters transformers' GPT-2 after it was loaded."""
+process that they run in. Each alters transformers' GPT-2 after it was loaded.
+
+Not here are those of the catalogue (``verify/faults/determinism.py``)."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,10 +15,6 @@ from torch.nn import functional as F
 
 def _then(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
     module.register_forward_hook(lambda module, args, output: change(output))
-
-
-def _at_every_call(model: Any, act: Callable[[], object]) -> None:
-    model.register_forward_pre_hook(lambda *_: act() and None)
 
 
 # Other bits
@@ -91,47 +87,7 @@ def attention_dropout_on_whatever_the_mode(model: Any) -> None:
     attn.forward = forward
 
 
-def mask_drawn_by_numpy(model: Any) -> None:
-    """A dropout of its own draws its mask with NumPy, and asks for no mode."""
-
-    def drop(x: Tensor) -> Tensor:
-        kept = np.random.random(tuple(x.shape)) >= 0.1
-        return x * torch.from_numpy(kept).to(x.dtype) / 0.9
-
-    _then(model.transformer.drop, drop)
-
-
 # The process
-
-
-def sets_the_default_dtype(model: Any) -> None:
-    """Its ``forward`` sets torch's default dtype, and does not set it back."""
-    _at_every_call(model, lambda: torch.set_default_dtype(torch.float64))
-
-
-def seeds_torch(model: Any) -> None:
-    """Its ``forward`` seeds torch's global generator, so that whoever draws draws the same."""
-    _at_every_call(model, lambda: torch.manual_seed(0))
-
-
-def draws_and_drops_it(model: Any) -> None:
-    """Its ``forward`` draws from Python's generator for something that is not used."""
-    _at_every_call(model, random.random)
-
-
-def sets_the_threads(model: Any) -> None:
-    """Its ``forward`` sets torch's number of threads."""
-    _at_every_call(model, lambda: torch.set_num_threads(torch.get_num_threads() + 1))
-
-
-def allows_tf32(model: Any) -> None:
-    """Its ``forward`` lets every float32 product of the process be computed in TF32."""
-    _at_every_call(model, lambda: torch.set_float32_matmul_precision("high"))
-
-
-def silences_numpy(model: Any) -> None:
-    """Its ``forward`` turns NumPy's warnings off for everybody."""
-    _at_every_call(model, lambda: np.seterr(all="ignore"))
 
 
 def asks_for_deterministic_algorithms(model: Any) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import determinism_faults as faults
@@ -11,15 +12,20 @@ import numpy as np
 import pytest
 import torch
 from models import INPUTS, checkpoint, finding
-from plain_ports import plain
+from plain_ports import faulty, plain
 from subjects import hold, port
 
 from reference import Config
+from verify.checks.determinism import _SETS
+from verify.faults.catalogue import CATALOGUE
 from verify.faults.model import build
 from verify.findings import Finding, PortReport, Status, Verdict
 from verify.judge import judge
+from verify.ports.callable import CallablePort
 from verify.ports.port import Port
 from verify.ports.torch_module import TorchModule
+from verify.power.planting import EVERYWHERE, Planting, port_with
+from verify.process_restored import restored
 from verify.process_state import snapshot
 from verify.run import Silent
 
@@ -29,20 +35,10 @@ MODE, STATE = "determinism.mode", "determinism.state"
 
 @pytest.fixture(autouse=True)
 def _process_as_it_was() -> Iterator[None]:
-    """What the faults change, set back; whatever else a test changes is an error."""
+    """What the faults change, set back."""
     before = snapshot()
-    kept = (torch.get_rng_state(), np.random.get_state(), random.getstate())
-    threads, errors = torch.get_num_threads(), np.geterr()
-    yield
-    torch.set_rng_state(kept[0])
-    np.random.set_state(kept[1])
-    random.setstate(kept[2])
-    torch.set_default_dtype(torch.float32)
-    torch.set_num_threads(threads)
-    torch.set_grad_enabled(True)
-    torch.set_float32_matmul_precision("highest")
-    torch.use_deterministic_algorithms(False)
-    np.seterr(**errors)
+    with restored():
+        yield
     after = snapshot()
     assert {name: after[name] for name in before} == before
 
@@ -50,6 +46,11 @@ def _process_as_it_was() -> Iterator[None]:
 def judged(make: Any) -> PortReport:
     """The report of a port, loaded by ``make`` and held against these laws alone."""
     return judge("made", SOURCE, INPUTS, None, "cpu", Silent(), build=make, laws=[MODE, STATE])
+
+
+def faulted(fault: str, attention: str = "eager") -> Port:
+    """transformers' GPT-2 with a fault of the tests, or a plain port with one of the catalogue."""
+    return faulty(fault) if fault in CATALOGUE else port(getattr(faults, fault), attention)
 
 
 def only(found: list[Finding], law: str) -> Finding:
@@ -94,8 +95,6 @@ def test_training_mode_without_dropout_is_no_fault_and_is_said() -> None:
 
 
 def test_only_logits() -> None:
-    from verify.ports.callable import CallablePort
-
     made = CallablePort(port().logits, "callable", None)
     assert only(hold(MODE, made), MODE) == Finding(MODE, Status.NOT_EXAMINED, "no training mode")
     found = only(hold(STATE, made), STATE)
@@ -113,11 +112,11 @@ def test_only_logits() -> None:
         ("state_kept_between_calls", "something is kept from call to call"),
         ("one_unit_every_other_call", "no random state of the process moves"),
         ("dropout_on_whatever_the_mode", "draws from torch's random state: dropout"),
-        ("mask_drawn_by_numpy", "draws from NumPy's random state: dropout"),
+        ("determinism-foreign-draws", "draws from NumPy's random state: dropout"),
     ],
 )
 def test_other_bits_are_refuted(fault: str, says: str) -> None:
-    report = judged(lambda: port(getattr(faults, fault)))
+    report = judged(lambda: faulted(fault))
     found = finding(report, "determinism")
     assert found.status is Status.FAILED
     assert "logits differ between two calls; " in found.message
@@ -155,14 +154,14 @@ def test_other_bits_are_refuted(fault: str, says: str) -> None:
             "transformer.h.0.attn (bernoulli_)",
         ),
         (
-            "mask_drawn_by_numpy",
+            "determinism-foreign-draws",
             "although nothing is in training mode; a call draws from NumPy's random state: dropout",
         ),
     ],
 )
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_training_mode_is_refuted(fault: str, says: str, attention: str) -> None:
-    found = only(hold(MODE, port(getattr(faults, fault), attention)), MODE)
+    found = only(hold(MODE, faulted(fault, attention)), MODE)
     assert found.status is Status.FAILED
     assert says in found.message
 
@@ -224,20 +223,20 @@ def test_a_module_that_refuses_eval() -> None:
     ("fault", "says"),
     [
         (
-            "sets_the_default_dtype",
+            "determinism-default-dtype",
             "running it changes torch's default dtype (torch.float32 → torch.float64)",
         ),
-        ("seeds_torch", "logits() changes torch's random state"),
-        ("draws_and_drops_it", "logits() changes Python's random state"),
-        ("sets_the_threads", "running it changes torch's threads ("),
-        ("allows_tf32", "torch's float32 matmul precision (highest → high)"),
-        ("silences_numpy", "running it changes NumPy's error handling ("),
+        ("determinism-seeds", "logits() changes torch's random state"),
+        ("determinism-draws", "logits() changes Python's random state"),
+        ("determinism-threads", "running it changes torch's threads ("),
+        ("determinism-float32-products", "torch's float32 matmul precision (highest → high)"),
+        ("determinism-numpy-errors", "running it changes NumPy's error handling ("),
         ("dropout_on_whatever_the_mode", "logits() changes torch's random state"),
-        ("mask_drawn_by_numpy", "logits() changes NumPy's random state"),
+        ("determinism-foreign-draws", "logits() changes NumPy's random state"),
     ],
 )
 def test_what_calls_change_is_refuted(fault: str, says: str) -> None:
-    found = finding(judged(lambda: port(getattr(faults, fault))), STATE)
+    found = finding(judged(lambda: faulted(fault)), STATE)
     assert found.status is Status.FAILED
     assert says in found.message
 
@@ -251,11 +250,11 @@ def test_the_call_that_changes_something_is_named() -> None:
 def test_one_that_changes_back_what_loading_changed_is_named_once() -> None:
     """What is changed at first and not again is not blamed on a later call."""
 
-    def made() -> Port:
+    def sets() -> Port:
         torch.set_default_dtype(torch.float64)
         return port()
 
-    found = finding(judged(made), STATE)
+    found = finding(judged(sets), STATE)
     assert found.status is Status.FAILED
     assert found.message == (
         "loading it changes torch's default dtype (torch.float32 → torch.float64)"
@@ -284,3 +283,106 @@ def test_the_laws_leave_everything_as_it_was() -> None:
     hold(STATE, made)
     assert made.training() == ["transformer.h.1.mlp.dropout"]
     assert [len(part._forward_hooks) for part in made.module.modules()] == hooks
+
+
+# The fault by its name
+
+
+#: Fault → its name in the catalogue, or nothing where another one would look the same.
+NAMED = {
+    "noise_of_a_generator_of_its_own": "determinism-own-state",
+    "state_kept_between_calls": "determinism-own-state",
+    "one_unit_every_other_call": "determinism-own-state",
+    "left_in_training_mode": "determinism-training-mode",
+    "one_dropout_left_on": "determinism-training-mode",
+    "attention_left_in_training_mode": "determinism-training-mode",
+    "dropout_on_whatever_the_mode": None,
+    "attention_dropout_on_whatever_the_mode": None,
+    "asks_for_deterministic_algorithms": "determinism-algorithms",
+    **{name: name for name, fault in CATALOGUE.items() if fault.family == "determinism"},
+}
+
+
+@pytest.mark.parametrize("fault", NAMED)
+def test_its_law_names_it_and_no_law_names_another(fault: str) -> None:
+    report = judged(lambda: loaded(fault))
+    laws = [f for f in report.findings if f.id.startswith("determinism")]
+    names = {f.details["fault"] for f in laws if f.status is Status.FAILED and "fault" in f.details}
+    assert names == ({NAMED[fault]} - {None})
+    if fault in CATALOGUE:
+        assert report.explained_by == (fault,)
+        (own,) = [f for f in laws if f.id == CATALOGUE[fault].law]
+        assert own.details["fault"] == fault
+
+
+def loaded(fault: str) -> Port:
+    """As ``faulted``; what a port of the catalogue changes when it is built, it changes now."""
+    if fault not in CATALOGUE:
+        return port(getattr(faults, fault))
+    return port_with(CATALOGUE[fault], Planting(fault, EVERYWHERE, (0, 1, 2)), SOURCE)
+
+
+def test_every_fault_of_the_catalogue_is_named_by_the_law_that_it_says() -> None:
+    family = {name: fault for name, fault in CATALOGUE.items() if fault.family == "determinism"}
+    assert {fault.law for fault in family.values()} == {"determinism", MODE, STATE}
+    assert set(_SETS.values()) == {
+        name
+        for name, fault in family.items()
+        if fault.law == STATE and name not in ("determinism-seeds", "determinism-draws")
+    }
+
+
+def _at_every_call(model: Any, *acts: Callable[[], object]) -> None:
+    def all_of_them(*_: object) -> None:
+        for act in acts:
+            act()
+
+    model.register_forward_pre_hook(all_of_them)
+
+
+def two_settings(model: Any) -> None:
+    _at_every_call(
+        model, lambda: np.seterr(all="ignore"), lambda: torch.set_default_dtype(torch.float64)
+    )
+
+
+def draws_and_seeds(model: Any) -> None:
+    """Two generators, and two different things done to them."""
+    _at_every_call(model, random.random, lambda: torch.manual_seed(0))
+
+
+def draws_in_its_loss(model: Any) -> None:
+    """Which may be of use there."""
+    loss = model.loss_function
+    model.loss_function = lambda *args, **kwargs: (random.random(), loss(*args, **kwargs))[1]
+
+
+def two_generators(model: Any) -> None:
+    """Torch's dropout, and noise of NumPy's."""
+    faults.dropout_on_whatever_the_mode(model)
+    model.transformer.drop.register_forward_hook(
+        lambda module, args, x: x + 1e-6 * float(np.random.standard_normal())
+    )
+
+
+def collects_no_garbage(model: Any) -> None:
+    _at_every_call(model, gc.disable)
+
+
+@pytest.mark.parametrize(
+    "alter", [two_settings, draws_and_seeds, draws_in_its_loss, two_generators, collects_no_garbage]
+)
+def test_what_may_be_something_else_is_not_named(alter: Callable[[Any], None]) -> None:
+    report = judged(lambda: port(alter))
+    failed = [f for f in report.findings if f.status is Status.FAILED]
+    assert {f.id for f in failed} & {"determinism", MODE, STATE}
+    assert not any("fault" in f.details for f in failed if f.id.startswith("determinism"))
+
+
+def test_what_cannot_be_looked_into_is_not_named() -> None:
+    """Other bits of a function, which may compute in another process."""
+    noisy = port(faults.noise_of_a_generator_of_its_own)
+    report = judged(lambda: CallablePort(noisy.logits, "callable", None))
+    found = finding(report, "determinism")
+    assert found.status is Status.FAILED
+    assert "fault" not in found.details

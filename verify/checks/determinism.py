@@ -8,18 +8,23 @@ process, before its neighbour changes the switch back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from verify.checks.subject import NotExamined, Subject, same_bits
 from verify.findings import Finding, Status
-from verify.process_state import Change, changed_by, changes, snapshot
+from verify.process_state import RANDOM_STATES, Change, changed_by, changes, seeded_by, snapshot
+
+if TYPE_CHECKING:
+    from verify.ports.port import Port
 
 Floats = NDArray[np.floating]
 Tokens = NDArray[np.int64]
 
 MODE, STATE = "determinism.mode", "determinism.state"
+_EVEN_SO = "the bits of two calls are the same even so"
 #: Tokens of a run that looks for random numbers: dropout leaves none of so many values alone.
 LENGTH = 33
 #: Names in one line, at most.
@@ -28,6 +33,25 @@ _NOTHING_MOVES = (
     "no random state of the process moves: something is kept from call to call, read before it "
     "is written, summed in no fixed order, or drawn from a generator of the port's own"
 )
+
+#: What a call draws that is added, by torch's names for it, and not dropped.
+_NOISE = ("normal", "randn")
+#: Random states that torch neither seeds nor draws from.
+_FOREIGN = {"NumPy's random state", "Python's random state"}
+#: What is changed → the fault of the catalogue that changes it.
+_SETS = {
+    "torch's default dtype": "determinism-default-dtype",
+    "torch's grad mode": "determinism-grad-mode",
+    "torch's threads": "determinism-threads",
+    "NumPy's error handling": "determinism-numpy-errors",
+    "torch's deterministic algorithms": "determinism-algorithms",
+    "torch's deterministic algorithms, warnings only": "determinism-algorithms",
+    "torch's float32 matmul precision": "determinism-float32-products",
+    "TF32 in CUDA matmuls": "determinism-float32-products",
+    "float32 precision": "determinism-float32-products",
+    "float32 precision of CUDA matmuls": "determinism-float32-products",
+    "float32 precision of mkldnn matmuls": "determinism-float32-products",
+}
 
 
 class Determinism:
@@ -42,12 +66,14 @@ class Determinism:
         if self._difference is None and (words := _difference(first, second)):
             self._difference = f"{name}: {words}"
 
-    def findings(self, call: Callable[[], object]) -> list[Finding]:
-        """``call``: one more run of the port, made only where the bits differ, to say why."""
+    def findings(self, port: Port, tokens: Tokens) -> list[Finding]:
+        """``tokens``: of one more run of the port, made only where the bits differ, to say why."""
         law = "determinism"
         if self._difference:
-            message = f"{self._difference}; {_why(changed_by(call)) or _NOTHING_MOVES}"
-            return [Finding(law, Status.FAILED, message)]
+            moved = changed_by(lambda: port.logits(tokens))
+            message = f"{self._difference}; {_why(moved) or _NOTHING_MOVES}"
+            details = _named(_fault_of_bits(port, tokens, moved))
+            return [Finding(law, Status.FAILED, message, details=details)]
         if not self._calls:
             return [Finding(law, Status.NOT_EXAMINED, "the port was not run twice")]
         return [Finding(law, Status.PASSED, f"{self._calls} inputs run twice, same bits")]
@@ -74,6 +100,32 @@ def _why(moved: Sequence[Change]) -> str | None:
     return f"a call draws from {_listed(drawn)}: dropout or another random operation is on"
 
 
+def _fault_of_bits(port: Port, tokens: Tokens, moved: Sequence[Change]) -> str | None:
+    """The fault of the catalogue that makes two calls differ, where it can be no other one.
+
+    None as well where something is dropped whatever the mode is: which dropout that is, the sites
+    tell (``verify.diagnosis.dropout``).
+    """
+    drawn = port.draws(tokens) if port.draws is not None else []
+    states = {change.name for change in moved if change.is_random}
+    if inner := _left_on(port):
+        places = [words.rpartition(" (")[0] for words in drawn]
+        inside = all(any(_within(place, part) for part in inner) for place in places)
+        return "determinism-training-mode" if places and inside else None
+    if drawn:
+        operations = [words.rpartition(" (")[2] for words in drawn]
+        noise = all(any(word in operation for word in _NOISE) for operation in operations)
+        return "determinism-noise" if noise else None
+    if not states:  # of this process; a port that does not show what it draws may be in another
+        return None if port.draws is None else "determinism-own-state"
+    return "determinism-foreign-draws" if states <= _FOREIGN else None
+
+
+def _named(fault: str | None) -> dict[str, str]:
+    """A known fault in the details of a finding."""
+    return {"fault": fault} if fault else {}
+
+
 def check_mode(subject: Subject) -> list[Finding]:
     """No part is in training mode with a dropout that acts or would act, and nothing drops
     whatever the mode is."""
@@ -83,14 +135,16 @@ def check_mode(subject: Subject) -> list[Finding]:
     words = _difference(first, port.logits(tokens))
     parts = port.training()
     dropout = port.dropout() if port.dropout is not None else None
-    acting = _acting(parts, dropout)
-    details = {"training": parts, "dropout": dropout}
-    if acting:
-        message = f"{acting}; {words or 'the bits of two calls are the same even so'}"
+    details: dict[str, Any] = {"training": parts, "dropout": dropout}
+    if inner := _left_on(port):
+        details |= _named("determinism-training-mode")
+        message = f"{_acting(inner, dropout)}; {words or _EVEN_SO}"
         return [Finding(MODE, Status.FAILED, message, details=details)]
     if words:
-        if not (drawing := _drawing(subject, tokens)):
+        moved = changed_by(lambda: port.logits(tokens))
+        if not (drawing := _drawing(port, tokens, moved)):
             raise NotExamined("two calls differ, and nothing is seen to draw random numbers")
+        details |= _named(_fault_of_bits(port, tokens, moved))
         message = f"{words}, although {_modes(parts)}; {drawing}"
         return [Finding(MODE, Status.FAILED, message, details=details)]
     drop = f"; {len(dropout)} dropouts are off" if dropout and not parts else ""
@@ -98,22 +152,27 @@ def check_mode(subject: Subject) -> list[Finding]:
     return [Finding(MODE, Status.PASSED, message, details=details)]
 
 
-def _acting(parts: Sequence[str], dropout: Mapping[str, float] | None) -> str | None:
-    """What drops in training mode, where something does."""
-    if not parts:
-        return None
-    if dropout is None:  # the port names what is random, and has no mode
-        return f"left on from training: {_listed(parts)}"
-    # A part may apply the dropout that it holds by hand, and ask its own mode.
-    held = {
-        part: max((p for name, p in dropout.items() if _within(name, part)), default=0.0)
-        for part in parts
-    }
-    inner = [part for part in parts if part in dropout] or [p for p in parts if held[p] > 0]
-    if not inner:
-        return None
+def _left_on(port: Port) -> list[str]:
+    """The parts that are in training mode and would drop."""
+    parts = port.training() if port.training is not None else []
+    if port.dropout is None:  # the port names what is random, and has no mode
+        return parts
+    dropout = port.dropout()
+    inner = [part for part in parts if part in dropout]
+    return inner or [part for part in parts if _held(part, dropout) > 0]
+
+
+def _held(part: str, dropout: Mapping[str, float]) -> float:
+    """The largest probability in it: a part may apply the dropout that it holds by hand, and ask
+    its own mode."""
+    return max((p for name, p in dropout.items() if _within(name, part)), default=0.0)
+
+
+def _acting(inner: Sequence[str], dropout: Mapping[str, float] | None) -> str:
+    if dropout is None:
+        return f"left on from training: {_listed(inner)}"
     is_are = "is" if len(inner) == 1 else "are"
-    largest = max(held[part] for part in inner)
+    largest = max(_held(part, dropout) for part in inner)
     return f"{_listed(inner)} {is_are} in training mode, dropout p = {largest:g} would act"
 
 
@@ -127,25 +186,25 @@ def _modes(parts: Sequence[str]) -> str:
     return f"{_listed(parts)} in training mode without any dropout"
 
 
-def _drawing(subject: Subject, tokens: Tokens) -> str | None:
-    port = subject.port
+def _drawing(port: Port, tokens: Tokens, moved: Sequence[Change]) -> str | None:
     found = port.draws(tokens) if port.draws is not None else []
     if found:
         return f"drawn at random, whatever the mode: {_listed(found)}"
-    return _why(changed_by(lambda: port.logits(tokens)))
+    return _why(moved)
 
 
 def check_state(subject: Subject) -> list[Finding]:
     """Loading the port and each of its calls leave the process as it was. Loading may draw first
     weights."""
     now = snapshot()
+    calls = dict(_calls(subject))
     found: list[tuple[str, list[Change]]] = []
     if subject.loading is not None:
         before, after = subject.loading.before, subject.loading.after
         found.append(("loading it", _lasting(changes(before, after))))
         found.append(("running it", _lasting(changes(after, now))))
     done = []
-    for name, call in _calls(subject):
+    for name, call in calls.items():
         try:
             moved = changed_by(call)
         except NotExamined:
@@ -153,19 +212,42 @@ def check_state(subject: Subject) -> list[Finding]:
         done.append(name)
         found.append((f"{name}()", moved))
     # What the first call changed is not changed again; what every call changes is said once.
-    seen: set[str] = set()
+    changer: dict[str, str] = {}
     told = []
     for what, moved in found:
-        new = [change for change in moved if change.name not in seen]
-        seen |= {change.name for change in new}
+        new = [change for change in moved if change.name not in changer]
+        changer |= {change.name: what for change in new}
         if new:
             told.append(f"{what} changes {_listed([str(change) for change in new])}")
-    details = {"calls": done, "changed": sorted(seen)}
+    details: dict[str, Any] = {"calls": done, "changed": sorted(changer)}
     if told:
+        details |= _named(_fault_of_state(changer, calls))
         return [Finding(STATE, Status.FAILED, "; ".join(told), details=details)]
     loaded = "loading it and its" if subject.loading is not None else "its"
     message = f"{loaded} calls of {', '.join(done)} leave {len(now)} settings as they were"
     return [Finding(STATE, Status.PASSED, message, details=details)]
+
+
+def _fault_of_state(
+    changer: Mapping[str, str], calls: Mapping[str, Callable[[], object]]
+) -> str | None:
+    """The fault of the catalogue that changes all that is changed.
+
+    Args:
+        changer: what is changed → what changes it.
+        calls: every call of the port.
+    """
+    if not changer.keys() <= RANDOM_STATES:
+        faults = {_SETS.get(name) for name in changer}
+        return faults.pop() if len(faults) == 1 else None
+    seeded = [seeded_by(calls[what.removesuffix("()")]) for what in set(changer.values())]
+    if changer.keys() <= set().union(*seeded):
+        return "determinism-seeds"
+    # What another call draws may be of use to it, and a seed says nothing of what is drawn after.
+    if set(changer.values()) != {"logits()"} or any(changer.keys() & names for names in seeded):
+        return None
+    one, other = (np.array(calls["logits"]()) for _ in range(2))
+    return "determinism-draws" if same_bits(one, other) else None
 
 
 def _lasting(moved: Sequence[Change]) -> list[Change]:

@@ -10,6 +10,7 @@ from verify.faults import (
     attention_positions,
     batch,
     cache,
+    determinism,
     embeddings,
     gelu,
     gradient,
@@ -46,6 +47,7 @@ _FAMILIES = (
     padding,
     positions,
     gradient,
+    determinism,
 )
 
 #: Name → fault, in the order of the families.

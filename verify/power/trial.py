@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ from verify.power.planting import (
     damaged,
     port_with,
 )
+from verify.process_restored import restored
 from verify.run import Silent
 from verify.sites import sites
 
@@ -150,7 +151,8 @@ class CorrectOutcome:
 
 
 class Bench:
-    """One checkpoint, on which faults and variants are tried one after another.
+    """One checkpoint, on which faults and variants are tried one after another, in a process that
+    is put back as it was after each: some faults are that they change it.
 
     Args:
         checkpoint: the right weights.
@@ -191,17 +193,8 @@ class Bench:
             caught.update(self._caught(port, seed))
             return port
 
-        report = judge(
-            name,
-            checkpoint,
-            varied_inputs(checkpoint, seed),
-            None,
-            "cpu",
-            Silent(),
-            seed,
-            build=build,
-            laws=laws,
-            shared=shared,
+        report = _judged(
+            name, checkpoint, varied_inputs(checkpoint, seed), seed, build, laws, shared
         )
         failures = [f"{f.id} {f.site or ''}: {f.message}" for f in _failed(report)]
         return CorrectOutcome(
@@ -225,22 +218,20 @@ class Bench:
         if not self.every_law or planting.form != EVERYWHERE:
             laws = {law.id for law in LAWS if _concerns(fault.law, law.id)}
         checkpoint, shared = self._measured_once(self.seed)
-        report = judge(
+        report = _judged(
             planting.fault,
             checkpoint,
             items,
-            None,
-            "cpu",
-            Silent(),
             self.seed,
-            build=lambda: port_with(fault, planting, checkpoint, self._process(planting)),
-            laws=laws,
-            shared=shared,
+            lambda: port_with(fault, planting, checkpoint, self._process(planting)),
+            laws,
+            shared,
         )
         failed = _failed(report)
         first = next((f"{f.id} {f.site or ''}: {f.message}" for f in failed), report.error or "")
         if before is None:
-            unlike, floors, caught = self._measured(fault, planting)
+            with restored():
+                unlike, floors, caught = self._measured(fault, planting)
         else:
             unlike, floors, caught = before.unlike, before.floors, before.peers
         return FaultOutcome(
@@ -383,6 +374,33 @@ class Bench:
             return peers.caught(peers.show(port, items), self._right[seed])
         except (GptVerifyError, RuntimeError, ValueError, IndexError):
             return dict.fromkeys(peers.COMPARISONS, True)  # a port that breaks is refused by all
+
+
+def _judged(
+    name: str,
+    checkpoint: Checkpoint,
+    inputs: Sequence[Input],
+    seed: int,
+    build: Callable[[], Port],
+    laws: Collection[str] | None,
+    shared: SharedWeights,
+) -> PortReport:
+    """One port by itself: the next one finds the process as this one found it."""
+    import torch  # noqa: F401  # what is not imported yet cannot be put back
+
+    with restored():
+        return judge(
+            name,
+            checkpoint,
+            inputs,
+            None,
+            "cpu",
+            Silent(),
+            seed,
+            build=build,
+            laws=laws,
+            shared=shared,
+        )
 
 
 def short_inputs(checkpoint: Checkpoint, seed: int) -> list[Input]:
