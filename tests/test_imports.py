@@ -19,7 +19,6 @@ FRAMEWORK_CODE = (
     "verify/claims/transformers_probe",
     "verify/faults/model",
     "verify/ports/torch_",
-    "verify/power/variants",
     "verify/tensorflow/cache",
     "verify/tensorflow/graph",
     "verify/tensorflow/meta",

@@ -15,3 +15,4 @@ class _Later:
 
 
 torch: Any = _Later("torch")
+F: Any = _Later("torch.nn.functional")

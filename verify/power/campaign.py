@@ -31,6 +31,7 @@ from verify.power.planting import (
     plantings,
 )
 from verify.power.trial import Bench, CorrectOutcome, FaultOutcome
+from verify.power.variants import VARIANTS, unavailable
 
 #: Of correct variants: how many seeds, and in a quick run.
 SEEDS, QUICK_SEEDS = 10, 1
@@ -232,8 +233,6 @@ def _not_tried(planting: Planting, plan: Plan) -> str | None:
 
 def _variants(plan: Plan, left_out: dict[str, str]) -> list[_Task]:
     """Seed by seed: what is measured for one variant serves the next one."""
-    from verify.power.variants import VARIANTS, unavailable
-
     judged = []
     for name in VARIANTS:
         if plan.quick and name not in QUICK_VARIANTS:
@@ -258,8 +257,6 @@ def laws_of(plan: Plan, variant: str, seed: int) -> set[str] | None:
     """
     if plan.every_law or plan.correct:
         return None
-    from verify.power.variants import VARIANTS
-
     names = QUICK_VARIANTS if plan.quick else tuple(VARIANTS)
     turn, turns = seed + names.index(variant), max(plan.seeds, QUICK_TURNS if plan.quick else 1)
     return {law.id for i, law in enumerate(LAWS) if (i + turn) % turns == 0}

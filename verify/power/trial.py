@@ -34,6 +34,7 @@ from verify.power.planting import (
     damaged,
     port_with,
 )
+from verify.power.variants import VARIANTS
 from verify.process_restored import restored
 from verify.run import Silent
 from verify.sites import sites
@@ -183,8 +184,6 @@ class Bench:
 
     def correct(self, name: str, seed: int, laws: Collection[str] | None = None) -> CorrectOutcome:
         """A correct variant on the inputs of one seed, against these laws; all where None."""
-        from verify.power.variants import VARIANTS
-
         checkpoint, shared = self._measured_once(seed)
         caught: dict[str, bool] = {}
 

@@ -1,0 +1,179 @@
+"""Steps of ``verify.faults.model.Model``, written in other ways that are as right."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable
+from typing import Any
+
+from verify.faults.later import F, torch
+
+#: Changes how a correct model computes, not what.
+Rewrite = Callable[[Any], None]
+
+
+def _method(module: Any, name: str, step: Callable[..., Any]) -> None:
+    """Replace a step; it is given the module first."""
+    setattr(module, name, types.MethodType(step, module))
+
+
+def each(kind: str, **steps: Callable[..., Any]) -> Rewrite:
+    """Replace steps of every ``attn``, ``mlp``, ``norm`` or ``linear`` of a model."""
+
+    def rewrite(model: Any) -> None:
+        for module in model.modules():
+            if type(module).__name__.lower() == kind:
+                for name, step in steps.items():
+                    _method(module, name, step)
+
+    return rewrite
+
+
+# Attention
+
+
+def causal(attn: Any, q: Any, k: Any, v: Any, allowed: Any) -> Any:
+    """The fused kernel's own mask, where the sequence starts at 0 and nothing is padded."""
+    square = allowed.dim() == 2 and q.shape[-2] == k.shape[-2]
+    mask = None if square else allowed
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=square)
+
+
+def query_scaled(attn: Any, q: Any, k: Any) -> Any:
+    return (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+
+
+def scores_by_einsum(attn: Any, q: Any, k: Any) -> Any:
+    return torch.einsum("bhtk,bhsk->bhts", q, k) / math.sqrt(q.shape[-1])
+
+
+def mix_by_einsum(attn: Any, pattern: Any, v: Any) -> Any:
+    return torch.einsum("bhts,bhsk->bhtk", pattern, v)
+
+
+def head_by_head(attn: Any, q: Any, k: Any, v: Any, allowed: Any) -> Any:
+    allowed = allowed.expand(*q.shape[:-1], k.shape[-2])
+    mixed = []
+    for head in range(attn.n_head):
+        scores = attn.mask(attn.scores(q[:, head], k[:, head]), allowed[:, head])
+        mixed.append(attn.softmax(scores) @ v[:, head])
+    return torch.stack(mixed, dim=1)
+
+
+def softmax_by_hand(attn: Any, scores: Any) -> Any:
+    weights = torch.exp(scores - scores.amax(dim=-1, keepdim=True))
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def softmax_in_float32(attn: Any, scores: Any) -> Any:
+    wider = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    return torch.softmax(scores, dim=-1, dtype=wider).to(scores.dtype)
+
+
+def split_qkv(model: Any) -> None:
+    """Three matrices in place of one, stored [out, in]."""
+    for block in model.blocks(range(model.config.n_layer)):
+        attn = block.attn
+        weights, biases = attn.c_attn.weight.chunk(3, dim=1), attn.c_attn.bias.chunk(3)
+        parts = []
+        for weight, bias in zip(weights, biases, strict=True):
+            parts.append(_stored_transposed(weight, bias))
+        del attn.c_attn
+        attn.q, attn.k, attn.v = parts
+        attn.c_attn = _Side(parts)
+
+
+class _Side:
+    """Three projections of one input, side by side. No module: they belong to the attention."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+
+    def __call__(self, x: Any) -> Any:
+        return torch.cat([part(x) for part in self.parts], dim=-1)
+
+
+# Linear
+
+
+def _stored_transposed(weight: Any, bias: Any) -> Any:
+    linear = torch.nn.Linear(*weight.shape)
+    with torch.no_grad():
+        linear.weight.copy_(weight.T)
+        linear.bias.copy_(bias)
+    return linear.eval()
+
+
+def linears(model: Any) -> None:
+    """torch's own Linear everywhere, which stores [out, in]."""
+    for block in model.blocks(range(model.config.n_layer)):
+        for part, names in ((block.attn, ("c_attn", "c_proj")), (block.mlp, ("c_fc", "c_proj"))):
+            for name in names:
+                old = getattr(part, name)
+                setattr(part, name, _stored_transposed(old.weight, old.bias))
+
+
+def addmm(linear: Any, x: Any) -> Any:
+    """As transformers' Conv1D does."""
+    flat = torch.addmm(linear.bias, x.reshape(-1, x.shape[-1]), linear.weight)
+    return flat.reshape(*x.shape[:-1], -1)
+
+
+def in_two_halves(linear: Any, x: Any) -> Any:
+    """The sum over the inputs in another order."""
+    half = x.shape[-1] // 2
+    left, right = linear.weight[:half], linear.weight[half:]
+    return (x[..., half:] @ right + x[..., :half] @ left) + linear.bias
+
+
+# Layer norm, activation, residual
+
+
+def torch_norm(norm: Any, x: Any) -> Any:
+    return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+
+
+def divided(norm: Any, x: Any) -> Any:
+    deviation = torch.sqrt(x.var(-1, keepdim=True, correction=0) + norm.eps)
+    return (x - x.mean(-1, keepdim=True)) / deviation
+
+
+def tanh_by_exp(mlp: Any, x: Any) -> Any:
+    z = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    return 0.5 * x * (1 + (1 - 2 / (torch.exp(2 * z) + 1)))
+
+
+def gelu_by_sigmoid(mlp: Any, x: Any) -> Any:
+    return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+
+
+def torch_gelu(mlp: Any, x: Any) -> Any:
+    return F.gelu(x, approximate="tanh")
+
+
+def in_place(block: Any, x: Any, attend: Callable[[Any], Any]) -> Any:
+    if torch.is_grad_enabled():  # what autograd needs must not be overwritten
+        return type(block).wire(block, x, attend)
+    x = x.clone().add_(attend(block.ln_1(x)))
+    return x.add_(block.mlp(block.ln_2(x)))
+
+
+# Embeddings and head
+
+
+def one_hot(model: Any, ids: Any, positions: Any) -> Any:
+    table = F.one_hot(ids, model.config.n_vocab).to(model.wte.dtype)
+    return table @ model.wte + model.wpe[positions]
+
+
+def indexed(model: Any, ids: Any, positions: Any) -> Any:
+    return model.wte[ids] + model.wpe[positions]
+
+
+def head_as_linear(model: Any, x: Any) -> Any:
+    return F.linear(x, model.wte)
+
+
+def whole(**steps: Callable[..., Any]) -> Rewrite:
+    return each("model", **steps)
