@@ -11,7 +11,7 @@ from verify.findings import Verdict
 from verify.process_restored import restored
 
 FAMILIES = ("loss", "cache", "batch", "precision", "padding", "positions")
-FAMILIES += ("gradient", "determinism")
+FAMILIES += ("gradient", "determinism", "tying")
 #: The first and the last of each: that every one is named by its law is tested there.
 FAULTS = [
     name
@@ -31,6 +31,17 @@ def test_it_is_refuted_by_its_law_and_named(name: str) -> None:
     assert report.explained_by == (name,), report.causes
     if fault.family in ("loss", "cache", "padding"):  # the others show in a plain pass as well
         assert report.first_divergence is None
+
+
+@pytest.mark.parametrize("name", [n for n, f in CATALOGUE.items() if f.entails])
+def test_what_only_follows_from_a_fault_is_not_named_beside_it(name: str) -> None:
+    """A hidden copy is never trained: the law by gradient sees an end that is detached."""
+    report = judged(ANY + name)
+    (fault,) = report.causes
+    assert fault.fault == name
+    assert {"tying.storage", "tying.gradient"} <= set(fault.where)
+    named = {f.details["fault"] for f in report.findings if "fault" in f.details}
+    assert named == {name, *CATALOGUE[name].entails}
 
 
 def test_a_trap_is_no_fault() -> None:

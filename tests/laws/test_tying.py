@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import tying_faults as faults
 from models import CONFIG, checkpoint, failed_laws, finding, judged
+from plain_ports import faulty
 from subjects import hold, port
 
 from reference import Config
 from reference.model import logits as reference_logits
 from reference.weights import tensor_table
 from verify.checkpoint import Checkpoint
+from verify.faults.catalogue import CATALOGUE
 from verify.findings import Finding, Status, Verdict
 from verify.ports.port import Floats, Parameter, Port, Tokens
 
@@ -225,6 +227,7 @@ class TestByStorage:
         assert "47 of 47 rows of transformer.wte.weight were overwritten" in found.message
         assert "the head reads other memory" in found.message
         assert "the lookup" not in found.message
+        assert found.details["fault"] == "tying-head-hidden"
         assert bits(made) == before
 
     def test_a_part_of_the_head(self) -> None:
@@ -232,6 +235,7 @@ class TestByStorage:
         assert found.status is Status.FAILED
         assert " of 47 rows of transformer.wte.weight were overwritten" in found.message
         assert "47 of 47" not in found.message
+        assert found.details["fault"] == "tying-head-part-hidden"
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
     def test_a_lookup_in_other_memory(self, dtype: Any) -> None:
@@ -240,6 +244,18 @@ class TestByStorage:
         assert "is embedded as before" in found.message
         assert "the lookup reads other memory" in found.message
         assert "the head" not in found.message
+        assert found.details["fault"] == "tying-lookup-hidden"
+
+    def test_both_ends_in_other_memory_are_no_one_fault(self) -> None:
+        def both(model: Any) -> None:
+            faults.head_in_a_buffer(model)
+            faults.lookup_copied(model)
+
+        found = one(hold("tying.storage", port(both)))
+        assert found.status is Status.FAILED
+        assert "the head reads other memory" in found.message
+        assert "the lookup reads other memory" in found.message
+        assert "fault" not in found.details
 
     @pytest.mark.parametrize("alter", [faults.head_in_a_buffer, faults.lookup_copied])
     @pytest.mark.parametrize("config", [Config(1, 5, 6, 1, 1), Config(2, 3, 4, 2, 1)], ids=str)
@@ -257,6 +273,7 @@ class TestByStorage:
         found = one(hold("tying.storage", port(mixed)))
         assert found.status is Status.FAILED
         assert "only rows of other tokens were overwritten" in found.message
+        assert "fault" not in found.details
 
     def test_what_is_not_restored_is_said(self) -> None:
         made = Oracle(checkpoint())
@@ -277,6 +294,19 @@ class TestByStorage:
         found = one(hold("tying.storage", made))
         assert found.status is Status.FAILED
         assert "does not hold what it held before" in found.message
+        assert "fault" not in found.details
+
+
+@pytest.mark.parametrize("name", [n for n, f in CATALOGUE.items() if f.family == "tying"])
+def test_every_fault_of_the_catalogue_is_named_by_its_law(name: str) -> None:
+    made, law = faulty(name), CATALOGUE[name].law
+    assert law is not None
+    found = one(hold(law, made))
+    assert found.status is Status.FAILED
+    assert found.details["fault"] == name
+    # Today it computes what a port that is tied does.
+    assert one(hold("tying.value", made)).status is Status.PASSED
+    assert [f.status for f in hold("causality.bits", made)] == [Status.PASSED]
 
 
 class TestUntiedInTransformers:

@@ -11,15 +11,19 @@ import mixed_precision
 import numpy as np
 import pytest
 import tying_faults as faults
-from models import checkpoint
+from models import CONFIG, checkpoint
+from plain_ports import plain
 from subjects import hold, port
 
 from reference import Config
+from verify.faults.catalogue import CATALOGUE
+from verify.faults.fault import Fault
 from verify.findings import Finding, Status
 from verify.ports.port import Gradients, NotExamined, Port, Tokens
 
 Alter = Callable[[Any], None]
 LAW = "tying.gradient"
+GRADIENT = [fault for fault in CATALOGUE.values() if fault.family == "gradient"]
 
 
 def found(made: Port, source: Any = None) -> Finding:
@@ -205,16 +209,37 @@ class TestRefutedInFloat64:
         finding = found(made if twin else without_twin(made))
         assert finding.status is Status.FAILED
         assert finding.message.startswith("output part along direction ")
+        assert finding.details["fault"] == "tying-head-scaled"
 
     def test_frequent_tokens_count_less(self) -> None:
         finding = found(port(faults.lookup_scaled_by_frequency))
         assert finding.status is Status.FAILED
         assert finding.message.startswith("input part along direction ")
+        assert finding.details["fault"] == "tying-by-frequency"
 
     def test_a_token_that_the_lookup_does_not_train(self) -> None:
         finding = found(port(faults.lookup_takes_the_last_token_for_padding))
         assert finding.status is Status.FAILED
         assert finding.message.startswith("input part along direction ")
+        assert finding.details["fault"] == "tying-padding-row"
+
+    @pytest.mark.parametrize("fault", GRADIENT, ids=lambda fault: fault.name)
+    def test_a_mistake_on_the_way_back_to_the_lookup_is_not_its_own(self, fault: Fault) -> None:
+        made = plain()
+        assert fault.plant is not None
+        fault.plant(made.module, range(CONFIG.n_layer))
+        assert "fault" not in found(made).details
+
+    def test_a_lookup_that_is_wrong_in_no_known_way(self) -> None:
+        def change(gradients: Gradients) -> Gradients:
+            assert gradients.wte_input is not None
+            part = np.array(gradients.wte_input)
+            part[:, 3] *= 1.5
+            return replace(gradients, wte_input=part)
+
+        finding = found(answering(port(), change))
+        assert finding.status is Status.FAILED
+        assert "fault" not in finding.details
 
     def test_wte_is_left_out_of_what_is_trained(self) -> None:
         def change(gradients: Gradients) -> Gradients:

@@ -6,6 +6,7 @@ Frameworks tie when a model is built, and lose it when a model is copied, cast, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,6 +20,23 @@ from verify.numerics.weights import DeclaredWeights
 from verify.ports.port import Floats, Parameter, Port
 
 _LAW = "tying.persistence"
+#: Ways of copying that load a state into another model.
+_LOADED = ("state_dict", "torch.save of the state_dict", "safetensors")
+#: Without these one cause cannot be told from another.
+_TELLING = ("deepcopy", "torch.save of the module")
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """What is wrong with one copy.
+
+    Attributes:
+        problems: in words.
+        parted: what is wrong is that names of one matrix have come to stand for several.
+    """
+
+    problems: list[str]
+    parted: bool = False
 
 
 def check_persistence(subject: Subject) -> Iterable[Finding]:
@@ -28,32 +46,49 @@ def check_persistence(subject: Subject) -> Iterable[Finding]:
     tables = tables_of(subject.parameters, subject.matching)
     if differences(subject.parameters, tables, subject.config):
         raise NotExamined("the head is not wte to begin with")
-    held: list[str] = []
-    problems: list[str] = []
+    compared: dict[str, _Copied] = {}
     missing: list[str] = []
     for how, copy in subject.port.copies():
         if isinstance(copy, str):
             missing.append(f"{how} ({copy})")
             continue
         try:
-            found = _parted(subject, copy, tables)
+            compared[how] = _compare(subject, copy, tables)
         except NotExamined as reason:
             missing.append(f"{how} ({reason})")
-            continue
-        problems += [f"after {how}: {problem}" for problem in found]
-        if not found:
-            held.append(how)
+    problems = [f"after {how}: {p}" for how, found in compared.items() for p in found.problems]
     left_out = f"; not examined: {', '.join(missing)}" if missing else ""
     if problems:
-        yield Finding(_LAW, Status.FAILED, "; ".join(problems) + left_out, SITE)
-    elif held:
+        fault = _fault(compared)
+        details = {"fault": fault} if fault else {}
+        message = "; ".join(problems) + left_out
+        yield Finding(_LAW, Status.FAILED, message, SITE, details=details)
+    elif compared:
         what = "equal bits" if tables.own else "one matrix at both ends"
-        yield Finding(_LAW, Status.PASSED, f"{what} after {', '.join(held)}{left_out}", SITE)
+        yield Finding(_LAW, Status.PASSED, f"{what} after {', '.join(compared)}{left_out}", SITE)
     else:
         raise NotExamined(", ".join(missing) or "the port offers no way of copying it")
 
 
-def _parted(subject: Subject, copy: Port, tables: Tables) -> list[str]:
+def _fault(compared: Mapping[str, _Copied]) -> str | None:
+    """What parts the two, where it is told by the ways of copying after which they are apart."""
+    wrong = {how for how, found in compared.items() if found.problems}
+    if not all(compared[how].parted for how in wrong):
+        return None
+    casts = {how for how in compared if how in ("to(float64)", "to(bfloat16)")}
+    parting = {
+        "tying-by-data": casts | {"deepcopy"},
+        "tying-parted-by-casting": casts,
+        "tying-parted-by-loading": {how for how in compared if how in _LOADED},
+        # All others begin with a deepcopy or end with what was pickled; that one builds it anew.
+        "tying-parted-by-copying": compared.keys() - {"save_pretrained"},
+    }
+    seen = set(_TELLING) <= compared.keys()
+    found = [name for name, ways in parting.items() if ways == wrong]
+    return found[0] if seen and casts and len(found) == 1 else None
+
+
+def _compare(subject: Subject, copy: Port, tables: Tables) -> _Copied:
     """What is wrong with one copy."""
     assert copy.parameters is not None, "a copy shows its parameters"
     parameters = list(copy.parameters())
@@ -62,13 +97,13 @@ def _parted(subject: Subject, copy: Port, tables: Tables) -> list[str]:
     if absent := [name for name in names if name not in by_name]:
         raise NotExamined(f"it has no {' and no '.join(absent)}")
     if tables.own:
-        return differences(parameters, tables, subject.config)
+        return _Copied(differences(parameters, tables, subject.config))
     if problems := _storages([by_name[name] for name in tables.names]):
-        return problems
+        return _Copied(problems, parted=True)
     wte = by_name[tables.wte.parameter]
     if wte.write is None:
         if len(tables.names) > 1:
-            return []
+            return _Copied([])
         raise NotExamined("one name, and its weights cannot be written to")
     weights = subject.weights
     if copy.dtype != subject.port.dtype:
@@ -79,7 +114,7 @@ def _parted(subject: Subject, copy: Port, tables: Tables) -> list[str]:
     ends = ends_of(judged, wte, layout, restore=False)
     if ends.unseen and not ends.problems:
         raise NotExamined(f"no write can show in {' and '.join(ends.unseen)}")
-    return ends.problems
+    return _Copied(ends.problems)
 
 
 def _trained(

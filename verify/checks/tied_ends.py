@@ -36,11 +36,17 @@ class Ends:
 
     Attributes:
         problems: what an end does not read, or more than it should; each in words.
+        faults: of each, the mistake that it shows; None where that is open.
         unseen: ends of which these weights show nothing, because the logits do not depend on them.
     """
 
     problems: list[str] = field(default_factory=list)
+    faults: list[str | None] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
+
+    def add(self, problem: str, fault: str | None = None) -> None:
+        self.problems.append(problem)
+        self.faults.append(fault)
 
 
 def table_rows(value: Floats, shape_VD: tuple[int, int], transposed: bool) -> Floats:
@@ -130,9 +136,10 @@ class _Trial:
             minus = write(none, row)
         if zero.any():
             t = int(np.argmax(zero[0, :, 0] != 0))
-            self._ends.problems.append(
+            self._ends.add(
                 f"the only row of {self._parameter.name} was overwritten with zeros, and "
-                f"logits[{t}, 0] = {zero[0, t, 0]:.9g}, should be 0: the head reads other memory"
+                f"logits[{t}, 0] = {zero[0, t, 0]:.9g}, should be 0: the head reads other memory",
+                "tying-head-hidden",
             )
         elif not (before.any() or plus.any()):
             self._ends.unseen.append("the head (every logit is zero)")
@@ -151,10 +158,15 @@ class _Trial:
             self._ends.unseen.append("the head (every logit is zero)")
         elif still.any():
             t, z = np.argwhere(still)[0]
-            self._ends.problems.append(
+            # A part is rows that stayed where others followed.
+            whole = None if moved[:, still.any(axis=0)].any() else "tying-head-hidden"
+            fault = "tying-head-part-hidden" if whole and moved.any() else whole
+            self._ends.add(
                 f"{int(still.any(axis=0).sum())} of {len(zeroed)} rows of {self._parameter.name} "
                 f"were overwritten without a trace in their logits (logits[{t}, {zeroed[z]}] = "
-                f"{before_TZ[t, z]:.9g} as before): the head reads other memory, a copy or a buffer"
+                f"{before_TZ[t, z]:.9g} as before): the head reads other memory, a copy or a "
+                "buffer",
+                fault,
             )
 
     def _others(self, before_TK: Floats, after_TK: Floats, kept: Tokens, tokens_T: Tokens) -> bool:
@@ -168,7 +180,7 @@ class _Trial:
         if self._subject.floors(apart, tokens_T) <= LIMIT_FLOORS:
             return True
         t, k = np.unravel_index(int(np.argmax(np.abs(apart))), apart.shape)
-        self._ends.problems.append(
+        self._ends.add(
             f"logits[{t}, {kept[k]}] = {after_TK[t, k]:.9g}, should be {before_TK[t, k]:.9g}: "
             f"only rows of other tokens were overwritten in {self._parameter.name}"
         )
@@ -187,10 +199,11 @@ class _Trial:
         if floors <= LIMIT_FLOORS:
             self._ends.unseen.append("the lookup (no logit depends on what is embedded)")
             return
-        self._ends.problems.append(
+        self._ends.add(
             f"row {token} of {self._parameter.name} was overwritten, and token {token} at position "
             f"{position} is embedded as before (the reference moves by {floors:.3g} noise floors): "
-            "the lookup reads other memory"
+            "the lookup reads other memory",
+            "tying-lookup-hidden",
         )
 
     def _state(self, tokens_T: Tokens, token: int, new_D: Floats) -> Floats:
@@ -236,7 +249,7 @@ class _Trial:
         if not self._restore:
             return
         if _different(original, self._parameter.read()).any():
-            self._ends.problems.append(
+            self._ends.add(
                 f"{self._parameter.name} does not hold what it held before it was written to"
             )
         elif not same_bits(before, self._port.logits(tokens)):

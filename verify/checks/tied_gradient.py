@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference.ops import unembed
+from verify.checks.port_gradient import PortGradient
 from verify.checks.subject import NotExamined, Subject
 from verify.checks.tied_ends import table_rows
+from verify.checks.tied_mistakes import End, of_head, of_lookup
 from verify.checks.twin import throughout
 from verify.checks.tying import SITE, Tables, tables_of
 from verify.findings import Finding, Status
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.derivatives import Derivative, derivatives
-from verify.numerics.directions import WTE_READERS, Direction
+from verify.numerics.directions import WTE_READERS, Direction, draw
 from verify.numerics.precision import FLOAT16, FLOAT64, Precision
 from verify.numerics.two_tables import last_state
 from verify.numerics.weights import Widened
@@ -112,7 +114,8 @@ def check_tied_gradient(subject: Subject) -> Iterable[Finding]:
             _same_function(subject, tokens, measured)
         message = "; ".join(part.difference() for part in wrong or [total])
         message += f": {reason}" if reason else ""
-        details = {"fault": "head-detached"} if (reason or "").endswith(_DETACHED) else {}
+        fault = _fault(subject, tokens, measured, parts, reason)
+        details = {"fault": fault} if fault else {}
         yield Finding(_LAW, Status.FAILED, message, SITE, score, LIMIT_FLOORS, details)
         return
     if lost := [part.name for part in (first, last) if not _seen(part, total)]:
@@ -123,6 +126,35 @@ def check_tied_gradient(subject: Subject) -> Iterable[Finding]:
     message = f"{told} along {_DIRECTIONS} random directions: at most {score:.3g} noise floors"
     message += " (in float64)" if measured.precision is not subject.precision else ""
     yield Finding(_LAW, Status.PASSED, message, SITE, score, LIMIT_FLOORS)
+
+
+def _fault(
+    subject: Subject,
+    tokens: NDArray[np.int64],
+    measured: _Measured,
+    parts: Sequence[_Part],
+    reason: str | None,
+) -> str | None:
+    """The mistake by its name, where the numbers decide."""
+    if (reason or "").endswith(_DETACHED):
+        return "head-detached"
+    of_lookup_VD, of_head_VD = measured.gradients.wte_input, measured.gradients.wte_output
+    if of_lookup_VD is None or of_head_VD is None:
+        return None
+    lookup, head = End(of_lookup_VD, parts[0].expected), End(of_head_VD, parts[1].expected)
+
+    def known(directions: Sequence[Direction]) -> list[Derivative]:
+        return derivatives(subject.config, subject.weights, tokens, directions, measured.precision)
+
+    if lookup.right or not head.right:
+        return of_head(lookup, head)
+    assert subject.matching is not None, "the table of laws asks for parameters"
+    drawn = draw(subject.config, subject.rng(*b"positions"))
+    (of_wpe,) = known([d for d in drawn if d.tensor == "wpe"])
+    got = PortGradient(measured.gradients, subject.matching).along(of_wpe.direction)
+    if got is None or of_wpe.floors(got) > LIMIT_FLOORS or of_wpe.floors(0.0) <= LIMIT_FLOORS:
+        return None
+    return of_lookup(lookup, tokens, known)
 
 
 def _in_range(parts: Sequence[_Part], precision: Precision) -> None:
@@ -191,7 +223,8 @@ def _same_function(subject: Subject, tokens: NDArray[np.int64], measured: _Measu
 
 def _tokens(subject: Subject) -> NDArray[np.int64]:
     """Tokens that occur twice: what comes through the lookup is added up in their rows. The first
-    and the last of the vocabulary are among them, which some embeddings take for padding."""
+    and the last of the vocabulary are among them, which some embeddings take for padding. Not all
+    occur as often: a derivative divided by how often they do is no other one that was halved."""
     config = subject.config
     if config.n_ctx < 2:
         raise NotExamined("nothing is predicted: the context is one token")
@@ -201,6 +234,7 @@ def _tokens(subject: Subject) -> NDArray[np.int64]:
     tokens[0, :2] = config.n_vocab - 1, 0
     half = tokens.shape[1] // 2
     tokens[0, half : 2 * half] = tokens[0, :half]
+    tokens[0, -1] = tokens[0, 0]
     return tokens
 
 

@@ -94,13 +94,18 @@ def check_storage(subject: Subject) -> Iterable[Finding]:
         raise NotExamined("its weights cannot be written to")
     problems: list[str] = []
     unseen: list[str] = []
+    faults: set[str | None] = set()
     for parameter in writable:
         layout = transposed(parameter, tables, subject.parameters, subject.config)
         ends = ends_of(subject, parameter, layout)
         problems += ends.problems
         unseen += ends.unseen
+        faults |= set(ends.faults)
     if problems:
-        yield Finding(law, Status.FAILED, "; ".join(dict.fromkeys(problems)), SITE)
+        message = "; ".join(dict.fromkeys(problems))
+        fault = faults.pop() if len(faults) == 1 else None
+        details = {"fault": fault} if fault else {}
+        yield Finding(law, Status.FAILED, message, SITE, details=details)
     elif unseen:
         raise NotExamined(f"no write can show in {' and '.join(dict.fromkeys(unseen))}")
     else:

@@ -60,6 +60,7 @@ class Diagnosis:
         for finding in findings:
             if finding.status is Status.FAILED and "fault" in finding.details:
                 named.setdefault(finding.details["fault"], []).append(finding.id)
+        named = _without_entailed(named)
         left = []
         for explanation in explanations:
             of_laws = [c.fault for c in explanation.accepted if c.fault in named]
@@ -94,6 +95,15 @@ class Diagnosis:
             return finding
         details = finding.details | {"explanation": words}
         return replace(finding, message=f"{finding.message}; {words}", details=details)
+
+
+def _without_entailed(named: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Fault → laws that name it, where what only follows from a fault goes with that."""
+    left = {fault: list(where) for fault, where in named.items()}
+    for fault in named:
+        for other in CATALOGUE[fault].entails if fault in CATALOGUE else ():
+            left[fault] += left.pop(other, [])
+    return left
 
 
 def _right(findings: Sequence[Finding]) -> set[str]:

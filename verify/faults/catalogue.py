@@ -23,6 +23,7 @@ from verify.faults import (
     positions,
     precision,
     residual,
+    tying,
     weights,
 )
 from verify.faults.fault import Fault
@@ -48,6 +49,7 @@ _FAMILIES = (
     positions,
     gradient,
     determinism,
+    tying,
 )
 
 #: Name → fault, in the order of the families.

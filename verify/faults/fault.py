@@ -80,6 +80,7 @@ class Fault:
             step after it where the step falls in between: one element in ten may be off by that.
         layered: it can be planted in one layer as well as in all.
         in_blocks: it lies in the blocks, although it changes none of their sites.
+        entails: faults that laws would name it by as well, which see only what follows from it.
         needs: why it may change nothing on some checkpoints, in words; empty where it always does.
         last: of the blocks it is in the last alone.
         norm_first: it is one of blocks that norm first alone (True), or afterwards alone (False).
@@ -100,6 +101,7 @@ class Fault:
     coarse: bool = False
     layered: bool = True
     in_blocks: bool = False
+    entails: tuple[str, ...] = ()
     needs: str = ""
     last: bool = False
     norm_first: bool | None = None
