@@ -50,9 +50,9 @@ QUICK_VARIANTS = (
     "logits only",
     "decoded with a cache",
 )
-#: Correct variants that are judged on every seed; the others on the first one. With ``correct``
-#: all are. Each kind is here: every precision, attention, storage and way of calling.
-MANY_SEEDS = (
+#: Correct variants that are judged beside faults, one or more of each kind: every precision,
+#: attention, storage and way of calling. With ``correct`` all are judged.
+CORRECT = (
     "eager",
     "fused attention",
     "torch.compile",
@@ -83,7 +83,7 @@ class Plan:
     Attributes:
         checkpoint: a directory.
         seed: of the inputs; the first of the seeds of correct variants.
-        seeds: on how many seeds correct variants are judged (``MANY_SEEDS``).
+        seeds: on how many seeds each correct variant is judged.
         quick: every third fault of each family, in all layers alone; a few of the correct
             variants. Of faults that are asked for, all.
         every_law: hold all laws against each fault, not the one that must refute it alone, and
@@ -233,20 +233,14 @@ def _not_tried(planting: Planting, plan: Plan) -> str | None:
 
 def _variants(plan: Plan, left_out: dict[str, str]) -> list[_Task]:
     """Seed by seed: what is measured for one variant serves the next one."""
-    judged = []
-    for name in VARIANTS:
-        if plan.quick and name not in QUICK_VARIANTS:
-            left_out["the other correct variants"] = "not in a quick run"
-        elif why := unavailable(name):
-            left_out[name] = why
-        else:
-            judged.append(name)
-    tasks = []
-    for seed in range(plan.seed, plan.seed + plan.seeds):
-        every = seed == plan.seed or plan.correct
-        runs = tuple((name, seed) for name in judged if every or name in MANY_SEEDS)
-        tasks.append(_Task(runs=runs))
-    return tasks
+    names = QUICK_VARIANTS if plan.quick else tuple(VARIANTS) if plan.correct else CORRECT
+    if len(names) < len(VARIANTS):
+        left_out["the other correct variants"] = "judged with --correct, by every law"
+    absent = {name: why for name in names if (why := unavailable(name))}
+    left_out.update(absent)
+    judged = [name for name in names if name not in absent]
+    seeds = range(plan.seed, plan.seed + plan.seeds)
+    return [_Task(runs=tuple((name, seed) for name in judged)) for seed in seeds]
 
 
 def laws_of(plan: Plan, variant: str, seed: int) -> set[str] | None:
@@ -257,7 +251,7 @@ def laws_of(plan: Plan, variant: str, seed: int) -> set[str] | None:
     """
     if plan.every_law or plan.correct:
         return None
-    names = QUICK_VARIANTS if plan.quick else tuple(VARIANTS)
+    names = QUICK_VARIANTS if plan.quick else CORRECT
     turn, turns = seed + names.index(variant), max(plan.seeds, QUICK_TURNS if plan.quick else 1)
     return {law.id for i, law in enumerate(LAWS) if (i + turn) % turns == 0}
 

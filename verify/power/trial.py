@@ -175,9 +175,10 @@ class Bench:
     def fault(self, planting: Planting) -> FaultOutcome:
         """Short inputs first; what they do not show in full is tried on the default ones."""
         found = self._tried(planting, "short", short_inputs(self.checkpoint, self.seed))
-        well = found.detected and found.localised is not False and found.explained
+        # From logits alone a fault is named on sequences of the filter's own: others add nothing.
+        named = planting.form == LOGITS or (found.localised is not False and found.explained)
         blind = planting.form == LOGITS and not (found.floors or 0) >= 1
-        if well or not found.expected or blind:
+        if (found.detected and named) or not found.expected or blind:
             return found
         inputs = default_inputs(self.checkpoint.config, self.seed)
         return self._tried(planting, "default", inputs, found)

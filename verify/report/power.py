@@ -260,8 +260,9 @@ the form in all layers, so that what the others name counts as well.
 
 Correct variants are judged on the short inputs and one of the default ones, another one for each
 seed. The laws take turns: over all seeds, every law has judged every variant (in a quick run, every
-other variant). With `--correct` or `--every-law` every law judges every variant on every seed. What
-longer runs of these found is in `docs/results/power-correct.md`.
+other variant). With `--every-law` every law judges every variant on every seed; with `--correct` so
+it does, without any fault, and there are more variants. What these longer runs found is in
+`docs/results/power-correct.md`.
 
 The usual comparisons are made on the same ports and inputs (`verify/power/peers.py`): they compare
 logits, tensors or states of the port with those of a correct port in float32. They look at a plain
