@@ -93,8 +93,8 @@ def _single_row(model: Any, layers: Sequence[int]) -> None:
     wrap(model, "head", head)
 
 
-def _batch(name: str, summary: str, plant: Plant) -> Fault:
-    return Fault(f"batch-{name}", "batch", summary, plant=plant, law="batch", layered=False)
+def _batch(name: str, summary: str, plant: Plant, seen: str = "") -> Fault:
+    return Fault(f"batch-{name}", "batch", summary, seen, plant=plant, law="batch", layered=False)
 
 
 FAULTS = (
@@ -107,6 +107,7 @@ FAULTS = (
         "attended-as-one",
         "packs the rows into one sequence, without a mask between them",
         _attended_as_one,
+        "packing for training without a mask between samples (huggingface/trl#784)",
     ),
     _batch(
         "as-one-sequence",

@@ -141,6 +141,7 @@ FAULTS = (
         "linear-layers-string-sorted",
         "linear",
         "sorts the layers by their names as strings: h.10 comes before h.2",
+        "parts of a checkpoint of 100 parts and more (deepspeedai/DeepSpeed#1381)",
         alter=_string_sorted,
         tensors=_KINDS,
         plant=_plant_string_sorted,

@@ -101,12 +101,14 @@ FAULTS = (
         "the caller",
         "loss.value",
         nats,
+        "MBartForCausalLM of transformers (huggingface/transformers#27517)",
     ),
     _loss(
         "shifted-twice",
         "shifts labels that were shifted before",
         "loss.value",
         lambda x, y: nats(x[:, :-2], y[:, 2:]),
+        "Florence2ForConditionalGeneration of transformers (huggingface/transformers#46898)",
     ),
     _loss(
         "shifted-backwards",
@@ -131,6 +133,7 @@ FAULTS = (
         "averages each row, and then the rows, so that a token of a short row counts more",
         "loss.batch",
         _mean_of_rows,
+        "gradient accumulation in transformers' Trainer (huggingface/transformers#34191)",
     ),
     _loss(
         "label-smoothing",
@@ -206,6 +209,7 @@ FAULTS = (
         "loss-padding-counted",
         "loss",
         "makes its labels from the tokens again, so that nothing is ignored",
+        "padding in labels that are a copy of the inputs (huggingface/transformers#7135)",
         plant=partial(_plant_with_tokens, lambda x, y, tokens: right(x, tokens)),
         law="loss.ignored",
         layered=False,

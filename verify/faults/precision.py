@@ -147,6 +147,7 @@ FAULTS = (
         "tf32",
         "multiplies in TF32, on tensor cores",
         _products(_tf32, lambda x: x),
+        "the default of torch on Ampere GPUs up to version 1.11 (pytorch/pytorch#67384)",
         plant_port=_plant_tf32,
         law="precision",
         layered=False,

@@ -266,6 +266,7 @@ FAULTS = (
         _interleaved,
         "attn/c_attn/w",
         "attn/c_attn/b",
+        seen="checkpoints of Megatron, which transformers' converter puts in order",
         needs="with one head the two layouts are the same",
     ),
     _weights(
