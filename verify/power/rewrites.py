@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import types
 from collections.abc import Callable
 from typing import Any
 
 from verify.faults.later import F, torch
+from verify.faults.plant import replace
 
 #: Changes how a correct model computes, not what.
 Rewrite = Callable[[Any], None]
-
-
-def _method(module: Any, name: str, step: Callable[..., Any]) -> None:
-    """Replace a step; it is given the module first."""
-    setattr(module, name, types.MethodType(step, module))
 
 
 def each(kind: str, **steps: Callable[..., Any]) -> Rewrite:
@@ -25,7 +20,7 @@ def each(kind: str, **steps: Callable[..., Any]) -> Rewrite:
         for module in model.modules():
             if type(module).__name__.lower() == kind:
                 for name, step in steps.items():
-                    _method(module, name, step)
+                    replace(module, name, step)
 
     return rewrite
 
