@@ -9,7 +9,8 @@ from pathlib import Path
 from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
 from verify.checks.subject import NotExamined, Subject
 from verify.diagnosis.explanation import Explanation
-from verify.diagnosis.proof import Planted, Proof, left_over, named_faults, prove
+from verify.diagnosis.left_over import left_over
+from verify.diagnosis.proof import Planted, Proof, named_faults, prove
 from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Verdict
 from verify.inputs import Input

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
-from fault_ports import ANY, judged
-from models import failed_laws, finding
+from typing import Any
 
+import pytest
+import torch
+from fault_ports import ANY, SHARED, SOURCE, judged, planted
+from models import INPUTS, failed_laws, finding
+
+from verify.diagnosis.left_over import left_over
 from verify.faults.catalogue import CATALOGUE
+from verify.faults.model_gradient import pulled
+from verify.faults.plant import wrap
 from verify.findings import Verdict
+from verify.judge import judge
+from verify.ports.torch_module import TorchModule
 from verify.process_restored import restored
+from verify.run import Silent
 
 FAMILIES = ("loss", "cache", "batch", "precision", "padding", "positions")
 FAMILIES += ("gradient", "determinism", "tying")
@@ -42,6 +51,40 @@ def test_what_only_follows_from_a_fault_is_not_named_beside_it(name: str) -> Non
     assert {"tying.storage", "tying.gradient"} <= set(fault.where)
     named = {f.details["fault"] for f in report.findings if "fault" in f.details}
     assert named == {name, *CATALOGUE[name].entails}
+    assert left_over(report, None) == []
+
+
+#: Every law of tying or of derivatives fails with one of these: a mistake on the way back in all
+#: layers, one that leaks what comes later, and each kind of tie that is none.
+BROUGHT = ("gradient-gelu-erf", "gradient-mask-missing", "head-copied", "head-detached")
+BROUGHT += ("tying-lookup-detached", "tying-by-data")
+
+
+@pytest.mark.parametrize("name", BROUGHT)
+def test_what_a_fault_brings_with_it_is_not_left_over(name: str) -> None:
+    report = judged(ANY + name)
+    assert report.explained_by == (name,)
+    assert left_over(report, None) == []
+
+
+def test_what_it_does_not_bring_with_it_is() -> None:
+    """A head that is detached says nothing of a lookup that is trained wrongly."""
+
+    def build() -> TorchModule:
+        port = planted(SOURCE, ("head-detached", range(SOURCE.config.n_layer)))
+        wrap(port.module, "embed", _third_channel)
+        return port
+
+    report = judge("two", SOURCE, INPUTS, None, "cpu", Silent(), build=build, shared=SHARED)
+    assert report.explained_by == ("head-detached",)
+    assert {(f.id, f.site) for f in left_over(report, None)} >= {("gradient", "embed")}
+
+
+def _third_channel(self: Any, right: Any, *given: Any) -> Any:
+    rows = right(*given)
+    factors = torch.ones(rows.shape[-1], dtype=rows.dtype)
+    factors[3] = 1.5
+    return pulled(rows, lambda d, x: d * factors, rows)
 
 
 def test_a_trap_is_no_fault() -> None:

@@ -19,7 +19,7 @@ from verify.diagnosis.port import damaged_tensors
 from verify.faults.catalogue import CATALOGUE
 from verify.faults.fault import OUTSIDE
 from verify.faults.oracle import Act, right, run
-from verify.findings import Finding, PortReport, Status
+from verify.findings import PortReport, Status
 from verify.inputs import Input
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.precision import FLOAT32, FLOAT64, Precision
@@ -33,7 +33,7 @@ Tokens = NDArray[np.integer]
 #: Tokens of the largest input that is compared, and how many inputs at most: every site of two
 #: whole runs of one sequence is in memory at a time.
 LARGEST, INPUTS = 160, 4
-_OWN = ("architecture", "activations.local")
+OWN = ("architecture", "activations.local")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Proof:
 
 def named_faults(report: PortReport, config: Config) -> list[Planted]:
     """The faults of a report that change what a forward pass computes, each with its place."""
-    examined = {f.site for f in report.findings if f.id in _OWN and f.status.value != _UNSEEN}
+    examined = {f.site for f in report.findings if f.id in OWN and f.status.value != _UNSEEN}
     found = []
     for cause in report.causes:
         fault = CATALOGUE.get(cause.fault)
@@ -272,64 +272,6 @@ class _Distance:
         if self._error == 0.0:
             return 0.0
         return float(np.sqrt(self._error / self._floor)) if self._floor > 0 else float("inf")
-
-
-def left_over(report: PortReport, proof: Proof | None) -> list[Finding]:
-    """Failures that the named faults do not account for.
-
-    What only follows from a fault (logits, sites since the tokens, whatever else is compared with
-    the right reference) is accounted for where the port follows the reference with the faults.
-    """
-    named = {where for cause in report.causes for where in cause.where}
-    holds = proof is not None and proof.holds
-    follow = FOLLOW
-    if proof is not None and any(planted.tensors for planted in proof.planted):
-        follow |= FOLLOW_TENSORS
-    if proof is not None and any(is_coarse(planted) for planted in proof.planted):
-        follow |= FOLLOW_COARSE
-    explained = {e.where for e in report.explanations if e.best is not None}
-    left = []
-    for finding in report.findings:
-        if finding.status is not Status.FAILED:
-            continue
-        law = finding.id.split(".")[0]
-        if finding.id in named or (finding.site in explained and finding.id in _OWN):
-            continue
-        if finding.id == "weights.values" and _in_explained(finding, explained):
-            continue
-        if holds and (law in follow or finding.id in follow):
-            continue
-        left.append(finding)
-    return left
-
-
-def _in_explained(finding: Finding, explained: set[str]) -> bool:
-    """Every tensor that differs there is explained."""
-    tensors = [part.split(";")[0].split(",")[0] for part in finding.message.split("(it is ")[1:]]
-    heads = {"lm_head"} if "lm_head" in explained else set()
-    return bool(tensors) and all(t in explained or (t == "wte" and heads) for t in tensors)
-
-
-#: Laws that compare with the right reference, and so fail wherever something is wrong before.
-FOLLOW = frozenset(
-    (
-        "logits",
-        "activations.cascaded",
-        "gradient",
-        "input_gradient",
-        "lens",
-        "loss.reference",
-        "precision",
-        "symmetry",
-        "causality",
-        "graph.meta",
-    )
-)
-#: The same where a fault rounds coarsely: two ways to the same logits differ by a bit before it,
-#: and by a step after it.
-FOLLOW_COARSE = frozenset(("cache", "batch", "positions", "device"))
-#: The same where what is wrong is a tensor.
-FOLLOW_TENSORS = frozenset(("weights.count", "weights.accounted", "tying.value"))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,0 +1,104 @@
+"""What is wrong with a port beside the faults that were named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from verify.diagnosis.proof import OWN, Proof, is_coarse
+from verify.faults.catalogue import CATALOGUE
+from verify.findings import Finding, PortReport, Status
+
+#: Laws that compare with the right reference, and so fail wherever something is wrong before.
+FOLLOW = frozenset(
+    (
+        "logits",
+        "activations.cascaded",
+        "gradient",
+        "input_gradient",
+        "lens",
+        "loss.reference",
+        "precision",
+        "symmetry",
+        "causality",
+        "graph.meta",
+    )
+)
+#: The same where a fault rounds coarsely: two ways to the same logits differ by a bit before it,
+#: and by a step after it.
+FOLLOW_COARSE = frozenset(("cache", "batch", "positions", "device"))
+#: The same where what is wrong is a tensor.
+FOLLOW_TENSORS = frozenset(("weights.count", "weights.accounted", "tying.value"))
+#: Law of a fault of tying or of derivatives → laws that fail with it. A mistake on the way back is
+#: named only where it explains the derivative of every tensor, so whatever else is made of
+#: derivatives follows; a head of its own is found by each law of tying in its own way.
+_GO_WITH: Mapping[str, frozenset[str]] = {
+    "gradient": frozenset(("tying.gradient", "causality.gradient", "symmetry.gradient")),
+    "tying.value": frozenset(("tying.storage", "tying.graph", "tying.gradient")),
+    "tying.storage": frozenset(("tying.graph", "tying.gradient", "tying.persistence")),
+    "tying.gradient": frozenset(("tying.graph",)),
+}
+#: Faults of one end of wte → where the law of the gradient sees them.
+_END: Mapping[str, str] = {
+    "head-detached": "logits",
+    "tying-head-hidden": "logits",
+    "tying-head-part-hidden": "logits",
+    "tying-head-scaled": "logits",
+    "tying-lookup-hidden": "embed",
+    "tying-lookup-detached": "embed",
+    "tying-lookup-scaled": "embed",
+    "tying-padding-row": "embed",
+    "tying-by-frequency": "embed",
+}
+
+
+def left_over(report: PortReport, proof: Proof | None) -> list[Finding]:
+    """Failures that the named faults do not account for.
+
+    What only follows from a fault (logits, sites since the tokens, whatever else is compared with
+    the right reference) is accounted for where the port follows the reference with the faults.
+    """
+    named = {where for cause in report.causes for where in cause.where}
+    holds = proof is not None and proof.holds
+    follow = FOLLOW
+    if proof is not None and any(planted.tensors for planted in proof.planted):
+        follow |= FOLLOW_TENSORS
+    if proof is not None and any(is_coarse(planted) for planted in proof.planted):
+        follow |= FOLLOW_COARSE
+    explained = {e.where for e in report.explanations if e.best is not None}
+    causes = [cause.fault for cause in report.causes if cause.fault in CATALOGUE]
+    left = []
+    for finding in report.findings:
+        if finding.status is not Status.FAILED:
+            continue
+        law = finding.id.split(".")[0]
+        if finding.id in named or (finding.site in explained and finding.id in OWN):
+            continue
+        if finding.id == "weights.values" and _in_explained(finding, explained):
+            continue
+        if holds and (law in follow or finding.id in follow):
+            continue
+        if any(_goes_with(fault, finding) for fault in causes):
+            continue
+        left.append(finding)
+    return left
+
+
+def _in_explained(finding: Finding, explained: set[str]) -> bool:
+    """Every tensor that differs there is explained."""
+    tensors = [part.split(";")[0].split(",")[0] for part in finding.message.split("(it is ")[1:]]
+    heads = {"lm_head"} if "lm_head" in explained else set()
+    return bool(tensors) and all(t in explained or (t == "wte" and heads) for t in tensors)
+
+
+def _goes_with(fault: str, finding: Finding) -> bool:
+    """A failure that such a fault brings with it."""
+    if finding.id == "gradient":
+        return finding.site == _END.get(fault) and _of_wte_alone(finding)
+    return finding.id in _GO_WITH.get(CATALOGUE[fault].law or "", ())
+
+
+def _of_wte_alone(finding: Finding) -> bool:
+    """Of what the operation reads, nothing but wte has a wrong derivative."""
+    assert finding.limit is not None, "it was compared"
+    compared = [(what, x) for what, x in finding.details.items() if isinstance(x, float)]
+    return all(what.startswith("wte (") for what, x in compared if x > finding.limit)
