@@ -12,7 +12,7 @@ import pytest
 from command import ROOT, command
 from models import CONFIG
 
-from verify.checkpoint import Checkpoint, open_checkpoint
+from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
 from verify.checkpoint.synthetic import synthesize
 from verify.checks.laws import LAWS
 from verify.cli import main
@@ -30,6 +30,7 @@ from verify.power.planting import (
     damaged,
     plantings,
     port_with,
+    why_not_planted,
 )
 from verify.power.trial import Bench
 from verify.power.variants import VARIANTS
@@ -237,6 +238,43 @@ def test_forms() -> None:
     found = {planting.form for planting in plantings(CATALOGUE["weights-bfloat16"], CONFIG)}
     assert TENSORFLOW in found
     assert plantings(replace(CATALOGUE["gelu-erf"], plant=None), CONFIG) == []
+
+
+class TestTokenizers:
+    """Faults that are planted where there is a vocabulary alone."""
+
+    #: No merge of the default vocabulary goes across digits; and one that shows there.
+    BLIND, SHOWS = "tokenizer-digits-in-threes", "tokenizer-lower-case"
+
+    def test_found_and_named_where_they_show(self) -> None:
+        found = campaign(default_checkpoint(), faults=(self.BLIND, self.SHOWS), quick=True)
+        assert summary.summary(found)["without_effect"] == [self.BLIND]
+        assert [o.planting.fault for o in found.planted if o.explained] == [self.SHOWS]
+        assert summary.holds(found)
+        assert not any(any(o.peers.values()) for o in found.planted), "they look at logits"
+
+    def test_one_that_shows_and_is_not_found_does_not_hold(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its law looks at the other direction."""
+        other = replace(CATALOGUE[self.SHOWS], law="tokenizer.decode", needs="something")
+        monkeypatch.setitem(CATALOGUE, self.SHOWS, other)
+        found = campaign(default_checkpoint(), faults=(self.SHOWS,), quick=True)
+        assert not summary.holds(found)
+
+    def test_no_vocabulary(self, model: Path) -> None:
+        for name in ("encoder.json", "vocab.bpe"):
+            assert not (model / name).exists()
+        found = campaign(model, faults=(self.SHOWS,))
+        assert found.left_out == {self.SHOWS: "the checkpoint has no vocabulary"}
+        assert not found.planted
+        assert not summary.holds(found)
+
+    def test_no_library(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("verify.power.planting.find_spec", lambda name: None)
+        why = why_not_planted(CATALOGUE[self.SHOWS], open_checkpoint(default_checkpoint()))
+        assert why == "tokenizers is not installed"
+        assert why_not_planted(CATALOGUE["gelu-erf"], open_checkpoint(model)) is None
 
 
 def test_a_damaged_checkpoint_for_tensorflow(model: Path) -> None:

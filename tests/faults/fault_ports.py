@@ -45,7 +45,7 @@ def planted(
             around.append(fault.plant_port)
     port = TorchModule(model, source, " and ".join(name for name, _ in faults) or "correct")
     for plant_port in around:
-        plant_port(port)
+        plant_port(port, source)
     return port
 
 

@@ -39,5 +39,5 @@ def faulty(
     if fault.plant:
         fault.plant(port.module, range(port.config.n_layer))
     if fault.plant_port:
-        fault.plant_port(port)
+        fault.plant_port(port, source or checkpoint())
     return port

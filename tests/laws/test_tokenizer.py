@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import unicodedata
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import regex
-import tokenizer_faults as faults
+import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from models import checkpoint
@@ -28,6 +27,9 @@ from verify.checkpoint.vocabulary import load
 from verify.checks.tokenizer import _other_unicode
 from verify.checks.tokenizer_mistakes import DECODING, ENCODING, pattern
 from verify.checks.tokenizer_texts import BATTERY, is_open, texts, with_one_open
+from verify.faults import tokenizer_changes
+from verify.faults.catalogue import CATALOGUE
+from verify.faults.tokenizer_changes import Altered, Change
 from verify.findings import Finding, Status
 
 BOTH = ["tokenizer.encode", "tokenizer.decode"]
@@ -230,55 +232,56 @@ def test_a_text_has_at_most_one_open_character(text: str) -> None:
 
 # Mistakes
 
-#: Fault → the words that it is refuted with.
+#: Fault of the catalogue → the words that it is refuted with.
 ENCODED = {
-    "prefix_space": "a space is put before the text (add_prefix_space)",
-    "lower_case": "the text is lower-cased",
-    "nfkc": "the text is normalised (NFKC)",
+    "prefix-space": "a space is put before the text (add_prefix_space)",
+    "lower-case": "the text is lower-cased",
     "nfc": "the text is normalised (NFC)",
+    "nfd": "the text is normalised (NFD)",
+    "nfkc": "the text is normalised (NFKC)",
+    "nfkd": "the text is normalised (NFKD)",
+    "lower-case-nfkc": "the text is lower-cased and normalised (NFKC)",
     "stripped": "white space at the ends is stripped",
-    "special_in_text": "a special token in the text is taken for the token",
-    "begin_of_text": "2002 ('<|endoftext|>') is added before every text",
-    "end_of_text": "2002 ('<|endoftext|>') is added after every text",
-    "no_lookahead": r"\s+(?!\S) is missing from the pattern",
-    "no_contractions": "contractions ('s, 't, …) are not cut off",
-    "no_space_before": "the space before a word is cut off from it",
-    "ascii_letters": "only ASCII letters and digits are taken for letters and numbers",
-    "no_words": "the text is not cut into words before it is merged",
-    "digits_alone": "every digit is a word of its own",
-    "digits_in_threes": "numbers are cut into groups of three digits",
-    "capital_contractions": "or words are cut further",
-    "words_and_spaces": "the text is cut into words otherwise than by GPT-2's pattern",
-    "first_merge_lost": "the first merge of vocab.bpe is lost",
-    "last_merge_lost": "the last merge of vocab.bpe is lost",
-    "merges_reversed": "applied in the opposite order",
-    "one_merge_lost": "bytes are merged otherwise than vocab.bpe says",
-    "one_merge_late": "bytes are merged otherwise than vocab.bpe says",
-    "ids_of_another": "ids that no token has",
-    "ids_shifted": "these are the ids of another text",
-    "refuses": "raised ValueError: Encountered text corresponding to disallowed special token",
+    "spaces-joined": "runs of white space are made one space",
+    "line-ends": r"line ends \r\n are made \n",
+    "special-taken": "a special token in the text is taken for the token",
+    "special-refused": "raised ValueError: Encountered text corresponding to disallowed special "
+    "token: every text with a special token in it is refused, and no other",
+    "token-before": "2002 ('<|endoftext|>') is added before every text",
+    "token-after": "2002 ('<|endoftext|>') is added after every text",
+    "no-lookahead": r"\s+(?!\S) is missing from the pattern",
+    "no-contractions": "contractions ('s, 't, …) are not cut off",
+    "capital-contractions": "contractions in capitals ('S, 'T, …) are cut off too",
+    "no-space-before": "the space before a word is cut off from it",
+    "ascii-letters": "only ASCII letters and digits are taken for letters and numbers",
+    "digits-alone": "every digit is a word of its own",
+    "digits-in-threes": "numbers are cut into groups of three digits",
+    "no-words": "the text is not cut into words before it is merged",
+    "words-otherwise": "the text is cut into words otherwise than by GPT-2's pattern",
+    "first-merge-lost": "the first merge of vocab.bpe is lost",
+    "last-merge-lost": "the last merge of vocab.bpe is lost",
+    "merge-lost": "the merge y ri of vocab.bpe, number 874, is lost",
+    "first-merge-late": "the first merge of vocab.bpe is applied last",
+    "merges-reversed": "applied in the opposite order",
+    "ids-shifted": "every id is one too high, or every one too low",
+    "ids-unknown": "ids that no token has",
 }
 DECODED = {
-    "cleaned_up": "spaces before punctuation are removed (clean_up_tokenization_spaces)",
-    "bytes_dropped": "bytes that are no UTF-8 are dropped (errors='ignore')",
-    "strict_bytes": "raised UnicodeDecodeError: 'utf-8' codec can't decode byte",
-    "one_by_one": "tokens are decoded one by one",
-    "specials_left_out": "special tokens are left out (skip_special_tokens)",
-    "no_decoder": "unexplained",
-    "spaces_stripped": "white space at the ends is stripped",
-    "latin_1": "bytes are taken for characters (Latin-1)",
+    "cleaned-up": "spaces before punctuation are removed (clean_up_tokenization_spaces)",
+    "bytes-dropped": "bytes that are no UTF-8 are dropped (errors='ignore')",
+    "bytes-strict": "raised UnicodeDecodeError: 'utf-8' codec can't decode byte",
+    "one-by-one": "tokens are decoded one by one",
+    "spaces-between": "a space is put between tokens",
+    "special-left-out": "special tokens are left out (skip_special_tokens)",
+    "text-stripped": "white space at the ends is stripped",
+    "latin-1": "bytes are taken for characters (Latin-1)",
+    "symbols": "symbols are not translated back into bytes",
 }
 
 
 #: The default vocabulary was learnt from a text of plain English without digits: no merge shows how
 #: other words are cut.
-RELEASED_ONLY = {
-    "digits_alone",
-    "digits_in_threes",
-    "capital_contractions",
-    "ascii_letters",
-    "words_and_spaces",
-}
+RELEASED_ONLY = {"digits-alone", "digits-in-threes", "capital-contractions", "ascii-letters"}
 
 
 def files_for(name: str) -> str:
@@ -287,11 +290,17 @@ def files_for(name: str) -> str:
 
 def altered(name: str) -> WithTokenizers:
     """A port with one tokenizer, which has the mistake."""
-    bpe, fault = vocabulary(files_for(name)), getattr(faults, name)
-    tokenizer = faults.right(bpe.encoder, bpe.merges)
-    have = {"tokenizer": tokenizer, "bpe": bpe, "merges": bpe.merges}
-    wanted = list(inspect.signature(fault).parameters)
-    return WithTokenizers({"ours": fault(*map(have.get, wanted)) or faults.Altered(tokenizer)})
+    plant = CATALOGUE[f"tokenizer-{name}"].plant_port
+    assert plant is not None
+    port = WithTokenizers({})
+    plant(port, source(files_for(name)))
+    return port
+
+
+def test_every_fault_of_the_catalogue_is_here() -> None:
+    family = {name: f.law for name, f in CATALOGUE.items() if f.family == "tokenizer"}
+    laws = dict.fromkeys(ENCODED, "tokenizer.encode") | dict.fromkeys(DECODED, "tokenizer.decode")
+    assert family == {f"tokenizer-{name}": law for name, law in laws.items()}
 
 
 @pytest.mark.parametrize("name", ENCODED)
@@ -299,7 +308,8 @@ def test_a_mistake_in_encoding_is_refuted_by_name(name: str) -> None:
     port = altered(name)
     findings = hold("tokenizer.encode", port, source(files_for(name)))
     assert ENCODED[name] in message(findings, Status.FAILED), findings[0].message
-    assert findings[0].message.startswith("ours: encode(")
+    assert findings[0].message.startswith("tokenizers: encode(")
+    assert findings[0].details["fault"] == f"tokenizer-{name}"
     only_this_direction("tokenizer.decode", port, files_for(name))
 
 
@@ -308,8 +318,75 @@ def test_a_mistake_in_decoding_is_refuted_by_name(name: str) -> None:
     port = altered(name)
     findings = hold("tokenizer.decode", port, source("default"))
     assert DECODED[name] in message(findings, Status.FAILED), findings[0].message
-    assert findings[0].message.startswith("ours: decode(")
+    assert findings[0].message.startswith("tokenizers: decode(")
+    assert findings[0].details["fault"] == f"tokenizer-{name}"
     only_this_direction("tokenizer.encode", port)
+
+
+def _without_accents(tokenizer: Any, bpe: BPE) -> None:
+    part = tokenizers.normalizers
+    tokenizer.normalizer = part.Sequence([part.NFD(), part.StripAccents()])
+
+
+def _two_merges_lost(tokenizer: Any, bpe: BPE) -> None:
+    tokenizer.model = tokenizers.models.BPE(bpe.encoder, bpe.merges[:700] + bpe.merges[702:])
+
+
+def _refuses_and_shifts(tokenizer: Any, bpe: BPE) -> Altered:
+    def encode(text: str) -> list[int]:
+        if "<|endoftext|>" in text:
+            raise ValueError("a special token")
+        return [i + 1 for i in tokenizer.encode(text).ids]
+
+    return Altered(tokenizer, encode=encode)
+
+
+def _refuses_long_ones(tokenizer: Any, bpe: BPE) -> Altered:
+    def encode(text: str) -> list[int]:
+        assert len(text) < 9_000
+        return list(tokenizer.encode(text).ids)
+
+    return Altered(tokenizer, encode=encode)
+
+
+def _upper(tokenizer: Any, bpe: BPE) -> Altered:
+    return Altered(tokenizer, decode=lambda ids: bpe.decode(ids).upper())
+
+
+@pytest.mark.parametrize(
+    ("law", "change", "says"),
+    [
+        ("encode", _without_accents, "these are the ids of another text"),
+        ("encode", _two_merges_lost, "bytes are merged otherwise than vocab.bpe says"),
+        ("encode", _refuses_and_shifts, "these are the ids of another text"),
+        ("encode", _refuses_long_ones, "raised AssertionError"),
+        ("decode", _upper, "unexplained"),
+    ],
+)
+def test_what_is_not_known_is_not_named(law: str, change: Change, says: str) -> None:
+    port = WithTokenizers({"ours": to_have(change)})
+    (finding,) = hold(f"tokenizer.{law}", port, source("default"))
+    assert says in message([finding], Status.FAILED), finding.message
+    assert "fault" not in finding.details
+
+
+def to_have(change: Change) -> Altered:
+    return tokenizer_changes.altered(change, vocabulary())
+
+
+def test_of_several_tokenizers_all_that_fail_must_have_the_fault() -> None:
+    lower = altered("lower-case").tokenizers()["tokenizers"]
+    space = altered("prefix-space").tokenizers()["tokenizers"]
+    plain = correct("default")["tokenizers"]
+    for some, fault in (
+        ({"a": plain, "b": lower}, "tokenizer-lower-case"),
+        ({"a": lower, "b": lower}, "tokenizer-lower-case"),
+        ({"a": space, "b": lower}, None),
+        ({"a": to_have(_without_accents), "b": lower}, None),
+    ):
+        (finding,) = hold("tokenizer.encode", WithTokenizers(some), source("default"))
+        assert finding.status is Status.FAILED
+        assert finding.details.get("fault") == fault
 
 
 def only_this_direction(other: str, port: WithTokenizers, files: str = "default") -> None:
@@ -318,25 +395,24 @@ def only_this_direction(other: str, port: WithTokenizers, files: str = "default"
 
 
 def test_the_control_is_right_in_both_directions() -> None:
-    bpe = vocabulary()
-    port = WithTokenizers({"ours": faults.Altered(faults.right(bpe.encoder, bpe.merges))})
+    port = WithTokenizers({"ours": to_have(lambda tokenizer, bpe: None)})
     for law in BOTH:
         only_this_direction(law, port)
 
 
 def test_the_message_shows_the_shortest_text_and_the_first_difference() -> None:
     bpe = vocabulary()
-    findings = hold("tokenizer.encode", altered("special_in_text"), source("default"))
+    findings = hold("tokenizer.encode", altered("special-taken"), source("default"))
     start = bpe.encode("<|")[0]
     words = "encode('<|endoftext|>')[0] = 2002 ('<|endoftext|>'), "
     assert words + f"should be {start} ('<')" in message(findings, Status.FAILED)
-    (finding,) = hold("tokenizer.decode", altered("spaces_stripped"), source("default"))
+    (finding,) = hold("tokenizer.decode", altered("text-stripped"), source("default"))
     space = bpe.encode(" ")[0]
-    assert finding.message.startswith(f"ours: decode([{space}])[0:] = '', should be ' ': ")
+    assert finding.message.startswith(f"tokenizers: decode([{space}])[0:] = '', should be ' ': ")
 
 
 def test_one_wrong_tokenizer_among_right_ones_is_named() -> None:
-    wrong = altered("lower_case").tokenizers()["ours"]
+    wrong = altered("lower-case").tokenizers()["tokenizers"]
     port = WithTokenizers({"right": correct("default")["tokenizers"], "wrong": wrong})
     (finding,) = hold("tokenizer.encode", port, source("default"))
     assert finding.status is Status.FAILED
@@ -367,9 +443,9 @@ def is_text(bpe: BPE, symbols: str) -> bool:
     ("lacks", "published"),
     [
         ("contractions", r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
-        ("lookahead", faults.WORDS + r"|\s+"),
-        ("space", faults.WORDS.replace(" ?", "") + r"|\s+(?!\S)|\s+"),
-        (None, faults.WORDS + r"|\s+(?!\S)|\s+"),
+        ("lookahead", tokenizer_changes.WORDS + r"|\s+"),
+        ("space", tokenizer_changes.WORDS.replace(" ?", "") + r"|\s+(?!\S)|\s+"),
+        (None, tokenizer_changes.WORDS + r"|\s+(?!\S)|\s+"),
     ],
 )
 def test_patterns_that_lack_something_are_what_a_library_makes_of_them(
@@ -380,25 +456,12 @@ def test_patterns_that_lack_something_are_what_a_library_makes_of_them(
     assert list(pattern(text, **without)) == regex.findall(published, text)
 
 
-def test_every_mistake_that_can_be_named_is_planted_or_shown_to_be_told_apart() -> None:
-    """Those for which no fault stands above are applied by hand."""
-    bpe = vocabulary()
-    planted = [*ENCODED.values(), *DECODED.values()]
-    for mistakes, law in ((ENCODING, "tokenizer.encode"), (DECODING, "tokenizer.decode")):
-        for words, variants in mistakes.items():
-            if any(known in words for known in planted):
-                continue
-            applied = Applied(bpe, law, variants[0])
-            findings: list[Finding] = hold(law, WithTokenizers({"x": applied}), source("default"))
-            assert words in message(findings, Status.FAILED), (words, findings[0].message)
-
-
-class Applied:
-    """The reference, with a mistake in one direction."""
-
-    def __init__(self, bpe: BPE, law: str, mistake: Callable[[BPE, Any], Any]) -> None:
-        self.encode, self.decode = bpe.encode, bpe.decode
-        setattr(self, law.removeprefix("tokenizer."), lambda given: mistake(bpe, given))
+def test_every_mistake_that_can_be_named_is_planted() -> None:
+    """The others are told by what the ids show."""
+    named = [mistake.fault for mistake in (*ENCODING, *DECODING)]
+    shown = {"token-before", "token-after", "merge-lost", "ids-unknown", "words-otherwise"}
+    family = [name for name, fault in CATALOGUE.items() if fault.family == "tokenizer"]
+    assert sorted([*named, *(f"tokenizer-{name}" for name in shown)]) == sorted(family)
 
 
 def test_the_battery_holds_what_it_is_named_for() -> None:

@@ -7,14 +7,14 @@ are text, and nothing is added or cleaned up, in either direction.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, zip_longest
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from reference.bpe import BPE, kind, split
+from reference.bpe import BPE, alphabet, kind, split
 from verify.checks.subject import NotExamined, Subject
-from verify.checks.tokenizer_mistakes import DECODING, ENCODING, Decode, Encode
+from verify.checks.tokenizer_mistakes import DECODING, ENCODING, Decode, Encode, Mistake
 from verify.checks.tokenizer_texts import id_lists, is_open, texts
 from verify.errors import CheckpointError
 from verify.findings import Finding, Status
@@ -50,6 +50,13 @@ class _Call(Generic[Given, Made]):
         return self.got == self.expected or bool(self.open)
 
 
+class _Said(NamedTuple):
+    """What a tokenizer did, in words; and the fault of the catalogue, where it is one of them."""
+
+    words: str = ""
+    fault: str = ""
+
+
 @dataclass(frozen=True)
 class _Direction(Generic[Given, Made]):
     """What the two directions differ in.
@@ -64,7 +71,7 @@ class _Direction(Generic[Given, Made]):
     word: str
     calls: Callable[[Tokenizer], list[_Call[Given, Made]]]
     differ: Callable[[_Call[Given, Made]], str]
-    explain: Callable[[Sequence[_Call[Given, Made]]], str]
+    explain: Callable[[Sequence[_Call[Given, Made]]], _Said]
 
 
 def check_encode(subject: Subject) -> list[Finding]:
@@ -95,7 +102,7 @@ def check_decode(subject: Subject) -> list[Finding]:
             "decode",
             lambda tokenizer: [_decoded(tokenizer, *pair) for pair in expected],
             _texts_differ,
-            lambda calls: _name(bpe, calls, DECODING),
+            lambda calls: _name(bpe, calls, DECODING) or _Said(_unexplained(calls)),
         ),
         "lists of ids",
     )
@@ -116,7 +123,7 @@ def _judge(subject: Subject, direction: _Direction[Any, Any], things: str) -> li
     if not tokenizers:
         raise NotExamined("no tokenizer")
     wrong, opened = [], ""
-    details = {}
+    details, faults = {}, set()
     number = 0
     for name, tokenizer in tokenizers.items():
         calls = direction.calls(tokenizer)
@@ -126,13 +133,17 @@ def _judge(subject: Subject, direction: _Direction[Any, Any], things: str) -> li
         opened += "".join(call.open for call in calls)
         if failed:
             worst = min(failed, key=lambda call: len(call.given))
-            said = direction.explain(calls) if not worst.raised else ""
+            said, fault = direction.explain(calls)
+            faults.add(fault)
             wrong.append(
                 f"{name}: {direction.word}({_short(worst.given)}){direction.differ(worst)}"
                 f"{said and f': {said}'} [{len(failed)} of {len(calls)} {things}]"
             )
-    law, more = f"tokenizer.{direction.word}", {"tokenizers": details}
+    law = f"tokenizer.{direction.word}"
+    more: dict[str, Any] = {"tokenizers": details}
     if wrong:
+        # A name stands for the port: all of its tokenizers that are wrong must have that fault.
+        more |= {"fault": faults.pop()} if len(faults) == 1 and "" not in faults else {}
         return [Finding(law, Status.FAILED, "; ".join(wrong), details=more)]
     same = "ids" if direction.word == "encode" else "text"
     message = f"{', '.join(tokenizers)}: {number} {things}, same {same}"
@@ -191,35 +202,73 @@ def _token(bpe: BPE, token: int | None) -> str:
     return f"{token} ({_short(bpe.decode([token]))})"
 
 
-def _explain_ids(bpe: BPE, calls: Sequence[_Call[str, list[int]]]) -> str:
-    return _added(bpe, calls) or _name(bpe, calls, ENCODING) or _how(bpe, calls)
+def _explain_ids(bpe: BPE, calls: Sequence[_Call[str, list[int]]]) -> _Said:
+    return (
+        _added(bpe, calls)
+        or _name(bpe, calls, ENCODING)
+        or _merge_lost(bpe, calls)
+        or _how(bpe, calls)
+    )
 
 
-def _added(bpe: BPE, calls: Iterable[_Call[str, list[int]]]) -> str:
+def _added(bpe: BPE, calls: Iterable[_Call[str, list[int]]]) -> _Said | None:
     """The same token before or after every text."""
-    plain = [call for call in calls if not any(map(is_open, call.given))]
+    plain = _plain(calls)
     for where, of in (("before", slice(1)), ("after", slice(-1, None))):
         rest = slice(1, None) if where == "before" else slice(-1)
         added = {tuple((call.got or [])[of]) for call in plain}
         if len(added) == 1 and all((c.got or [])[rest] == c.expected for c in plain):
             (token,) = added
             if token:
-                return f"{_token(bpe, token[0])} is added {where} every text"
-    return ""
+                words = f"{_token(bpe, token[0])} is added {where} every text"
+                return _Said(words, f"tokenizer-token-{where}")
+    return None
 
 
-def _how(bpe: BPE, calls: Sequence[_Call[str, list[int]]]) -> str:
-    """What the ids themselves show, of the text in which they show most."""
+def _merge_lost(bpe: BPE, calls: Iterable[_Call[str, list[int]]]) -> _Said | None:
+    """One line of ``vocab.bpe`` that is never applied: the first one whose token no text has any
+    more. Inside of a word that every pattern takes for one: elsewhere it may have been cut."""
+    plain = _plain(calls)
+    gone = {token for call in plain for token in call.expected}
+    gone -= {token for call in plain for token in call.got or []}
+    made = (n for n, (left, right) in enumerate(bpe.merges) if bpe.encoder[left + right] in gone)
+    line = next(made, None)
+    if line is None or not _inside_a_word(*bpe.merges[line]):
+        return None
+    without = BPE(bpe.encoder, [*bpe.merges[:line], *bpe.merges[line + 1 :]])
+    if any(call.got != without.encode(call.given) for call in plain):
+        return None
+    words = f"the merge {' '.join(bpe.merges[line])} of vocab.bpe, number {line + 1}, is lost"
+    return _Said(words, "tokenizer-merge-lost")
+
+
+def _inside_a_word(left: str, right: str) -> bool:
+    """ASCII letters in lower case but for the first, joined to each other and not to a space."""
+    space = alphabet()[ord(" ")]
+    word = (left + right).removeprefix(space)
+    return left != space and word.isascii() and word.isalpha() and word[1:].islower()
+
+
+def _how(bpe: BPE, calls: Sequence[_Call[str, list[int]]]) -> _Said:
+    """What the ids themselves show, of the text in which they show most; nothing where some are
+    right and the others refused."""
     wrong = [call for call in calls if not call.right and call.got is not None]
-    return _SHOWN[min(_how_one(bpe, call.given, call.got or []) for call in wrong)]
+    shown = [_how_one(bpe, call.given, call.got or []) for call in wrong]
+    if not shown:
+        return _Said()
+    found = _SHOWN[min(shown)]
+    # Beside texts that it refuses, it has another fault.
+    return found if all(call.got is not None for call in calls) else _Said(found.words)
 
 
 #: From what nothing else could show to what any mistake might.
 _SHOWN = (
-    "ids that no token has",
-    "these are the ids of another text",
-    "the text is cut into words otherwise than by GPT-2's pattern",
-    "bytes are merged otherwise than vocab.bpe says, or words are cut further",
+    _Said("ids that no token has", "tokenizer-ids-unknown"),
+    _Said("these are the ids of another text"),
+    _Said(
+        "the text is cut into words otherwise than by GPT-2's pattern", "tokenizer-words-otherwise"
+    ),
+    _Said("bytes are merged otherwise than vocab.bpe says, or words are cut further"),
 )
 
 
@@ -244,6 +293,11 @@ def _decoded(tokenizer: Tokenizer, ids: list[int], expected: str) -> _Call[list[
         return _Call(ids, None, expected, raised=_raised(error))
 
 
+def _unexplained(calls: Iterable[_Call[list[int], str]]) -> str:
+    """An error says by itself what it is."""
+    return "" if any(call.raised for call in calls) else "unexplained"
+
+
 def _texts_differ(call: _Call[list[int], str]) -> str:
     if call.got is None:
         return call.raised
@@ -256,26 +310,39 @@ def _texts_differ(call: _Call[list[int], str]) -> str:
 # Both
 
 
+def _plain(calls: Iterable[_Call[Given, Made]]) -> list[_Call[Given, Made]]:
+    """Without the texts on which versions of Unicode part: what differs by them must not hide what
+    differs by mistake."""
+    return [c for c in calls if isinstance(c.given, list) or not any(map(is_open, c.given))]
+
+
 def _name(
     bpe: BPE,
-    calls: Iterable[_Call[Any, Any]],
-    mistakes: Mapping[str, tuple[Encode, ...]] | Mapping[str, tuple[Decode, ...]],
-) -> str:
+    calls: Sequence[_Call[Any, Any]],
+    mistakes: Sequence[Mistake[Encode]] | Sequence[Mistake[Decode]],
+) -> _Said | None:
     """The one mistake that gives everything that the tokenizer gave; otherwise nothing."""
-    # What differs by the version of Unicode must not hide what differs by mistake.
-    plain = [c for c in calls if isinstance(c.given, list) or not any(map(is_open, c.given))]
+    told = _plain(calls)
+    if all(call.right for call in told):
+        told = list(calls)  # every mistake that changes nothing in the plain ones would fit them
     # The wrong ones first: most mistakes fail at the first of them.
-    plain.sort(key=lambda call: (call.right, len(call.given)))
-    if all(call.right for call in plain):
-        return ""  # nothing to explain: every mistake that changes nothing here would fit
+    told.sort(key=lambda call: (call.right, len(call.given)))
     fitting = [
-        said
-        for said, variants in mistakes.items()
-        if any(all(call.got == variant(bpe, call.given) for call in plain) for variant in variants)
+        _Said(mistake.said, mistake.fault)
+        for mistake in mistakes
+        if any(all(_gives(way, bpe, call) for call in told) for way in mistake.variants)
     ]
     if len(fitting) == 1:
         return fitting[0]
-    return "unexplained" if fitting or mistakes is DECODING else ""
+    return _Said("unexplained") if fitting else None
+
+
+def _gives(way: Encode | Decode, bpe: BPE, call: _Call[Any, Any]) -> bool:
+    """A mistake gives what the tokenizer gave, or raises as it does."""
+    try:
+        return bool(call.got == way(bpe, call.given))
+    except ValueError:
+        return call.got is None
 
 
 def _raised(error: Exception) -> str:

@@ -23,6 +23,7 @@ from verify.faults import (
     positions,
     precision,
     residual,
+    tokenizer,
     tying,
     weights,
 )
@@ -50,6 +51,7 @@ _FAMILIES = (
     gradient,
     determinism,
     tying,
+    tokenizer,
 )
 
 #: Name → fault, in the order of the families.

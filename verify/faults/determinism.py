@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from verify.checkpoint import Checkpoint
 from verify.faults.fault import Fault, Plant, PlantPort
 from verify.faults.later import torch
 from verify.faults.plant import wrap
@@ -53,7 +54,7 @@ def _plant_dropouts(model: Any, layers: Sequence[int]) -> None:
         wrap(block.mlp, "forward", lambda self, right, x: self.dropout(right(x)))
 
 
-def _left_in_training_mode(port: Any) -> None:
+def _left_in_training_mode(port: Any, checkpoint: Checkpoint) -> None:
     port.module.train()
 
 

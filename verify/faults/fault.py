@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference.config import Config
+from verify.checkpoint import Checkpoint
 from verify.faults.oracle import Act, Call, right
 from verify.sites import sites
 
@@ -26,8 +27,8 @@ Plant = Callable[[Any, Sequence[int]], None]
 #: What a port made of a site, and the operation → what it would be with the mistake, where a number
 #: of it is known from there alone; ValueError where it cannot be found out.
 Fit = Callable[[Array, Call], Array]
-#: Changes a port as a whole: what lies around the model, not in it.
-PlantPort = Callable[[Any], None]
+#: Changes a port of a checkpoint as a whole: what lies around the model, not in it.
+PlantPort = Callable[[Any, Checkpoint], None]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""torch, imported when it is first used: a fault is defined where torch need not be installed."""
+"""Libraries that are imported when they are first used: a fault is defined where they need not be
+installed."""
 
 from __future__ import annotations
 
@@ -16,3 +17,4 @@ class _Later:
 
 torch: Any = _Later("torch")
 F: Any = _Later("torch.nn.functional")
+tokenizers: Any = _Later("tokenizers")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from reference.ops import layer_norm
+from verify.checkpoint import Checkpoint
 from verify.faults.fault import Array, Fault
 from verify.faults.later import torch
 from verify.faults.oracle import Act, Call, right
@@ -52,7 +53,7 @@ def _products(operand: Round, result: Round) -> dict[str, Act]:
     return {**linears, "attn.scores": scores, "attn.mix": mix, "logits": logits}
 
 
-def _plant_tf32(port: Any) -> None:
+def _plant_tf32(port: Any, checkpoint: Checkpoint) -> None:
     from verify.faults.model_tf32 import plant_tf32
 
     plant_tf32(port)

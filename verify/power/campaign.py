@@ -29,6 +29,7 @@ from verify.power.planting import (
     TENSORFLOW,
     Planting,
     plantings,
+    why_not_planted,
 )
 from verify.power.trial import Bench, CorrectOutcome, FaultOutcome
 from verify.power.variants import VARIANTS, unavailable
@@ -153,10 +154,10 @@ def run_campaign(plan: Plan, step: Callable[[str, int], None] = lambda what, n: 
     faults: list[Planting] = []
     for name in () if plan.correct else chosen(plan):
         fault = CATALOGUE[name]
-        found = plantings(fault, config)
-        if not found:
-            left_out[fault.name] = "is no fault of a model of this kind, or has no form in torch"
-        for planting in found:
+        if why := why_not_planted(fault, checkpoint):
+            left_out[fault.name] = why
+            continue
+        for planting in plantings(fault, config):
             if why := _not_tried(planting, plan):
                 left_out[f"{planting.form} form of faults"] = why
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +53,18 @@ def plantings(fault: Fault, config: Config) -> list[Planting]:
     if fault.alter is not None:
         found.append(Planting(fault.name, TENSORFLOW, every))
     return found
+
+
+def why_not_planted(fault: Fault, checkpoint: Checkpoint) -> str | None:
+    """Why a fault cannot be planted here; None where it can."""
+    if fault.family == "tokenizer":
+        if find_spec("tokenizers") is None:
+            return "tokenizers is not installed"
+        if checkpoint.encoder is None or checkpoint.merges is None:
+            return "the checkpoint has no vocabulary"
+    if not plantings(fault, checkpoint.config):
+        return "is no fault of a model of this kind, or has no form in torch"
+    return None
 
 
 def why_no_tensorflow(fault: Fault) -> str | None:
@@ -112,5 +125,5 @@ def _torch_port(fault: Fault | None, layers: Sequence[int], checkpoint: Checkpoi
         fault.plant(model, layers)
     port = TorchModule(model, checkpoint, fault.name if fault else "correct")
     if fault is not None and fault.plant_port is not None:
-        fault.plant_port(port)
+        fault.plant_port(port, checkpoint)
     return port

@@ -34,6 +34,7 @@ from verify.power.planting import (
     damaged,
     port_with,
 )
+from verify.power.reading import reads_otherwise
 from verify.power.variants import VARIANTS
 from verify.process_restored import restored
 from verify.run import Silent
@@ -310,10 +311,14 @@ class Bench:
         )
 
     def _unlike(self, fault: Fault, planting: Planting) -> bool:
-        """Of a fault that needs something: that is there, and it changes a bit of the logits."""
+        """Of a fault that needs something: that is there, and it changes a bit of the logits, an id
+        or a text."""
+        one = port_with(fault, planting, self.checkpoint)
+        if one.tokenizers is not None:
+            return reads_otherwise(one, self.checkpoint, self.seed)
         if not (fault.acts or fault.alter):
             return True
-        one, other = port_with(fault, planting, self.checkpoint), correct_port(self.checkpoint)
+        other = correct_port(self.checkpoint)
         items = [
             *short_inputs(self.checkpoint, self.seed),
             *default_inputs(self.checkpoint.config, self.seed),

@@ -1,0 +1,48 @@
+"""Whether a planted tokenizer does anything else than a right one on a checkpoint's vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from verify.checkpoint import Checkpoint
+from verify.checkpoint.vocabulary import load
+from verify.checks.tokenizer_texts import id_lists, texts
+from verify.faults.tokenizer_changes import Altered, right
+
+if TYPE_CHECKING:
+    from verify.ports.port import Port
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+def reads_otherwise(port: Port, checkpoint: Checkpoint, seed: int) -> bool:
+    """Some text or list of ids comes out otherwise than from the same library without a mistake."""
+    assert port.tokenizers is not None, "it was planted there"
+    bpe = load(checkpoint)
+    given = texts(bpe, np.random.default_rng([seed, 41]))
+    lists = id_lists(
+        bpe,
+        {name: bpe.encode(text) for name, text in given.items()},
+        np.random.default_rng([seed, 42]),
+    )
+    correct = Altered(right(bpe))
+    return any(
+        _made(planted.encode, text) != correct.encode(text)
+        for planted in port.tokenizers().values()
+        for text in given.values()
+    ) or any(
+        _made(planted.decode, ids) != correct.decode(ids)
+        for planted in port.tokenizers().values()
+        for ids in lists.values()
+    )
+
+
+def _made(call: Callable[[Given], Made], given: Given) -> Made | None:
+    try:
+        return call(given)
+    except ValueError:  # it refuses
+        return None
