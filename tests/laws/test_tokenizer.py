@@ -25,7 +25,8 @@ from reference.bpe import BPE, alphabet, kind, split
 from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
 from verify.checkpoint.vocabulary import load
 from verify.checks.tokenizer import _other_unicode
-from verify.checks.tokenizer_mistakes import DECODING, ENCODING, pattern
+from verify.checks.tokenizer_cuts import pattern
+from verify.checks.tokenizer_mistakes import DECODING, ENCODING
 from verify.checks.tokenizer_texts import BATTERY, is_open, texts, with_one_open
 from verify.faults import tokenizer_changes
 from verify.faults.catalogue import CATALOGUE

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import groupby
 from typing import Generic, Literal, TypeVar
 
-from reference.bpe import BPE, CONTRACTIONS, WHITE_SPACE, alphabet, kind, split
+from reference.bpe import BPE, WHITE_SPACE, alphabet, split
+from verify.checks.tokenizer_cuts import (
+    BLANK,
+    ascii_kind,
+    at_spaces,
+    capital_contractions,
+    in_digits,
+    pattern,
+)
 
 Encode = Callable[[BPE, str], list[int]]
 Decode = Callable[[BPE, list[int]], str]
@@ -42,9 +49,6 @@ class Mistake(Generic[Way]):
 
 #: What ``clean_up_tokenization_spaces`` of transformers removes the space before, in its order.
 CLEANED = (".", "?", "!", ",", "'", "n't", "'m", "'s", "'ve", "'re")
-
-#: Python's own methods also strip the separators U+001C … U+001F.
-_BLANK = "".join(WHITE_SPACE)
 
 
 @lru_cache(maxsize=2)
@@ -86,76 +90,6 @@ def _specials_refused(bpe: BPE, text: str) -> list[int]:
 
 def _shifted(by: int) -> Encode:
     return lambda bpe, text: [token + by for token in bpe.encode(text)]
-
-
-def pattern(
-    text: str, *, contractions: bool = True, lookahead: bool = True, space: bool = True
-) -> Iterator[str]:
-    r"""The pieces of a text by GPT-2's pattern, or by one that lacks something.
-
-    Args:
-        text: any.
-        contractions: without them, ``'s`` is a sign and a letter.
-        lookahead: without ``\s+(?!\S)``, white space leaves nothing to the word after it.
-        space: without the ``\x20?``, no word takes the space before it along.
-    """
-    runs = ["".join(run) for _, run in groupby(text, key=lambda c: kind(c) == " ")]
-    before = ""
-    for n, run in enumerate(runs):
-        if kind(run[0]) != " ":
-            yield from split(before + run) if contractions else _by_kind(before, run)
-            before = ""
-            continue
-        has_word = n + 1 < len(runs)
-        if has_word and lookahead and len(run) > 1:
-            yield run[:-1]
-            run = run[-1]
-        if has_word and space and run == " ":
-            before = run
-        else:
-            yield run
-
-
-def _by_kind(before: str, word: str) -> Iterator[str]:
-    for _, run in groupby(word, key=kind):
-        yield before + "".join(run)
-        before = ""
-
-
-def _in_digits(text: str, size: int, space: bool) -> Iterator[str]:
-    """Numbers in groups of at most ``size`` digits, the first with or without its space."""
-    for piece in split(text):
-        if kind(piece[-1]) != "N":
-            yield piece
-            continue
-        blank, digits = piece[: piece[0] == " "], piece[piece[0] == " " :]
-        if blank and not space:
-            yield blank
-            blank = ""
-        for first in range(0, len(digits), size):
-            yield blank + digits[first : first + size]
-            blank = ""
-
-
-def _capital_contractions(text: str) -> Iterator[str]:
-    """As ``split``, with ``(?i:…)`` around the contractions of its pattern."""
-    contraction = re.compile("|".join(CONTRACTIONS), re.IGNORECASE)
-    start = 0
-    while start < len(text):
-        found = contraction.match(text, start)
-        piece = found.group() if found else next(split(text[start:]))
-        yield piece
-        start += len(piece)
-
-
-def _at_spaces(text: str) -> list[str]:
-    """By GPT-2's pattern with one kind of characters in place of letters, numbers and signs."""
-    return re.findall(f" ?[^{_BLANK}]+|[{_BLANK}]+(?![^{_BLANK}])|[{_BLANK}]+", text)
-
-
-def _ascii_kind(character: str) -> str:
-    found = kind(character)
-    return "?" if found in "LN" and not character.isascii() else found
 
 
 def _cut_by(cut: Callable[[str], Iterable[str]]) -> Encode:
@@ -213,9 +147,9 @@ ENCODING: tuple[Mistake[Encode], ...] = (
         "tokenizer-stripped",
         "white space at the ends is stripped",
         (
-            _on(lambda text: text.strip(_BLANK)),
-            _on(lambda text: text.rstrip(_BLANK)),
-            _on(lambda text: text.lstrip(_BLANK)),
+            _on(lambda text: text.strip(BLANK)),
+            _on(lambda text: text.rstrip(BLANK)),
+            _on(lambda text: text.lstrip(BLANK)),
             _on(str.strip),
         ),
     ),
@@ -255,7 +189,7 @@ ENCODING: tuple[Mistake[Encode], ...] = (
     Mistake(
         "tokenizer-capital-contractions",
         "contractions in capitals ('S, 'T, …) are cut off too",
-        (_cut_by(_capital_contractions),),
+        (_cut_by(capital_contractions),),
     ),
     Mistake(
         "tokenizer-no-space-before",
@@ -265,28 +199,28 @@ ENCODING: tuple[Mistake[Encode], ...] = (
     Mistake(
         "tokenizer-ascii-letters",
         "only ASCII letters and digits are taken for letters and numbers",
-        (_cut_by(lambda text: split(text, _ascii_kind)),),
+        (_cut_by(lambda text: split(text, ascii_kind)),),
     ),
     Mistake(
         "tokenizer-digits-alone",
         "every digit is a word of its own",
         (
-            _cut_by(partial(_in_digits, size=1, space=False)),
-            _cut_by(partial(_in_digits, size=1, space=True)),
+            _cut_by(partial(in_digits, size=1, space=False)),
+            _cut_by(partial(in_digits, size=1, space=True)),
         ),
     ),
     Mistake(
         "tokenizer-digits-in-threes",
         "numbers are cut into groups of three digits, as GPT-4 does",
         (
-            _cut_by(partial(_in_digits, size=3, space=False)),
-            _cut_by(partial(_in_digits, size=3, space=True)),
+            _cut_by(partial(in_digits, size=3, space=False)),
+            _cut_by(partial(in_digits, size=3, space=True)),
         ),
     ),
     Mistake(
         "tokenizer-no-words",
         "the text is not cut into words before it is merged, or at white space alone",
-        (_cut_by(lambda text: [text] if text else []), _cut_by(_at_spaces)),
+        (_cut_by(lambda text: [text] if text else []), _cut_by(at_spaces)),
     ),
     Mistake(
         "tokenizer-first-merge-lost",
