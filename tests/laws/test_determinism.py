@@ -379,6 +379,15 @@ def test_what_may_be_something_else_is_not_named(alter: Callable[[Any], None]) -
     assert not any("fault" in f.details for f in failed if f.id.startswith("determinism"))
 
 
+def test_what_has_no_mode_is_not_said_to_be_left_in_one() -> None:
+    """As a graph, of which it is only known that an operation draws."""
+    made = port(faults.one_dropout_left_on)
+    made.dropout = None  # type: ignore[assignment]
+    found = only(hold(MODE, made), MODE)
+    assert found.message.startswith("left on from training: transformer.h.1.mlp.dropout; ")
+    assert "fault" not in found.details
+
+
 def test_what_cannot_be_looked_into_is_not_named() -> None:
     """Other bits of a function, which may compute in another process."""
     noisy = port(faults.noise_of_a_generator_of_its_own)

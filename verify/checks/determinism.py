@@ -109,6 +109,8 @@ def _fault_of_bits(port: Port, tokens: Tokens, moved: Sequence[Change]) -> str |
     drawn = port.draws(tokens) if port.draws is not None else []
     states = {change.name for change in moved if change.is_random}
     if inner := _left_on(port):
+        if port.dropout is None:  # of what has no mode it is not known that it drops
+            return None
         places = [words.rpartition(" (")[0] for words in drawn]
         inside = all(any(_within(place, part) for part in inner) for place in places)
         return "determinism-training-mode" if places and inside else None
@@ -137,7 +139,7 @@ def check_mode(subject: Subject) -> list[Finding]:
     dropout = port.dropout() if port.dropout is not None else None
     details: dict[str, Any] = {"training": parts, "dropout": dropout}
     if inner := _left_on(port):
-        details |= _named("determinism-training-mode")
+        details |= _named("determinism-training-mode" if dropout is not None else None)
         message = f"{_acting(inner, dropout)}; {words or _EVEN_SO}"
         return [Finding(MODE, Status.FAILED, message, details=details)]
     if words:

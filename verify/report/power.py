@@ -256,7 +256,10 @@ Trials are run on short inputs first; what these do not show in full is tried on
 of `gpt-verify run`. Each is judged by the comparison of weights, sites and logits, by the
 diagnosis, and by the law that must refute the fault: by less than what `gpt-verify run` holds
 against a port, which refutes whatever is refuted here. With `--every-law` all laws are held against
-the form in all layers, so that what the others name counts as well.
+the form in all layers, so that what the others name counts as well. After each trial the process is
+put back as it was: that they change it is what some of the faults of determinism are. Those of the
+tokenizer are planted where the library `tokenizers` is installed and the checkpoint has a
+vocabulary.
 
 Correct variants are judged on the short inputs and one of the default ones, another one for each
 seed. The laws take turns: over all seeds, every law has judged every variant (in a quick run, every
