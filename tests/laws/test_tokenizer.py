@@ -26,6 +26,7 @@ from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
 from verify.checkpoint.vocabulary import load
 from verify.checks.tokenizer import _other_unicode
 from verify.checks.tokenizer_cuts import pattern
+from verify.checks.tokenizer_merges import OneByOne
 from verify.checks.tokenizer_mistakes import DECODING, ENCODING
 from verify.checks.tokenizer_texts import BATTERY, is_open, texts, with_one_open
 from verify.faults import tokenizer_changes
@@ -289,12 +290,12 @@ def files_for(name: str) -> str:
     return "released" if name in RELEASED_ONLY else "default"
 
 
-def altered(name: str) -> WithTokenizers:
+def altered(name: str, files: str | None = None) -> WithTokenizers:
     """A port with one tokenizer, which has the mistake."""
     plant = CATALOGUE[f"tokenizer-{name}"].plant_port
     assert plant is not None
     port = WithTokenizers({})
-    plant(port, source(files_for(name)))
+    plant(port, source(files or files_for(name)))
     return port
 
 
@@ -388,6 +389,28 @@ def test_of_several_tokenizers_all_that_fail_must_have_the_fault() -> None:
         (finding,) = hold("tokenizer.encode", WithTokenizers(some), source("default"))
         assert finding.status is Status.FAILED
         assert finding.details.get("fault") == fault
+
+
+@pytest.mark.parametrize("files", ["default", "released"])
+def test_merges_in_a_wrong_order_are_named_whichever_way_they_are_applied(files: str) -> None:
+    """``tokenizers`` does not join every occurrence of a merge first, which only shows there."""
+    bpe = vocabulary(files)
+    order = bpe.merges[::-1]
+    library = altered("merges-reversed", files).tokenizers()["tokenizers"]
+    original = BPE(bpe.encoder, order)
+    text = "hello=========aaaaaaa"
+    assert (library.encode(text) == original.encode(text)) == (files == "default")
+    assert library.encode(text) == OneByOne(bpe.encoder, order).encode(text)
+    for tokenizer in (library, original):
+        (finding,) = hold("tokenizer.encode", WithTokenizers({"x": tokenizer}), source(files))
+        assert finding.details["fault"] == "tokenizer-merges-reversed"
+
+
+@many
+@given(texts_of_any_kind)
+def test_in_the_right_order_both_ways_are_one(text: str) -> None:
+    bpe = vocabulary()
+    assert OneByOne(bpe.encoder, bpe.merges).encode(text) == bpe.encode(text)
 
 
 def only_this_direction(other: str, port: WithTokenizers, files: str = "default") -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Generic, Literal, TypeVar
@@ -23,11 +23,11 @@ from verify.checks.tokenizer_cuts import (
     in_digits,
     pattern,
 )
+from verify.checks.tokenizer_merges import OneByOne, with_merges
 
 Encode = Callable[[BPE, str], list[int]]
 Decode = Callable[[BPE, list[int]], str]
 Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
-Merges = Sequence[tuple[str, str]]
 Way = TypeVar("Way", Encode, Decode)
 
 
@@ -94,19 +94,6 @@ def _shifted(by: int) -> Encode:
 
 def _cut_by(cut: Callable[[str], Iterable[str]]) -> Encode:
     return lambda bpe, text: bpe.encode_pieces(cut(text))
-
-
-def with_merges(change: Callable[[Merges], Merges]) -> Encode:
-    """Other lines of ``vocab.bpe``; the table is built for the first text."""
-    built: dict[int, BPE] = {}
-
-    def encode(bpe: BPE, text: str) -> list[int]:
-        if id(bpe) not in built:
-            built.clear()
-            built[id(bpe)] = BPE(bpe.encoder, change(bpe.merges))
-        return built[id(bpe)].encode(text)
-
-    return encode
 
 
 def _normalised(form: Form) -> Encode:
@@ -240,7 +227,10 @@ ENCODING: tuple[Mistake[Encode], ...] = (
     Mistake(
         "tokenizer-merges-reversed",
         "the merges of vocab.bpe are applied in the opposite order",
-        (with_merges(lambda merges: merges[::-1]),),
+        (
+            with_merges(lambda merges: merges[::-1]),
+            with_merges(lambda merges: merges[::-1], OneByOne),
+        ),
     ),
     Mistake(
         "tokenizer-ids-shifted",
