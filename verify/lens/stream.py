@@ -11,6 +11,7 @@ Kept in memory: the decoded states, T · D for each, wte once, and the blocks.
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -170,14 +171,12 @@ def _fill(
     """Measure all blocks, in as many threads as the engine has."""
     rows = engine.rows(len(wte_VD), wte_VD.dtype)
     next_T = np.append(tokens_T[1:], 0)
-    chunks = list(_chunks(len(decoded), max(rows, 3)))
-    blocks = [
-        (chunk, slice(start, start + positions))
-        for chunk in chunks
-        for positions in [max(1, rows // len(chunk))]
-        for start in range(0, len(tokens_T), positions)
-    ]
-    most = max(len(chunk) * min(len(tokens_T), max(1, rows // len(chunk))) for chunk in chunks)
+    blocks, most = [], 0
+    for chunk in _chunks(len(decoded), max(rows, 3)):
+        positions = _positions(len(tokens_T), max(1, rows // len(chunk)), engine.workers)
+        starts = range(0, len(tokens_T), positions)
+        blocks += [(chunk, slice(start, start + positions)) for start in starts]
+        most = max(most, positions * len(chunk))
     own = threading.local()
 
     def measure(block: tuple[Ints, slice]) -> None:
@@ -192,6 +191,12 @@ def _fill(
     with ThreadPoolExecutor(engine.workers, initializer=engine.enter_thread) as pool:
         for _done in pool.map(measure, blocks):
             pass
+
+
+def _positions(tokens: int, most: int, workers: int) -> int:
+    """How many are in a block: at most ``most``, and so that no worker is idle at the end."""
+    rounds = math.ceil(tokens / (most * workers))
+    return math.ceil(tokens / (rounds * workers))
 
 
 def _chunks(n: int, most: int) -> Iterator[Ints]:
