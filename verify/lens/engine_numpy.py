@@ -30,9 +30,12 @@ Product = Callable[[Floats, Floats], object]
 SEGMENT = 3072
 #: How many logits stand for one, their maximum, while the largest are looked for.
 COLUMN = 32
-#: Logits of the states that are worked on at a time; three such buffers and five single rows are
+#: Logits of the states that are worked on at a time; three such groups and four single rows are
 #: to fit the second-level cache.
 GROUP_BYTES = 640 * 1024
+#: Memory is mapped in pages of this size where that is asked for, as NumPy does from twice as much
+#: on. Scattered over small pages, rows that should fit the cache displace each other.
+LARGE_PAGE = 2 * 1024 * 1024
 #: Logits of a block: enough rows for the product to be efficient.
 BLOCK_BYTES = 64 * 1024 * 1024
 
@@ -59,6 +62,13 @@ class NumpyArrays:
 
     def empty(self, *shape: int) -> Floats:
         return np.empty(shape, self.dtype)
+
+    def scratch(self, positions: int, rows: int) -> Floats:
+        shape = (positions, rows, self.width)
+        size = math.prod(shape) * self.dtype.itemsize
+        block = np.empty(size + 2 * LARGE_PAGE, np.uint8)
+        start = -block.ctypes.data % LARGE_PAGE
+        return block[start : start + size].view(self.dtype).reshape(shape)
 
     def zeros(self, *shape: int) -> NDArray[np.float64]:
         return np.zeros(shape)

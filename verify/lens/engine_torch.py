@@ -36,7 +36,8 @@ class TorchArrays:
         """A copy on the device, of the same dtype."""
         return self.xp.tensor(a, device=self._device)
 
-    def empty(self, *shape: int) -> Any:
+    def scratch(self, positions: int, rows: int) -> Any:
+        shape = (positions, rows, self.n_vocab)
         return self.xp.empty(shape, dtype=self._dtype, device=self._device)
 
     def zeros(self, *shape: int) -> Any:

@@ -66,8 +66,8 @@ class Arrays(Protocol):
     #: The least number of the engine's dtype.
     lowest: float
 
-    def empty(self, *shape: int) -> Array:
-        """Of the engine's dtype."""
+    def scratch(self, positions: int, rows: int) -> Array:
+        """Rows to work in, of the engine's dtype, [P, rows, V]."""
 
     def zeros(self, *shape: int) -> Array:
         """In float64."""
@@ -115,7 +115,7 @@ class Arrays(Protocol):
 
 
 class Rows:
-    """Measures blocks of logits, and holds the buffers that one slab after another uses.
+    """Measures blocks of logits, and holds the rows that one slab after another works in.
 
     Args:
         arrays: the engine's functions.
@@ -127,7 +127,7 @@ class Rows:
     def __init__(self, arrays: Arrays, slab: int, group: int, k: int) -> None:
         self._arrays, self._slab, self._group = arrays, slab, group
         self._k = min(k, arrays.n_vocab)
-        self._buffers: dict[str, Array] = {}
+        self._scratch: Array | None = None
 
     def measure(self, x_PNV: Array, tokens_P: Array, next_P: Array) -> Measured:
         """Every statistic of a block by its name, and ``top_ids`` and ``top_probabilities``.
@@ -170,21 +170,21 @@ class Rows:
     ) -> None:
         """All sums over V of one slab; x becomes y."""
         arrays, xp = self._arrays, self._arrays.xp
-        positions, states, width = x.shape
-        final, first = slice(states - 1, states), slice(0, 1)
+        positions, states = x.shape[:2]
+        final = slice(states - 1, states)
 
         # The two that all others are compared with come first, and their probabilities are kept.
-        kept = {}
-        for at in (final, first)[: min(states, 2)]:
-            kept[at.start] = self._buffer(f"kept {at == first}", positions, 1, width)
-            self._normalise(x, at, kept[at.start], sums["z"], notes)
-        p, y_p, r = kept[final.start], x[:, final], kept[0]
-        floor = self._buffer("floor", positions, 1, width)
+        group = min(self._group, max(1, states - 2))
+        rows = self._rows(positions, 3 + 2 * group)
+        kept = {final.start: rows[:, 0:1], 0: rows[:, 1:2]} if states > 1 else {0: rows[:, 0:1]}
+        for start, q in kept.items():
+            self._normalise(x, slice(start, start + 1), q, sums["z"], notes)
+        p, y_p, r, floor = kept[final.start], x[:, final], kept[0], rows[:, 2:3]
         xp.clip(p, _TINY, None, out=floor)
         ids_P3 = xp.stack((arrays.argmax(y_p[:, 0]), tokens_P, next_P), -1)
-        for at in _groups(states, self._group):
+        for at in _groups(states, group):
             y = x[:, at]
-            q, scratch = self._buffer("q", *y.shape), self._buffer("scratch", *y.shape)
+            q, scratch = (rows[:, i : i + y.shape[1]] for i in (3, 3 + group))
             if at.start in kept:
                 q[...] = kept[at.start]
             else:
@@ -239,12 +239,12 @@ class Rows:
         a_MV, b_MV = (self._arrays.wide(y[at_P, n]) for n in (other, at_N))
         return distances(self._arrays.xp, a_MV, b_MV)
 
-    def _buffer(self, name: str, positions: int, states: int, width: int) -> Array:
-        """Part of a buffer that is made once, and again where it is too small."""
-        known = self._buffers.get(name)
-        if known is None or known.shape[0] < positions or known.shape[1] < states:
-            known = self._buffers[name] = self._arrays.empty(positions, states, width)
-        return known[:positions, :states]
+    def _rows(self, positions: int, count: int) -> Array:
+        """Rows to work in, made once, and again where they are too few."""
+        known = self._scratch
+        if known is None or known.shape[0] < positions or known.shape[1] < count:
+            known = self._scratch = self._arrays.scratch(positions, count)
+        return known[:positions, :count]
 
 
 def _groups(states: int, size: int) -> Iterator[slice]:
