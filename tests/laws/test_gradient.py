@@ -233,6 +233,26 @@ def test_what_changes_too_little_to_be_known_by_has_no_name() -> None:
     assert named(findings) == []
 
 
+@pytest.mark.parametrize("name", ["skips-detached", "mlp-detached", "attention-detached"])
+@pytest.mark.parametrize(
+    "config", [Config(3, 19, 2, 1, 3), Config(2, 5, 2, 2, 1), Config(101, 5, 2, 2, 4)], ids=str
+)
+@pytest.mark.parametrize("twin", [True, False], ids=["float64", "declared"])
+def test_what_looks_like_another_mistake_as_well_has_no_name(
+    name: str, config: Config, twin: bool
+) -> None:
+    """A layer norm of two channels lets next to nothing back, and hides what lies behind it."""
+    source, fault = checkpoint(config), CATALOGUE[f"gradient-{name}"]
+    made = plain(source=source)
+    assert fault.plant is not None
+    fault.plant(made.module, range(config.n_layer))
+    try:
+        findings = held(made if twin else without_twin(made), source)
+    except NotExamined:
+        return
+    assert named(findings) in ([], [fault.name])
+
+
 def one_linear_map_scales(model: Any) -> None:
     """What comes back through one matrix is scaled, and its own derivative with it."""
     model.transformer.h[1].mlp.c_fc.register_forward_hook(

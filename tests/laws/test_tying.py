@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tying_faults as faults
 from models import CONFIG, checkpoint, failed_laws, finding, judged
-from plain_ports import faulty
+from plain_ports import faulty, plain
 from subjects import hold, port
 
 from reference import Config
@@ -307,6 +307,14 @@ def test_every_fault_of_the_catalogue_is_named_by_its_law(name: str) -> None:
     # Today it computes what a port that is tied does.
     assert one(hold("tying.value", made)).status is Status.PASSED
     assert [f.status for f in hold("causality.bits", made)] == [Status.PASSED]
+
+
+def test_of_another_function_nobody_knows_why_the_lookup_is_not_followed() -> None:
+    """A layer norm that overflows in half precision: its bias, whatever is embedded."""
+    source = checkpoint(Config(101, 2, 4, 1, 2), seed=20, scale=10.0)
+    found = one(hold("tying.storage", plain(source=source, dtype="float16"), source))
+    assert "is embedded as before" in found.message
+    assert "fault" not in found.details
 
 
 class TestUntiedInTransformers:

@@ -230,6 +230,14 @@ class TestRefutedInFloat64:
         fault.plant(made.module, range(CONFIG.n_layer))
         assert "fault" not in found(made).details
 
+    def test_one_row_is_all_rows(self) -> None:
+        """Of two positions one predicts: that its token is padding, or the lookup detached."""
+        source = checkpoint(Config(101, 2, 4, 1, 2))
+        for alter in (faults.lookup_takes_the_last_token_for_padding, faults.lookup_detached):
+            finding = found(port(alter, source=source), source)
+            assert finding.status is Status.FAILED
+            assert "fault" not in finding.details
+
     def test_a_lookup_that_is_wrong_in_no_known_way(self) -> None:
         def change(gradients: Gradients) -> Gradients:
             assert gradients.wte_input is not None

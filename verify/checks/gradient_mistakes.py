@@ -162,9 +162,12 @@ class Evidence:
     def name(self) -> str | None:
         """The one mistake that all of it fits; None where none does, or several."""
         with np.errstate(all="ignore"):  # what is not finite fits nothing
-            read_off = [n for n, fits in _READ_OFF.items() if fits(self)]
-            names = read_off or sorted(set(self._by_rule()))
-        return f"gradient-{names[0]}" if len(names) == 1 else None
+            clear = dict.fromkeys((n for n, fits in _READ_OFF.items() if fits(self)), _FEWEST)
+            for name, moved in self._by_rule():
+                clear[name] = max(moved, clear.get(name, 0))
+        # One that fits by chance, or because it changes little here, is no name, and denies others.
+        names = [name for name in clear if len(clear) == 1 and clear[name] >= _FEWEST]
+        return f"gradient-{names[0]}" if names else None
 
     @cached_property
     def wrong(self) -> list[Comparison]:
@@ -182,7 +185,8 @@ class Evidence:
         """An end of wte is among what is wrong: alone, it is a matter of tying."""
         return any(c.direction.tensor == "wte" for c in self.wrong)
 
-    def _by_rule(self) -> Iterator[str]:
+    def _by_rule(self) -> Iterator[tuple[str, int]]:
+        """Mistakes that fit, and in how many tensors they show."""
         for name, kinds in MISTAKES.items():
             versions = [kinds]
             if name not in _TOGETHER and len(kinds) > 1:
@@ -190,8 +194,8 @@ class Evidence:
             for version in versions:
                 for layers in self._layers():
                     rules = _at(version, layers, self.config)
-                    if rules and self._fits(rules):
-                        yield name
+                    if rules and (moved := self._shown(rules)) is not None:
+                        yield name, moved
 
     def _layers(self) -> Iterator[tuple[int, ...]]:
         """All, and those in which the first wrong one lies on the way back, or one that only what
@@ -203,8 +207,8 @@ class Evidence:
             near = -1 if last is None else last
             yield from ((layer,) for layer in (near, near + 1) if layer in every)
 
-    def _fits(self, rules: Mapping[str, Rule]) -> bool:
-        """Whether all derivatives are those that come back by these rules."""
+    def _shown(self, rules: Mapping[str, Rule]) -> int | None:
+        """How many derivatives these rules change clearly; None where one is not what they give."""
         backward = self.backward()
         clear: set[str] = set()
         right = {read.site: read for read in backward.right}
@@ -215,11 +219,11 @@ class Evidence:
             for c in waiting.pop(read.site, ()):
                 moved = read.along(c.direction) - right[read.site].along(c.direction)
                 if not _is(c, c.expected + moved, _larger(read, right[read.site])):
-                    return False
+                    return None
                 if abs(moved) > _CLEAR * LIMIT_FLOORS * c.error:
                     clear.add(c.what)
         untouched = [c for left in waiting.values() for c in left]
-        return len(clear) >= _FEWEST and not any(c.wrong for c in untouched)
+        return None if any(c.wrong for c in untouched) else len(clear)
 
 
 def _place(layer: int | None) -> int:
@@ -276,7 +280,10 @@ def _scaled(evidence: Evidence) -> bool:
     clear = {
         c.what for c in evidence.behind if moves * abs(c.expected) > _CLEAR * LIMIT_FLOORS * c.error
     }
-    return len(clear) >= _FEWEST and all(fits(c) for c in evidence.behind)
+    # What noise hides may be right, and only some tensors have the factor.
+    wrong = {c.what for c in evidence.wrong}
+    seen = wrong.issuperset(c.what for c in evidence.behind if c.visible)
+    return seen and len(clear) >= _FEWEST and all(fits(c) for c in evidence.behind)
 
 
 #: What is told by the port's numbers alone.

@@ -117,7 +117,7 @@ class _Trial:
                 break
         for row, tokens_T in enumerate(tokens[1:], start=1):
             if not any(_different(a[row, -1, kept], before[row, -1, kept]).any() for a in after):
-                self._lookup(tokens_T, kept)
+                self._lookup(tokens_T, kept, before[row, -1, kept])
         self._ends.unseen = list(dict.fromkeys(self._ends.unseen))
         return self._ends
 
@@ -186,16 +186,23 @@ class _Trial:
         )
         return False
 
-    def _lookup(self, tokens_T: Tokens, kept: Tokens) -> None:
-        """Nothing moved: the reference says whether anything should have."""
+    def _lookup(self, tokens_T: Tokens, kept: Tokens, before_K: Floats) -> None:
+        """Nothing moved: the reference says whether anything should have. Of a port that computes
+        something else nobody knows why it did not."""
         at, token = len(tokens_T) - 1, int(tokens_T[-1])
         old_D = np.asarray(self._subject.weights["wte"][token])
         x_TD = [self._state(tokens_T, token, new_D) for new_D in (old_D, self._signs_D)]
         kept_KD = np.asarray(self._subject.weights["wte"][kept], np.float64)
         moves = unembed(x_TD[1][at:] - x_TD[0][at:], kept_KD)
-        self._not_followed(self._subject.floors(moves, tokens_T, first=at), token, at)
+        off = before_K - unembed(x_TD[0][at:], kept_KD)
+        off -= off.mean(axis=-1, keepdims=True)
+        same = self._subject.floors(off, tokens_T, first=at) <= LIMIT_FLOORS
+        fault = "tying-lookup-hidden" if same else None
+        self._not_followed(self._subject.floors(moves, tokens_T, first=at), token, at, fault)
 
-    def _not_followed(self, floors: float, token: int, position: int) -> None:
+    def _not_followed(
+        self, floors: float, token: int, position: int, fault: str | None = None
+    ) -> None:
         if floors <= LIMIT_FLOORS:
             self._ends.unseen.append("the lookup (no logit depends on what is embedded)")
             return
@@ -203,7 +210,7 @@ class _Trial:
             f"row {token} of {self._parameter.name} was overwritten, and token {token} at position "
             f"{position} is embedded as before (the reference moves by {floors:.3g} noise floors): "
             "the lookup reads other memory",
-            "tying-lookup-hidden",
+            fault,
         )
 
     def _state(self, tokens_T: Tokens, token: int, new_D: Floats) -> Floats:

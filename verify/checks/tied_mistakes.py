@@ -82,6 +82,8 @@ def of_lookup(lookup: End, tokens: NDArray[np.int64], known: Known) -> str | Non
         tokens: int64[B, T], the batch.
         known: derivatives of the same batch through the lookup.
     """
+    if len(_read(tokens)) < 2:  # one row is all rows
+        return None
     if lookup.blocked:
         return "tying-lookup-detached"
     fits = {
@@ -93,6 +95,11 @@ def of_lookup(lookup: End, tokens: NDArray[np.int64], known: Known) -> str | Non
     return names[0] if len(names) == 1 else None
 
 
+def _read(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tokens from which something is predicted: not the last of a sequence."""
+    return np.unique(tokens[:, :-1])
+
+
 def _by_frequency(lookup: End, tokens: NDArray[np.int64]) -> bool:
     """Multiplied by how often each token occurs, it is right."""
     times_V = np.bincount(tokens.ravel(), minlength=len(lookup.gradient_VD))
@@ -101,8 +108,7 @@ def _by_frequency(lookup: End, tokens: NDArray[np.int64]) -> bool:
 
 def _row_missing(lookup: End, tokens: NDArray[np.int64], known: Known) -> bool:
     """One token's row gets nothing, and apart from that it is right."""
-    read = np.unique(tokens[:, :-1])  # nothing is predicted from the last
-    missing = [int(v) for v in read if not lookup.gradient_VD[v].any()]
+    missing = [int(v) for v in _read(tokens) if not lookup.gradient_VD[v].any()]
     if len(missing) != 1:
         return False
     others = []
