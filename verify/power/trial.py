@@ -174,8 +174,12 @@ class Bench:
         self._tensorflow: Worker | None = None
 
     def fault(self, planting: Planting) -> FaultOutcome:
-        """Short inputs first; what they do not show in full is tried on the default ones."""
-        found = self._tried(planting, "short", short_inputs(self.checkpoint, self.seed))
+        """A short input first; what it does not show in full is tried on the default ones."""
+        batch, long = short_inputs(self.checkpoint, self.seed)
+        # What acts at a site does so in one row; what lies around the model needs two.
+        fault = CATALOGUE[planting.fault]
+        first = long if fault.acts or fault.fits or fault.alter else batch
+        found = self._tried(planting, "short", [first])
         # From logits alone a fault is named on sequences of the filter's own: others add nothing.
         named = planting.form == LOGITS or (found.localised is not False and found.explained)
         blind = planting.form == LOGITS and not (found.floors or 0) >= 1

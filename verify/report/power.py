@@ -252,8 +252,8 @@ fault counts where that is so in every form in which it was planted: in all laye
 can be, in one. Faults in ports that show nothing but logits are counted apart: *visible* are
 those that move the logits by at least one noise floor of float32.
 
-Trials are run on short inputs first; what these do not show in full is tried on the default inputs
-of `gpt-verify run`. Each is judged by the comparison of weights, sites and logits, by the
+Trials are run on a short input first, one row or two; what it does not show in full is tried on the
+default inputs of `gpt-verify run`. Each is judged by the comparison of weights, sites and logits, by the
 diagnosis, and by the law that must refute the fault: by less than what `gpt-verify run` holds
 against a port, which refutes whatever is refuted here. With `--every-law` all laws are held against
 the form in all layers, so that what the others name counts as well. After each trial the process is
