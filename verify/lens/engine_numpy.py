@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from threading import Semaphore
 from typing import Any
 
 import numpy as np
@@ -157,10 +158,25 @@ class NumpyArrays:
 
 
 class NumpyWorker:
-    """Measures blocks of up to ``rows`` rows of logits, one position at a time."""
+    """Measures blocks of up to ``rows`` rows of logits, one position at a time.
 
-    def __init__(self, wte_VD: Floats, rows: int, k: int, product: Product) -> None:
-        self._product = product
+    Args:
+        wte_VD: the head.
+        rows: of a block, at most.
+        k: how many of the most probable tokens are listed.
+        product: of rows with the head.
+        turn: held while rows are measured; see ``NumpyEngine``.
+    """
+
+    def __init__(
+        self,
+        wte_VD: Floats,
+        rows: int,
+        k: int,
+        product: Product,
+        turn: AbstractContextManager[Any],
+    ) -> None:
+        self._product, self._turn = product, turn
         self._arrays = NumpyArrays(len(wte_VD), wte_VD.dtype)
         self._x_RV = self._arrays.empty(rows, self._arrays.width)
         group = max(1, GROUP_BYTES // (self._arrays.width * wte_VD.itemsize))
@@ -172,7 +188,8 @@ class NumpyWorker:
         x_RV = self._x_RV[: positions * states]
         x_RV[:, self._arrays.n_vocab :] = -np.inf
         self._product(h_PND.reshape(-1, d), x_RV[:, : self._arrays.n_vocab])
-        with np.errstate(all="ignore"):  # what is not finite is reported as undefined
+        # What is not finite is reported as undefined.
+        with self._turn, np.errstate(all="ignore"):
             return self._rows.measure(x_RV.reshape(positions, states, -1), tokens_P, next_P)
 
 
@@ -192,6 +209,10 @@ def measure_logits(
 class NumpyEngine:
     """Threads of NumPy; as many as its BLAS may use where the engine is made.
 
+    A product is one long call, the passes over its rows are thousands of short ones, between which
+    the interpreter changes hands. Threads that did them at the same time would wait for it more
+    than they work; so one in three may, which is about the passes' share of the time.
+
     Args:
         torch_product: have the logits computed by torch.
     """
@@ -200,6 +221,7 @@ class NumpyEngine:
         self._torch_product = torch_product
         blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
         self.workers = max(blas, default=1)
+        self._turns = Semaphore(max(1, self.workers // 3))
         self.block_bytes = BLOCK_BYTES
 
     def rows(self, n_vocab: int, dtype: DTypeLike) -> int:
@@ -209,7 +231,7 @@ class NumpyEngine:
 
     def worker(self, wte_VD: Floats, rows: int, k: int) -> NumpyWorker:
         product = _torch_product(wte_VD) if self._torch_product else _numpy_product(wte_VD)
-        return NumpyWorker(wte_VD, rows, k, product)
+        return NumpyWorker(wte_VD, rows, k, product, self._turns)
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -428,12 +428,12 @@ def short_inputs(checkpoint: Checkpoint, seed: int) -> list[Input]:
 
 
 def varied_inputs(checkpoint: Checkpoint, seed: int) -> list[Input]:
-    """The short inputs, one token alone, and one of the default inputs, another one for each seed,
+    """Two short rows, one token alone, and one of the default inputs, another one for each seed,
     long ones first."""
     more = [i for i in default_inputs(checkpoint.config, seed) if i.tokens.size <= _LARGEST]
     more.sort(key=lambda item: -item.tokens.size)
-    alone = seeded(checkpoint.config, 1, seed)
-    return [*short_inputs(checkpoint, seed), alone, more[seed % len(more)]]
+    batch, _long = short_inputs(checkpoint, seed)
+    return [batch, seeded(checkpoint.config, 1, seed), more[seed % len(more)]]
 
 
 def _failed(report: PortReport) -> list[Finding]:

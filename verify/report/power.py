@@ -253,19 +253,19 @@ can be, in one. Faults in ports that show nothing but logits are counted apart: 
 those that move the logits by at least one noise floor of float32.
 
 Trials are run on a short input first, one row or two; what it does not show in full is tried on the
-default inputs of `gpt-verify run`. Each is judged by the comparison of weights, sites and logits, by the
-diagnosis, and by the law that must refute the fault: by less than what `gpt-verify run` holds
-against a port, which refutes whatever is refuted here. With `--every-law` all laws are held against
-the form in all layers, so that what the others name counts as well. After each trial the process is
-put back as it was: that they change it is what some of the faults of determinism are. Those of the
-tokenizer are planted where the library `tokenizers` is installed and the checkpoint has a
-vocabulary.
+default inputs of `gpt-verify run`. Each is judged by the comparison of weights, sites and logits,
+by the diagnosis, and by the law that must refute the fault: by less than what `gpt-verify run`
+holds against a port, which refutes whatever is refuted here. With `--every-law` all laws are held
+against the form in all layers, so that what the others name counts as well. After each trial the
+process is put back as it was: that they change it is what some of the faults of determinism are.
+Those of the tokenizer are planted where the library `tokenizers` is installed and the checkpoint
+has a vocabulary.
 
-Correct variants are judged on the short inputs and one of the default ones, another one for each
-seed. The laws take turns: over all seeds, every law has judged every variant (in a quick run, every
-other variant). With `--every-law` every law judges every variant on every seed; with `--correct` so
-it does, without any fault, and there are more variants. What these longer runs found is in
-`docs/results/power-correct.md`.
+Correct variants are judged on two short rows, one token alone and one of the default inputs,
+another one for each seed. The laws take turns: over all seeds, every law has judged every variant
+(in a quick run, every other variant). With `--every-law` every law judges every variant on every
+seed; with `--correct` so it does, without any fault, and there are more variants. What these longer
+runs found is in `docs/results/power-correct.md`.
 
 The usual comparisons are made on the same ports and inputs (`verify/power/peers.py`): they compare
 logits, tensors or states of the port with those of a correct port in float32. They look at a plain
