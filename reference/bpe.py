@@ -173,10 +173,7 @@ class BPE:
         waiting = [(r, at) for at in range(len(word)) if (r := rank(at)) is not None]
         heapify(waiting)
         while waiting:
-            earliest = waiting[0][0]
-            places: list[int] = []
-            while waiting and waiting[0][0] == earliest:
-                places.append(heappop(waiting)[1])
+            earliest, places = self._turn(waiting)
             for at in places:
                 if not word[at] or rank(at) != earliest:
                     continue  # an earlier merge has taken one of the two
@@ -190,3 +187,12 @@ class BPE:
                     if changed >= 0 and (r := rank(changed)) is not None:
                         heappush(waiting, (r, changed))
         return [symbol for symbol in word if symbol]
+
+    @staticmethod
+    def _turn(waiting: list[tuple[int, int]]) -> tuple[int, list[int]]:
+        """The earliest rank of a heap of ``(rank, place)``, and all its places, taken out."""
+        earliest = waiting[0][0]
+        places: list[int] = []
+        while waiting and waiting[0][0] == earliest:
+            places.append(heappop(waiting)[1])
+        return earliest, places

@@ -52,6 +52,10 @@ def measured(logits_NTV: Floats, tokens_T: Any, k: int, dtype: Any = np.float64)
     return {name: np.swapaxes(value, 0, 1) for name, value in found.items()}
 
 
+#: What a sum over any of these vocabularies, of terms of up to a hundred, loses in float64.
+SUMMED = 2**12 * 100 * 2.0**-53
+
+
 def agree(found: Found, expected: Found, tolerance: float) -> None:
     """Ranks and ids are equal, numbers to within a tolerance; a root to within that of one."""
     for name, value in expected.items():
@@ -81,7 +85,9 @@ def logits(draw: st.DrawFn) -> tuple[Floats, Any]:
 def test_every_statistic_is_what_its_definition_says(made: Any, k: int) -> None:
     logits_NTV, tokens_T = made
     k = min(k, logits_NTV.shape[-1])
-    agree(measured(logits_NTV, tokens_T, k), definitions.statistics(logits_NTV, tokens_T, k), 1e-11)
+    agree(
+        measured(logits_NTV, tokens_T, k), definitions.statistics(logits_NTV, tokens_T, k), SUMMED
+    )
 
 
 @pytest.mark.parametrize("spread", [0.03, 1.0, 6.0])
@@ -234,7 +240,7 @@ def test_every_engine_measures_every_state(name: str) -> None:
     found = read(engine=ENGINES[name]())
     assert found.sites == tuple(state_sites(CONFIG))
     assert found.decoder == "ln_f"
-    same(found, defined(CONFIG), 1e-11)
+    same(found, defined(CONFIG), SUMMED)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +254,7 @@ def test_every_engine_measures_every_state(name: str) -> None:
 )
 @pytest.mark.parametrize("name", ENGINES)
 def test_odd_sizes(config: Config, name: str) -> None:
-    same(read(config, engine=ENGINES[name](), k=3), defined(config, k=3), 1e-11)
+    same(read(config, engine=ENGINES[name](), k=3), defined(config, k=3), SUMMED)
 
 
 @few
@@ -256,18 +262,18 @@ def test_odd_sizes(config: Config, name: str) -> None:
 def test_blocks_change_nothing(seed: int, block_bytes: int) -> None:
     """However many states and positions are in one."""
     config = Config(n_vocab=37, n_ctx=9, n_embd=8, n_head=2, n_layer=4)
-    same(read(config, numpy_blocks(block_bytes)(), seed=seed), defined(config, seed=seed), 1e-11)
+    same(read(config, numpy_blocks(block_bytes)(), seed=seed), defined(config, seed=seed), SUMMED)
 
 
 def test_float32_is_the_default() -> None:
-    weights, tokens_T = weights_of(CONFIG), TOKENS
-    found = lens(oracle_states(weights, CONFIG, tokens_T), weights, tokens_T)
-    exact = read()
+    """To the last bit; and it is not float64."""
+    found = lens(oracle_states(WEIGHTS, CONFIG, TOKENS), WEIGHTS, TOKENS)
+    narrow, wide = read(dtype=np.float32), read()
     for name, statistic in STATISTICS.items():
+        values = [getattr(made, name) for made in (found, narrow, wide)]
+        assert np.array_equal(values[0], values[1], equal_nan=True), name
         if statistic.kind != "rank":
-            a, b = getattr(found, name), getattr(exact, name)
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-4, err_msg=name)
-            assert not np.array_equal(a, b, equal_nan=True), name
+            assert not np.array_equal(values[0], values[2], equal_nan=True), name
 
 
 def peak_bytes(layers: int) -> int:
@@ -314,7 +320,7 @@ def test_what_cannot_be_read_is_refused(change: dict[str, Any], message: str) ->
 
 
 def test_without_ln_f() -> None:
-    same(read(decoder=WithoutLnF()), defined(CONFIG, WithoutLnF()), 1e-11)
+    same(read(decoder=WithoutLnF()), defined(CONFIG, WithoutLnF()), SUMMED)
 
 
 @pytest.mark.parametrize("first", range(-CONFIG.n_layer, CONFIG.n_layer))
@@ -322,7 +328,7 @@ def test_from_a_later_block_on(first: int) -> None:
     decoder = FromBlock(WEIGHTS, CONFIG, first)
     assert decoder.name == f"from block {first % CONFIG.n_layer}"
     found = read(decoder=decoder)
-    same(found, defined(CONFIG, decoder), 1e-11)
+    same(found, defined(CONFIG, decoder), SUMMED)
     # What is already inside that block or behind it goes on to the model's own logits.
     inside = found.sites.index(f"h.{first % CONFIG.n_layer}.resid_mid")
     assert np.all(found.js_distance[inside:] < 1e-6)
@@ -357,7 +363,7 @@ def maps(seed: int = 0) -> dict[str, Any]:
 def test_a_tuned_lens_translates_each_state() -> None:
     tensors = maps()
     decoder = TunedLens(WEIGHTS, CONFIG, tensors)
-    same(read(decoder=decoder), defined(CONFIG, decoder), 1e-11)
+    same(read(decoder=decoder), defined(CONFIG, decoder), SUMMED)
     x_TD = np.random.default_rng(3).standard_normal((4, CONFIG.n_embd))
     for site, name in zip(state_sites(CONFIG), ("0", "h.0.resid_mid", "1"), strict=False):
         # As torch.nn.Linear applies it: y_o = Σ_i weight[o, i] x_i + bias[o], added to the state.
@@ -383,7 +389,7 @@ def test_a_tuned_lens_is_read_from_a_file(tmp_path: Path, suffix: str) -> None:
         save_file(maps(), path)
     decoder = read_tuned(path, WEIGHTS, CONFIG)
     assert decoder.name == f"tuned lens tuned{suffix}"
-    same(read(decoder=decoder), defined(CONFIG, TunedLens(WEIGHTS, CONFIG, maps())), 1e-11)
+    same(read(decoder=decoder), defined(CONFIG, TunedLens(WEIGHTS, CONFIG, maps())), SUMMED)
 
 
 @pytest.mark.parametrize(

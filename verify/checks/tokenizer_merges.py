@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from heapq import heapify, heappop, heappush
+from heapq import heappop
 
 from reference.bpe import BPE
 
@@ -19,29 +19,10 @@ class OneByOne(BPE):
     learnt does: in a wrong order.
     """
 
-    def _merge(self, word: list[str]) -> list[str]:
-        after, before = [*range(1, len(word) + 1)], [*range(-1, len(word) - 1)]
-
-        def rank(at: int) -> int | None:
-            follower = after[at]
-            return self._rank.get((word[at], word[follower])) if follower < len(word) else None
-
-        waiting = [(r, at) for at in range(len(word)) if (r := rank(at)) is not None]
-        heapify(waiting)
-        while waiting:
-            earliest, at = heappop(waiting)
-            if not word[at] or rank(at) != earliest:
-                continue  # another merge has taken one of the two
-            taken = after[at]
-            word[at] += word[taken]
-            word[taken] = ""
-            after[at] = after[taken]
-            if after[at] < len(word):
-                before[after[at]] = at
-            for changed in (before[at], at):
-                if changed >= 0 and (r := rank(changed)) is not None:
-                    heappush(waiting, (r, changed))
-        return [symbol for symbol in word if symbol]
+    @staticmethod
+    def _turn(waiting: list[tuple[int, int]]) -> tuple[int, list[int]]:
+        earliest, at = heappop(waiting)
+        return earliest, [at]
 
 
 def with_merges(
