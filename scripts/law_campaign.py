@@ -23,11 +23,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "laws")]
 from strategies import Case, cases  # noqa: E402  # of the tests, not installed
-from subjects import port  # noqa: E402
+from subjects import port  # noqa: E402  # needs the path as well
 
-from verify.findings import PortReport, Status  # noqa: E402
-from verify.judge import judge  # noqa: E402
-from verify.run import Silent, environment  # noqa: E402
+from verify.findings import PortReport, Status  # noqa: E402  # after the two above
+from verify.judge import judge  # noqa: E402  # after the two above
+from verify.run import Silent, environment  # noqa: E402  # after the two above
 
 #: Cases that are drawn from one seed.
 BATCH = 20

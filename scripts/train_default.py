@@ -25,9 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run from a clone: reference and verify need not be installed
 
 import default_text as text  # noqa: E402  # beside this script; needs the line above
-from default_batches import Batches  # noqa: E402
+from default_batches import Batches  # noqa: E402  # the same
 
-from reference import Config, parameter_count, tensor_table  # noqa: E402
+from reference import Config, parameter_count, tensor_table  # noqa: E402  # after the two above
 
 if TYPE_CHECKING:
     import torch

@@ -30,7 +30,7 @@ def alteration(alter: Alter) -> Alter:
 
 def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     """``forward(module, *args)`` in place of the module's own; its parameters stay its own."""
-    module.forward = types.MethodType(forward, module)  # type: ignore[method-assign]
+    module.forward = types.MethodType(forward, module)  # type: ignore[method-assign]  # on purpose
 
 
 def _then(module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -415,7 +415,7 @@ def unaltered(model: Any) -> None:
 
 def _factory(attention: str, name: str) -> Callable[[Checkpoint], Port]:
     def factory(checkpoint: Checkpoint) -> Port:
-        port = huggingface(checkpoint, attention)  # type: ignore[arg-type]
+        port = huggingface(checkpoint, attention)  # type: ignore[arg-type]  # one of the two
         ALTERATIONS[name](port.module)
         return port
 
