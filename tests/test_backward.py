@@ -13,7 +13,7 @@ from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.derivatives import derivatives
 from verify.numerics.directions import WTE_READERS, Direction, draw
 from verify.numerics.precision import FLOAT32, FLOAT64
-from verify.numerics.weights import DeclaredWeights, Widened
+from verify.numerics.weights import DeclaredWeights
 
 SIZES = {"n_vocab": 31, "n_ctx": 7, "n_embd": 12, "n_head": 3, "n_layer": 2}
 CONFIG = Config(**SIZES)
@@ -28,7 +28,7 @@ CONFIGS = [
 def backward_of(config: Config) -> tuple[Backward, DeclaredWeights, np.ndarray]:
     weights = DeclaredWeights(checkpoint(config).tensors, FLOAT32)
     tokens = np.random.default_rng(0).integers(0, config.n_vocab, (2, min(6, config.n_ctx)))
-    return Backward(config, Widened(weights), tokens), weights, tokens
+    return Backward(config, weights, tokens), weights, tokens
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gradients import gathered
 from models import CONFIG, checkpoint
 from oracle import assert_agrees, distance
 
@@ -287,7 +288,7 @@ def along(weights, name, direction, tokens):
 
 @pytest.fixture(scope="module")
 def gradients(twin):
-    return twin.gradients(TOKENS)
+    return gathered(twin, TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +300,7 @@ def test_every_variable_has_a_gradient_of_its_shape(port, twin, gradients):
     shapes = {p.name: p.shape for p in port.parameters()}
     assert {name: value.shape for name, value in gradients.parameters.items()} == shapes
     assert {value.dtype for value in gradients.parameters.values()} == {np.dtype(np.float64)}
-    narrow = port.gradients(TOKENS)
+    narrow = gathered(port, TOKENS)
     assert {value.dtype for value in narrow.parameters.values()} == {np.dtype(np.float32)}
     for name, value in narrow.parameters.items():
         # float32: that nothing is grossly wrong.
@@ -341,7 +342,7 @@ def test_the_part_of_the_last_product_has_a_closed_form(gradients, wide):
 def test_the_part_of_the_lookup_is_what_reaches_the_embeddings(twin):
     """In one sequence, position and token rows receive the same derivatives."""
     (tokens,) = single = np.array([[4, 7, 4, 4, 100, 0]])
-    gradients = twin.gradients(single)
+    gradients = gathered(twin, single)
     expected = np.zeros((CONFIG.n_vocab, CONFIG.n_embd))
     np.add.at(expected, tokens, gradients.parameters["model/wpe"][: len(tokens)])
     assert_agrees(gradients.wte_input, expected)
@@ -374,7 +375,7 @@ def test_one_prediction_depends_on_what_came_before_it(twin, wide):
 
         expected, error = slope(cost, 1e-3)
         assert abs((found * direction[:length]).sum() - expected) <= error
-    whole = twin.gradients(single).parameters["model/wpe"]
+    whole = gathered(twin, single).parameters["model/wpe"]
     assert_agrees(total / (length - 1), whole[:length])
     assert not whole[length:].any()
 
@@ -390,7 +391,7 @@ def test_what_predicts_nothing_has_no_gradient(port, tokens, position):
 @pytest.mark.parametrize("tokens", [TOKENS[:, :1], TOKENS[:0]])
 def test_a_loss_of_nothing_has_no_gradient(port, tokens):
     with pytest.raises(PortError, match="predicts nothing"):
-        port.gradients(tokens)
+        gathered(port, tokens)
 
 
 def test_gradients_follow_what_was_written(port, twin, gradients):
@@ -399,11 +400,11 @@ def test_gradients_follow_what_was_written(port, twin, gradients):
     gain.write(2 * original)
     try:
         shown = [at_the_head(weights_of(port), row) for row in TOKENS]
-        found = twin.gradients(TOKENS).parameters["model/ln_f/b"]
+        found = gathered(twin, TOKENS).parameters["model/ln_f/b"]
     finally:
         gain.write(original)
     assert_agrees(found, sum((at_logits @ WEIGHTS["wte"]).sum(axis=0) for at_logits, _ in shown))
-    again = twin.gradients(TOKENS)
+    again = gathered(twin, TOKENS)
     assert same_bits(again.parameters["model/ln_f/b"], gradients.parameters["model/ln_f/b"])
 
 
@@ -440,7 +441,7 @@ def test_copies_are_models_of_their_own(port, wide, gradients):
 def assert_stepped(port, copy, wide):
     """Every variable has moved down the gradient of eight tokens."""
     tokens = np.random.default_rng(0).integers(0, CONFIG.n_vocab, (1, 8), dtype=np.int32)
-    gradients = port.gradients(tokens).parameters
+    gradients = gathered(port, tokens).parameters
     for p in copy.parameters():
         old = wide[p.implies].reshape(p.shape)
         step = p.read() - old

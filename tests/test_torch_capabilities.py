@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch_styles
+from gradients import Gradients, gathered
 from models import CONFIG, checkpoint
 from torch import nn
 from torch.nn import functional as F
@@ -27,7 +28,7 @@ from reference import Config, logits, tensor_table
 from reference.loss import loss_nats, token_losses_nats
 from verify.checkpoint import Checkpoint
 from verify.ports.huggingface import huggingface
-from verify.ports.port import Gradients, NotExamined
+from verify.ports.port import NotExamined
 from verify.ports.torch_module import TorchModule
 
 SOURCE = checkpoint()
@@ -55,7 +56,7 @@ def port(style: str, source: Checkpoint = SOURCE) -> TorchModule:
 def twin_gradients(made: TorchModule) -> Gradients:
     with made.float64() as twin:
         assert twin.gradients is not None
-        return twin.gradients(TOKENS)
+        return gathered(twin, TOKENS)
 
 
 Weights = Mapping[str, np.ndarray]
@@ -141,7 +142,7 @@ def test_the_twin_of_half_precision_has_the_derivatives_at_its_own_weights(dtype
 def test_derivatives_in_the_declared_precision(style: str, dtype: str) -> None:
     """At least half of the digits are those of the twin: of every parameter and of both parts."""
     made = port(style)
-    wide, found = twin_gradients(made), made.gradients(TOKENS)
+    wide, found = twin_gradients(made), gathered(made, TOKENS)
     assert found.parameters.keys() == wide.parameters.keys()
     pairs = [(found.parameters[name], wide.parameters[name]) for name in wide.parameters]
     pairs += [(found.wte_input, wide.wte_input), (found.wte_output, wide.wte_output)]
@@ -167,7 +168,7 @@ def test_the_parts_make_the_whole(style: str) -> None:
 @pytest.mark.parametrize("style", STYLES)
 def test_names_that_share_memory_have_the_same_total(style: str) -> None:
     made = port(style)
-    found = made.gradients(TOKENS).parameters
+    found = gathered(made, TOKENS).parameters
     parameters = list(made.parameters())
     assert set(found) == {p.name for p in parameters}
     for p in parameters:
@@ -386,7 +387,7 @@ class TestEndsOfTied:
     )
     def test_a_blocked_side_is_zero(self, forward: Forward, blocked: str, dtype: str) -> None:
         made = TorchModule(with_forward(forward), SOURCE, "blocked", dtype)  # type: ignore[arg-type]
-        found = made.gradients(TOKENS)
+        found = gathered(made, TOKENS)
         other = {"wte_output": "wte_input", "wte_input": "wte_output"}[blocked]
         assert not getattr(found, blocked).any()
         expected = getattr(plain(), other)
@@ -431,7 +432,11 @@ class TestNotDifferentiable:
         model = torch_styles.split_linears(SOURCE)
         model.forward = without()(model.forward)  # type: ignore[method-assign]
         made = TorchModule(model, SOURCE, "inference")
-        for call in (made.gradients, lambda t: made.input_gradients(t[:1], 3)):
+        calls = (
+            lambda t: gathered(made, t),
+            lambda t: made.input_gradients(t[:1], 3),
+        )
+        for call in calls:
             with pytest.raises(NotExamined, match="does not depend on its parameters"):
                 call(TOKENS)
 
@@ -440,7 +445,7 @@ class TestNotDifferentiable:
             with_forward(lambda m, ids: stream_detached(m, ids).detach()), SOURCE, ""
         )
         with pytest.raises(NotExamined, match="does not depend on its parameters"):
-            made.gradients(TOKENS)
+            gathered(made, TOKENS)
 
     def test_a_module_without_parameters_has_none(self) -> None:
         class Constant(nn.Module):
@@ -452,7 +457,7 @@ class TestNotDifferentiable:
 
     def test_one_token_predicts_nothing(self) -> None:
         with pytest.raises(ValueError, match="two tokens"):
-            port("split_linears").gradients(TOKENS[:, :1])
+            gathered(port("split_linears"), TOKENS[:, :1])
 
 
 @pytest.mark.parametrize("twin", [False, True])
@@ -478,7 +483,7 @@ def test_everything_is_left_as_it_was(style: str, twin: bool) -> None:
     bits = made.logits(TOKENS).tobytes()
     torch.set_rng_state(rng)
     with made.float64() if twin else nullcontext(made) as one:
-        one.gradients(TOKENS)
+        gathered(one, TOKENS)
         one.input_gradients(TOKENS[:1], POSITION)
         assert dict(model.named_parameters(remove_duplicate=False)).keys() == named.keys()
     if not twin:
@@ -501,7 +506,7 @@ def test_odd_sizes(style: str, sizes: tuple[int, ...]) -> None:
     length = source.config.n_ctx
     tokens = np.random.default_rng(3).integers(0, source.config.n_vocab, (2, length))
     with made.float64() as twin:
-        found = twin.gradients(tokens)
+        found = gathered(twin, tokens)
         at_input = twin.input_gradients(tokens[:1], 0)
     assert found.wte_input.shape == found.wte_output.shape == sizes[:3:2]
     wte = next(p for p in made.matching.placements if p.tensor == "wte")
@@ -509,5 +514,5 @@ def test_odd_sizes(style: str, sizes: tuple[int, ...]) -> None:
     assert np.allclose(found.wte_input + found.wte_output, whole, rtol=0, atol=1e-15)
     assert at_input.shape == (length, source.config.n_embd)
     assert not at_input[1:].any()
-    assert set(made.gradients(tokens).parameters) == {p.name for p in made.parameters()}
+    assert set(gathered(made, tokens).parameters) == {p.name for p in made.parameters()}
     assert len(tensor_table(source.config)) <= len(found.parameters)

@@ -12,6 +12,7 @@ import pytest
 import test_torch_capabilities as written
 import torch
 import torch_styles
+from gradients import gathered
 from models import CONFIG, checkpoint
 from test_torch_capabilities import STYLES, TOKENS, linear_of, with_forward, with_head
 from torch import nn
@@ -114,7 +115,7 @@ class TestCopies:
             if how == "one optimiser step"
         )
         tokens = np.random.default_rng(0).integers(0, CONFIG.n_vocab, (1, 8))
-        slope = made.gradients(tokens).parameters
+        slope = gathered(made, tokens).parameters
         for parameter in made.parameters():
             moved = parameter.read() - stepped[parameter.name]
             assert np.allclose(moved, 0.1 * slope[parameter.name], atol=1e-6)

@@ -20,6 +20,7 @@ from verify.checks.laws import LAWS, Law
 from verify.checks.logits import LogitsComparison
 from verify.checks.subject import NotExamined, Subject
 from verify.checks.tying import with_stored_graph
+from verify.checks.unchanged import Weights
 from verify.checks.weights import check_weights
 from verify.diagnosis.port import Diagnosis, diagnose
 from verify.errors import GptVerifyError
@@ -197,8 +198,9 @@ class _Work:
             self.matching,
             self.loading,
         )
+        held = Weights(port.name, self.parameters)
         for law in LAWS:
-            self._law(law, subject)
+            self._law(law, subject, held)
             self.progress.step(law.id)
         if self.checkpoint.config.tied != self.tied:
             self._why |= {law.id: NOT_TIED for law in LAWS if law.id.startswith("tying.")}
@@ -280,13 +282,15 @@ class _Work:
         self.findings += logits.findings()
         self.findings += repeats.findings(port, shortest.tokens)
 
-    def _law(self, law: Law, subject: Subject) -> None:
+    def _law(self, law: Law, subject: Subject, held: Weights) -> None:
         if self.laws is not None and law.id not in self.laws:
             self._why[law.id] = "not asked for"
             return
         if why := law.lacking(subject):
             self._why[law.id] = why
             return
+        if law.writes:
+            held.note()
         try:
             self.findings += law.check(subject)
         except NotExamined as missing:
@@ -298,6 +302,8 @@ class _Work:
             site = places[0] if len(places) == 1 else None
             message = f"the port raised {one_line(e)}"
             self.findings.append(Finding(law.id, Status.FAILED, message, site))
+        if law.writes:
+            held.hold(law.id)
 
     def _stored_graph(self, port: Port, weights: DeclaredWeights) -> None:
         """A forward graph that came with the checkpoint computes the same logits, and is tied."""

@@ -10,6 +10,7 @@ import gradient_faults as faults
 import mixed_precision
 import numpy as np
 import pytest
+from gradients import Gradients, answering
 from models import CONFIG, checkpoint
 from plain_ports import plain
 from subjects import hold, message, port, subject
@@ -21,7 +22,7 @@ from verify.checks.gradient_mistakes import MISTAKES
 from verify.checks.subject import NotExamined
 from verify.faults.catalogue import CATALOGUE
 from verify.findings import Finding, Status
-from verify.ports.port import Gradients, Port
+from verify.ports.port import Port
 
 ALL = [site for site in at_the_weights(CONFIG) if site is not None]
 
@@ -308,16 +309,13 @@ def test_what_is_in_no_catalogue_gets_no_name(
     assert named(findings) == []
 
 
-class Answering(Port):
-    """A port whose gradients are changed before they are handed over."""
-
-    def __init__(self, inner: Port, change: Callable[[Gradients], Gradients]) -> None:
-        self._inner, self.name, self.dtype = inner, inner.name, inner.dtype
-        self.parameters = inner.parameters
-        self.gradients = lambda tokens: change(inner.gradients(tokens))
-
-    def logits(self, tokens: Any) -> Any:
-        return self._inner.logits(tokens)
+def answering_alone(inner: Port, change: Callable[[Gradients], Gradients]) -> Port:
+    """A port of which nothing is known but its weights, its logits and derivatives of these."""
+    made = Port()
+    made.name, made.dtype = inner.name, inner.dtype
+    made.parameters, made.logits = inner.parameters, inner.logits  # type: ignore[method-assign]
+    made.gradients = inner.gradients
+    return answering(made, change)
 
 
 def test_a_gradient_that_is_absent_is_named_as_one_that_is_zero() -> None:
@@ -325,7 +323,7 @@ def test_a_gradient_that_is_absent_is_named_as_one_that_is_zero() -> None:
         kept = {n: g for n, g in gradients.parameters.items() if not n.endswith("2.ln_1.weight")}
         return replace(gradients, parameters=kept)
 
-    findings = held(Answering(port(), drop))
+    findings = held(answering_alone(port(), drop))
     assert failed(findings) == ["h.2.ln_1"]
     assert "no gradient reaches h2/ln_1/g" in message(findings, Status.FAILED)
 
@@ -334,7 +332,7 @@ def test_a_port_that_knows_the_sum_of_both_ends_alone_is_judged_at_the_logits() 
     def total(gradients: Gradients) -> Gradients:
         return replace(gradients, wte_input=None, wte_output=None)
 
-    findings = {f.site: f for f in held(Answering(port(), total))}
+    findings = {f.site: f for f in held(answering_alone(port(), total))}
     assert {f.status for f in findings.values()} == {Status.PASSED}
     assert "wte (both ends)" in findings["logits"].message
     assert "wte" not in findings["embed"].message and "wpe" in findings["embed"].message
@@ -347,7 +345,7 @@ def test_a_gradient_that_is_not_finite_is_refuted() -> None:
         }
         return replace(gradients, parameters=spoilt)
 
-    assert failed(held(Answering(port(), spoil))) == ["ln_f"]
+    assert failed(held(answering_alone(port(), spoil))) == ["ln_f"]
 
 
 def test_the_reference_is_measured_once_for_all_ports_of_a_precision() -> None:
@@ -376,11 +374,10 @@ def test_beyond_the_range_of_float16_there_is_no_mistake(dtype: Any, status: Sta
 
     def overflow(gradients: Gradients) -> Gradients:
         spoilt = {n: np.full_like(g, np.nan) for n, g in gradients.parameters.items()}
-        return Gradients(
-            spoilt, *(np.full_like(g, np.nan) for g in (gradients.wte_input, gradients.wte_output))
-        )
+        ends = (gradients.wte_input, gradients.wte_output)
+        return Gradients(spoilt, *(np.full_like(g, np.nan) for g in ends))
 
-    findings = held(Answering(port(dtype=dtype), overflow))
+    findings = held(answering_alone(port(dtype=dtype), overflow))
     assert {f.status for f in findings} == {status}
     if status is Status.NOT_EXAMINED:
         words = "the gradient is not finite in float16, whose range ends at 65504"

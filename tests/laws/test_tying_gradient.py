@@ -11,6 +11,7 @@ import mixed_precision
 import numpy as np
 import pytest
 import tying_faults as faults
+from gradients import Gradients, answering
 from models import CONFIG, checkpoint
 from plain_ports import plain
 from subjects import hold, port
@@ -19,7 +20,7 @@ from reference import Config
 from verify.faults.catalogue import CATALOGUE
 from verify.faults.fault import Fault
 from verify.findings import Finding, Status
-from verify.ports.port import Gradients, NotExamined, Port, Tokens
+from verify.ports.port import GradientSink, NotExamined, Port, Tokens
 
 Alter = Callable[[Any], None]
 LAW = "tying.gradient"
@@ -33,18 +34,6 @@ def found(made: Port, source: Any = None) -> Finding:
 
 def without_twin(made: Port) -> Port:
     made.float64 = None
-    return made
-
-
-def answering(made: Port, change: Callable[[Gradients], Gradients]) -> Port:
-    """A port that reports other gradients than it has."""
-    original = made.gradients
-    assert original is not None
-
-    def gradients(tokens: Tokens) -> Gradients:
-        return change(original(tokens))
-
-    made.gradients = gradients
     return made
 
 
@@ -136,7 +125,7 @@ class TestNotExamined:
     def test_not_differentiable(self) -> None:
         made = port()
 
-        def gradients(tokens: Tokens) -> Gradients:
+        def gradients(tokens: Tokens, sink: GradientSink) -> bool:
             raise NotExamined("its kernels have no backward pass")
 
         made.gradients = gradients

@@ -276,7 +276,15 @@ def _calls(subject: Subject) -> Iterator[tuple[str, Callable[[], object]]]:
     if (loss := port.loss) is not None:
         yield "loss", lambda: loss(tokens, tokens)
     if (gradients := port.gradients) is not None:
-        yield "gradients", lambda: gradients(tokens)
+        yield "gradients", lambda: gradients(tokens, _Dropped())
+
+
+class _Dropped:
+    """A sink of derivatives that nobody looks at."""
+
+    def add(self, where: object, value: object) -> None: ...
+
+    def restart(self) -> None: ...
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -28,7 +28,6 @@ from verify.checks.twin import throughout
 from verify.findings import Finding, Status
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.derivatives import Derivative
-from verify.numerics.directions import WTE_READERS
 from verify.numerics.local import vocabulary_tiles
 from verify.numerics.precision import FLOAT64
 from verify.numerics.two_tables import last_state
@@ -133,17 +132,15 @@ def _runs(subject: Subject, reference: ReferenceGradient) -> Iterator[_Run]:
 def _run(
     subject: Subject, port: Port, reference: ReferenceGradient, name: str, finer: float
 ) -> _Run:
-    if port.gradients is None:
-        raise NotExamined("no gradients")
     if subject.matching is None:
         raise NotExamined("no parameters shown")
-    gradients = port.gradients(reference.tokens)
-    return _Run(name, PortGradient(gradients, subject.matching), finer)
+    gradient = PortGradient.of(port, subject.matching, reference.directions, reference.tokens)
+    return _Run(name, gradient, finer)
 
 
 def _compare(run: _Run, reference: ReferenceGradient) -> Iterator[Comparison]:
     """Each tensor that the port has, in the order of the forward pass."""
-    for known in told_apart(run.gradient, reference.known):
+    for known in reference.told_apart(run.gradient.tells_ends_apart):
         got = run.gradient.along(known.direction)
         if got is None:
             continue
@@ -165,25 +162,6 @@ def _compare(run: _Run, reference: ReferenceGradient) -> Iterator[Comparison]:
             idle=run.gradient.idle(known.direction),
             unknown=unknown,
         )
-
-
-def told_apart(gradient: PortGradient, known: Sequence[Derivative]) -> Iterator[Derivative]:
-    """The two ends of wte as one where the port knows their sum alone."""
-    ends = [d for d in known if d.direction.tensor == "wte"]
-    if gradient.tells_ends_apart or len(ends) < 2:
-        yield from known
-        return
-    yield from (d for d in known if d.direction.tensor != "wte")
-    first, last = ends
-    yield Derivative(
-        direction=replace(first.direction, sites=WTE_READERS),
-        value=first.value + last.value,
-        # Their errors may have one cause.
-        truncation=first.truncation + last.truncation,
-        rounding=first.rounding + last.rounding,
-        floor=first.floor + last.floor,
-        step=max(first.step, last.step),
-    )
 
 
 def what_of(known: Derivative) -> str:

@@ -84,6 +84,7 @@ class Law:
         needs: optional members of ``Port`` without which it is not examined.
         sites: where it has a finding.
         free: why models of this kind are free of it; None of those that it binds.
+        writes: whether it writes to the port's weights, and so must put them back.
     """
 
     id: str
@@ -91,6 +92,7 @@ class Law:
     needs: tuple[str, ...] = ()
     sites: Sites = nowhere
     free: Callable[[Config], str | None] = every_model
+    writes: bool = False
 
     def lacking(self, subject: Subject) -> str | None:
         """Why it cannot be held against this port: what the port lacks, or the model's kind."""
@@ -120,10 +122,17 @@ LACKS = {
 
 LAWS: tuple[Law, ...] = (
     Law("tying.value", check_value, ("parameters",), at_the_logits, if_tied),
-    Law("tying.storage", check_storage, ("parameters",), at_the_logits, if_tied),
+    Law("tying.storage", check_storage, ("parameters",), at_the_logits, if_tied, writes=True),
     Law("tying.gradient", check_tied_gradient, ("parameters", "gradients"), at_the_logits, if_tied),
     Law("tying.graph", check_graph, ("tying",), at_the_logits, if_tied),
-    Law("tying.persistence", check_persistence, ("parameters", "copies"), at_the_logits, if_tied),
+    Law(
+        "tying.persistence",
+        check_persistence,
+        ("parameters", "copies"),
+        at_the_logits,
+        if_tied,
+        writes=True,
+    ),
     Law("precision", check_precision, ("activations",)),
     Law("device", check_device),
     Law("causality.bits", check_bits),
@@ -140,12 +149,12 @@ LAWS: tuple[Law, ...] = (
     Law("positions.beyond", check_beyond),
     Law("positions.padding", check_padding),
     Law("gradient", check_gradient, ("parameters", "gradients"), at_the_weights),
-    Law("symmetry.heads", check_heads, ("parameters",)),
-    Law("symmetry.neurons", check_neurons, ("parameters",)),
-    Law("symmetry.scale", check_scale, ("parameters",)),
-    Law("symmetry.rotate", check_rotate, ("parameters",)),
-    Law("symmetry.shift", check_shift, ("parameters",)),
-    Law("symmetry.gradient", check_symmetry_gradient, ("parameters", "gradients")),
+    Law("symmetry.heads", check_heads, ("parameters",), writes=True),
+    Law("symmetry.neurons", check_neurons, ("parameters",), writes=True),
+    Law("symmetry.scale", check_scale, ("parameters",), writes=True),
+    Law("symmetry.rotate", check_rotate, ("parameters",), writes=True),
+    Law("symmetry.shift", check_shift, ("parameters",), writes=True),
+    Law("symmetry.gradient", check_symmetry_gradient, ("parameters", "gradients"), writes=True),
     Law("tokenizer.encode", check_encode, ("tokenizers",)),
     Law("tokenizer.decode", check_decode, ("tokenizers",)),
     Law("determinism.mode", check_mode, ("training",)),

@@ -1,95 +1,133 @@
-"""A port's gradient under the checkpoint's names, whatever its layout."""
+"""A port's gradient under the checkpoint's names, whatever its layout: along directions, as it
+arrives, so that no gradient is held whole."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from verify.checks.subject import NotExamined
 from verify.matching import Matching, Placement
 from verify.numerics.directions import WTE_READERS, Direction
-from verify.ports.port import Floats, Gradients
+from verify.ports.port import End, Floats, Port, Tokens
 
 #: What the parts of c_attn are called when one of them gets no gradient.
 _WORDS = ("query", "key", "value")
+_ENDS = {"embed": End.LOOKUP, "logits": End.HEAD}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What one parameter, or one end of wte, has of a tensor.
+
+    Attributes:
+        where: the parameter's name, or the end.
+        direction: as much of v.
+        placement: how the parameter lies; None of an end.
+        part: 0, 1 or 2 where it is the query, key or value part of c_attn.
+    """
+
+    where: str | End
+    direction: Direction
+    placement: Placement | None = None
+    part: int | None = None
+
+    def upright(self, value: Floats) -> Floats:
+        """The derivative in the checkpoint's layout."""
+        left, right = self.direction.left, self.direction.right
+        shape = (right.size,) if left is None else (left.size, right.size)
+        if self.placement is None:
+            return value
+        return self.placement.layout.upright(value).reshape(shape)
+
+    def parts(self) -> tuple[int | None, ...]:
+        """A whole c_attn has three; anything else is one."""
+        if self.part is None and "/c_attn/" in self.direction.tensor:
+            return (0, 1, 2)
+        return (self.part,)
 
 
 class PortGradient:
-    """⟨gradient, v⟩ of each tensor, from the parameters that were matched to it.
+    """A ``GradientSink`` that keeps ⟨gradient, v⟩ of each direction, and what got none at all.
 
     Args:
-        gradients: as the port gave them.
         matching: which parameter is which tensor, or which part of one, and how it lies.
+        directions: all that will be asked for.
     """
 
-    def __init__(self, gradients: Gradients, matching: Matching) -> None:
-        self._gradients, self._placements = gradients, matching.placements
+    def __init__(self, matching: Matching, directions: Sequence[Direction]) -> None:
+        self._placements = matching.placements
         self._tied = not any(p.tensor == "lm_head" for p in matching.placements)
+        self._pieces = {id(d): list(self._pieces_of(d)) for d in directions}
+        self._directions = list(directions)  # kept, or their identities would change
+        self._by_where: dict[str | End, list[tuple[int, _Piece]]] = {}
+        for key, pieces in self._pieces.items():
+            for piece in pieces:
+                self._by_where.setdefault(piece.where, []).append((key, piece))
+        self.tells_ends_apart = False
+        self.restart()
 
-    @property
-    def tells_ends_apart(self) -> bool:
-        """Whether what comes through the lookup of wte is known apart from the last product's."""
-        return self._gradients.wte_input is not None and self._gradients.wte_output is not None
+    @classmethod
+    def of(
+        cls, port: Port, matching: Matching, directions: Sequence[Direction], tokens: Tokens
+    ) -> PortGradient:
+        """Of the mean loss of a batch, int[B, T]; for the two ends of wte, also of their sum.
+
+        Raises:
+            NotExamined: the port shows no gradients.
+        """
+        if port.gradients is None:
+            raise NotExamined("no gradients")
+        found = cls(matching, directions)
+        found.tells_ends_apart = port.gradients(tokens, found)
+        return found
+
+    def restart(self) -> None:
+        self._sums = dict.fromkeys(self._pieces, 0.0)
+        self._moving: set[tuple[int, int | None]] = set()
+        #: What got anything, zeros included.
+        self.seen: set[str | End] = set()
+
+    def add(self, where: str | End, value: Floats) -> None:
+        self.seen.add(where)
+        upright: dict[int, Floats] = {}
+        for key, piece in self._by_where.get(where, ()):
+            laid = id(piece.placement)
+            if laid not in upright:
+                upright[laid] = piece.upright(value)
+            self._sums[key] += piece.direction.along(upright[laid])
+            parts = piece.parts()
+            for part, third in zip(parts, np.split(upright[laid], len(parts), -1), strict=True):
+                if (key, part) not in self._moving and third.any():
+                    self._moving.add((key, part))
 
     def along(self, direction: Direction) -> float | None:
         """⟨gradient, v⟩ in float64; None where the port has no parameter for all of it."""
-        pieces = list(self._pieces(direction))
+        pieces = self._pieces[id(direction)]
+        if isinstance(next((p.where for p in pieces), None), End) and not self.tells_ends_apart:
+            return None
         if not pieces or sum(p.direction.right.size for p in pieces) % direction.right.size:
             return None
-        return sum(p.direction.along(p.value) for p in pieces)
+        return self._sums[id(direction)]
 
     def idle(self, direction: Direction) -> tuple[str, ...]:
         """What gets no gradient at all: the tensor itself, or parts of c_attn (``key``)."""
-        pieces = [third for piece in self._pieces(direction) for third in piece.thirds()]
-        none = [piece for piece in pieces if not piece.value.any()]
-        if len(none) == len(pieces):
-            return (direction.tensor,) if pieces else ()
-        return tuple(_WORDS[piece.part] for piece in none if piece.part is not None)
+        key, pieces = id(direction), self._pieces[id(direction)]
+        parts = [part for piece in pieces for part in piece.parts()]
+        none = [part for part in parts if (key, part) not in self._moving]
+        if len(none) == len(parts):
+            return (direction.tensor,) if parts else ()
+        return tuple(_WORDS[part] for part in none if part is not None)
 
-    def _pieces(self, direction: Direction) -> Iterator[_Piece]:
+    def _pieces_of(self, direction: Direction) -> Iterator[_Piece]:
         if direction.tensor == "wte" and self._tied and direction.sites != WTE_READERS:
-            lookup = direction.sites[0] == WTE_READERS[0]
-            value = self._gradients.wte_input if lookup else self._gradients.wte_output
-            if value is not None:
-                yield _Piece(direction, value)
+            yield _Piece(_ENDS[direction.sites[0]], direction)
             return
         for placement in self._placements:
             if placement.tensor == direction.tensor:
                 part, piece = placement.part, direction
                 if part is not None:
                     piece = replace(direction, right=np.split(direction.right, 3)[part])
-                yield _Piece(piece, self._value(placement, piece), part)
-
-    def _value(self, placement: Placement, piece: Direction) -> Floats:
-        shape = (piece.right.size,) if piece.left is None else (piece.left.size, piece.right.size)
-        value = self._gradients.parameters.get(placement.parameter)
-        if value is None:
-            return np.zeros(shape, np.float32)
-        return placement.layout.upright(value).reshape(shape)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """What one parameter has of a tensor.
-
-    Attributes:
-        direction: as much of v.
-        value: the gradient, in the same shape.
-        part: 0, 1 or 2 where it is the query, key or value part of c_attn.
-    """
-
-    direction: Direction
-    value: Floats
-    part: int | None = None
-
-    def thirds(self) -> list[_Piece]:
-        """A whole c_attn as its three parts; anything else as it is."""
-        if self.part is not None or "/c_attn/" not in self.direction.tensor:
-            return [self]
-        rights = np.split(self.direction.right, 3)
-        values = np.split(self.value, 3, axis=-1)
-        return [
-            _Piece(replace(self.direction, right=right), value, part)
-            for part, (right, value) in enumerate(zip(rights, values, strict=True))
-        ]
+                yield _Piece(placement.parameter, piece, placement, part)

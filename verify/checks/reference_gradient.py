@@ -1,28 +1,28 @@
 """Derivatives of the reference that more than one law and more than one port need.
 
-They depend on the checkpoint, the precision of the weights and the seed alone, and take the longest
-of all that the laws compute: measured once, they are kept for as long as the checkpoint is.
+They depend on the checkpoint, the precision of the weights and the seed alone: computed once, they
+are kept for as long as the checkpoint is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.weights import parameter_count
 from verify.checks.kept import kept
 from verify.checks.subject import NotExamined, Subject
 from verify.numerics.backward import Backward
-from verify.numerics.derivatives import Derivative, derivatives
-from verify.numerics.directions import WTE_READERS, draw
-from verify.numerics.weights import Widened
+from verify.numerics.derivatives import Derivative, Inconsistent, derivatives
+from verify.numerics.directions import WTE_READERS, Direction, draw
+from verify.numerics.precision import Precision
 
-#: Predictions in all, and at most in one sequence; fewer where a model is large, because the time
-#: grows with parameters × predictions. Short contexts make up for it with more sequences.
-_PREDICTIONS, _PREDICTIONS_OF_LARGE, _IN_A_ROW = 16, 4, 8
-_LARGE = 1 << 24
+#: Predictions in all, and at most in one sequence. Short contexts make up for it with more
+#: sequences.
+_PREDICTIONS, _IN_A_ROW = 16, 8
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,34 @@ class ReferenceGradient:
 
     tokens: NDArray[np.int64]
     known: list[Derivative]
+
+    @cached_property
+    def both_ends(self) -> list[Derivative]:
+        """The derivative by wte as a whole, where it is known by its two ends."""
+        ends = [d for d in self.known if d.direction.tensor == "wte"]
+        if len(ends) < 2:
+            return []
+        first, last = ends
+        return [
+            Derivative(
+                direction=replace(first.direction, sites=WTE_READERS),
+                value=first.value + last.value,
+                # Their errors may have one cause.
+                rounding=first.rounding + last.rounding,
+                floor=first.floor + last.floor,
+            )
+        ]
+
+    @property
+    def directions(self) -> list[Direction]:
+        """All along which a port's gradient may be asked for."""
+        return [known.direction for known in (*self.known, *self.both_ends)]
+
+    def told_apart(self, apart: bool) -> list[Derivative]:
+        """The two ends of wte as one where a port knows their sum alone."""
+        if apart or not self.both_ends:
+            return self.known
+        return [d for d in self.known if d.direction.tensor != "wte"] + self.both_ends
 
 
 def reference_gradient(subject: Subject) -> ReferenceGradient:
@@ -60,18 +88,33 @@ def backward_of(subject: Subject) -> Backward:
     measured, key = kept(subject.checkpoint), ("backward", subject.precision.name, subject.seed)
     if key not in measured:
         tokens = reference_gradient(subject).tokens
-        measured[key] = Backward(subject.config, Widened(subject.weights), tokens)
+        measured[key] = Backward(subject.config, subject.weights, tokens)
     found: Backward = measured[key]
     return found
 
 
+def known_derivatives(
+    subject: Subject,
+    tokens: NDArray[np.int64],
+    directions: Sequence[Direction],
+    precision: Precision,
+) -> list[Derivative]:
+    """The reference's, along each direction.
+
+    Raises:
+        NotExamined: its backward pass and its differences disagree, and neither is believed.
+    """
+    try:
+        return derivatives(subject.config, subject.weights, tokens, directions, precision)
+    except Inconsistent as error:
+        raise NotExamined(str(error)) from error
+
+
 def _measure(subject: Subject) -> ReferenceGradient:
     config = subject.config
-    most = _PREDICTIONS_OF_LARGE if parameter_count(config) > _LARGE else _PREDICTIONS
-    length = min(config.n_ctx, most + 1, _IN_A_ROW + 1)
-    rows = -(-most // (length - 1))
+    length = min(config.n_ctx, _IN_A_ROW + 1)
+    rows = -(-_PREDICTIONS // (length - 1))
     tokens = subject.tokens(rows, length, *b"gradient")
     drawn = draw(config, subject.rng(*b"gradient"))
     ends = [d for d in drawn if d.sites != WTE_READERS]
-    known = derivatives(config, subject.weights, tokens, ends, subject.precision)
-    return ReferenceGradient(tokens, known)
+    return ReferenceGradient(tokens, known_derivatives(subject, tokens, ends, subject.precision))

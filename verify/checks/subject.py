@@ -129,4 +129,8 @@ class Subject:
 
 def same_bits(a: Floats, b: Floats) -> bool:
     """Equal bit for bit, shape and dtype included; NaN equals the same NaN."""
-    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    bits = np.dtype(f"u{a.dtype.itemsize}")
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    return bool(np.array_equal(a.view(bits), b.view(bits)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from verify.checks.gradient import told_apart, what_of
+from verify.checks.gradient import what_of
 from verify.checks.port_gradient import PortGradient
 from verify.checks.reference_gradient import ReferenceGradient, reference_gradient
 from verify.checks.subject import NotExamined, Subject
@@ -148,13 +148,12 @@ def _along(
     reference: ReferenceGradient,
     symmetry: Symmetry | None,
 ) -> _Run:
-    assert port.gradients is not None, "the table of laws asks for it"
     assert subject.matching is not None, "what is not matched is not rewritten"
-    gradient = PortGradient(port.gradients(reference.tokens), subject.matching)
+    moved = {id(d): d if symmetry is None else symmetry.direction(d) for d in reference.directions}
+    gradient = PortGradient.of(port, subject.matching, list(moved.values()), reference.tokens)
     known, along = [], []
-    for derivative in told_apart(gradient, reference.known):
-        d = derivative.direction
-        value = gradient.along(d if symmetry is None else symmetry.direction(d))
+    for derivative in reference.told_apart(gradient.tells_ends_apart):
+        value = gradient.along(moved[id(derivative.direction)])
         if value is not None:
             known.append(derivative)
             along.append(value)

@@ -24,9 +24,6 @@ Array = NDArray[Any]
 
 #: Positions of the input.
 _LENGTH = 16
-#: Parameters that are rewritten at most, which bounds what is kept to put them back; of a larger
-#: model, only some layers are rewritten.
-_MOST = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -96,17 +93,11 @@ def whole(some: Sequence[Prepared]) -> Prepared:
 
 
 def tensors_of(symmetry: Symmetry, config: Config) -> dict[str, str]:
-    """Tensor → where it is; of a large model those of some layers."""
-    table = tensor_table(config)
-    every = [name for name in table if kind_of(name) in symmetry.steps]
-    # The same layers for each rewriting.
-    in_blocks = sum(spec.size for name, spec in table.items() if kind_of(name) != name)
-    most = max(1, min(config.n_layer, _MOST * config.n_layer // in_blocks))
-    layers = {f"h{round(i)}" for i in np.linspace(0, config.n_layer - 1, most)}
+    """Tensor → where it is."""
     return {
         name: name if kind_of(name) == name else f"layer {name[1 : name.index('/')]}"
-        for name in every
-        if kind_of(name) == name or name.split("/")[0] in layers
+        for name in tensor_table(config)
+        if kind_of(name) in symmetry.steps
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,11 @@ Rewrite = Callable[[str, Array], Array]
 
 
 class Stored:
-    """A port's tensors, in the checkpoint's layout whatever the port's is."""
+    """A port's tensors, in the checkpoint's layout whatever the port's is.
+
+    What the port has bit for bit as the checkpoint has it is taken from there again when it is put
+    back, so that at most one tensor is held besides the port's own; only what differs is kept.
+    """
 
     def __init__(self, subject: Subject) -> None:
         if subject.matching is None:
@@ -29,9 +33,11 @@ class Stored:
         self._subject, self._matching = subject, subject.matching
         self._table = tensor_table(subject.config)
         self._by_name = {p.name: p for p in subject.parameters}
-        #: What the parameters held when they were first read, and which were written to.
-        self._originals: dict[str, Array] = {}
-        self._written: dict[str, Parameter] = {}
+        self._doubtful: dict[str, bool] = {}
+        #: Names of parameters that the checkpoint has bit for bit, and what the others held.
+        self._equal: set[str] = set()
+        self._kept: dict[str, Array] = {}
+        self._written: dict[str, tuple[Parameter, Placement]] = {}
 
     def doubtful(self, tensor: str) -> bool:
         """Whether it may be another tensor, or lie otherwise, than it was matched as: all numbers
@@ -41,14 +47,10 @@ class Stored:
         Raises:
             NotExamined: the port has no parameter for it, or cannot be written to.
         """
-        whole = self.original(tensor)
-        pieces = np.split(whole, len(self._places(tensor)), axis=-1)
-        if whole.size > 1 and whole.min() == whole.max():
-            return True
-        square = [p for p in pieces if p.ndim == 2 and len(p) == p.shape[1] > 1 and p.any()]
-        if any(_equal(piece, piece.T) for piece in square):
-            return True
-        return any(_equal(a, b) for i, a in enumerate(square) for b in square[:i])
+        if tensor not in self._doubtful:
+            pieces = [self._piece(*place) for place in self._places(tensor)]
+            self._doubtful[tensor] = _doubtful(pieces)
+        return self._doubtful[tensor]
 
     def original(self, tensor: str) -> Array:
         """What the port held at first, in the checkpoint's shape."""
@@ -77,27 +79,28 @@ class Stored:
             places, value = self._places(tensor), how(tensor, self.original(tensor))
             parts = np.split(value, len(places), axis=-1)
             for (parameter, placement), part in zip(places, parts, strict=True):
-                self._write(parameter, placement.layout.lay(part))
+                self._write(parameter, placement, placement.layout.lay(part))
 
-    def _write(self, parameter: Parameter, value: Array) -> None:
-        original = self._original(parameter)
-        value = np.ascontiguousarray(value, original.dtype).reshape(original.shape)
+    def _write(self, parameter: Parameter, placement: Placement, value: Array) -> None:
+        dtype = self._original(parameter, placement).dtype
+        value = np.ascontiguousarray(value, dtype).reshape(parameter.shape)
         assert parameter.write is not None, "places that cannot be written to are refused"
-        self._written[parameter.name] = parameter
+        self._written[parameter.name] = parameter, placement
         parameter.write(value)
-        if not np.array_equal(parameter.read(), value, equal_nan=True):
+        if not same_bits(parameter.read(), value):
             raise NotExamined(f"{parameter.name} does not hold what was written to it")
 
     def _restore(self) -> None:
         wrong = []
-        for name, parameter in self._written.items():
-            original = self._originals[name]
+        for name, (parameter, placement) in self._written.items():
+            original = self._original(parameter, placement)
             assert parameter.write is not None, "it was written to"
             parameter.write(original)
-            if not same_bits(original, np.ascontiguousarray(parameter.read())):
+            if not same_bits(original, parameter.read()):
                 wrong.append(name)
         self._written.clear()
-        self._originals.clear()
+        self._kept.clear()
+        self._equal.clear()
         if wrong:
             raise PortError(
                 f"{self._subject.port.name}: {wrong[0]} does not hold what it held before it was "
@@ -119,12 +122,39 @@ class Stored:
         shape = self._table[placement.tensor].shape
         if placement.part is not None:
             shape = (*shape[:-1], shape[-1] // 3)
-        return placement.layout.upright(self._original(parameter)).reshape(shape)
+        return placement.layout.upright(self._original(parameter, placement)).reshape(shape)
 
-    def _original(self, parameter: Parameter) -> Array:
-        if parameter.name not in self._originals:
-            self._originals[parameter.name] = np.array(parameter.read(), order="C")
-        return self._originals[parameter.name]
+    def _original(self, parameter: Parameter, placement: Placement) -> Array:
+        """In the port's layout and format."""
+        name = parameter.name
+        if name in self._kept:
+            return self._kept[name]
+        if name in self._equal:
+            return self._of_checkpoint(parameter, placement)
+        held = np.ascontiguousarray(parameter.read())
+        if placement.exact:
+            expected = self._of_checkpoint(parameter, placement)
+            if same_bits(held, expected):
+                self._equal.add(name)
+                return expected
+        self._kept[name] = np.array(held)
+        return self._kept[name]
+
+    def _of_checkpoint(self, parameter: Parameter, placement: Placement) -> Array:
+        laid = placement.expected(self._subject.weights)
+        dtype = np.float64 if self._subject.port.dtype == "float64" else np.float32
+        return np.ascontiguousarray(laid, dtype).reshape(parameter.shape)
+
+
+def _doubtful(pieces: Sequence[Array]) -> bool:
+    if sum(piece.size for piece in pieces) > 1:
+        least = min(float(piece.min()) for piece in pieces)
+        if least == max(float(piece.max()) for piece in pieces):
+            return True
+    square = [p for p in pieces if p.ndim == 2 and len(p) == p.shape[1] > 1 and p.any()]
+    if any(_equal(piece, piece.T) for piece in square):
+        return True
+    return any(_equal(a, b) for i, a in enumerate(square) for b in square[:i])
 
 
 def _equal(a: Array, b: Array) -> bool:

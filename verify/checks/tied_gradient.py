@@ -7,27 +7,32 @@ end that is detached, or trained apart, is found and named.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reference.ops import unembed
 from verify.checks.port_gradient import PortGradient
+from verify.checks.reference_gradient import known_derivatives
 from verify.checks.subject import NotExamined, Subject
 from verify.checks.tied_ends import table_rows
-from verify.checks.tied_mistakes import End, of_head, of_lookup
+from verify.checks.tied_mistakes import TiedEnd, of_head, of_lookup
 from verify.checks.twin import throughout
 from verify.checks.tying import SITE, Tables, tables_of
 from verify.findings import Finding, Status
+from verify.matching import Placement
 from verify.numerics.cascade import LIMIT_FLOORS
-from verify.numerics.derivatives import Derivative, derivatives
+from verify.numerics.derivatives import Derivative
 from verify.numerics.directions import WTE_READERS, Direction, draw
 from verify.numerics.precision import FLOAT16, FLOAT64, Precision
 from verify.numerics.two_tables import last_state
 from verify.numerics.weights import Widened
-from verify.ports.port import Floats, Gradients
+from verify.ports.port import End, Floats, Gradients, Port
+
+Result = TypeVar("Result")
 
 _LAW = "tying.gradient"
 _DETACHED = "the head is detached"
@@ -84,17 +89,60 @@ class _Part:
         )
 
 
+#: The parts of the gradient of wte: of its two ends, and what the parameter gets in all.
+_SUM: Literal["sum"] = "sum"
+_Where = End | Literal["sum"]
+
+
+class _Along:
+    """A ``GradientSink`` that keeps ⟨part, v⟩ of each part of the gradient of wte.
+
+    Args:
+        table: the parameter that is wte.
+        drawn: factors of the rows and of the columns of each v.
+    """
+
+    def __init__(self, table: Placement, drawn: Sequence[Direction]) -> None:
+        self._table, self._drawn = table, drawn
+        self.apart = False
+        self.restart()
+
+    def restart(self) -> None:
+        self.sums: dict[_Where, NDArray[np.float64]] = {}
+        #: Names of all that got something, zeros included.
+        self.seen: set[str | End] = set()
+
+    def add(self, where: str | End, value: Floats) -> None:
+        self.seen.add(where)
+        if isinstance(where, End):
+            self._add(where, value)
+        elif where == self._table.parameter:
+            (direction, *_) = self._drawn
+            shape_VD = (direction.rows().size, direction.right.size)
+            self._add(_SUM, table_rows(np.asarray(value), shape_VD, self._table.transposed))
+
+    def of(self, where: _Where) -> list[float] | None:
+        """Of one part along each v; None where the port does not tell the parts apart."""
+        if isinstance(where, End) and not self.apart:
+            return None
+        return [float(x) for x in self.sums.get(where, np.zeros(len(self._drawn)))]
+
+    def _add(self, where: _Where, value_VD: Floats) -> None:
+        along = np.array([direction.along(value_VD) for direction in self._drawn])
+        self.sums[where] = self.sums.get(where, 0.0) + along
+
+
 @dataclass(frozen=True)
 class _Measured:
     """What a port computed.
 
     Attributes:
-        gradients: of the batch.
+        along: of the gradient of the batch.
         logits: float[B, T, V], in the same arithmetic.
         precision: which that is: float64, or the declared one.
     """
 
-    gradients: Gradients
+    along: _Along
     logits: Floats
     precision: Precision
 
@@ -103,11 +151,20 @@ def check_tied_gradient(subject: Subject) -> Iterable[Finding]:
     """Both parts and their sum, along random directions."""
     tables = tables_of(subject.parameters, subject.matching)
     tokens = _tokens(subject)
-    measured = _measure(subject, tokens)
-    first, last, total = parts = _parts(subject, tables, tokens, measured)
+    drawn = _drawn(subject)
+
+    def measure(port: Port) -> tuple[_Along, Floats]:
+        along = _Along(tables.wte, drawn)
+        assert port.gradients is not None, "the table of laws asks for it"
+        along.apart = port.gradients(tokens, along)
+        return along, port.logits(tokens)
+
+    (along, logits), precision = _in_finest(subject, tokens, measure)
+    measured = _Measured(along, logits, precision)
+    first, last, total = parts = _parts(subject, drawn, tokens, measured)
     _in_range(parts, measured.precision)
     wrong = [part for part in parts if part.error > LIMIT_FLOORS]
-    reason = _reason(tables, measured.gradients, first, last, total)
+    reason = _reason(tables, along.seen, first, last, total)
     score = max(part.error for part in parts)
     if reason or wrong:
         if not reason:
@@ -138,23 +195,49 @@ def _fault(
     """The mistake by its name, where the numbers decide."""
     if (reason or "").endswith(_DETACHED):
         return "head-detached"
-    of_lookup_VD, of_head_VD = measured.gradients.wte_input, measured.gradients.wte_output
-    if of_lookup_VD is None or of_head_VD is None:
+    if not measured.along.apart:
         return None
-    lookup, head = End(of_lookup_VD, parts[0].expected), End(of_head_VD, parts[1].expected)
 
     def known(directions: Sequence[Direction]) -> list[Derivative]:
-        return derivatives(subject.config, subject.weights, tokens, directions, measured.precision)
+        return known_derivatives(subject, tokens, directions, measured.precision)
 
+    def whole(port: Port) -> Gradients:
+        found = Gradients()
+        assert port.gradients is not None, "it was asked before"
+        port.gradients(tokens, _EndsAlone(found))
+        return found
+
+    zeros_VD = np.zeros((subject.config.n_vocab, subject.config.n_embd), np.float32)
+    ends = _in_finest(subject, tokens, whole)[0].ends
+    lookup = TiedEnd(ends.get(End.LOOKUP, zeros_VD), parts[0].expected)
+    head = TiedEnd(ends.get(End.HEAD, zeros_VD), parts[1].expected)
     if lookup.right or not head.right:
         return of_head(lookup, head)
     assert subject.matching is not None, "the table of laws asks for parameters"
+    matching = subject.matching
     drawn = draw(subject.config, subject.rng(*b"positions"))
     (of_wpe,) = known([d for d in drawn if d.tensor == "wpe"])
-    got = PortGradient(measured.gradients, subject.matching).along(of_wpe.direction)
+
+    def by_wpe(port: Port) -> float | None:
+        asked = [of_wpe.direction]
+        return PortGradient.of(port, matching, asked, tokens).along(of_wpe.direction)
+
+    got = _in_finest(subject, tokens, by_wpe)[0]
     if got is None or of_wpe.floors(got) > LIMIT_FLOORS or of_wpe.floors(0.0) <= LIMIT_FLOORS:
         return None
     return of_lookup(lookup, tokens, known)
+
+
+class _EndsAlone:
+    """Hands on to a sink what comes through the two ends, and nothing else."""
+
+    def __init__(self, sink: Gradients) -> None:
+        self._sink = sink
+        self.restart = sink.restart
+
+    def add(self, where: str | End, value: Floats) -> None:
+        if isinstance(where, End):
+            self._sink.add(where, value)
 
 
 def _in_range(parts: Sequence[_Part], precision: Precision) -> None:
@@ -178,7 +261,7 @@ def _seen(part: _Part, total: _Part) -> bool:
 
 
 def _reason(
-    tables: Tables, gradients: Gradients, first: _Part, last: _Part, total: _Part
+    tables: Tables, seen: Collection[str | End], first: _Part, last: _Part, total: _Part
 ) -> str | None:
     """What is wrong with the tying, where the numbers say it; whatever else is wrong with the
     port, and with its derivatives therefore, says nothing of that kind."""
@@ -192,7 +275,7 @@ def _reason(
         rest = [s - a - b for s, a, b in zip(total.got, first.got, last.got, strict=True)]
         if total.apart(rest) <= LIMIT_FLOORS:
             return None
-        trained = [p.parameter for p in tables.own if p.parameter in gradients.parameters]
+        trained = [p.parameter for p in tables.own if p.parameter in seen]
         elsewhere = f"; the rest goes to {' and '.join(trained)}" if trained else ""
         return f"what comes through both ends does not add up in {wte}{elsewhere}"
     if total.error <= LIMIT_FLOORS:
@@ -238,54 +321,53 @@ def _tokens(subject: Subject) -> NDArray[np.int64]:
     return tokens
 
 
-def _measure(subject: Subject, tokens: NDArray[np.int64]) -> _Measured:
+def _in_finest(
+    subject: Subject, tokens: NDArray[np.int64], compute: Callable[[Port], Result]
+) -> tuple[Result, Precision]:
     """In float64 where the port can: there is no rounding to hide in."""
     port = subject.port
     if port.float64 is not None:
         try:
             with port.float64() as twin:
                 if twin.gradients is not None and throughout(port, twin, tokens):
-                    return _Measured(twin.gradients(tokens), twin.logits(tokens), FLOAT64)
+                    return compute(twin), FLOAT64
         except NotExamined:
             raise
         except Exception:  # the law of architecture says that it does not run in float64
             pass
-    assert port.gradients is not None, "the table of laws asks for it"
-    return _Measured(port.gradients(tokens), port.logits(tokens), subject.precision)
+    return compute(port), subject.precision
 
 
-def _parts(
-    subject: Subject, tables: Tables, tokens: NDArray[np.int64], measured: _Measured
-) -> list[_Part]:
-    """Input part, output part, sum."""
-    shape_VD = (subject.config.n_vocab, subject.config.n_embd)
-    rng, gradients = subject.rng(*b"directions"), measured.gradients
-    # Sizes that differ: all channels alike is a direction that layer norm removes.
+def _drawn(subject: Subject) -> list[Direction]:
+    """Random directions of wte. Sizes differ: all channels alike is a direction that layer norm
+    removes."""
+    rng, shape_VD = subject.rng(*b"directions"), (subject.config.n_vocab, subject.config.n_embd)
     drawn = [
         [rng.choice([-1.0, 1.0], n) * rng.uniform(0.5, 1, n) for n in shape_VD]
         for _ in range(_DIRECTIONS)
     ]
-    first, last = WTE_READERS
-    directions = [Direction("wte", (end,), *v) for end in (first, last) for v in drawn]
-    known = derivatives(subject.config, subject.weights, tokens, directions, measured.precision)
+    return [Direction("wte", WTE_READERS, *v) for v in drawn]
+
+
+def _parts(
+    subject: Subject,
+    drawn: Sequence[Direction],
+    tokens: NDArray[np.int64],
+    measured: _Measured,
+) -> list[_Part]:
+    """Input part, output part, sum."""
+    directions = [replace(d, sites=(end,)) for end in WTE_READERS for d in drawn]
+    known = known_derivatives(subject, tokens, directions, measured.precision)
     if not np.isfinite([(d.value, d.floor) for d in known]).all():
         raise NotExamined(f"the reference overflows in {measured.precision.name}")
     of_input, of_output = known[:_DIRECTIONS], known[_DIRECTIONS:]
     of_both = [_sum(a, b) for a, b in zip(of_input, of_output, strict=True)]
-    total = gradients.parameters.get(tables.wte.parameter)
-    if total is None:  # the loss does not depend on it
-        total = np.zeros(shape_VD)
-    else:
-        total = table_rows(np.asarray(total), shape_VD, tables.wte.transposed)
-
-    def part(name: str, got_VD: Floats | None, expected: Sequence[Derivative]) -> _Part:
-        got = None if got_VD is None else [d.direction.along(got_VD) for d in expected]
-        return _Part(name, got, expected)
-
+    along = measured.along
     return [
-        part("input part", gradients.wte_input, of_input),
-        part("output part", gradients.wte_output, of_output),
-        part("sum", total, of_both),
+        _Part("input part", along.of(End.LOOKUP), of_input),
+        _Part("output part", along.of(End.HEAD), of_output),
+        # Where the loss does not depend on it, the parameter gets nothing.
+        _Part("sum", along.of(_SUM), of_both),
     ]
 
 
@@ -294,8 +376,6 @@ def _sum(a: Derivative, b: Derivative) -> Derivative:
     return Derivative(
         direction=replace(a.direction, sites=WTE_READERS),
         value=a.value + b.value,
-        truncation=a.truncation + b.truncation,
         rounding=a.rounding + b.rounding,
         floor=a.floor + b.floor,
-        step=max(a.step, b.step),
     )

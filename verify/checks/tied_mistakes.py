@@ -25,7 +25,7 @@ Known = Callable[[Sequence[Direction]], Sequence[Derivative]]
 
 
 @dataclass(frozen=True)
-class End:
+class TiedEnd:
     """What comes through one end of wte.
 
     Attributes:
@@ -69,12 +69,12 @@ class End:
         )
 
 
-def of_head(lookup: End, head: End) -> str | None:
+def of_head(lookup: TiedEnd, head: TiedEnd) -> str | None:
     """The mistake of the last product where all that comes through the lookup is right."""
     return "tying-head-scaled" if lookup.right and not head.right and head.scaled else None
 
 
-def of_lookup(lookup: End, tokens: NDArray[np.int64], known: Known) -> str | None:
+def of_lookup(lookup: TiedEnd, tokens: NDArray[np.int64], known: Known) -> str | None:
     """The mistake of a lookup, where that is known to be wrong by itself.
 
     Args:
@@ -100,13 +100,13 @@ def _read(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.unique(tokens[:, :-1])
 
 
-def _by_frequency(lookup: End, tokens: NDArray[np.int64]) -> bool:
+def _by_frequency(lookup: TiedEnd, tokens: NDArray[np.int64]) -> bool:
     """Multiplied by how often each token occurs, it is right."""
     times_V = np.bincount(tokens.ravel(), minlength=len(lookup.gradient_VD))
     return replace(lookup, gradient_VD=lookup.gradient_VD * times_V[:, None]).right
 
 
-def _row_missing(lookup: End, tokens: NDArray[np.int64], known: Known) -> bool:
+def _row_missing(lookup: TiedEnd, tokens: NDArray[np.int64], known: Known) -> bool:
     """One token's row gets nothing, and apart from that it is right."""
     missing = [int(v) for v in _read(tokens) if not lookup.gradient_VD[v].any()]
     if len(missing) != 1:

@@ -1,43 +1,38 @@
-"""How the reference's loss changes when one tensor moves: central differences, with their errors.
+"""How the reference's loss changes when one tensor moves, and how exactly that is known.
 
-There is no backward pass here. The float64 loss is evaluated at θ ± h v, θ ± 2 h v and θ ± 4 h v,
-and extrapolated to h = 0; how far that may be off is estimated from the same numbers. What rounding
-in a port's precision does to such a derivative is measured too. Derived in docs/numerics.md.
+The values come from the reference's own backward pass in float64, whose time does not grow with
+the number of tensors. It is held to central differences of the same loss, in which all tensors move
+at once (``verify.numerics.differences``): a wrong rule would show there. The noise is measured with
+the same backward pass, in the port's precision. Derived in docs/numerics.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reference.config import Config
-from verify.numerics.derivative_noise import derivative_noise
+from verify.numerics.backward import Backward, Noise
+from verify.numerics.cascade import LIMIT_FLOORS
+from verify.numerics.differences import difference
 from verify.numerics.directions import Direction
-from verify.numerics.precision import FLOAT64, Precision
-from verify.numerics.sweep import Array, Batch
+from verify.numerics.draws import OBSERVATIONS
+from verify.numerics.precision import FLOAT32, FLOAT64, Precision
+from verify.numerics.recording import run_bytes
 from verify.numerics.weights import DeclaredWeights
 
-#: Steps of the three differences, in units of h.
-LADDER = np.array([1.0, 2.0, 4.0])
-#: Extrapolates their quotients to h = 0: the terms in h² and h⁴ cancel.
-TO_ZERO = np.array([64.0, -20.0, 1.0]) / 45
-#: What cancels the terms in h² and h⁴ of the even parts L(θ + h v) + L(θ - h v) - 2 L(θ), and so
-#: leaves their rounding; its size if each loss had an error of 1.
-EVEN = np.array([64.0, -20.0, 1.0])
-EVEN_NOISE = float(np.sqrt(2 * np.sum(EVEN**2) + (2 * np.sum(EVEN)) ** 2))
-#: Size of the extrapolated derivative if each loss had an error of 1, times h.
-ODD_NOISE = float(np.sqrt(np.sum((TO_ZERO / LADDER) ** 2) / 2))
-#: h at first, in units of the size of what moves.
-STEP = 2.0**-12
-#: A difference whose truncation exceeds its rounding this many times is taken again, closer.
-UNBALANCED = 16.0
-#: And one whose truncation is more than so much of the derivative, prediction by prediction: where
-#: a step is that large, what is taken for rounding is truncation, too.
-UNSETTLED = 2.0**-10
-ROUNDS = 3
+#: What the noisy runs that are made side by side may take; another number, other noise, but of the
+#: same size.
+ROOM_BYTES = 640 << 20
+#: Mean square of a direction's factor, uniform between 1/2 and 1.
+_FACTOR_SQUARE = 7 / 12
+
+
+class Inconsistent(Exception):
+    """The reference's backward pass is not what its own differences say; neither is believed."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +41,15 @@ class Derivative:
 
     Attributes:
         direction: v.
-        value: extrapolated to h = 0.
-        truncation: how far the two extrapolations of the order below are apart.
+        value: of the backward pass in float64.
         rounding: what rounding in float64 does to ``value``.
         floor: what rounding in the declared precision does to the same derivative.
-        step: h, in units of the size of what moves.
     """
 
     direction: Direction
     value: float
-    truncation: float
     rounding: float
     floor: float
-    step: float
 
     def error(self, finer: float = 1.0) -> float:
         """Scale of what a correct port may be off, the reference's own error included.
@@ -66,7 +57,7 @@ class Derivative:
         Args:
             finer: unit roundoff of the port's arithmetic ÷ that of the precision of ``floor``.
         """
-        return float(np.hypot(np.hypot(self.truncation, self.rounding), finer * self.floor))
+        return float(np.hypot(self.rounding, finer * self.floor))
 
     def floors(self, got: float, finer: float = 1.0) -> float:
         """|got - value| in units of ``error``.
@@ -97,89 +88,103 @@ def derivatives(
         config: sizes.
         weights: as a port of this precision holds them.
         tokens_BT: int[B, T], T ≥ 2, every row of the same length.
-        directions: any number; memory and time grow with it.
+        directions: any number.
         precision: of the port's arithmetic, for ``Derivative.floor``.
+
+    Raises:
+        Inconsistent: the backward pass and the differences of the loss disagree.
     """
     with np.errstate(all="ignore"):  # what overflows is not finite, and judged as that
-        batch = Batch(config, weights, tokens_BT)
-        found = _Differences.take(batch, directions, np.full(len(directions), STEP))
-        for _ in range(ROUNDS):
-            rounding = np.where(found.unsettled, found.least, found.rounding)
-            ratio = found.truncation / rounding
-            (again,) = np.nonzero(ratio > UNBALANCED)
-            if not len(again):
-                break
-            # Truncation falls as h⁴ and rounding grows as 1/h: they meet at h / ratio^(1/5).
-            smaller = 2.0 ** np.ceil(np.log2(ratio[again]) / 5)
-            some = [directions[int(i)] for i in again]
-            found.improve(again, _Differences.take(batch, some, found.step[again] / smaller))
-        floor = derivative_noise(batch, directions, found.by_token, precision)
-    return [
-        Derivative(d, *map(float, numbers))
-        for d, *numbers in zip(
-            directions,
-            found.by_token.mean(axis=-1),
-            found.truncation,
-            found.rounding,
-            floor,
-            found.step,
-            strict=True,
-        )
-    ]
+        exact_DB = _along(Backward(config, weights, tokens_BT), directions)[0]
+        values = exact_DB.sum(axis=-1)
+        # Rounding noise is proportional to u, so float64's floor is float32's, scaled.
+        narrow = FLOAT32 if precision.name == "float64" else precision
+        noise = _noise(config, weights, tokens_BT, directions, narrow, exact_DB)
+        single = noise
+        if narrow is not FLOAT32:
+            single = _noise(config, weights, tokens_BT, directions, FLOAT32, exact_DB)
+        floors = noise * (precision.u / narrow.u)
+        rounding = single * (FLOAT64.u / FLOAT32.u)
+        _hold(config, weights, tokens_BT, directions, values, rounding)
+    numbers = zip(directions, values, rounding, floors, strict=True)
+    return [Derivative(d, float(v), float(r), float(f)) for d, v, r, f in numbers]
 
 
-@dataclass
-class _Differences:
-    """Central differences of several directions; all but ``step`` for a step of v itself.
+def _along(
+    backward: Backward, directions: Sequence[Direction]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What each row contributes to each derivative, [directions, rows], and the squares of all that
+    is added up in the elements of the gradient."""
+    found: dict[int, NDArray[np.float64]] = {}
+    squares: dict[int, NDArray[np.float64]] = {}
+    by_site: dict[str, list[int]] = {}
+    for i, direction in enumerate(directions):
+        for site in direction.sites:
+            by_site.setdefault(site, []).append(i)
+    for read in backward.reads():
+        for i in by_site.get(read.site, ()):
+            d = directions[i]
+            found[i] = found.get(i, 0.0) + np.array(read.by_row(d))
+            square = np.array([pulled.square for pulled in read.tensors[d.tensor]])
+            squares[i] = squares.get(i, 0.0) + square
+    each = range(len(directions))
+    return np.array([found[i] for i in each]), np.array([squares[i] for i in each])
 
-    Attributes:
-        by_token: the derivative of each prediction's loss, [directions, N].
-        truncation: of their mean, [directions].
-        rounding: of their mean, [directions].
-        least: the same if the losses were exact but for their last bit, [directions].
-        unsettled: whether the step is too large to know either, [directions].
-        step: h, [directions].
+
+def _noise(
+    config: Config,
+    weights: DeclaredWeights,
+    tokens_BT: NDArray[np.integer],
+    directions: Sequence[Direction],
+    precision: Precision,
+    exact_DB: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """What rounding does to each derivative, [directions].
+
+    The backward pass is run in the port's precision, with everything that a port keeps moved at
+    random by as much as its rounding may do. Rows of a batch are observations, too; their errors
+    may have one cause, so they are added up as if they had.
     """
+    batch, length = tokens_BT.shape
+    draws = max(2, -(-OBSERVATIONS // batch))
+    at_once = max(1, ROOM_BYTES // (batch * run_bytes(config, length, 4)))
+    squares, sizes = np.zeros(len(directions)), np.zeros(len(directions))
+    for first in range(0, draws, at_once):
+        some = min(at_once, draws - first)
+        noise = Noise(precision, np.random.default_rng([first, draws]))
+        rows_RT = np.tile(tokens_BT, (some, 1))
+        noisy, size = _along(Backward(config, weights, rows_RT, noise, batch), directions)
+        off = noisy.reshape(len(directions), some, batch) - exact_DB[:, None]
+        squares += batch * np.sum(off**2, axis=(1, 2)) / draws
+        sizes += size.sum(axis=-1) / draws
+    # Each element of the gradient is a sum over the positions, and rounded when it is kept.
+    each = precision.u**2 + batch * length * precision.u_sum**2
+    squares += _FACTOR_SQUARE * each * sizes
+    squares += precision.tiny**2 * np.array([d.square for d in directions])
+    return np.asarray(np.sqrt(squares))
 
-    by_token: Array
-    truncation: Array
-    rounding: Array
-    least: Array
-    unsettled: Array
-    step: Array
 
-    @classmethod
-    def take(cls, batch: Batch, directions: Sequence[Direction], step: Array) -> _Differences:
-        ladder = np.concatenate([LADDER, -LADDER])
-        losses = batch.losses(directions, step[:, None] * ladder)
-        up, down = np.split(losses.moved, 2, axis=1)
-        quotients = (up - down) / (2 * step[:, None, None] * LADDER[:, None])
-        quotients /= losses.scale[:, None, None]
-        near, middle, far = np.moveaxis(quotients, 1, 0)
-        off = ((4 * near - middle) - (4 * middle - far)) / 3
-        even = np.einsum("k,dkn->dn", EVEN, up + down - 2 * losses.unmoved) / EVEN_NOISE
-        # Like in all runs, and mixed with what is left of the even parts only where h is too large.
-        noise = np.median(np.sqrt(np.mean(even**2, axis=-1))) if len(even) else 0.0
-        least = FLOAT64.u * np.sqrt(np.mean(losses.unmoved**2))
-        by_token = np.einsum("k,dkn->dn", TO_ZERO, quotients)
-        size = np.sqrt(np.mean(by_token**2, axis=-1))
-        # θ + h v is rounded, too, alike on both sides, which no even part shows: by u in units of
-        # its own size, of which the step is h.
-        moved, unit = FLOAT64.u / step * size, ODD_NOISE / (step * losses.scale)
-        # Predictions whose truncations cancel in the mean, as these happen to do, are no proof.
-        spread = np.sqrt(np.mean(off**2, axis=-1))
-        return cls(
-            by_token=by_token,
-            truncation=np.maximum(np.abs(off.mean(axis=-1)), spread / np.sqrt(off.shape[-1])),
-            rounding=np.hypot(unit * max(noise, least), moved),
-            least=np.hypot(unit * least, moved),
-            unsettled=spread > UNSETTLED * size,
-            step=step,
+def _hold(
+    config: Config,
+    weights: DeclaredWeights,
+    tokens_BT: NDArray[np.integer],
+    directions: Sequence[Direction],
+    values: NDArray[np.float64],
+    rounding: NDArray[np.float64],
+) -> None:
+    """Hold the backward pass to central differences of the same loss along Σ scale · v.
+
+    Raises:
+        Inconsistent: they disagree.
+    """
+    found = difference(config, weights, tokens_BT, directions)
+    scales = np.array(found.scales)
+    expected, own = float(scales @ values), float(np.sqrt(np.sum((scales * rounding) ** 2)))
+    error = np.hypot(found.error, own)
+    if not (np.isfinite(expected) and np.isfinite(found.value) and np.isfinite(error)):
+        return  # what is not finite is not judged either
+    if abs(found.value - expected) > LIMIT_FLOORS * error:
+        raise Inconsistent(
+            f"the reference's backward pass gives {expected:.12g} along all directions, and "
+            f"central differences of its loss {found.value:.12g} ± {error:.2g}"
         )
-
-    def improve(self, where: Array, other: _Differences) -> None:
-        """Take over what is known better there."""
-        before = np.hypot(self.truncation[where], self.rounding[where])
-        better = np.hypot(other.truncation, other.rounding) < before
-        for field in fields(self):
-            getattr(self, field.name)[where[better]] = getattr(other, field.name)[better]

@@ -58,10 +58,11 @@ class Direction:
         """⟨gradient, v⟩ in float64, tile by tile; the gradient has the checkpoint's shape."""
         with np.errstate(invalid="ignore"):  # of what is not finite, the sum is not either
             if self.left is None:
-                return float(gradient.astype(np.float64) @ self.right)
+                return float(gradient.astype(np.float64, copy=False) @ self.right)
             total = 0.0
             for rows in vocabulary_tiles(gradient.shape[1], gradient.shape[0]):
-                total += float(self.left[rows] @ (gradient[rows].astype(np.float64) @ self.right))
+                tile = gradient[rows].astype(np.float64, copy=False)
+                total += float(self.left[rows] @ (tile @ self.right))
             return total
 
 

@@ -67,9 +67,10 @@ class _Run:
             at += 1
 
 
-def run_bytes(config: Config, length: int) -> int:
-    """What all runs of one sequence take: all sites but the logits, in float64 and in float32."""
+def run_bytes(config: Config, length: int, per_element: int | None = None) -> int:
+    """What all runs of one sequence take: all sites but the logits, in float64 and in float32; or
+    in a format of so many bytes."""
     count = draws(length, length * parameter_count(config))
-    d, per_element = config.n_embd, 8 + 4 * count
+    d, per_element = config.n_embd, per_element or 8 + 4 * count
     per_layer = length * 18 * d + 2 * config.n_head * length**2
     return per_element * (config.n_layer * per_layer + 2 * length * d)

@@ -30,7 +30,7 @@ class DeclaredWeights(Mapping[str, Array]):
     """
 
     def __init__(
-        self, tensors: Mapping[str, Array], precision: Precision, keep_bytes: int = 256 << 20
+        self, tensors: Mapping[str, Array], precision: Precision, keep_bytes: int = 64 << 20
     ) -> None:
         self.tensors = tensors
         self._precision = precision

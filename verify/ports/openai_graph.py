@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from verify.ahead import read_ahead
 from verify.errors import PortError
 from verify.frames import Array, Frame
-from verify.ports.port import Dtype, Floats, Gradients, Parameter, Port, Tokens, Visit
+from verify.ports.port import Dtype, End, Floats, GradientSink, Parameter, Port, Tokens, Visit
 from verify.worker import Worker
 
 #: Sites that wait to be looked at: about one block, so that memory is still a layer's.
@@ -126,20 +126,23 @@ class OpenAIGraph(Port):
             raise PortError(f"{self.name}: a label for each token, not {found}")
         return float(self._call("loss", tokens, labels, dtype=self.dtype).arrays[0])
 
-    def gradients(self, tokens: Tokens) -> Gradients:
+    def gradients(self, tokens: Tokens, sink: GradientSink) -> bool:
         """Derivatives of the loss by ``tf.gradients``, in the port's dtype and the stored shapes.
 
         Args:
             tokens: int[B, T], T ≥ 2.
+            sink: takes them one by one, as they come from the TensorFlow process.
 
         Raises:
             PortError: as `logits`; sequences that predict nothing.
         """
         tokens = _predicting(tokens, self.name)
-        frames = self._stream("gradients", tokens, dtype=self.dtype)
-        values = {frame.fields["name"]: frame.arrays[0] for frame in frames}
-        wte_input, wte_output = values.pop("wte_input"), values.pop("wte_output")
-        return Gradients(values, wte_input, wte_output)
+        sink.restart()
+        ends = {"wte_input": End.LOOKUP, "wte_output": End.HEAD}
+        for frame in self._stream("gradients", tokens, dtype=self.dtype):
+            name = frame.fields["name"]
+            sink.add(ends.get(name, name), frame.arrays[0])
+        return True
 
     def input_gradients(self, tokens: Tokens, position: int) -> Floats:
         """Derivative of the loss at one position with respect to each sum of embeddings.

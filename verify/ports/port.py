@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -64,21 +65,49 @@ class Parameter:
     padding: bool = False
 
 
-@dataclass(frozen=True)
+class End(Enum):
+    """One of the two ends of wte: what comes through it is part of d loss / d wte, [V, D]."""
+
+    LOOKUP = "lookup"
+    HEAD = "head"
+
+
+class GradientSink(Protocol):
+    """Takes the derivatives of the mean next-token loss (nats, over all predictions of the batch)
+    one by one, while the backward pass runs, so that they need not be held together."""
+
+    def add(self, where: str | End, value: Floats) -> None:
+        """A contribution; those of one parameter add up. ``value`` is valid only during the call.
+
+        Args:
+            where: name of a parameter, or an end of wte where the port can tell them apart. Each
+                name of a piece of memory has the total of that memory.
+            value: in the parameter's own layout; [V, D] of an end.
+        """
+
+    def restart(self) -> None:
+        """What was added so far is void: the port begins anew."""
+
+
+@dataclass
 class Gradients:
-    """Derivatives of the mean next-token loss (nats, over all predictions of the batch).
+    """A sink that keeps everything, for whoever needs whole tensors.
 
     Attributes:
-        parameters: parameter name → d loss / d parameter in the port's layout. Names that share
-            memory have the same total. What the loss does not depend on is absent or zero.
-        wte_input: the part of d loss / d wte that comes through the lookup, [V, D].
-        wte_output: the part that comes through the last product, [V, D]. Either is None where the
-            port cannot tell them apart.
+        parameters: parameter name → derivative. What the loss does not depend on is absent.
+        ends: the same of the two ends of wte.
     """
 
-    parameters: Mapping[str, Floats]
-    wte_input: Floats | None = None
-    wte_output: Floats | None = None
+    parameters: dict[str, Floats] = field(default_factory=dict)
+    ends: dict[End, Floats] = field(default_factory=dict)
+
+    def add(self, where: str | End, value: Floats) -> None:
+        kept: dict[Any, Floats] = self.ends if isinstance(where, End) else self.parameters
+        kept[where] = kept[where] + value if where in kept else np.array(value)
+
+    def restart(self) -> None:
+        self.parameters.clear()
+        self.ends.clear()
 
 
 class Tokenizer(Protocol):
@@ -171,9 +200,10 @@ class Port:
     padded_at: Callable[[Tokens, Tokens, Tokens], Floats] | None = None
 
     #: Optional: derivatives of the mean next-token loss of a batch, tokens int[B, T], T ≥ 2, in
-    #: the precision that the port computes in; in the float64 twin, in float64. NotExamined where
-    #: the port turns out not to be differentiable.
-    gradients: Callable[[Tokens], Gradients] | None = None
+    #: the precision that the port computes in; in the float64 twin, in float64. Each is handed to
+    #: the sink as soon as it is known. Returns whether the two ends of wte were told apart.
+    #: NotExamined where the port turns out not to be differentiable.
+    gradients: Callable[[Tokens, GradientSink], bool] | None = None
 
     #: Optional: tokens int[1, T], position i < T - 1 → float[T, D]: the derivative of the loss at
     #: that position (predicting token i + 1) with respect to the sum of embeddings at each j.

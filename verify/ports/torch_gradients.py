@@ -7,14 +7,16 @@ so nothing is put in the place of anything, and a part that was detached is seen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 from torch.nn import functional
 
-from verify.ports.port import Floats, Gradients, NotExamined, Tokens
+from verify.pieces import Piece
+from verify.ports.port import End, Floats, Gradients, GradientSink, NotExamined, Tokens
 from verify.ports.torch_graph import Graph, Node
 from verify.ports.torch_memory import clusters, span, view_like
 from verify.ports.torch_parts import Outputs, Parts, Table, in_memory_of, wide_dtype
@@ -36,10 +38,10 @@ class Differentiation:
     def __init__(self, port: TorchModule) -> None:
         self._port = port
 
-    def gradients(self, tokens: Tokens) -> Gradients:
+    def gradients(self, tokens: Tokens, sink: GradientSink) -> bool:
         if tokens.shape[1] < 2:
             raise ValueError("the loss needs at least two tokens")
-        return self._differentiated(lambda: self._gradients(tokens))
+        return self._differentiated(lambda: self._gradients(tokens, sink))
 
     def input_gradients(self, tokens: Tokens, position: int) -> Floats:
         if len(tokens) != 1 or not 0 <= position < tokens.shape[1] - 1:
@@ -81,7 +83,6 @@ class Differentiation:
         device = torch.device(self._port.device)
         states = [] if device.type == "cpu" else [torch.cuda.current_device()]
         with ExitStack() as stack:
-            stack.enter_context(self._port.differentiable())
             stack.enter_context(torch.random.fork_rng(states))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
@@ -103,65 +104,48 @@ class Differentiation:
                     raise
             # It overwrites what its backward pass needs, so that its users run it only forwards.
             # The function that it computes has derivatives all the same.
-            with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            with (
+                self._port.widened_at_once(),
+                self.recording(),
+                torch.autograd.graph.allow_mutation_on_saved_tensors(),
+            ):
                 return compute()
 
-    def _gradients(self, tokens: Tokens) -> Gradients:
-        named = self._named()
-        leaves = list({id(p): p for p in named.values()}.values())
+    def _gradients(self, tokens: Tokens, sink: GradientSink) -> bool:
         for scale in self._scales():
-            logits = self._port.run(tokens)
-            graph = self.graph(logits)
-            with Parts(graph, self.tables(), self._shape()) as parts:
-                found = self._derivatives(mean_loss(logits, tokens) * scale, leaves, graph)
-            totals = _shared(leaves, found)
-            if scale == 1 or all(bool(torch.isfinite(t).all()) for t in totals.values()):
+            sink.restart()
+            arriving = _Arriving(self._port, sink, scale)
+            with self._port.differentiable(arriving.at_leaf):
+                logits = self._port.run(tokens)
+                graph = self.graph(logits)
+                parts = Parts(graph, self.tables(), self._shape(), arriving.at_end)
+                with parts, arriving:
+                    (mean_loss(logits, tokens) * scale).backward()
+            if scale == 1 or arriving.finite:
                 break
-        arrays = {key: _unscaled(total, scale) for key, total in totals.items()}
-        of_pieces = {
-            piece.name: piece.of(arrays[id(named[piece.parameter])])
-            for piece in self._port.pieces
-            if piece.parameter in named and id(named[piece.parameter]) in arrays
-        }
-        return Gradients(
-            of_pieces,
-            *(None if part is None else _unscaled(part, scale) for part in parts.values()),
-        )
+        return parts.apart
 
     def _input_gradients(self, tokens: Tokens, position: int) -> Floats:
         shape = (tokens.shape[1], self._port.config.n_embd)
-        tables, positions = self.tables(), self._placed(lambda tensor: tensor == "wpe")
+        positions = self._placed(lambda tensor: tensor == "wpe")
         for scale in self._scales():
-            logits = self._port.run(tokens)
-            graph = self.graph(logits)
-            seen = Outputs(_embedding_nodes(graph, positions), shape)
-            target = torch.as_tensor(tokens[:, position + 1], device=logits.device)
-            loss = functional.cross_entropy(_wide(logits)[:, position], target)
-            leaves = [*(table.tensor for table in tables), *positions]
-            with seen:
-                found = self._derivatives(loss * scale, leaves, graph)
+            gradients = Gradients()
+            arriving = _Arriving(self._port, gradients, scale)
+            with self._port.differentiable(arriving.at_leaf):
+                logits = self._port.run(tokens)
+                graph = self.graph(logits)
+                seen = Outputs(_embedding_nodes(graph, positions), shape)
+                target = torch.as_tensor(tokens[:, position + 1], device=logits.device)
+                loss = functional.cross_entropy(_wide(logits)[:, position], target)
+                # All of the graph is walked; what arrives at the other tensors is let go of.
+                arriving.only = {id(tensor) for tensor in positions}
+                with seen, arriving:
+                    (loss * scale).backward()
             value = seen.first()
-            if value is None:
-                value = _rows(found[len(tables) :], shape)
-            if scale == 1 or bool(torch.isfinite(value).all()):
+            array = _rows(gradients.parameters, shape) if value is None else _unscaled(value, scale)
+            if scale == 1 or bool(np.isfinite(array).all()):
                 break
-        return _unscaled(value, scale)
-
-    def _derivatives(
-        self, loss: torch.Tensor, leaves: Sequence[torch.Tensor], graph: Graph
-    ) -> list[torch.Tensor | None]:
-        """d loss / d leaf of each; None for what it does not depend on."""
-        if not graph.recomputes:
-            return list(torch.autograd.grad(loss, leaves, allow_unused=True))
-        before = [(parameter, parameter.grad) for parameter in self._named().values()]
-        try:
-            for parameter, _ in before:
-                parameter.grad = None
-            loss.backward()
-            return [leaf.grad for leaf in leaves]
-        finally:
-            for parameter, grad in before:
-                parameter.grad = grad
+        return array
 
     def _scales(self) -> Sequence[float]:
         half = any(p.dtype == torch.float16 for p in self._named().values())
@@ -204,10 +188,10 @@ def _embedding_nodes(graph: Graph, positions: Sequence[torch.Tensor]) -> list[No
     return [nodes[0] for nodes in (*joined, *looked_up, *placed) if len(nodes) == 1]
 
 
-def _rows(found: Sequence[torch.Tensor | None], shape: tuple[int, int]) -> torch.Tensor:
+def _rows(found: Mapping[str, Floats], shape: tuple[int, int]) -> Floats:
     """Derivatives with respect to the rows of wpe, which one sequence reads once each."""
-    for value in found:
-        if value is not None and value.numel() % shape[1] == 0:
+    for value in found.values():
+        if value.size % shape[1] == 0:
             return value.reshape(-1, shape[1])[: shape[0]]
     raise NotExamined("no gradients at the input: the sum of embeddings is not in its graph")
 
@@ -216,25 +200,77 @@ def _unscaled(tensor: torch.Tensor, scale: float) -> Floats:
     return to_numpy(tensor if scale == 1 else tensor / scale)
 
 
-def _shared(
-    leaves: Sequence[torch.Tensor], found: Sequence[torch.Tensor | None]
-) -> dict[int, torch.Tensor]:
-    """Identity of a parameter → its derivative; what lies in the same memory is summed."""
-    own: dict[int, torch.Tensor] = {}
-    for leaf, value in zip(leaves, found, strict=True):
+class _Arriving:
+    """Hands on what arrives at the parameters during a backward pass, and lets go of it.
+
+    Attributes:
+        finite: all of it is.
+        only: identities of the parameters that are of interest; all where None.
+    """
+
+    def __init__(self, port: TorchModule, sink: GradientSink, scale: float) -> None:
+        self._sink, self._scale = sink, scale
+        self.finite, self.only = True, None  # type: tuple[bool, set[int] | None]
+        named = port.module.named_parameters(remove_duplicate=False)
+        self._named = {name: p for name, p in named if p.is_floating_point()}
+        self._pieces: dict[int, list[Piece]] = {}
+        for piece in port.pieces:
+            if piece.parameter in self._named:
+                key = id(self._named[piece.parameter])
+                self._pieces.setdefault(key, []).append(piece)
+        groups = clusters(self._named.values())
+        self._clusters = {id(tensor): group for group in groups for tensor in group}
+
+    def __enter__(self) -> None:
+        leaves = {id(p): p for p in self._named.values()}.values()
+        # Whoever trains while the backward pass runs must not do so now.
+        self._before = [(p, p.grad, p._post_accumulate_grad_hooks) for p in leaves]
+        for p in leaves:
+            p.grad = p._post_accumulate_grad_hooks = None
+            if p.is_leaf and p.requires_grad:
+                p.register_post_accumulate_grad_hook(self._accumulated)
+
+    def __exit__(self, *_: object) -> None:
+        for p, grad, hooks in self._before:
+            p.grad, p._post_accumulate_grad_hooks = grad, hooks
+
+    def _accumulated(self, leaf: torch.Tensor) -> None:
+        value, leaf.grad = leaf.grad, None
         if value is not None:
-            dense = value.to_dense() if value.is_sparse else value
-            own[id(leaf)] = dense.to(wide_dtype(dense.dtype))
-    for cluster in clusters(leaves):
-        if len(cluster) == 1 or not any(id(leaf) in own for leaf in cluster):
-            continue
+            self.at_leaf(leaf, value)
+
+    def at_leaf(self, leaf: torch.Tensor, value: torch.Tensor) -> None:
+        """A contribution to one parameter, and so to all that lie in its memory."""
+        if self.only is not None and id(leaf) not in self.only:
+            return
+        dense = value.to_dense() if value.is_sparse else value
+        dense = dense.to(wide_dtype(dense.dtype))
+        cluster = self._clusters.get(id(leaf), [leaf])
+        if len(cluster) == 1:
+            self._hand_on(leaf, dense)
+            return
         first, size = span(cluster)
-        flat = torch.zeros(size, dtype=wide_dtype(cluster[0].dtype), device=cluster[0].device)
-        for leaf in cluster:
-            if id(leaf) in own:
-                view_like(flat, leaf, first).add_(own[id(leaf)])
-        own |= {id(leaf): view_like(flat, leaf, first) for leaf in cluster}
-    return own
+        flat = torch.zeros(size, dtype=dense.dtype, device=dense.device)
+        view_like(flat, leaf, first).add_(dense)
+        for other in cluster:
+            self._hand_on(other, view_like(flat, other, first))
+
+    def at_end(self, end: End, value: torch.Tensor) -> None:
+        if self.only is None:
+            self._sink.add(end, self._array(value))
+
+    def _hand_on(self, leaf: torch.Tensor, value: torch.Tensor) -> None:
+        array = self._array(value)
+        for piece in self._pieces.get(id(leaf), ()):
+            self._sink.add(piece.name, piece.of(array))
+
+    def _array(self, value: torch.Tensor) -> Floats:
+        """As it lies: the derivative of a table is large, and not copied to be contiguous."""
+        plain = value.detach() if self._scale == 1 else value.detach() / self._scale
+        array: Floats = plain.cpu().numpy()
+        if self._scale != 1 and not np.isfinite(array).all():
+            self.finite = False
+        return array
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:

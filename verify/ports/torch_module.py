@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from verify.ports.port import Dtype, Floats, Parameter, Port, Tokens, Visit
 from verify.ports.torch_calls import add_capabilities, logits_of
 from verify.ports.torch_channels import Channels, channels_of
 from verify.ports.torch_copies import Copies
-from verify.ports.torch_float64 import widened_each, widened_whole
+from verify.ports.torch_float64 import Arrived, Differentiable, widened_each, widened_whole
 from verify.ports.torch_lens import add_lens
 from verify.ports.torch_mode import dropout_of, watched_draws
 from verify.ports.torch_state import elsewhere
@@ -65,6 +65,7 @@ class TorchModule(Port):
         self._channels: Channels | None = None
         self.folding: Folding | None = None
         self._instrumented: SiteTrace | None = None
+        self._differentiable: Differentiable | None = None
         self._is_twin = False
         add_capabilities(self)
         add_lens(self)
@@ -192,13 +193,13 @@ class TorchModule(Port):
         parameters directly is widened as a whole instead.
         """
         probe = np.zeros((1, min(2, self._checkpoint.config.n_ctx)), np.int64)
-        for widen in (widened_each, widened_whole):
+        for widen in (self._widened_each, self._widened_whole):
             with ExitStack() as stack:
-                unread = stack.enter_context(widen(self.module, lambda: self._instrumented))
+                unread = stack.enter_context(widen())
                 try:
                     self.logits(probe)
                 except (RuntimeError, TypeError, PortError):
-                    if widen == widened_whole:
+                    if widen == self._widened_whole:
                         raise
                     continue
                 if unread:  # another module reads what these hold, and reads it in float32
@@ -210,11 +211,38 @@ class TorchModule(Port):
                     self._is_twin = False
                 return
 
+    def _widened_each(self) -> AbstractContextManager[set[torch.nn.Module]]:
+        return widened_each(self.module, lambda: self._instrumented, lambda: self._differentiable)
+
+    def _widened_whole(self) -> AbstractContextManager[set[torch.nn.Module]]:
+        return widened_whole(self.module, lambda: self._instrumented)
+
     @contextmanager
-    def differentiable(self) -> Iterator[None]:
-        """Leaves stay leaves: what is widened while it runs is widened as a whole instead."""
-        with widened_whole(self.module) if self._is_twin else nullcontext():
+    def differentiable(self, arrived: Arrived) -> Iterator[None]:
+        """Forward and backward pass of a twin whose submodules are widened one by one. Elsewhere
+        parameters are leaves, at which their derivatives arrive by themselves."""
+        if not self._is_twin:
             yield
+            return
+        self._differentiable = Differentiable(arrived)
+        try:
+            with self._differentiable.recording():
+                yield
+        finally:
+            self._differentiable = None
+
+    @contextmanager
+    def widened_at_once(self) -> Iterator[None]:
+        """The twin with all its tensors widened for a while; nothing is done elsewhere."""
+        if not self._is_twin:
+            yield
+            return
+        with widened_whole(self.module):
+            self._is_twin = False
+            try:
+                yield
+            finally:
+                self._is_twin = True
 
     def run(self, tokens: Tokens) -> torch.Tensor:
         """The logits as the module returns them, with their graph where gradients are on."""

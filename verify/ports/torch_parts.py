@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from verify.ports.port import End
 from verify.ports.torch_graph import Graph, Node, Read
 
 
@@ -44,72 +45,70 @@ def _layout(tensor: torch.Tensor) -> list[tuple[int, int]]:
 
 
 class Parts:
-    """What the two ends of wte contribute, [V, D] each, while a backward pass runs."""
+    """What the two ends of wte contribute, [V, D] each, while a backward pass runs.
 
-    def __init__(self, graph: Graph, tables: Sequence[Table], shape: tuple[int, int]) -> None:
-        self._graph, self._shape = graph, shape
+    Args:
+        arrived: takes each contribution to one of the ends; they add up.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        tables: Sequence[Table],
+        shape: tuple[int, int],
+        arrived: Callable[[End, torch.Tensor], None],
+    ) -> None:
+        self._graph, self._shape, self._arrived = graph, shape, arrived
         self._tables = {id(table.tensor): table for table in tables}
-        self._sums: dict[bool, torch.Tensor] = {}
 
     def __enter__(self) -> Parts:
         ends = self._graph.ends
-        self._handles = [
-            self._watch(read, of_head)
-            for of_head, reads in ((True, ends.heads), (False, ends.lookups))
-            for read in reads
-        ]
+        both = ((End.HEAD, ends.heads), (End.LOOKUP, ends.lookups))
+        self._handles = [self._watch(read, end) for end, reads in both for read in reads]
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def values(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """That of the lookup, that of the last product; None where they cannot be told apart."""
-        if not self._tables or self._graph.ends.hidden is not None:
-            return None, None
-        return self._value(of_head=False), self._value(of_head=True)
+    @property
+    def apart(self) -> bool:
+        """Whether the two ends can be told apart; one that was cut off contributes nothing."""
+        return bool(self._tables) and self._graph.ends.hidden is None
 
-    def _value(self, of_head: bool) -> torch.Tensor:
-        found = self._sums.get(of_head)
-        if found is None:  # a reader that was cut off contributes nothing
-            like = next(iter(self._tables.values())).tensor
-            found = torch.zeros(self._shape, dtype=wide_dtype(like.dtype), device=like.device)
-        return found
-
-    def _watch(self, read: Read, of_head: bool) -> torch.utils.hooks.RemovableHandle:
+    def _watch(self, read: Read, end: End) -> torch.utils.hooks.RemovableHandle:
         def collect(found: Sequence[torch.Tensor | None], _: object) -> None:
             value = found[read.operand]
             if value is not None:
-                self._pull(*read.source, value, of_head)
+                self._pull(*read.source, value, end)
 
         return read.node.register_hook(collect)
 
-    def _pull(self, node: Node, output: int, value: torch.Tensor, of_head: bool) -> None:
+    def _pull(self, node: Node, output: int, value: torch.Tensor, end: End) -> None:
         """Through the views and copies that lie between a reader and the parameter."""
         made_like = node._input_metadata
         value = value.sum_to_size(made_like[output].shape)  # it may have been broadcast
         leaf = self._graph.leaf(node)
         if leaf is not None:
-            self._add(self._tables[id(leaf)], value, of_head)
+            self._add(self._tables[id(leaf)], value, end)
             return
         given: list[torch.Tensor | None] = [None] * len(made_like)
         given[output] = value
-        # What is written in Python is called by another name.
-        call: Any = getattr(node, "apply", node)
-        made = call(*given)
+        made: Any = value
+        if not getattr(node, "is_cast", False):
+            # What is written in Python is called by another name.
+            call: Any = getattr(node, "apply", node)
+            made = call(*given)
         for (source, at), part in zip(node.next_functions, _tuple(made), strict=True):
             if source is not None and part is not None:
-                self._pull(source, at, part, of_head)
+                self._pull(source, at, part, end)
 
-    def _add(self, table: Table, value: torch.Tensor, of_head: bool) -> None:
+    def _add(self, table: Table, value: torch.Tensor, end: End) -> None:
         dense = value.to_dense() if value.is_sparse else value
         rows = dense.reshape(self._shape[::-1]).t() if table.transposed else dense
         if not table.transposed and rows.ndim == 2:  # a vocabulary that is padded has more of them
             rows = rows[: self._shape[0]]
-        rows = rows.reshape(self._shape).to(wide_dtype(dense.dtype))
-        before = self._sums.get(of_head)
-        self._sums[of_head] = rows if before is None else before + rows
+        self._arrived(end, rows.reshape(self._shape).to(wide_dtype(dense.dtype)))
 
 
 class Outputs:

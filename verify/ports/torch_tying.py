@@ -25,7 +25,9 @@ class Tying:
 
     def tying(self) -> tuple[bool, str]:
         probe = np.zeros((1, min(2, self._port.config.n_ctx)), np.int64)
-        with self._differentiation.recording():
+        # A twin's tensors are part of its graph only while they are differentiable.
+        derivatives = self._port.differentiable(lambda tensor, value: None)
+        with self._differentiation.recording(), derivatives:
             graph = self._differentiation.graph(self._port.run(probe))
             tables = [table.tensor for table in self._differentiation.tables()]
             if not tables:
