@@ -46,6 +46,12 @@ class DeclaredWeights(Mapping[str, Array]):
             return self.tensors[name]
         return self._keep((name, np.float32), lambda: self._precision.round(self.tensors[name]))
 
+    def rows(self, name: str, rows: NDArray[np.int64] | slice) -> Array:
+        """Some rows of a tensor, without rounding the others."""
+        taken = self.tensors[name][rows]
+        exact = self._precision.name in ("float32", "float64")
+        return taken if exact else self._precision.round(taken)
+
     def float64(self, name: str) -> Array:
         """The same, widened for the arithmetic."""
         return self._keep((name, np.float64), lambda: self[name].astype(np.float64))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from verify.matching import Matching, match
 from verify.numerics.precision import FLOAT32, PRECISIONS
 from verify.numerics.weights import DeclaredWeights
 from verify.pieces import Piece, pieces
-from verify.ports.port import Dtype, Floats, Parameter, Port, Tokens, Visit
+from verify.ports.port import Dtype, Floats, Index, Parameter, Port, Tokens, Visit
 from verify.ports.torch_calls import add_capabilities, logits_of
 from verify.ports.torch_channels import Channels, channels_of
 from verify.ports.torch_copies import Copies
-from verify.ports.torch_float64 import widened_each, widened_whole
+from verify.ports.torch_float64 import converted, converted_whole
 from verify.ports.torch_lens import add_lens
 from verify.ports.torch_mode import dropout_of, watched_draws
 from verify.ports.torch_state import elsewhere
@@ -186,34 +187,20 @@ class TorchModule(Port):
 
     @contextmanager
     def float64(self) -> Iterator[Port]:
-        """The module in float64: each submodule's own parameters are widened while it runs.
-
-        So at most one submodule is held in both formats. A module that reads another one's
-        parameters directly is widened as a whole instead.
-        """
+        """The module in float64, submodule by submodule where that can be."""
         probe = np.zeros((1, min(2, self._checkpoint.config.n_ctx)), np.int64)
-        for widen in (widened_each, widened_whole):
-            with ExitStack() as stack:
-                unread = stack.enter_context(widen(self.module, lambda: self._instrumented))
-                try:
-                    self.logits(probe)
-                except (RuntimeError, TypeError, PortError):
-                    if widen == widened_whole:
-                        raise
-                    continue
-                if unread:  # another module reads what these hold, and reads it in float32
-                    continue
-                self._is_twin = True
-                try:
-                    yield self
-                finally:
-                    self._is_twin = False
-                return
+        run = partial(self.logits, probe)
+        with converted(self.module, run, watching=lambda: self._instrumented):
+            self._is_twin = True
+            try:
+                yield self
+            finally:
+                self._is_twin = False
 
     @contextmanager
     def differentiable(self) -> Iterator[None]:
         """Leaves stay leaves: what is widened while it runs is widened as a whole instead."""
-        with widened_whole(self.module) if self._is_twin else nullcontext():
+        with converted_whole(self.module) if self._is_twin else nullcontext():
             yield
 
     def run(self, tokens: Tokens) -> torch.Tensor:
@@ -244,12 +231,25 @@ def _parameter(name: str, tensor: torch.Tensor, padding: bool = False) -> Parame
         (tensor.untyped_storage().data_ptr(), tensor.storage_offset()),
         write=lambda value: _write(tensor, value),
         padding=padding,
+        read_at=lambda index: to_numpy(tensor[_torch(index)]),
+        write_at=lambda index, value: _write_at(tensor, index, value),
     )
 
 
 def _write(tensor: torch.Tensor, value: Floats) -> None:
     with torch.no_grad():
         tensor.copy_(torch.from_numpy(np.array(value)))
+
+
+def _write_at(tensor: torch.Tensor, index: Index, value: Floats) -> None:
+    with torch.no_grad():
+        tensor[_torch(index)] = torch.from_numpy(np.array(value)).to(tensor)
+
+
+def _torch(index: Index) -> tuple[torch.Tensor | slice, ...]:
+    return tuple(
+        at if isinstance(at, slice) else torch.from_numpy(np.ascontiguousarray(at)) for at in index
+    )
 
 
 def _declared(module: torch.nn.Module) -> Dtype:
