@@ -220,9 +220,13 @@ class _Trial:
     def _signs(self) -> Floats:
         """A row that no table has: ± the largest power of two in either table, so that a sum with
         a position is another direction, and every format holds it."""
-        # As they are stored: what a cast rounds them to makes no other power of two that matters.
-        tables = (self._subject.weights.tensors[name] for name in ("wte", "wpe"))
-        largest = max(float(max(table.max(), -table.min())) for table in tables)
+        weights, config = self._subject.weights, self._subject.config
+        tiles = (
+            weights.rows(name, rows)
+            for name, n_rows in (("wte", config.n_vocab), ("wpe", config.n_ctx))
+            for rows in row_tiles((n_rows, config.n_embd))
+        )
+        largest = max(float(max(tile.max(), -tile.min())) for tile in tiles)
         scale = 2.0 ** np.floor(np.log2(largest)) if largest > 0 else 1.0
         signs_D = self._subject.rng(*b"signs").choice([-1.0, 1.0], self._shape_VD[1])
         return np.asarray(scale * signs_D, np.float32)
