@@ -6,12 +6,10 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from verify.checks.subject import NotExamined
+from verify.numerics.weights import Rows as Rows
 from verify.ports.port import Floats, Index, Parameter
-
-Rows = NDArray[np.int64] | slice
 
 #: Bytes of one tile in float64.
 TILE = 16 << 20

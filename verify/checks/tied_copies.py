@@ -13,7 +13,7 @@ import numpy as np
 from reference.config import Config
 from reference.weights import tensor_table
 from verify.checks.subject import NotExamined, Subject
-from verify.checks.table_rows import TableRows
+from verify.checks.table_rows import Rows, TableRows
 from verify.checks.tied_ends import ends_of
 from verify.checks.tying import SITE, Tables, differences, tables_of, transposed
 from verify.findings import Finding, Status
@@ -110,7 +110,7 @@ def _compare(subject: Subject, copy: Port, tables: Tables) -> _Copied:
         raise NotExamined("one name, and its weights cannot be written to")
     weights = subject.weights
     if copy.dtype != subject.port.dtype:
-        weights = DeclaredWeights(subject.checkpoint.tensors, PRECISIONS[copy.dtype])
+        weights = DeclaredWeights(subject.weights, PRECISIONS[copy.dtype])
     trained = _trained(subject, weights, by_name)
     judged = Subject(copy, subject.checkpoint, trained or weights, subject.seed)
     layout = transposed(wte, tables, parameters, subject.config)
@@ -141,7 +141,8 @@ def _trained(
     # What left this one as it was has trained nothing.
     if all(np.array_equal(value, weights.rows("wte", at)) for at, value in table.tiles()):
         return None
-    return DeclaredWeights(_Held(held, subject.config, weights), PRECISIONS[subject.port.dtype])
+    held_weights = _Held(held, table, subject.config, weights)
+    return DeclaredWeights(held_weights, PRECISIONS[subject.port.dtype])
 
 
 class _Held(Mapping[str, Floats]):
@@ -151,10 +152,15 @@ class _Held(Mapping[str, Floats]):
     def __init__(
         self,
         held: Mapping[str, Sequence[tuple[Parameter, Placement]]],
+        wte: TableRows,
         config: Config,
         otherwise: Mapping[str, Floats],
     ) -> None:
-        self._held, self._table, self._otherwise = held, tensor_table(config), otherwise
+        self._held, self._wte, self._otherwise = held, wte, otherwise
+        self._table = tensor_table(config)
+
+    def rows(self, name: str, rows: Rows) -> Floats:
+        return self._wte.read(rows).astype(np.float32) if name == "wte" else self[name][rows]
 
     def __getitem__(self, name: str) -> Floats:
         parts = [
