@@ -18,6 +18,7 @@ from test_torch_capabilities import STYLES, TOKENS, linear_of, with_forward, wit
 from torch import nn
 
 from reference import Config
+from verify import memory
 from verify.ports.port import NotExamined, Port
 from verify.ports.torch_module import TorchModule
 
@@ -37,6 +38,8 @@ NOT_OFFERED = {
     "row_by_row": {"one optimiser step": "RuntimeError: one of the variables needed"},
     "library": {"torch.save of the module": "AttributeError: Can't pickle local object"},
 }
+#: In which a module reads another one's parameters.
+READ_FROM_ELSEWHERE = {"upcasting", "library", "functional", "einsum"}
 
 
 def shared(port: Port) -> list[list[str]]:
@@ -47,11 +50,44 @@ def shared(port: Port) -> list[list[str]]:
     return list(together.values())
 
 
-class LosesPositions(torch_styles.Model):
-    """It does not load wpe, and does not say so."""
+def lent(copy: Port, made: TorchModule) -> set[str]:
+    """Names of what lies in the memory of the original."""
+    theirs = {p.storage for p in made.parameters()}
+    return {p.name for p in copy.parameters() if p.storage in theirs}  # type: ignore[misc]
+
+
+def tables(made: TorchModule) -> set[str]:
+    """Names in the memory of wte."""
+    wte = {p.parameter for p in made.matching.placements if p.tensor == "wte"}
+    places = {p.storage for p in made.parameters() if p.name in wte}
+    return {p.name for p in made.parameters() if p.storage in places}
+
+
+class LooksAtShapes(torch_styles.Model):
+    """It loads nothing of another shape than it was built with, whoever copied it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.width = self.wpe.weight.shape[1]
+
+    def load_state_dict(self, state: dict[str, Any], *args: Any, **more: Any) -> Any:
+        if state["wpe.weight"].shape[1] != self.width:
+            raise ValueError("another width")
+        return super().load_state_dict(state, *args, **more)
+
+
+class CopiesItself(torch_styles.Model):
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        made = LooksAtShapes(SOURCE, torch_styles.SplitBlock)
+        made.load_state_dict(self.state_dict())
+        return made
+
+
+class LosesTable(torch_styles.Model):
+    """It does not load wte, and does not say so."""
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = True, **more: Any) -> Any:
-        kept = {name: value for name, value in state.items() if not name.startswith("wpe")}
+        kept = {name: value for name, value in state.items() if "wpe" in name}
         return super().load_state_dict(kept, strict=False, **more)
 
 
@@ -69,6 +105,12 @@ class TestCopies:
                 assert copy.startswith(reasons.pop(how))
                 continue
             assert shared(copy) == names
+            others = {p.name for p in made.parameters()} - tables(made)
+            if how in CASTS and style in READ_FROM_ELSEWHERE:
+                others = set()  # converted as a whole
+            elif how == "save_pretrained":
+                others = {name for name in others if ".h." in name}  # what is not small
+            assert lent(copy, made) == others
             values = copy.logits(TOKENS)
             assert np.isfinite(values).all()
             assert (values.tobytes() == bits.tobytes()) == (how in {*EXACT, "save_pretrained"})
@@ -83,8 +125,9 @@ class TestCopies:
         assert made.logits(TOKENS).tobytes() == bits.tobytes()
 
     def test_what_is_not_stored_is_missed(self) -> None:
-        """The structure that is loaded into holds none of the original's values."""
-        made = TorchModule(LosesPositions(SOURCE, torch_styles.SplitBlock), SOURCE, "loses wpe")
+        """The structure that is loaded into holds none of the original's values, neither in a copy
+        of the tables alone nor in one of everything, which is the second try."""
+        made = TorchModule(LosesTable(SOURCE, torch_styles.SplitBlock), SOURCE, "loses wte")
         finite = {}
         for how, copy in made.copies():
             if isinstance(copy, str):  # its loader looks for itself
@@ -93,6 +136,58 @@ class TestCopies:
                 finite[how] = bool(np.isfinite(copy.logits(TOKENS)).any())
         lost = {how for how, found in finite.items() if not found}
         assert lost == {"state_dict", "torch.save of the state_dict"}
+
+    @pytest.mark.parametrize(
+        ("kind", "whole"),
+        [
+            (LooksAtShapes, {"state_dict", "torch.save of the state_dict", "safetensors"}),
+            (CopiesItself, {*EXACT, *CASTS, "one optimiser step"}),
+        ],
+    )
+    def test_what_nothing_can_stand_in_for_is_copied_as_a_whole(
+        self, kind: Any, whole: set[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = TorchModule(kind(SOURCE, torch_styles.SplitBlock), SOURCE, "its own")
+        copied = set()
+        for how, copy in made.copies():
+            assert not isinstance(copy, str), copy
+            assert np.isfinite(copy.logits(TOKENS)).all()
+            if not lent(copy, made):
+                copied.add(how)
+        assert copied == whole
+        # For the tables alone there is memory, for everything there is not.
+        size = sum(p.numel() * p.itemsize for p in made.module.parameters())
+        monkeypatch.setattr(memory, "available_bytes", lambda: size // 2 - 1)
+        refused = {how for how, copy in made.copies() if str(copy).startswith("needs ")}
+        assert refused == whole
+
+    def test_a_cast_of_what_is_read_from_elsewhere_is_asked_for(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A function of all parameters is converted as a whole, or not at all."""
+        made = written.port("functional")
+        table = sum(p.numel() * 8 for p in made.module.parameters() if p.shape[0] == CONFIG.n_vocab)
+        for free, examined in ((table, False), (10**9, True)):
+            monkeypatch.setattr(memory, "available_bytes", lambda free=free: free)
+            for how, copy in made.copies():
+                if how == "to(float64)":
+                    assert str(copy).startswith("needs ") != examined
+
+    def test_nothing_is_written_to_the_original_by_a_loader_that_keeps_what_it_is_handed(
+        self,
+    ) -> None:
+        class Assigns(torch_styles.Model):
+            def load_state_dict(self, state: dict[str, Any], *args: Any, **more: Any) -> Any:
+                return super().load_state_dict(state, *args, assign=True, **more)
+
+            def to(self, *args: Any, **more: Any) -> Any:
+                return self
+
+        made = TorchModule(torch_styles.split_linears(SOURCE), SOURCE, "assigns")
+        made.module.__class__ = Assigns
+        for _, copy in made.copies():
+            if not isinstance(copy, str):
+                assert lent(copy, made).isdisjoint(tables(made))
 
     def test_two_parameters_of_one_memory_part_where_torch_parts_them(self) -> None:
         made = TorchModule(with_head(linear_of), SOURCE, "one memory")
@@ -118,7 +213,10 @@ class TestCopies:
         slope = gathered(made, tokens).parameters
         for parameter in made.parameters():
             moved = parameter.read() - stepped[parameter.name]
-            assert np.allclose(moved, 0.1 * slope[parameter.name], atol=1e-6)
+            # All but the tables is lent, and trained in no copy.
+            table = parameter.name in ("wte.weight", "head.weight")
+            expected = 0.1 * slope[parameter.name] if table else np.zeros(parameter.shape)
+            assert np.allclose(moved, expected, atol=1e-6)
 
     def test_the_original_is_left_alone(self) -> None:
         model = torch_styles.split_linears(SOURCE).requires_grad_(False)

@@ -28,6 +28,7 @@ from verify.findings import Finding, PortReport, Status
 from verify.folding import NOT_TIED
 from verify.inputs import Input
 from verify.matching import Matching, match
+from verify.memory import give_back
 from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights, SharedWeights
 from verify.placement import PADDING, SURPLUS
@@ -188,7 +189,9 @@ class _Work:
         weights = self.shared(PRECISIONS[port.dtype])
         weights = self._weights(port, weights)
         self._architecture(port, weights)
+        give_back()
         self._numbers(port, weights)
+        give_back()
         subject = Subject(
             port,
             self.checkpoint,
@@ -201,6 +204,7 @@ class _Work:
         held = Weights(port.name, self.parameters)
         for law in LAWS:
             self._law(law, subject, held)
+            give_back()
             self.progress.step(law.id)
         if self.checkpoint.config.tied != self.tied:
             self._why |= {law.id: NOT_TIED for law in LAWS if law.id.startswith("tying.")}

@@ -14,8 +14,11 @@ from strategies import Model
 from subjects import hold, port
 
 from reference import Config
+from verify import memory
+from verify.checks import table_rows, worst
 from verify.findings import Finding, Status
 from verify.ports.port import Parameter, Port
+from verify.ports.torch_copies import Copies
 
 Alter = Callable[[Any], None]
 LAW = "tying.persistence"
@@ -35,6 +38,20 @@ NAMES = {
     faults.parted_by_casting: "tying-parted-by-casting",
     faults.parted_by_pickling: "tying-parted-by-copying",
 }
+
+
+@pytest.fixture(
+    autouse=True, params=["tables alone, in small tiles", "every tensor"], ids=lambda way: way[:6]
+)
+def extent(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As large models are copied and read; and as what cannot be copied so is."""
+    if request.param == "every tensor":
+        skeletons = Copies._skeletons
+        monkeypatch.setattr(Copies, "_skeletons", lambda self: skeletons(self)[-1:])
+    else:
+        monkeypatch.setattr(table_rows, "TILE", 1000)
+        monkeypatch.setattr(worst, "TILE", 100)
+    return str(request.param)
 
 
 def found(made: Port, source: Any = None) -> Finding:
@@ -93,6 +110,12 @@ class TestNotExamined:
         assert one.message == (
             "one matrix at both ends after itself; not examined: pickle (a local class)"
         )
+
+    def test_too_little_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(memory, "available_bytes", lambda: 0)
+        one = found(port())
+        assert one.status is Status.NOT_EXAMINED
+        assert one.message.startswith("deepcopy (needs 0.1 GB, 0 are free), to(float64) (needs ")
 
     def test_nothing_to_keep(self) -> None:
         one = found(port(faults.head_drawn_anew))

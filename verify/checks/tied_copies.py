@@ -5,18 +5,21 @@ Frameworks tie when a model is built, and lose it when a model is copied, cast, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from reference.config import Config
 from reference.weights import tensor_table
 from verify.checks.subject import NotExamined, Subject
+from verify.checks.table_rows import Rows, TableRows
 from verify.checks.tied_ends import ends_of
 from verify.checks.tying import SITE, Tables, differences, tables_of, transposed
 from verify.findings import Finding, Status
 from verify.numerics.precision import PRECISIONS
 from verify.numerics.weights import DeclaredWeights
+from verify.placement import Placement
 from verify.ports.port import Floats, Parameter, Port
 
 _LAW = "tying.persistence"
@@ -107,11 +110,12 @@ def _compare(subject: Subject, copy: Port, tables: Tables) -> _Copied:
         raise NotExamined("one name, and its weights cannot be written to")
     weights = subject.weights
     if copy.dtype != subject.port.dtype:
-        weights = DeclaredWeights(subject.checkpoint.tensors, PRECISIONS[copy.dtype])
-    weights = _trained(subject, weights, by_name) or weights
-    judged = Subject(copy, subject.checkpoint, weights, subject.seed)
+        weights = DeclaredWeights(subject.weights, PRECISIONS[copy.dtype])
+    trained = _trained(subject, weights, by_name)
+    judged = Subject(copy, subject.checkpoint, trained or weights, subject.seed)
     layout = transposed(wte, tables, parameters, subject.config)
-    ends = ends_of(judged, wte, layout, restore=False)
+    # What the reference reads off the copy is not to be what was written to it.
+    ends = ends_of(judged, wte, layout, restore=trained is not None)
     if ends.unseen and not ends.problems:
         raise NotExamined(f"no write can show in {' and '.join(ends.unseen)}")
     return _Copied(ends.problems)
@@ -126,22 +130,53 @@ def _trained(
     ones in particular, it need not move in the new.
     """
     assert subject.matching is not None, "the table of laws asks for parameters"
-    held: dict[str, list[Floats]] = {}
-    # wte first: what left it as it was has trained nothing.
-    ordered = sorted(subject.matching.placements, key=lambda p: (p.tensor != "wte", p.part or 0))
-    for placement in ordered:
-        if placement.head or placement.parameter not in copied:
-            continue
-        value = placement.layout.upright(np.array(copied[placement.parameter].read(), np.float32))
-        if placement.tensor == "wte" and np.array_equal(value, weights["wte"]):
-            return None
-        held.setdefault(placement.tensor, []).append(value)
-    table, tensors = tensor_table(subject.config), dict(weights)
-    for name, parts in held.items():
+    held: dict[str, list[tuple[Parameter, Placement]]] = {}
+    for placement in sorted(subject.matching.placements, key=lambda p: p.part or 0):
+        if not placement.head and placement.parameter in copied:
+            places = held.setdefault(placement.tensor, [])
+            places.append((copied[placement.parameter], placement))
+    ((wte, placement),) = held["wte"]
+    shape_VD = (subject.config.n_vocab, subject.config.n_embd)
+    table = TableRows(wte, shape_VD, placement.transposed)
+    # What left this one as it was has trained nothing.
+    if all(np.array_equal(value, weights.rows("wte", at)) for at, value in table.tiles()):
+        return None
+    held_weights = _Held(held, table, subject.config, weights)
+    return DeclaredWeights(held_weights, PRECISIONS[subject.port.dtype])
+
+
+class _Held(Mapping[str, Floats]):
+    """What a copy holds under the checkpoint's names, read when it is asked for. Of what it does
+    not show, the checkpoint's."""
+
+    def __init__(
+        self,
+        held: Mapping[str, Sequence[tuple[Parameter, Placement]]],
+        wte: TableRows,
+        config: Config,
+        otherwise: Mapping[str, Floats],
+    ) -> None:
+        self._held, self._wte, self._otherwise = held, wte, otherwise
+        self._table = tensor_table(config)
+
+    def rows(self, name: str, rows: Rows) -> Floats:
+        return self._wte.read(rows).astype(np.float32) if name == "wte" else self[name][rows]
+
+    def __getitem__(self, name: str) -> Floats:
+        parts = [
+            placement.layout.upright(np.asarray(parameter.read(), np.float32))
+            for parameter, placement in self._held.get(name, ())
+        ]
+        if sum(part.size for part in parts) != self._table[name].size:
+            return self._otherwise[name]
         value = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        if value.size == table[name].size:
-            tensors[name] = value.reshape(table[name].shape)
-    return DeclaredWeights(tensors, PRECISIONS[subject.port.dtype])
+        return value.reshape(self._table[name].shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._otherwise)
+
+    def __len__(self) -> int:
+        return len(self._otherwise)
 
 
 def _storages(named: Sequence[Parameter]) -> list[str]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from reference.ops import unembed
 from verify.checks.subject import NotExamined, Subject, same_bits
+from verify.checks.table_rows import TableRows, row_tiles
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.two_tables import OtherLookup, last_state
 from verify.numerics.weights import Widened
@@ -47,19 +48,6 @@ class Ends:
     def add(self, problem: str, fault: str | None = None) -> None:
         self.problems.append(problem)
         self.faults.append(fault)
-
-
-def table_rows(value: Floats, shape_VD: tuple[int, int], transposed: bool) -> Floats:
-    """A view [V, D] of a table in a port's own layout: transposed, or with axes of length 1.
-
-    Raises:
-        NotExamined: it has another shape, as the view of a part has.
-    """
-    wanted = shape_VD[::-1] if transposed else shape_VD
-    if [n for n in value.shape if n != 1] != [n for n in wanted if n != 1]:
-        raise NotExamined(f"a table of shape {list(value.shape)}, not {list(wanted)}")
-    view = value.reshape(wanted)
-    return view.T if transposed else view
 
 
 def ends_of(subject: Subject, parameter: Parameter, transposed: bool, restore: bool = True) -> Ends:
@@ -109,7 +97,7 @@ class _Trial:
         tokens[1:, -1] = signed
 
         before = self._logits(tokens)
-        with self._overwriting(tokens, before) as write:
+        with self._overwriting(tokens, before, np.sort(written)) as write:
             after = [write(*step) for step in steps]
         self._head(before[0][:, zeroed], [a[0][:, zeroed] for a in after], zeroed)
         for a in after:
@@ -130,7 +118,7 @@ class _Trial:
         tokens = np.zeros((1, self._length), np.int64)
         row, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
         before = self._logits(tokens)
-        with self._overwriting(tokens, before) as write:
+        with self._overwriting(tokens, before, row) as write:
             zero, plus = write(row, none), write(none, row)
             self._signs_D *= -1
             minus = write(none, row)
@@ -190,11 +178,10 @@ class _Trial:
         """Nothing moved: the reference says whether anything should have. Of a port that computes
         something else nobody knows why it did not."""
         at, token = len(tokens_T) - 1, int(tokens_T[-1])
-        old_D = np.asarray(self._subject.weights["wte"][token])
+        (old_D,) = self._subject.weights.rows("wte", slice(token, token + 1))
         x_TD = [self._state(tokens_T, token, new_D) for new_D in (old_D, self._signs_D)]
-        kept_KD = np.asarray(self._subject.weights["wte"][kept], np.float64)
-        moves = unembed(x_TD[1][at:] - x_TD[0][at:], kept_KD)
-        off = before_K - unembed(x_TD[0][at:], kept_KD)
+        moves = self._unembedded(x_TD[1][at:] - x_TD[0][at:], kept)
+        off = before_K - self._unembedded(x_TD[0][at:], kept)
         off -= off.mean(axis=-1, keepdims=True)
         # Apart from a constant, one logit is always right.
         told = len(kept) > 1 and self._subject.floors(off, tokens_T, first=at) <= LIMIT_FLOORS
@@ -215,16 +202,31 @@ class _Trial:
         )
 
     def _state(self, tokens_T: Tokens, token: int, new_D: Floats) -> Floats:
-        lookup_VD = np.array(self._subject.weights["wte"])
-        lookup_VD[token] = new_D
-        other = OtherLookup(Widened(self._subject.weights), lookup_VD)
-        return last_state(other, self._subject.config, tokens_T)
+        # The rows that are looked up, and their numbers among themselves, stand for the table.
+        ids, renumbered_T = np.unique(tokens_T, return_inverse=True)
+        rows_RD = np.where((ids == token)[:, None], new_D, self._subject.weights.rows("wte", ids))
+        other = OtherLookup(Widened(self._subject.weights), rows_RD)
+        return last_state(other, self._subject.config, renumbered_T)
+
+    def _unembedded(self, x_TD: Floats, kept: Tokens) -> Floats:
+        """Logits of these tokens: rows are widened a tile at a time."""
+        weights = self._subject.weights
+        tiles = row_tiles((len(kept), self._shape_VD[1]))
+        products = [
+            unembed(x_TD, weights.rows("wte", kept[tile]).astype(np.float64)) for tile in tiles
+        ]
+        return np.concatenate(products, axis=-1)
 
     def _signs(self) -> Floats:
         """A row that no table has: ± the largest power of two in either table, so that a sum with
         a position is another direction, and every format holds it."""
-        tables = (self._subject.weights[name] for name in ("wte", "wpe"))
-        largest = max(float(max(table.max(), -table.min())) for table in tables)
+        weights, config = self._subject.weights, self._subject.config
+        tiles = (
+            weights.rows(name, rows)
+            for name, n_rows in (("wte", config.n_vocab), ("wpe", config.n_ctx))
+            for rows in row_tiles((n_rows, config.n_embd))
+        )
+        largest = max(float(max(tile.max(), -tile.min())) for tile in tiles)
         scale = 2.0 ** np.floor(np.log2(largest)) if largest > 0 else 1.0
         signs_D = self._subject.rng(*b"signs").choice([-1.0, 1.0], self._shape_VD[1])
         return np.asarray(scale * signs_D, np.float32)
@@ -236,27 +238,25 @@ class _Trial:
         return value
 
     @contextmanager
-    def _overwriting(self, tokens: Tokens, before: Floats) -> Iterator[Write]:
-        """Write as often as you like; afterwards every bit is as before."""
-        write = self._parameter.write
-        assert write is not None, "the caller has asked"
-        original = np.array(self._parameter.read(), order="C")
-        changed = original.copy()
-        rows_VD = table_rows(changed, self._shape_VD, self._transposed)
+    def _overwriting(self, tokens: Tokens, before: Floats, rows: Tokens) -> Iterator[Write]:
+        """Write as often as you like to these rows; afterwards every bit is as before."""
+        table = TableRows(self._parameter, self._shape_VD, self._transposed)
+        if self._restore:
+            original, digest = table.read(rows), table.digest()
 
         def overwrite(zeroed: Tokens, signed: Tokens) -> Floats:
-            rows_VD[zeroed], rows_VD[signed] = 0.0, self._signs_D
-            write(changed)
+            table.write(zeroed, np.zeros((), np.float32))
+            table.write(signed, self._signs_D)
             return self._port.logits(tokens)
 
         try:
             yield overwrite
         finally:
             if self._restore:
-                write(original)
+                table.write(rows, original)
         if not self._restore:
             return
-        if _different(original, self._parameter.read()).any():
+        if table.digest() != digest:
             self._ends.add(
                 f"{self._parameter.name} does not hold what it held before it was written to"
             )

@@ -18,7 +18,7 @@ from reference.ops import unembed
 from verify.checks.port_gradient import PortGradient
 from verify.checks.reference_gradient import known_derivatives
 from verify.checks.subject import NotExamined, Subject
-from verify.checks.tied_ends import table_rows
+from verify.checks.table_rows import table_rows
 from verify.checks.tied_mistakes import TiedEnd, of_head, of_lookup
 from verify.checks.twin import throughout
 from verify.checks.tying import SITE, Tables, tables_of

@@ -12,10 +12,12 @@ import numpy as np
 
 from reference.config import Config
 from verify.checks.subject import NotExamined, Subject
-from verify.checks.tied_ends import ends_of, table_rows
+from verify.checks.table_rows import TableRows
+from verify.checks.tied_ends import ends_of
+from verify.checks.worst import Worst
 from verify.findings import Finding, Status
 from verify.matching import Matching, Placement
-from verify.ports.port import Floats, Parameter, StoredGraph
+from verify.ports.port import Parameter, StoredGraph
 
 SITE = "logits"
 
@@ -140,13 +142,19 @@ def with_stored_graph(findings: Sequence[Finding], stored: StoredGraph) -> list[
 
 def differences(parameters: Sequence[Parameter], tables: Tables, config: Config) -> list[str]:
     """Heads of their own that do not hold the bits of wte, each in the grammar of all messages."""
-    read = {p.name: p.read for p in parameters}
+    by_name = {p.name: p for p in parameters}
+    shape_VD = (config.n_vocab, config.n_embd)
     problems = []
     for head in tables.own:
-        wte_VD = _rows(read[tables.wte.parameter](), tables.wte, config)
-        difference = _difference(_rows(read[head.parameter](), head, config), wte_VD)
-        if difference is not None:
-            problems.append(f"{head.parameter}{difference} ({tables.wte.parameter})")
+        head_rows, wte_rows = (
+            TableRows(by_name[placement.parameter], shape_VD, placement.transposed)
+            for placement in (head, tables.wte)
+        )
+        worst = Worst()
+        for (at, head_RD), (_, wte_RD) in zip(head_rows.tiles(), wte_rows.tiles(), strict=True):
+            worst.see(head_RD, wte_RD, at.start)
+        if worst.unequal:
+            problems.append(f"{head.parameter}{worst}; {worst.count} ({tables.wte.parameter})")
     return problems
 
 
@@ -167,22 +175,3 @@ def transposed(
 def _named(parameters: Sequence[Parameter], names: Sequence[str]) -> list[Parameter]:
     by_name = {p.name: p for p in parameters}
     return [by_name[name] for name in names]
-
-
-def _rows(value: Floats, placement: Placement, config: Config) -> Floats:
-    return table_rows(value, (config.n_vocab, config.n_embd), placement.transposed)
-
-
-def _difference(head_VD: Floats, wte_VD: Floats) -> str | None:
-    """Where the two differ most, in the grammar of all messages."""
-    unequal = (head_VD != wte_VD) | (np.signbit(head_VD) != np.signbit(wte_VD))
-    if not unequal.any():
-        return None
-    with np.errstate(invalid="ignore"):
-        error = np.abs(head_VD.astype(np.float64) - wte_VD)
-    error = np.where(unequal, np.where(np.isnan(error), np.inf, error), -1.0)
-    v, d = np.unravel_index(int(np.argmax(error)), error.shape)
-    return (
-        f"[{v}, {d}] = {float(head_VD[v, d]):.9g}, should be {float(wte_VD[v, d]):.9g}; "
-        f"{int(unequal.sum())} of {unequal.size} differ"
-    )

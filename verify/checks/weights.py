@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from reference.config import Config
 from reference.weights import parameter_count, tensor_table
+from verify.checks.worst import Worst
 from verify.findings import Finding, Status
 from verify.folding import Folding
 from verify.matching import Matching, Placement
@@ -80,16 +81,11 @@ def _difference(
     got = by_name[placement.parameter].read()
     got = got.reshape([n for n in got.shape if n != 1])
     expected = placement.expected(weights).reshape(got.shape)
-    unequal = (got != expected) | (np.signbit(got) != np.signbit(expected))
-    with np.errstate(invalid="ignore"):
-        error = np.abs(got.astype(np.float64) - expected)
-    error = np.where(np.isnan(error), np.inf, error)
-    at = np.unravel_index(int(np.argmax(np.where(unequal, error, -1.0))), got.shape)
-    index = ", ".join(str(int(i)) for i in at)
+    worst = Worst()
+    worst.see(got, expected)
     return (
-        f"{placement.parameter}[{index}] = {float(got[at]):.9g}, should be "
-        f"{float(expected[at]):.9g} (it is {placement.tensor}"
-        f"{', the head' if placement.head else ''}; {int(unequal.sum())} of {got.size} differ)"
+        f"{placement.parameter}{worst} (it is {placement.tensor}"
+        f"{', the head' if placement.head else ''}; {worst.count})"
     )
 
 

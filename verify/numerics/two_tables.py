@@ -18,7 +18,8 @@ Floats = NDArray[np.floating]
 
 
 class OtherLookup(Mapping[str, Floats]):
-    """The same weights with another table in place of ``wte``."""
+    """The same weights with another table in place of ``wte``. It may have the rows alone that are
+    looked up, where no logits are asked for."""
 
     def __init__(self, weights: Mapping[str, Floats], lookup_VD: Floats) -> None:
         self._weights, self._lookup_VD = weights, lookup_VD

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from threading import RLock
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,19 @@ from verify.numerics.recording import Recording
 
 Array = NDArray[np.floating]
 
+Rows = NDArray[np.int64] | slice
+
+#: Elements that are rounded at once.
+TILE = 1 << 20
 #: What is as large as the vocabulary or the context.
 TABLES = ("wte", "wpe", "lm_head")
+
+
+@runtime_checkable
+class ByRows(Protocol):
+    """Weights of which some rows can be had without the others."""
+
+    def rows(self, name: str, rows: Rows) -> Array: ...
 
 
 class DeclaredWeights(Mapping[str, Array]):
@@ -42,9 +54,15 @@ class DeclaredWeights(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         """The tensor in float32, every value a number of the declared format."""
-        if self._precision.name in ("float32", "float64"):
+        if self._exact:
             return self.tensors[name]
-        return self._keep((name, np.float32), lambda: self._precision.round(self.tensors[name]))
+        return self._keep((name, np.float32), lambda: self._rounded(self.tensors[name]))
+
+    def rows(self, name: str, rows: Rows) -> Array:
+        """Some rows of a tensor, without rounding the others."""
+        tensors = self.tensors
+        taken = tensors.rows(name, rows) if isinstance(tensors, ByRows) else tensors[name][rows]
+        return taken if self._exact else self._precision.round(taken)
 
     def float64(self, name: str) -> Array:
         """The same, widened for the arithmetic."""
@@ -55,6 +73,20 @@ class DeclaredWeights(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+    @property
+    def _exact(self) -> bool:
+        """The format holds every number of the checkpoint."""
+        return self._precision.name in ("float32", "float64")
+
+    def _rounded(self, value: Array) -> Array:
+        """By tiles: rounding takes several times what it rounds."""
+        made = np.empty(value.shape, np.float32)
+        flat, rounded = value.reshape(-1), made.reshape(-1)
+        for start in range(0, flat.size, TILE):
+            tile = slice(start, start + TILE)
+            rounded[tile] = self._precision.round(flat[tile])
+        return made
 
     def _keep(self, key: tuple[str, type], make: Callable[[], Array]) -> Array:
         with self._lock:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
+Index = tuple[NDArray[np.int64] | slice, ...]
 
 #: The label of a token that is not to be predicted (torch's ``cross_entropy(ignore_index=-100)``).
 IGNORED = -100
@@ -54,6 +55,9 @@ class Parameter:
         write: copies values of the same shape into the port's memory, rounded to its format; None
             where the port cannot be written to.
         padding: rows of a table beyond the vocabulary, of which nothing is asked.
+        read_at, write_at: the same of the elements at an index (a slice or a vector of integers for
+            each axis, one vector at most), without a copy of the others; what is written is
+            broadcast. None where only the whole can be read or written.
     """
 
     name: str
@@ -63,6 +67,8 @@ class Parameter:
     implies: str | None = None
     write: Callable[[Floats], None] | None = None
     padding: bool = False
+    read_at: Callable[[Index], Floats] | None = None
+    write_at: Callable[[Index, Floats], None] | None = None
 
 
 class End(Enum):

@@ -1,103 +1,85 @@
 """A module in float64 for a while: its own tensors replaced by wider copies, and put back.
 
-A backward pass needs the matrices of the forward pass again. Where each is widened only while its
-submodule runs, what autograd keeps of it is the narrow original, which is widened once more when
-its turn comes: at no time are all weights held in float64.
+Other formats are for a copy that was cast and is lent tensors that were not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from verify.errors import PortError
+from verify.ports.torch_differentiable import Differentiable
 from verify.ports.torch_memory import clusters, span, view_like
 from verify.ports.torch_trace import SiteTrace
 
 #: The trace that watches at the moment: it is told which copy stands for which tensor.
 Watching = Callable[[], SiteTrace | None]
-#: Called with a narrow parameter and a contribution to its derivative, in float64.
-Arrived = Callable[[torch.Tensor, torch.Tensor], None]
+#: What records derivatives at the moment, if anything does.
+Recording = Callable[[], Differentiable | None]
+#: Where a tensor is to be, and in which format; None where it stays as it is.
+Format = tuple[torch.device, torch.dtype]
+Formats = Callable[[torch.Tensor], Format | None]
 
 
-class Differentiable:
-    """Widened tensors through which derivatives flow, while a backward pass is recorded and run.
-
-    Args:
-        arrived: takes what comes back to each parameter; the parameter itself gets nothing.
-    """
-
-    def __init__(self, arrived: Arrived) -> None:
-        self._arrived = arrived
-        #: Storage of a widened tensor that is in its place now → what it was made of.
-        self._narrow: dict[int, torch.Tensor] = {}
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Forward and backward pass belong inside."""
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack):
-            yield
-
-    def widen(self, tensor: torch.Tensor) -> torch.Tensor:
-        wide: torch.Tensor = Widened.apply(tensor)
-        self._narrow[wide.untyped_storage().data_ptr()] = tensor
-        if wide.requires_grad:
-            wide.register_hook(lambda value: self._arrived(tensor, value))
-        return wide
-
-    def forget(self, wide: torch.Tensor) -> None:
-        """It may be freed now, and its memory be another tensor's."""
-        self._narrow.pop(wide.untyped_storage().data_ptr(), None)
-
-    def _pack(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        narrow = self._narrow.get(tensor.untyped_storage().data_ptr())
-        # Detached, or a node would hold itself by its own output.
-        kept = tensor.detach() if narrow is None else narrow.detach()
-        version, size, step, at = kept._version, tensor.size(), tensor.stride(), 0
-        if narrow is not None:
-            at = tensor.storage_offset()
-
-        def again() -> torch.Tensor:
-            if kept._version != version:
-                raise RuntimeError(
-                    "what the backward pass needs was modified by an inplace operation"
-                )
-            return kept if narrow is None else wider(kept).as_strided(size, step, at)
-
-        return again
-
-
-def _unpack(packed: Callable[[], torch.Tensor]) -> torch.Tensor:
-    return packed()
-
-
-class Widened(torch.autograd.Function):  # type: ignore[misc]  # mypy does not follow torch
-    """The cast to float64. What comes back to it has arrived; the narrow tensor gets nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
-        ctx.is_cast = True  # ``torch_parts`` looks through it
-        return wider(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, value: torch.Tensor) -> None:
-        return None
-
-
-def wider(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.float64)
+def to_float64(tensor: torch.Tensor) -> Format | None:
+    """The format of the twin."""
+    widens = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return (tensor.device, torch.float64) if widens else None
 
 
 @contextmanager
-def widened_each(
+def converted(
     module: torch.nn.Module,
+    probe: Callable[[], object],
+    formats: Formats = to_float64,
     watching: Watching = lambda: None,
-    differentiating: Callable[[], Differentiable | None] = lambda: None,
+    before_whole: Callable[[], None] = lambda: None,
+    recording: Recording = lambda: None,
+) -> Iterator[None]:
+    """Submodule by submodule where that can be, so that at most one is held in both formats. A
+    module that reads another one's parameters directly is converted as a whole instead.
+
+    Args:
+        module: what is converted.
+        probe: runs it once; raises where it does not run.
+        formats: into what.
+        watching: as above.
+        before_whole: called before it is converted as a whole; raises where that is too much.
+        recording: where derivatives are recorded, they flow through what is converted one by one.
+    """
+    for whole in (False, True):
+        if whole:
+            before_whole()
+            made = converted_whole(module, formats, watching)
+        else:
+            made = converted_each(module, formats, watching, recording)
+        with ExitStack() as stack:
+            unread = stack.enter_context(made)
+            try:
+                probe()
+            except (RuntimeError, TypeError, PortError):
+                if whole:
+                    raise
+                continue
+            if unread:  # another module reads what these hold, and reads it unconverted
+                continue
+            yield
+            return
+
+
+@contextmanager
+def converted_each(
+    module: torch.nn.Module,
+    formats: Formats = to_float64,
+    watching: Watching = lambda: None,
+    recording: Recording = lambda: None,
 ) -> Iterator[set[torch.nn.Module]]:
-    """Each submodule's own tensors are widened while it runs, so that at most one is held twice.
+    """Each submodule's own tensors are converted while it runs, so that at most one is held twice.
 
     Yields the modules that hold tensors and have not run yet.
     """
@@ -106,14 +88,14 @@ def widened_each(
 
     def enter(part: torch.nn.Module, *_: Any) -> None:
         unread.discard(part)
-        undo.append(_widen([part], watching(), differentiating()))
+        undo.append(_convert([part], formats, watching(), recording()))
 
     def leave(*_: Any) -> None:
         undo.pop()()
 
     handles = []
     for part in module.modules():
-        if any(True for _ in _own_tensors(part)):
+        if any(True for _ in _own_tensors(part, formats)):
             unread.add(part)
             handles.append(part.register_forward_pre_hook(enter, prepend=True))
             handles.append(part.register_forward_hook(leave, always_call=True))
@@ -127,65 +109,70 @@ def widened_each(
 
 
 @contextmanager
-def widened_whole(
-    module: torch.nn.Module, watching: Watching = lambda: None
+def converted_whole(
+    module: torch.nn.Module, formats: Formats = to_float64, watching: Watching = lambda: None
 ) -> Iterator[set[torch.nn.Module]]:
-    """All tensors at once. What shared memory shares it in float64 too: a tied head stays tied."""
-    restore = _widen(module.modules(), watching())
+    """All tensors at once. What shared memory shares it afterwards: a tied head stays tied."""
+    restore = _convert(module.modules(), formats, watching())
     try:
         yield set()
     finally:
         restore()
 
 
-def _widen(
+def _convert(
     modules: Iterable[torch.nn.Module],
+    formats: Formats,
     trace: SiteTrace | None,
     derivatives: Differentiable | None = None,
 ) -> Callable[[], None]:
-    """Replace the own floating tensors of these modules; returns what undoes it."""
-    owned = [entry for module in modules for entry in _own_tensors(module)]
+    """Replace the own tensors of these modules; returns what undoes it."""
+    owned = [entry for module in modules for entry in _own_tensors(module, formats)]
     tensors = [tensor for _, _, tensor in owned]
     if derivatives is None:
-        wide = _widened(tensors)
+        copies = _copies(tensors, formats)
     else:
-        wide = {id(tensor): derivatives.widen(tensor) for tensor in tensors}
+        copies = {id(tensor): derivatives.widen(tensor) for tensor in tensors}
     for where, name, tensor in owned:
         if trace is not None:
-            trace.stands_for(wide[id(tensor)], tensor)
-        where[name] = wide[id(tensor)]
+            trace.stands_for(copies[id(tensor)], tensor)
+        where[name] = copies[id(tensor)]
 
     def restore() -> None:
         for where, name, tensor in owned:
             where[name] = tensor
             if trace is not None:
-                trace.forget(wide[id(tensor)])
+                trace.forget(copies[id(tensor)])
             if derivatives is not None:
-                derivatives.forget(wide[id(tensor)])
+                derivatives.forget(copies[id(tensor)])
 
     return restore
 
 
-def _widened(tensors: list[torch.Tensor]) -> dict[int, torch.Tensor]:
-    """Identity of a tensor → its copy in float64."""
-    wide: dict[int, torch.Tensor] = {}
+def _copies(tensors: list[torch.Tensor], formats: Formats) -> dict[int, torch.Tensor]:
+    """Identity of a tensor → its copy in its format."""
+    made: dict[int, torch.Tensor] = {}
     with torch.no_grad(), _disable_current_modes():
         for cluster in clusters(tensors):
+            format = formats(cluster[0])
+            assert format is not None, "only tensors that have one are converted"
             if len(cluster) == 1:
-                wide[id(cluster[0])] = cluster[0].detach().to(torch.float64)
+                made[id(cluster[0])] = cluster[0].detach().to(*format)
                 continue
             first, size = span(cluster)
-            flat = cluster[0].detach().as_strided((size,), (1,), first).to(torch.float64)
-            wide |= {id(tensor): view_like(flat, tensor, first) for tensor in cluster}
+            flat = cluster[0].detach().as_strided((size,), (1,), first).to(*format)
+            made |= {id(tensor): view_like(flat, tensor, first) for tensor in cluster}
     for tensor in {id(tensor): tensor for tensor in tensors}.values():
         if isinstance(tensor, torch.nn.Parameter):
-            wide[id(tensor)] = torch.nn.Parameter(wide[id(tensor)], tensor.requires_grad)
-    return wide
+            made[id(tensor)] = torch.nn.Parameter(made[id(tensor)], tensor.requires_grad)
+    return made
 
 
-def _own_tensors(module: torch.nn.Module) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:
-    """A module's own parameters and buffers, not its children's, that float64 would widen."""
+def _own_tensors(
+    module: torch.nn.Module, formats: Formats
+) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:
+    """A module's own parameters and buffers, not its children's, that are to be converted."""
     for where in (module._parameters, module._buffers):
         for name, tensor in where.items():
-            if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64:
+            if tensor is not None and formats(tensor) is not None:
                 yield where, name, tensor

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from verify.matching import Matching, match
 from verify.numerics.precision import FLOAT32, PRECISIONS
 from verify.numerics.weights import DeclaredWeights
 from verify.pieces import Piece, pieces
-from verify.ports.port import Dtype, Floats, Parameter, Port, Tokens, Visit
+from verify.ports.port import Dtype, Floats, Index, Parameter, Port, Tokens, Visit
 from verify.ports.torch_calls import add_capabilities, logits_of
 from verify.ports.torch_channels import Channels, channels_of
 from verify.ports.torch_copies import Copies
-from verify.ports.torch_float64 import Arrived, Differentiable, widened_each, widened_whole
+from verify.ports.torch_differentiable import Arrived, Differentiable
+from verify.ports.torch_float64 import converted, converted_whole
 from verify.ports.torch_lens import add_lens
 from verify.ports.torch_mode import dropout_of, watched_draws
 from verify.ports.torch_state import elsewhere
@@ -187,35 +189,20 @@ class TorchModule(Port):
 
     @contextmanager
     def float64(self) -> Iterator[Port]:
-        """The module in float64: each submodule's own parameters are widened while it runs.
-
-        So at most one submodule is held in both formats. A module that reads another one's
-        parameters directly is widened as a whole instead.
-        """
+        """The module in float64, submodule by submodule where that can be."""
         probe = np.zeros((1, min(2, self._checkpoint.config.n_ctx)), np.int64)
-        for widen in (self._widened_each, self._widened_whole):
-            with ExitStack() as stack:
-                unread = stack.enter_context(widen())
-                try:
-                    self.logits(probe)
-                except (RuntimeError, TypeError, PortError):
-                    if widen == self._widened_whole:
-                        raise
-                    continue
-                if unread:  # another module reads what these hold, and reads it in float32
-                    continue
-                self._is_twin = True
-                try:
-                    yield self
-                finally:
-                    self._is_twin = False
-                return
-
-    def _widened_each(self) -> AbstractContextManager[set[torch.nn.Module]]:
-        return widened_each(self.module, lambda: self._instrumented, lambda: self._differentiable)
-
-    def _widened_whole(self) -> AbstractContextManager[set[torch.nn.Module]]:
-        return widened_whole(self.module, lambda: self._instrumented)
+        run = partial(self.logits, probe)
+        with converted(
+            self.module,
+            run,
+            watching=lambda: self._instrumented,
+            recording=lambda: self._differentiable,
+        ):
+            self._is_twin = True
+            try:
+                yield self
+            finally:
+                self._is_twin = False
 
     @contextmanager
     def differentiable(self, arrived: Arrived) -> Iterator[None]:
@@ -237,7 +224,7 @@ class TorchModule(Port):
         if not self._is_twin:
             yield
             return
-        with widened_whole(self.module):
+        with converted_whole(self.module):
             self._is_twin = False
             try:
                 yield
@@ -272,12 +259,25 @@ def _parameter(name: str, tensor: torch.Tensor, padding: bool = False) -> Parame
         (tensor.untyped_storage().data_ptr(), tensor.storage_offset()),
         write=lambda value: _write(tensor, value),
         padding=padding,
+        read_at=lambda index: to_numpy(tensor[_torch(index)]),
+        write_at=lambda index, value: _write_at(tensor, index, value),
     )
 
 
 def _write(tensor: torch.Tensor, value: Floats) -> None:
     with torch.no_grad():
         tensor.copy_(torch.from_numpy(np.array(value)))
+
+
+def _write_at(tensor: torch.Tensor, index: Index, value: Floats) -> None:
+    with torch.no_grad():
+        tensor[_torch(index)] = torch.from_numpy(np.array(value)).to(tensor)
+
+
+def _torch(index: Index) -> tuple[torch.Tensor | slice, ...]:
+    return tuple(
+        at if isinstance(at, slice) else torch.from_numpy(np.ascontiguousarray(at)) for at in index
+    )
 
 
 def _declared(module: torch.nn.Module) -> Dtype:
