@@ -223,7 +223,8 @@ class Port:
 
     #: Optional: copies of the port made in every way in which its users make them: ``(how, copy)``
     #: one at a time. A copy has ``logits`` and ``parameters`` with the names of the original, and
-    #: is closed by the port before the next one is made. Where the port does not offer a way (a
+    #: is closed by the port before the next one is made. What is not wte, or in its memory, it may
+    #: share with the original, and nobody writes to it. Where the port does not offer a way (a
     #: local class cannot be pickled) the reason, a string, is in the place of the copy.
     copies: Callable[[], Iterator[tuple[str, Port | str]]] | None = None
 
