@@ -1,0 +1,96 @@
+"""Every tolerance of the tests: what rounding may do, counted or measured, and never chosen.
+
+**Counted**, where both sides are a few sums: γ_n = n u / (1 - n u) bounds the relative error of n
+roundings one after the other, in any order (Higham 2002, Accuracy and Stability, lemma 3.1).
+
+**Measured**, where both sides are a whole run. Two correct float64 runs of one function part by
+rounding, and how far depends on how the function amplifies it: a norm that does not divide makes
+scores of thousands, and a softmax of those is moved a thousand times as far as one of scores near
+1. No number of units in the last place is right for all. So the same function is run in float32,
+with everything that it keeps moved at random by as much as its rounding may do
+(``verify.numerics.draws``), and parts from its own float64 run by float32's noise. Noise is
+proportional to u, so float64's is 2^-29 of that. The limit is the one that ports are judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from reference import Config, forward
+from verify.numerics.cascade import LIMIT_FLOORS, CascadeScores
+from verify.numerics.draws import OBSERVATIONS, Rounding
+from verify.numerics.precision import FLOAT32, FLOAT64, Precision
+
+Floats = NDArray[Any]
+#: A run: from the arithmetic that it is done in, and from what each value becomes before the next
+#: operation reads it, to (site, value) in order.
+Run = Callable[[type[np.floating], Callable[[Floats], Floats]], Iterable[tuple[str, Floats]]]
+
+
+def gamma(roundings: int, u: float = FLOAT64.u) -> float:
+    """γ_n: the largest relative error of n roundings."""
+    return roundings * u / (1 - roundings * u)
+
+
+def summed(expected: Any, roundings: int) -> Any:
+    """Equal to ``expected``, both sides having been made of numbers of one sign, with at most so
+    many roundings each. (Nothing is forgiven near zero, as pytest does unless it is told.)"""
+    return pytest.approx(expected, rel=2 * gamma(roundings), abs=0.0)
+
+
+def reference_run(weights: Mapping[str, Any], config: Config, tokens_T: Any) -> Run:
+    """The reference's forward pass."""
+    return lambda dtype, store: forward(weights, config, np.asarray(tokens_T), dtype, store)
+
+
+class Noise:
+    """What rounding in a format does to every site of a run, and errors in units of that.
+
+    Args:
+        run: in any arithmetic.
+        precision: what the other computation of the same is done in, float64 or float32.
+
+    Attributes:
+        exact: site → the run in float64.
+        noise: site → [R, …], by how much each of R runs in that format would part from it.
+    """
+
+    def __init__(self, run: Run, precision: Precision = FLOAT64, seed: int = 0) -> None:
+        self._u = precision.u
+        with np.errstate(all="ignore"):
+            self.exact = dict(run(np.float64, lambda x: x))
+            drawn: dict[str, list[Floats]] = {site: [] for site in self.exact}
+            for draw in range(OBSERVATIONS):
+                for site, value in run(np.float32, Rounding(FLOAT32, seed, draw)):
+                    drawn[site].append(np.asarray(value, np.float64) - self.exact[site])
+        self.noise = {site: np.stack(v) * (self._u / FLOAT32.u) for site, v in drawn.items()}
+
+    def floors(self, site: str, got: Any, counted: Any = True, exact: Any = None) -> float:
+        """The error of ``got`` in units of the noise, root mean square over channels, or heads.
+
+        The last rounding, u of the value, counts besides: no draw moves a number that is rounded to
+        itself.
+
+        Args:
+            counted: which elements are compared.
+            exact: what with, where it is not the run itself.
+        """
+        value = self.exact[site] if exact is None else np.asarray(exact, np.float64)
+        got = np.asarray(got, np.float64)
+        assert got.shape == value.shape
+        value, got, noise = (np.where(counted, x, 0.0) for x in (value, got, self.noise[site]))
+        error, budget = got - value, self._u * np.abs(value)
+        channels = (error.reshape(-1, 1), noise.reshape(len(noise), -1, 1), budget.reshape(-1, 1))
+        scores = CascadeScores()
+        scores.add(*((error, noise, budget) if error.ndim in (2, 3) else channels))
+        return scores.floors()
+
+    def assert_holds(self, site: str, got: Any, what: str = "") -> None:
+        """Within what ports are allowed."""
+        found = self.floors(site, got)
+        assert found <= LIMIT_FLOORS, f"{what or site}: {found:.3g} floors"
