@@ -14,6 +14,7 @@ proportional to u, so float64's is 2^-29 of that. The limit is the one that port
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 from numpy.typing import NDArray
 
 from reference import Config, forward
+from verify.numerics.budgets import FUNCTION_ULP
 from verify.numerics.cascade import LIMIT_FLOORS, CascadeScores
 from verify.numerics.draws import OBSERVATIONS, Rounding
 from verify.numerics.precision import FLOAT32, FLOAT64, Precision
@@ -41,6 +43,19 @@ def summed(expected: Any, roundings: int) -> Any:
     """Equal to ``expected``, both sides having been made of numbers of one sign, with at most so
     many roundings each. (Nothing is forgiven near zero, as pytest does unless it is told.)"""
     return pytest.approx(expected, rel=2 * gamma(roundings), abs=0.0)
+
+
+def nats_apart(logits: Any, terms: int = 1) -> float:
+    """By how much two float64 computations of cross entropies of these logits, or of means of up to
+    so many of their log-probabilities, may be apart.
+
+    No log-probability is larger than the spread of the logits and log V. The normaliser is a sum of
+    V exponentials; exponentials and the logarithm err by up to ``FUNCTION_ULP`` units.
+    """
+    logits = np.asarray(logits, np.float64)
+    size, vocabulary = float(np.ptp(logits, axis=-1).max()), logits.shape[-1]
+    roundings = vocabulary + terms + 2 * int(FUNCTION_ULP) + 2
+    return 2 * gamma(roundings) * (size + math.log(vocabulary))
 
 
 def reference_run(weights: Mapping[str, Any], config: Config, tokens_T: Any) -> Run:
@@ -86,8 +101,8 @@ class Noise:
         value, got, noise = (np.where(counted, x, 0.0) for x in (value, got, self.noise[site]))
         error, budget = got - value, self._u * np.abs(value)
         channels = (error.reshape(-1, 1), noise.reshape(len(noise), -1, 1), budget.reshape(-1, 1))
-        scores = CascadeScores()
-        scores.add(*((error, noise, budget) if error.ndim in (2, 3) else channels))
+        scores, heads = CascadeScores(), site.endswith(("attn.scores", "attn.pattern"))
+        scores.add(*((error, noise, budget) if error.ndim == 2 or heads else channels))
         return scores.floors()
 
     def assert_holds(self, site: str, got: Any, what: str = "") -> None:

@@ -43,9 +43,10 @@ def run_with(overrides: Mapping[str, Act]) -> Run:
     """The oracle with some operations replaced, its values rounded as they are kept."""
 
     def each(dtype: type[np.floating], store: Callable[[Any], Any]) -> Any:
-        kept = {
-            site: lambda call, act=overrides.get(site, right): store(np.asarray(act(call), dtype))
-            for site in sites(CONFIG)
+        acts = {site: overrides.get(site, right) for site in sites(CONFIG)}
+        kept: dict[str, Act] = {
+            site: lambda call, act=act: store(np.asarray(act(call), dtype))
+            for site, act in acts.items()
         }
         lookup = SOURCE.tensors.__getitem__
         return run(lookup, CONFIG, INPUT.tokens[0], kept, dtype=dtype, keep=None)
