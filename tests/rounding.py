@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import pytest
 from numpy.typing import NDArray
 
 from reference import Config, forward
+from reference.loss import token_losses_nats
 from verify.numerics.budgets import FUNCTION_ULP
 from verify.numerics.cascade import LIMIT_FLOORS, CascadeScores
 from verify.numerics.draws import OBSERVATIONS, Rounding
@@ -68,7 +70,8 @@ class Noise:
 
     Args:
         run: in any arithmetic.
-        precision: what the other computation of the same is done in, float64 or float32.
+        precision: what the other computation of the same is done in. The caller rounds the
+            weights to it.
 
     Attributes:
         exact: site → the run in float64.
@@ -77,13 +80,14 @@ class Noise:
 
     def __init__(self, run: Run, precision: Precision = FLOAT64, seed: int = 0) -> None:
         self._u = precision.u
+        narrow = FLOAT32 if precision.name == "float64" else precision
         with np.errstate(all="ignore"):
             self.exact = dict(run(np.float64, lambda x: x))
             drawn: dict[str, list[Floats]] = {site: [] for site in self.exact}
             for draw in range(OBSERVATIONS):
-                for site, value in run(np.float32, Rounding(FLOAT32, seed, draw)):
+                for site, value in run(np.float32, Rounding(narrow, seed, draw)):
                     drawn[site].append(np.asarray(value, np.float64) - self.exact[site])
-        self.noise = {site: np.stack(v) * (self._u / FLOAT32.u) for site, v in drawn.items()}
+        self.noise = {site: np.stack(v) * (precision.u / narrow.u) for site, v in drawn.items()}
 
     def floors(self, site: str, got: Any, counted: Any = True, exact: Any = None) -> float:
         """The error of ``got`` in units of the noise, root mean square over channels, or heads.
@@ -109,3 +113,61 @@ class Noise:
         """Within what ports are allowed."""
         found = self.floors(site, got)
         assert found <= LIMIT_FLOORS, f"{what or site}: {found:.3g} floors"
+
+
+#: The imaginary step: its square is far below rounding, and it is far above underflow.
+STEP = 2.0**-40
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A derivative of the oracle's mean next-token loss, and what rounding does to it."""
+
+    value: float
+    floor: float
+
+    def floors(self, got: float) -> float:
+        return abs(got - self.value) / self.floor
+
+
+def slope(
+    weights: Mapping[str, Floats],
+    config: Config,
+    tokens_BT: Any,
+    direction: Mapping[str, Floats],
+    position: int | None = None,
+    precision: Precision = FLOAT64,
+) -> Slope:
+    """Along any direction, by a complex step, which has no truncation and no cancellation.
+
+    Its noise is measured as ``verify.numerics.derivative_noise`` does: both parts of everything
+    that is kept are rounded, and the errors of the predictions may have one cause.
+
+    Args:
+        weights: float64.
+        config: sizes.
+        tokens_BT: a batch.
+        direction: tensor → where it moves; the others stay.
+        position: of the one prediction that counts; all of the batch where None.
+        precision: of the other computation.
+    """
+
+    def run(dtype: type[np.floating], store: Callable[[Floats], Floats]) -> Any:
+        wide = np.complex128 if dtype is np.float64 else np.complex64
+        moved = {name: np.asarray(weights[name], wide) for name in weights}
+        for name, values in direction.items():
+            moved[name] = moved[name] + wide(1j * STEP) * values.astype(wide)
+
+        def keep(z: Floats) -> Floats:
+            return np.asarray(store(z.real) + 1j * store(z.imag), wide)
+
+        costs = []
+        for tokens_T in tokens_BT:
+            *_, (_, logits_TV) = forward(moved, config, np.asarray(tokens_T), wide, keep)
+            costs.append(token_losses_nats(logits_TV, np.asarray(tokens_T)).imag / STEP)
+        yield "slopes", np.concatenate(costs)[slice(None) if position is None else [position]]
+
+    known = Noise(run, precision)
+    exact, noise = known.exact["slopes"], known.noise["slopes"]
+    floor = np.sqrt(np.mean(noise**2) + np.mean((precision.u * exact) ** 2))
+    return Slope(float(exact.mean()), float(floor))
