@@ -9,7 +9,8 @@
 each library was built for. Variables choose the instructions; before the command runs, another
 process with the same variables computes something, and every library is asked what it used. MKL
 takes orders on Intel's processors alone (elsewhere it has one path of its own choice, and one that
-is compatible with every processor, which ``baseline`` chooses); where it does not, the line says so.
+is compatible with every processor, which ``baseline`` chooses). Where it takes none, the line that
+is printed says so.
 
 Exit status: that of the command; 2 where the set is not in force, or there is no such machine.
 """
