@@ -1,6 +1,6 @@
 """Run a command under another set of the processor's instructions, and prove that it was in force.
 
-    python scripts/instructions.py                     # what every library would use as it is
+    python scripts/instructions.py                     # what every library uses if it may choose
     python scripts/instructions.py avx2 -- pytest tests/test_budgets.py
     python scripts/instructions.py baseline --threads 1 -- python scripts/calibrate.py --configs 240
     python scripts/instructions.py another -- …        # the one of these that differs here
@@ -31,6 +31,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 INTEL = "GenuineIntel"
+NUMPY = "NPY_DISABLE_CPU_FEATURES"
 #: Set → what chooses it. NumPy's own loops are held back by what it has found, below.
 SETS: dict[str, dict[str, str]] = {
     "native": {},
@@ -68,12 +69,15 @@ print("\\nprocessor " + json.dumps(processor()))
 
 
 def variables(name: str, threads: int | None = None) -> dict[str, str]:
-    """What to add to the environment."""
-    found = dict(SETS[name])
+    """The environment of a command: that of this process, with nothing left of another set."""
+    chosen = {variable for choice in SETS.values() for variable in choice} | {NAME, NUMPY}
+    found = {key: value for key, value in os.environ.items() if key not in chosen} | SETS[name]
     if name != "native":
         features = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
+        # What this process is held back from itself is not found.
+        features = [*features, *os.environ.get(NUMPY, "").split()]
         wide = [f for f in features if f == "X86_V4" or f.startswith("AVX512")]
-        found["NPY_DISABLE_CPU_FEATURES"] = " ".join(features if name == "baseline" else wide)
+        found[NUMPY] = " ".join(features if name == "baseline" else wide)
         found[NAME] = name
     if threads is not None:
         found |= dict.fromkeys(THREADS, str(threads))
@@ -128,7 +132,8 @@ def wrong(name: str, found: Mapping[str, Any]) -> list[str]:
 
 def another() -> str:
     """The set that differs most usefully from what the machine uses as it is."""
-    return "avx2" if in_force()["torch"]["capability"] == "AVX512" else "baseline"
+    known = in_force(variables("native"))
+    return "avx2" if known["torch"]["capability"] == "AVX512" else "baseline"
 
 
 def line(name: str, found: Mapping[str, Any]) -> str:
@@ -163,7 +168,7 @@ def main() -> int:
         print(f"no set {arguments.set} on {platform.machine()}", file=sys.stderr)
         return 2
     name = another() if arguments.set == "another" else arguments.set
-    environment = {**os.environ, **variables(name, arguments.threads)}
+    environment = variables(name, arguments.threads)
     found = in_force(environment)
     print(line(name, found), flush=True)
     if lacking := wrong(name, found):

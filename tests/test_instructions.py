@@ -108,7 +108,8 @@ def test_another_set_than_was_asked_for_is_noticed(path: Any, value: Any, says: 
 def test_a_set_that_is_not_in_force_ends_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(instructions.SETS, "avx2", {"OPENBLAS_CORETYPE": "Nehalem"})
+    wanted = {**instructions.SETS["avx2"], "OPENBLAS_CORETYPE": "Nehalem"}
+    monkeypatch.setitem(instructions.SETS, "avx2", wanted)
     monkeypatch.setattr(sys, "argv", ["instructions.py", "avx2", "--", "false"])
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     assert instructions.main() == 2
