@@ -2,6 +2,11 @@
 
     python scripts/calibrate.py --configs 240 --json docs/results/calibration.json \\
         --markdown docs/results/calibration.md
+    python scripts/calibrate.py --size 774M --configs 2 --json docs/results/calibration-774M.json
+    python scripts/instructions.py avx2 --threads 1 -- python scripts/calibrate.py --configs 240 \\
+        --json docs/results/calibration-avx2.json
+
+The report says on which processor it was made, and with which instructions of each library.
 
 Each configuration has random odd sizes, a random weight scale, weights with or without large
 residual channels, and inputs of 1 to n_ctx tokens. transformers' GPT2LMHeadModel is judged on it in
@@ -15,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import defaultdict
@@ -23,11 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from instructions import NAME, in_force, line
 from numpy.typing import NDArray
 
 from reference import Config, tensor_table
 from verify.checkpoint import Checkpoint
-from verify.checkpoint.synthetic import synthetic_tensors
+from verify.checkpoint.synthetic import resolve_size, synthetic_tensors
 from verify.findings import Status
 from verify.inputs import Input
 from verify.judge import judge
@@ -65,6 +72,14 @@ def plain_tensors(config: Config, seed: int, scale: float) -> Mapping[str, NDArr
         value = rng.normal(1.0 if spec.role == "gain" else 0.0, size, spec.shape)
         tensors[name] = value.astype(np.float32)
     return tensors
+
+
+def released_inputs(config: Config, rng: np.random.Generator) -> list[Input]:
+    """Of a large model: one token, odd lengths up to 128, a batch, and one token over and over."""
+    shapes = [(1, 1), (1, 17), (1, 128), (3, 33)]
+    inputs = [Input(f"{s}", rng.integers(0, config.n_vocab, s, dtype=np.int64)) for s in shapes]
+    same = np.full((1, 64), rng.integers(config.n_vocab), np.int64)
+    return [*inputs, Input("one token", same)]
 
 
 def random_inputs(config: Config, rng: np.random.Generator) -> list[Input]:
@@ -128,17 +143,18 @@ class Distribution:
         return rows
 
 
-def calibrate(configs: range, seed: int) -> Distribution:
-    """Judge every port on every configuration."""
+def calibrate(configs: range, seed: int, size: Config | None = None) -> Distribution:
+    """Judge every port on every configuration; on several weights of one, where a size is given."""
     found = Distribution()
     for index in configs:
         rng = np.random.default_rng([seed, index])
-        config, scale = random_config(rng), float(np.exp(rng.uniform(-2.0, 0.7)))
+        config = size or random_config(rng)
+        scale = float(np.exp(rng.uniform(-2.0, 0.7)))
         large = bool(rng.integers(2))
         tensors = (synthetic_tensors if large else plain_tensors)(config, index, scale=scale)
         tensors = {name: tensors[name] for name in tensors}
         checkpoint = Checkpoint(Path("calibration"), "openai", config, tensors)
-        inputs = random_inputs(config, rng)
+        inputs = (released_inputs if size else random_inputs)(config, rng)
         row = {"index": index, "config": config.as_dict(), "scale": scale, "large": large}
         for dtype in DTYPES:
             for port in PORTS:
@@ -152,11 +168,15 @@ def calibrate(configs: range, seed: int) -> Distribution:
     return found
 
 
-def markdown(found: Distribution, configs: int) -> str:
+def markdown(found: Distribution, configs: int, name: str, made_on: str) -> str:
     """The table for the documentation: RMS, maximum and floors of every operation."""
     lines = [
+        f"<!-- figures: {name} -->",
+        "",
         f"{configs} configurations, {found.runs} runs of correct ports, "
         f"{len(found.alarms)} false alarms.",
+        "",
+        f"Made with {made_on}.",
         "",
         "| law | operation | precision | statistic | median | 99 % | largest | largest ÷ limit |",
         "|---|---|---|---|--:|--:|--:|--:|",
@@ -174,12 +194,17 @@ def main() -> int:
     parser.add_argument("--configs", type=int, default=240)
     parser.add_argument("--first", type=int, default=0, help="begin here, to repeat one")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=resolve_size, help="124M … 1558M or V,P,D,H,L; else random")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
     start = time.perf_counter()
-    found = calibrate(range(arguments.first, arguments.configs), arguments.seed)
-    text = markdown(found, arguments.configs)
+    known = in_force()
+    made_on = line(os.environ.get(NAME, "native"), known)
+    print(made_on, file=sys.stderr)
+    found = calibrate(range(arguments.first, arguments.configs), arguments.seed, arguments.size)
+    name = arguments.json.name if arguments.json else "calibration.json"
+    text = markdown(found, arguments.configs, name, made_on)
     print(text)
     if arguments.markdown:
         arguments.markdown.write_text(text)
@@ -187,10 +212,12 @@ def main() -> int:
         result = {
             "configs": arguments.configs,
             "seed": arguments.seed,
+            "size": arguments.size.as_dict() if arguments.size else None,
             "runs": found.runs,
             "false_alarms": found.alarms,
             "seconds": round(time.perf_counter() - start),
             "environment": environment(),
+            "instructions": known,
             "scores": found.table(),
         }
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")

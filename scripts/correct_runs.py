@@ -1,27 +1,44 @@
 """False alarms over several long runs of correct ports, as one page.
 
-    gpt-verify synth DIR --size 101,19,24,4,3 --seed 0
-    gpt-verify power --correct --checkpoint DIR --seed 0 --json docs/results/power-correct-0.json
-    …
+    python scripts/correct_runs.py --run          # makes three of them first, 38 variants each
+    python scripts/correct_runs.py --run --runs 1 --seeds 1 --size 124M --out /tmp/here
+    python scripts/instructions.py avx2 -- python scripts/correct_runs.py --run
     python scripts/correct_runs.py docs/results/power-correct-*.json docs/results/power.json
 
-writes docs/results/power-correct.md.
+The first three run ``gpt-verify power --correct`` on synthetic checkpoints, each from another seed
+on; the last takes the reports of such runs. All write power-correct.md beside the reports, or
+power-correct-avx2.md, with the processor and the instructions that each was made on.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-OUT = Path(__file__).resolve().parent.parent / "docs" / "results" / "power-correct.md"
+from figures import ROOT, marked
+from instructions import NAME, in_force
+
+from verify.checkpoint.synthetic import resolve_size, synthesize
+from verify.made_with import made_with
+
+OUT = ROOT / "docs" / "results"
+#: Tiny, and no two dimensions are equal.
+SIZE = "101,19,24,4,3"
 
 PAGE = """# Correct ports, judged
 
 Written by `scripts/correct_runs.py`; do not edit. {false} false alarms of the suite in {runs:,}
 runs of {variants} correct variants (`verify/power/variants.py`). A false alarm is a correct port
 that is not verified.
+
+<!-- figures: {names} -->
 
 {each}
 
@@ -39,7 +56,7 @@ def page(runs: dict[str, Any]) -> str:
     outcomes = [outcome for run in runs.values() for outcome in run["correct"]]
     names = list(dict.fromkeys(o["variant"] for o in outcomes))
     peers = list(outcomes[0]["peers"])
-    each = [["checkpoint", "seeds", "laws", "runs", "false alarms", "report"]]
+    each = [["checkpoint", "seeds", "laws", "processor", "runs", "false alarms", "report"]]
     for name, run in runs.items():
         sizes, plan = run["config"], run["plan"]
         alarms = sum(o["false_alarm"] for o in run["correct"])
@@ -48,6 +65,7 @@ def page(runs: dict[str, Any]) -> str:
                 ", ".join(f"{key} {value}" for key, value in sizes.items()),
                 f"{plan['seed']} to {plan['seed'] + plan['seeds'] - 1}",
                 "every one" if plan["correct"] or plan["every_law"] else "in turn",
+                processor_of(run),
                 str(len(run["correct"])),
                 str(alarms),
                 f"[{name}]({name})",
@@ -62,9 +80,49 @@ def page(runs: dict[str, Any]) -> str:
         false=sum(o["false_alarm"] for o in outcomes),
         runs=len(outcomes),
         variants=len(names),
+        names=" ".join(runs),
         each=_markdown(each),
         table=_markdown(table),
     )
+
+
+def processor_of(run: Mapping[str, Any]) -> str:
+    """Model, and the instructions of OpenBLAS and of torch; what is not recorded is said so."""
+    known = run.get("instructions") or run["environment"].get("processor")
+    if known is None:
+        return "not recorded"
+    parts = [known["model"]]
+    parts += [f"{p['library']} {p['architecture']}" for p in known["blas"] if p["architecture"]]
+    if "torch" in known:
+        parts.append(f"torch {known['torch']['capability']}")
+        parts.append(f"{known['torch']['threads']} threads")
+    return ", ".join(dict.fromkeys(parts))
+
+
+def stem() -> str:
+    """Of the files' names: runs under other instructions stand beside the others."""
+    name = os.environ.get(NAME)
+    return f"power-correct-{name}" if name else "power-correct"
+
+
+def made(size: str, first: int, seeds: int, runs: int, out: Path) -> Iterator[Path]:
+    """Runs of every law on every correct variant, each of a checkpoint and a seed of its own."""
+    known = in_force()
+    for number in range(runs):
+        path, seed = out / f"{stem()}-{number}.json", first + number * seeds
+        with tempfile.TemporaryDirectory() as where:
+            checkpoint = Path(where) / "checkpoint"
+            synthesize(checkpoint, resolve_size(size), seed=number, format="openai")
+            words = ["power", "--correct", "--quiet", "--checkpoint", str(checkpoint)]
+            words += ["--seed", str(seed), "--seeds", str(seeds), "--json", str(path)]
+            command = [sys.executable, "-m", "verify", *words]
+            done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        if done.returncode > 1 or not path.exists():
+            sys.exit(f"gpt-verify power ended with {done.returncode}")
+        report = json.loads(path.read_text(encoding="utf-8"))
+        # The runs are in processes of their own, which this one's libraries say nothing of.
+        path.write_text(json.dumps({**report, "instructions": known}, indent=1) + "\n")
+        yield path
 
 
 def _markdown(rows: list[list[str]]) -> str:
@@ -72,12 +130,36 @@ def _markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]])
 
 
-def main() -> None:
-    files = [Path(word) for word in sys.argv[1:]]
-    if not files:
-        sys.exit(__doc__)
-    OUT.write_text(page({file.name: json.loads(file.read_text()) for file in files}))
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("reports", nargs="*", type=Path, help="of gpt-verify power --json")
+    parser.add_argument("--run", action="store_true", help="make them first")
+    parser.add_argument("--size", default=SIZE, help="124M … 1558M or V,P,D,H,L")
+    parser.add_argument("--seed", type=int, default=0, help="the first")
+    parser.add_argument("--seeds", type=int, default=10, help="of each run")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="the directory; that of the reports")
+    arguments = parser.parse_args()
+    if not arguments.reports and not arguments.run:
+        parser.error("either reports, or --run")
+    files: list[Path] = list(arguments.reports)
+    out = arguments.out or (files[0].parent if files else OUT)
+    out.mkdir(parents=True, exist_ok=True)
+    if arguments.run:
+        files = [
+            *made(arguments.size, arguments.seed, arguments.seeds, arguments.runs, out),
+            *files,
+        ]
+    reports = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    text = page(reports)
+    if out.resolve() == OUT:
+        text = marked(ROOT, text, made_with())
+    written = out / f"{stem()}.md"
+    written.write_text(text, encoding="utf-8")
+    alarms = sum(o["false_alarm"] for report in reports.values() for o in report["correct"])
+    print(f"{written}: {alarms} false alarms")
+    return 1 if alarms else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

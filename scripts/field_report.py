@@ -21,6 +21,8 @@ What `gpt-verify run` found in each port on the default checkpoint ({parameters:
 Written by `scripts/field_report.py` from the JSON reports of the runs; nothing here was written by
 hand.
 
+<!-- figures: {made} -->
+
 | port | with | verdict | checks | floors | tied by value | by storage | by gradient | precision |
 |---|---|---|--:|--:|---|---|---|---|
 """
@@ -36,7 +38,8 @@ _OF = {
 
 
 def page(reports: list[dict[str, Any]]) -> str:
-    lines = [HEAD.format(parameters=reports[0]["checkpoint"]["parameters"])]
+    head = {"parameters": reports[0]["checkpoint"]["parameters"], "made": _made_with(reports)}
+    lines = [HEAD.format(**head)]
     remarks = []
     for report in reports:
         for port in report["ports"]:
@@ -55,6 +58,15 @@ def page(reports: list[dict[str, Any]]) -> str:
     if remarks:
         lines += ["\n", *remarks]
     return "".join(lines)
+
+
+def _made_with(reports: list[dict[str, Any]]) -> str:
+    """The laws that judged all of them, and the oldest numerics (``scripts/figures.py``)."""
+    made = [report["environment"].get("made_with") for report in reports]
+    if not all(made):
+        return "{}"
+    laws = set.intersection(*(set(each["laws"]) for each in made))
+    return json.dumps({"laws": sorted(laws), "numerics": min(each["numerics"] for each in made)})
 
 
 def _row(port: dict[str, Any], environment: dict[str, Any]) -> str:

@@ -88,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         more += ("--checkpoint", str(arguments.checkpoint))
     runs = [carried_out(planned, more) for planned in PLAN]
     tests = None if arguments.no_tests else tested(("-m", "gpu", *TESTS))
-    report = {"device": device, "runs": runs, "tests": tests}
+    made = next((run["environment"] for run in runs if "environment" in run), {})
+    report = {"device": device, "environment": made, "runs": runs, "tests": tests}
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"gpu-{slug(device)}.json"
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")

@@ -16,7 +16,10 @@ from verify.checkpoint.synthetic import synthetic_tensors
 CONFIG = Config(n_vocab=11, n_ctx=7, n_embd=12, n_head=3, n_layer=2)
 TOKENS = np.array([3, 10, 0, 3, 7])
 
-#: Relative, in the Euclidean norm: what independent float64 computations must agree to.
+#: Relative, in the Euclidean norm: what independent float64 computations of one function must agree
+#: to. A definition, not a tolerance that was found: what agrees to twelve digits at every site is
+#: called the same function. Rounding takes three or four of the sixteen digits of tiny models with
+#: ordinary weights; where a model amplifies it, ``rounding.Noise`` measures by how much.
 RELATIVE = 1e-12
 
 #: Time means nothing on a shared machine.

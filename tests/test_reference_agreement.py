@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from oracle import assert_agrees, sites_of, tokens_of, weights_of
+from oracle import RELATIVE, assert_agrees, sites_of, tokens_of, weights_of
 
 from reference import Config, logits
 from reference.lens import kl_nats, lens, rank
@@ -184,7 +184,7 @@ def test_the_lens_agrees_with_torch(model, gpt2):
             kl = torch.nn.functional.kl_div(log_q, last, reduction="none", log_target=True).sum(-1)
             # A small divergence is a sum of larger terms that cancel: relative to those.
             terms = float((last.exp() * (last - log_q).abs()).sum(-1).max())
-            assert np.abs(kl_nats(final, value) - kl.numpy()).max() <= 1e-12 * max(terms, 1.0)
+            assert np.abs(kl_nats(final, value) - kl.numpy()).max() <= RELATIVE * max(terms, 1.0)
             order = scores.argsort(dim=-1, descending=True)
             places = (order == torch.from_numpy(tokens)[:, None]).int().argmax(dim=-1)
             assert rank(value, tokens).tolist() == places.tolist(), site

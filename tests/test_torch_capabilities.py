@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
@@ -20,13 +20,17 @@ import torch
 import torch_styles
 from gradients import Gradients, gathered
 from models import CONFIG, checkpoint
+from rounding import LIMIT_FLOORS, Slope, gamma, slope
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
-from reference import Config, logits, tensor_table
-from reference.loss import loss_nats, token_losses_nats
+from reference import Config, tensor_table
 from verify.checkpoint import Checkpoint
+from verify.numerics.derivatives import Derivative, derivatives
+from verify.numerics.directions import WTE_READERS, draw
+from verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
+from verify.numerics.weights import DeclaredWeights
 from verify.ports.huggingface import huggingface
 from verify.ports.port import NotExamined
 from verify.ports.torch_module import TorchModule
@@ -43,7 +47,6 @@ STYLES: dict[str, Callable[[Checkpoint], nn.Module]] = {
     )
     for name in names.split()
 }
-UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 def port(style: str, source: Checkpoint = SOURCE) -> TorchModule:
@@ -59,36 +62,39 @@ def twin_gradients(made: TorchModule) -> Gradients:
         return gathered(twin, TOKENS)
 
 
-Weights = Mapping[str, np.ndarray]
-
-
-def mean_loss(weights: Weights) -> float:
-    return float(np.mean([loss_nats(logits(weights, CONFIG, row), row) for row in TOKENS]))
-
-
-def difference_quotient(weights: Weights, name: str, direction: np.ndarray, step: float) -> float:
-    """Central, of fourth order (five points, the middle one has no weight)."""
-    values = [
-        mean_loss({**weights, name: weights[name] + n * step * direction}) for n in (1, -1, 2, -2)
-    ]
-    return (8 * (values[0] - values[1]) - (values[2] - values[3])) / (12 * step)
-
-
 @cache
-def slopes(dtype: str = "float32") -> dict[str, tuple[np.ndarray, float, float]]:
-    """Tensor → direction, the oracle's derivative along it, and the error of that."""
-    weights = {}
-    for name, value in SOURCE.tensors.items():
-        narrow = torch.from_numpy(np.array(value)).to(getattr(torch, dtype))
-        weights[name] = narrow.double().numpy()
-    rng, found = np.random.default_rng(1), {}
-    for name, value in weights.items():
-        direction = rng.standard_normal(value.shape) / np.sqrt(value.size)
-        near, far = (difference_quotient(weights, name, direction, h) for h in (1e-4, 2e-4))
-        # Truncation shows in the difference of the two; the loss itself is rounded.
-        error = abs(near - far) + 64 * UNIT["float64"] * mean_loss(weights) / 1e-4
-        found[name] = direction, near, error
-    return found
+def known(weights: str = "float32", arithmetic: str = "float32") -> list[Derivative]:
+    """The oracle's derivatives of every tensor and of both ends of wte, with what rounding in this
+    arithmetic does to them, at the checkpoint's weights as this format holds them."""
+    declared = DeclaredWeights(SOURCE.tensors, PRECISIONS[weights])
+    directions = draw(CONFIG, np.random.default_rng(1))
+    return derivatives(CONFIG, declared, TOKENS, directions, PRECISIONS[arithmetic])
+
+
+#: How much finer float64 is than the arithmetic whose noise is known.
+FINER = FLOAT64.u / FLOAT32.u
+
+
+def of_wte(end: str) -> Derivative:
+    """Of ``embed`` or of ``logits``."""
+    return next(d for d in known() if d.direction.tensor == "wte" and d.direction.sites == (end,))
+
+
+def whole_wte() -> Derivative:
+    return next(d for d in known() if d.direction.sites == WTE_READERS)
+
+
+def assert_derivatives(
+    made: TorchModule, found: Gradients, expected: list[Derivative], finer: float = 1.0
+) -> None:
+    """Of every tensor and of both ends of wte, within what ports are allowed."""
+    for d in expected:
+        if d.direction.tensor == "wte" and d.direction.sites != WTE_READERS:
+            part = found.wte_input if d.direction.sites == ("embed",) else found.wte_output
+            got = d.direction.along(part)
+        else:
+            got = slope_of(made, found, d.direction.tensor, d.direction.values())
+        assert d.floors(got, finer) <= LIMIT_FLOORS, (d.direction.tensor, d.direction.sites)
 
 
 def slope_of(made: TorchModule, found: Gradients, name: str, direction: np.ndarray) -> float:
@@ -107,59 +113,78 @@ def slope_of(made: TorchModule, found: Gradients, name: str, direction: np.ndarr
     return total
 
 
-def relative(got: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(got.astype(np.float64) - expected) / np.linalg.norm(expected))
-
-
 @pytest.mark.parametrize(
     "style", [*STYLES, "huggingface-eager-float32", "huggingface-sdpa-float64"]
 )
 def test_the_twin_has_the_derivatives_of_the_oracle(style: str) -> None:
     made = port(style)
-    found = twin_gradients(made)
-    for name, (direction, expected, error) in slopes().items():
-        got = slope_of(made, found, name, direction)
-        # Where layer norm and softmax stay in float32, so do their derivatives.
-        limit = error if style != "upcasting" else error + 64 * UNIT["float32"]
-        assert abs(got - expected) <= limit, name
+    # Where layer norm and softmax stay in float32, so do their derivatives.
+    finer = FINER if style != "upcasting" else 1.0
+    assert_derivatives(made, twin_gradients(made), known(), finer)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_twin_of_half_precision_has_the_derivatives_at_its_own_weights(dtype: str) -> None:
     made = port(f"huggingface-eager-{dtype}")
-    found = twin_gradients(made)
-    for name, (direction, expected, error) in slopes(dtype).items():
-        assert abs(slope_of(made, found, name, direction) - expected) <= error, name
+    assert_derivatives(made, twin_gradients(made), known(dtype), FINER)
 
 
 @pytest.mark.parametrize(
     ("style", "dtype"),
     [
         *((style, "float32") for style in STYLES),
-        *((f"huggingface-{a}-{d}", d) for a in ("eager", "sdpa") for d in UNIT),
+        *((f"huggingface-{a}-{d}", d) for a in ("eager", "sdpa") for d in PRECISIONS),
     ],
 )
 def test_derivatives_in_the_declared_precision(style: str, dtype: str) -> None:
-    """At least half of the digits are those of the twin: of every parameter and of both parts."""
+    """Of every parameter and of both parts of wte, within the noise of that precision."""
     made = port(style)
-    wide, found = twin_gradients(made), gathered(made, TOKENS)
-    assert found.parameters.keys() == wide.parameters.keys()
-    pairs = [(found.parameters[name], wide.parameters[name]) for name in wide.parameters]
-    pairs += [(found.wte_input, wide.wte_input), (found.wte_output, wide.wte_output)]
-    for got, expected in pairs:
+    found = gathered(made, TOKENS)
+    assert found.parameters.keys() == twin_gradients(made).parameters.keys()
+    for got in (*found.parameters.values(), found.wte_input, found.wte_output):
         assert got.dtype == (np.float64 if dtype == "float64" else np.float32)
-        if np.linalg.norm(expected) > 1e-3:  # the derivative along k's bias is zero
-            assert relative(got, expected) < np.sqrt(UNIT[dtype])
+    if dtype == "float64":
+        assert_derivatives(made, found, known(), FINER)
+    else:
+        assert_derivatives(made, found, known(dtype, dtype))
+
+
+def test_a_derivative_off_by_a_millionth_is_seen_in_float64() -> None:
+    made = port("split_linears")
+    found = twin_gradients(made)
+    for d in known():
+        got = slope_of(made, found, d.direction.tensor, d.direction.values())
+        if d.direction.tensor != "wte":
+            assert d.floors((1 + 1e-6) * got, FINER) > LIMIT_FLOORS
+
+
+def gradient_of(made: TorchModule, found: Gradients, tensor: str, shape: tuple[int, ...]) -> Any:
+    (placed,) = (p for p in made.matching.placements if p.tensor == tensor)
+    return found.parameters[placed.parameter].reshape(shape)
+
+
+def assert_parts_make_the_whole(made: TorchModule, tokens_T: np.ndarray) -> None:
+    """Of a single sequence, whose positions receive what its tokens do: a row of wte gets a sum of
+    as many terms as its token occurs, and the part of the head."""
+    with made.float64() as twin:
+        assert twin.gradients is not None
+        found = gathered(twin, tokens_T[None])
+    size_VD = np.abs(found.wte_output)
+    whole = gradient_of(made, found, "wte", size_VD.shape)
+    at_embed = gradient_of(made, found, "wpe", (-1, size_VD.shape[1]))[: len(tokens_T)]
+    np.add.at(size_VD, tokens_T, np.abs(at_embed))
+    apart = np.abs(found.wte_input + found.wte_output - whole)
+    assert (apart <= 2 * gamma(len(tokens_T) + 1) * size_VD).all()
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_the_parts_make_the_whole(style: str) -> None:
-    found, made = twin_gradients(port(style)), port(style)
+    made = port(style)
+    found = twin_gradients(made)
     shape = (CONFIG.n_vocab, CONFIG.n_embd)
     assert found.wte_input.shape == found.wte_output.shape == shape
-    (wte,) = (p for p in made.matching.placements if p.tensor == "wte")
-    whole = found.parameters[wte.parameter]
-    assert relative(found.wte_input + found.wte_output, whole) < 4 * UNIT["float64"]
+    for row in TOKENS:
+        assert_parts_make_the_whole(made, row)
     absent = np.setdiff1d(np.arange(CONFIG.n_vocab), TOKENS)
     assert not found.wte_input[absent].any()
     assert found.wte_output.all()
@@ -178,6 +203,19 @@ def test_names_that_share_memory_have_the_same_total(style: str) -> None:
                 assert np.array_equal(found[other.name], found[p.name])
 
 
+@cache
+def at_input(narrow: bool = False) -> tuple[Slope, np.ndarray]:
+    """Of one prediction, along a direction of its embeddings: wpe has one row for each position."""
+    weights = {name: np.array(v, np.float64) for name, v in SOURCE.tensors.items()}
+    direction = np.zeros_like(weights["wpe"])
+    direction[: TOKENS.shape[1]] = np.random.default_rng(2).standard_normal(
+        (TOKENS.shape[1], CONFIG.n_embd)
+    )
+    precision = FLOAT32 if narrow else FLOAT64
+    known = slope(weights, CONFIG, TOKENS[:1], {"wpe": direction}, POSITION, precision)
+    return known, direction[: TOKENS.shape[1]]
+
+
 class TestInput:
     @pytest.mark.parametrize("style", [*STYLES, "huggingface-sdpa-float32"])
     def test_against_the_oracle(self, style: str) -> None:
@@ -185,20 +223,11 @@ class TestInput:
         made, row = port(style), TOKENS[:1]
         with made.float64() as twin:
             found = twin.input_gradients(row, POSITION)
-        weights = {name: np.array(v, np.float64) for name, v in SOURCE.tensors.items()}
-        direction = np.random.default_rng(2).standard_normal(found.shape)
-
-        def loss(step: float) -> float:
-            wpe = weights["wpe"].copy()
-            wpe[: len(direction)] += step * direction
-            values = logits({**weights, "wpe": wpe}, CONFIG, row[0])
-            return float(token_losses_nats(values, row[0])[POSITION])
-
-        near, far = ((8 * (loss(h) - loss(-h)) - loss(2 * h) + loss(-2 * h)) / (12 * h)
-                     for h in (1e-4, 2e-4))  # fmt: skip
-        error = abs(near - far) + 64 * UNIT["float64"] * loss(0) / 1e-4
-        limit = error if style != "upcasting" else error + 64 * UNIT["float32"]
-        assert abs(float((found * direction).sum()) - near) <= limit
+        expected, along = at_input(style == "upcasting")
+        assert expected.floors(float((found * along).sum())) <= LIMIT_FLOORS
+        # So that something is compared: what is off by so much would be seen.
+        off = 1e-3 if style == "upcasting" else 1e-6
+        assert expected.floors((1 + off) * float((found * along).sum())) > LIMIT_FLOORS
 
     @pytest.mark.parametrize("style", [*STYLES, "huggingface-eager-bfloat16"])
     def test_nothing_comes_from_later_positions(self, style: str) -> None:
@@ -360,19 +389,20 @@ class TestEndsOfTied:
     def test_however_it_is_read(self, name: str) -> None:
         made = TorchModule(modules()[name], SOURCE, name)
         with made.float64() as twin:
-            at_input = twin.input_gradients(TOKENS[:1], POSITION)
-        with port("split_linears").float64() as twin:
-            expected = twin.input_gradients(TOKENS[:1], POSITION)
-        limit = 2.0**10 * UNIT["float64"]
-        assert relative(at_input, expected) < limit
+            got = twin.input_gradients(TOKENS[:1], POSITION)
+        expected, along = at_input()
+        assert expected.floors(float((got * along).sum())) <= LIMIT_FLOORS
         found = twin_gradients(made)
-        assert relative(found.wte_input, plain().wte_input) < limit
-        assert relative(found.wte_output, plain().wte_output) < limit
-        total = plain().parameters["wte.weight"]
-        assert relative(found.parameters["wte.weight"], total) < limit
+        total = found.parameters["wte.weight"]
+        for d, value in (
+            (of_wte("embed"), found.wte_input),
+            (of_wte("logits"), found.wte_output),
+            (whole_wte(), total),
+        ):
+            assert d.floors(d.direction.along(value), FINER) <= LIMIT_FLOORS
         head = found.parameters["head.weight"]
         head = head.T if head.shape == total.T.shape else head.reshape(total.shape)
-        assert relative(head, total) < limit
+        assert np.array_equal(head, total)
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     @pytest.mark.parametrize(
@@ -390,8 +420,9 @@ class TestEndsOfTied:
         found = gathered(made, TOKENS)
         other = {"wte_output": "wte_input", "wte_input": "wte_output"}[blocked]
         assert not getattr(found, blocked).any()
-        expected = getattr(plain(), other)
-        assert relative(getattr(found, other), expected) < np.sqrt(UNIT[dtype])
+        d = of_wte("embed" if other == "wte_input" else "logits")
+        finer = FINER if dtype == "float64" else 1.0
+        assert d.floors(d.direction.along(getattr(found, other)), finer) <= LIMIT_FLOORS
 
     # torch's own, about a reentrant checkpoint that is run forwards alone.
     @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
@@ -399,11 +430,7 @@ class TestEndsOfTied:
         made = TorchModule(with_forward(reentrant_blocks), SOURCE, "reentrant")
         before = {n: p.grad for n, p in made.module.named_parameters()}
         found = twin_gradients(made)
-        assert relative(found.wte_input, plain().wte_input) < 2.0**10 * UNIT["float64"]
-        assert relative(found.wte_output, plain().wte_output) < 2.0**10 * UNIT["float64"]
-        for name, expected in plain().parameters.items():
-            if np.linalg.norm(expected) > 1e-12:
-                assert relative(found.parameters[name], expected) < 2.0**10 * UNIT["float64"]
+        assert_derivatives(made, found, known(), FINER)
         made.input_gradients(TOKENS[:1], POSITION)
         assert {n: p.grad for n, p in made.module.named_parameters()} == before
 
@@ -413,8 +440,8 @@ class TestEndsOfTied:
         made = TorchModule(with_forward(reentrant_head), SOURCE, "reentrant head")
         found = twin_gradients(made)
         assert found.wte_input is found.wte_output is None
-        total = plain().parameters["wte.weight"]
-        assert relative(found.parameters["wte.weight"], total) < 2.0**10 * UNIT["float64"]
+        d = whole_wte()
+        assert d.floors(d.direction.along(found.parameters["wte.weight"]), FINER) <= LIMIT_FLOORS
 
 
 def test_of_an_untied_head_the_output_is_its_own() -> None:
@@ -507,12 +534,11 @@ def test_odd_sizes(style: str, sizes: tuple[int, ...]) -> None:
     tokens = np.random.default_rng(3).integers(0, source.config.n_vocab, (2, length))
     with made.float64() as twin:
         found = gathered(twin, tokens)
-        at_input = twin.input_gradients(tokens[:1], 0)
+        first = twin.input_gradients(tokens[:1], 0)
     assert found.wte_input.shape == found.wte_output.shape == sizes[:3:2]
-    wte = next(p for p in made.matching.placements if p.tensor == "wte")
-    whole = found.parameters[wte.parameter].reshape(sizes[:3:2])
-    assert np.allclose(found.wte_input + found.wte_output, whole, rtol=0, atol=1e-15)
-    assert at_input.shape == (length, source.config.n_embd)
-    assert not at_input[1:].any()
+    for row in tokens:
+        assert_parts_make_the_whole(made, row)
+    assert first.shape == (length, source.config.n_embd)
+    assert not first[1:].any()
     assert set(gathered(made, tokens).parameters) == {p.name for p in made.parameters()}
     assert len(tensor_table(source.config)) <= len(found.parameters)

@@ -22,8 +22,10 @@ from verify.errors import UsageError
 from verify.findings import PortReport, Report
 from verify.inputs import Input, default_inputs, given, seeded
 from verify.judge import judge
+from verify.made_with import made_with
 from verify.numerics.weights import SharedWeights
 from verify.ports.registry import builtin_ports, expand
+from verify.processor import processor
 from verify.report.repeat import repeat_command
 from verify.tensorflow import started_early
 
@@ -160,7 +162,7 @@ def chosen_inputs(checkpoint: Checkpoint, options: Options) -> list[Input]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and platform, without importing anything for it."""
+    """Versions, platform, processor, laws and numerics; no framework is imported for it."""
     versions = {"gpt-verify": __version__, "python": platform.python_version()}
     for package in (
         "numpy",
@@ -184,6 +186,8 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
+        "processor": processor(),
+        "made_with": made_with(),
     }
     torch = sys.modules.get("torch")
     if torch is not None:

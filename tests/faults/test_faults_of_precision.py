@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from fault_ports import planted
 from models import CONFIG, batch, checkpoint
+from rounding import LIMIT_FLOORS, Noise, reference_run
 
+from verify.diagnosis.sites import STEADY
 from verify.faults.catalogue import CATALOGUE
 from verify.faults.fault import Fault
 from verify.faults.oracle import run
+from verify.numerics.precision import FLOAT32
 from verify.sites import sites
 
 SOURCE = checkpoint()
@@ -22,7 +25,7 @@ FAULTS = [fault for fault in CATALOGUE.values() if fault.family == "precision"]
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
 def test_both_forms_round_alike(fault: Fault) -> None:
     """Up to the first site that they change: nine numbers of ten are rounded to the same side, to
-    within the float32 rounding of what is rounded."""
+    within what float32's rounding does to the right operation there, channel by channel."""
     shown: dict[str, Any] = {}
 
     def keep(site: str, value: Any, narrowest: str | None = None) -> None:
@@ -34,7 +37,8 @@ def test_both_forms_round_alike(fault: Fault) -> None:
     order = list(sites(CONFIG))
     first = order[min(map(order.index, overrides))]
     computed = dict(run(SOURCE.tensors.__getitem__, CONFIG, INPUT.tokens[0], overrides, keep=None))
-    right = dict(run(SOURCE.tensors.__getitem__, CONFIG, INPUT.tokens[0], {}, keep=None))
-    size = float(np.max(np.abs(right[first])))
-    assert np.mean(np.abs(shown[first] - computed[first]) <= 1e-6 * size) >= 0.9
-    assert np.mean(np.abs(shown[first] - right[first]) <= 1e-6 * size) < 0.5
+    right = Noise(reference_run(SOURCE.tensors, CONFIG, INPUT.tokens[0]), FLOAT32)
+    within = LIMIT_FLOORS * np.sqrt(np.mean(right.noise[first] ** 2, axis=(0, 1)))
+    assert np.mean(np.abs(shown[first] - computed[first]) <= within) >= STEADY
+    # It is not the right operation: those that happen to be right are the smaller part.
+    assert np.mean(np.abs(shown[first] - right.exact[first]) <= within) < 0.5

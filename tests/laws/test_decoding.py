@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from models import CONFIG, checkpoint
+from rounding import LIMIT_FLOORS, Noise, reference_run
 
-from reference import logits as reference_logits
 from verify.checks.cache import splits_of
 from verify.checks.cache_mistakes import ways
 from verify.checks.decoding import Way, decode
 
 SOURCE = checkpoint()
 TOKENS = np.random.default_rng(3).integers(0, CONFIG.n_vocab, 7)
+NOISE = Noise(reference_run(SOURCE.tensors, CONFIG, TOKENS))
 
 
 def decoded(lengths: tuple[int, ...], way: Way) -> np.ndarray | None:
@@ -21,20 +22,18 @@ def decoded(lengths: tuple[int, ...], way: Way) -> np.ndarray | None:
 
 @pytest.mark.parametrize("lengths", splits_of(7), ids=str)
 def test_without_a_mistake_it_is_the_reference(lengths: tuple[int, ...]) -> None:
-    expected = reference_logits(SOURCE.tensors, CONFIG, TOKENS)
-    np.testing.assert_allclose(decoded(lengths, Way("")), expected, rtol=1e-11, atol=1e-12)
+    NOISE.assert_holds("logits", decoded(lengths, Way("")))
 
 
 def test_every_mistake_shows_in_some_split_and_in_none_without_a_cache() -> None:
-    whole = reference_logits(SOURCE.tensors, CONFIG, TOKENS)
     for way in ways(CONFIG.n_layer, len(TOKENS)):
         shown = [
-            np.inf if got is None else np.abs(got - whole).max()
+            np.inf if got is None else NOISE.floors("logits", got)
             for got in (decoded(lengths, way) for lengths in splits_of(7))
         ]
-        assert max(shown) > (1e-3 if way.coarse else 0.1), way.words
+        assert max(shown) > LIMIT_FLOORS, way.words
         if "sees only the last" not in way.words:
-            assert shown[0] < 1e-9, way.words
+            assert shown[0] <= LIMIT_FLOORS, way.words
 
 
 def test_a_position_that_does_not_exist_is_no_hypothesis() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from models import CONFIG, checkpoint
+from rounding import Noise, reference_run, summed
 from subjects import port, subject
 
 from reference import Config
@@ -37,9 +38,9 @@ def test_every_position_of_a_correct_port_is_near_it(config: Config, dtype: str)
         squares = (difference**2).mean(axis=-1)
         floors = judged.position_floors(squares, tokens[0])
         assert floors.max() <= LIMIT_FLOORS / 2
-        assert judged.floors(difference, tokens[0]) == pytest.approx(
-            float(np.sqrt((floors**2).mean()))
-        )
+        whole = float(np.sqrt((floors**2).mean()))
+        # Sums of squares over the vocabulary and the positions, a quotient and a root.
+        assert judged.floors(difference, tokens[0]) == summed(whole, difference.size + 4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
@@ -58,7 +59,9 @@ def test_the_last_position_and_a_part_are_those_of_the_whole() -> None:
     tokens = judged.tokens(1, CONFIG.n_ctx)[0]
     whole = judged.measured(tokens)
     exact = reference_logits(Widened(judged.weights), CONFIG, tokens)
-    np.testing.assert_allclose(whole.last_V, exact[-1], rtol=1e-12)
+    known = Noise(reference_run(Widened(judged.weights), CONFIG, tokens))
+    whole_TV = np.concatenate([exact[:-1], whole.last_V[None]])
+    known.assert_holds("logits", whole_TV)
     part = other.floor(tokens, CONFIG.n_ctx - 3)
     assert part.shape == (3,)
     # Both are no less than the mean of what they cover, hence not equal.

@@ -228,6 +228,7 @@ def markdown(campaign: Campaign) -> str:
         "# How well it finds what is wrong",
         "Written by `gpt-verify power --markdown` (version "
         f"{__version__}); do not edit. {_heading(campaign)}.",
+        "<!-- figures: power.json -->",
         _EXPLANATION.strip(),
     ]
     for title, head, rows in _tables(campaign):
