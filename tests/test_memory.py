@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,27 @@ def test_too_much_is_refused(
     with pytest.raises(NotExamined, match=f"^{words}$"):
         require(needed)
     require(free)
+
+
+def test_what_was_freed_is_given_back() -> None:
+    """In a process of its own, because the setting stays."""
+    code = """
+import numpy as np
+from verify.memory import give_back, spare
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+spare()
+before = resident()
+large = [np.ones(3 << 19) for _ in range(8)]          # 12 MB each
+small = [np.ones(1 << 16) for _ in range(64)]         # 512 kB each
+held = resident()
+del large, small
+give_back()
+print(before, held, resident())
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, held, after = map(int, ran.stdout.split())
+    assert held - before > 96 << 20
+    assert after - before < (held - before) / 4

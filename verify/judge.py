@@ -28,7 +28,7 @@ from verify.findings import Finding, PortReport, Status
 from verify.folding import NOT_TIED
 from verify.inputs import Input
 from verify.matching import Matching, match
-from verify.memory import give_back
+from verify.memory import give_back, spare
 from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights, SharedWeights
 from verify.placement import PADDING, SURPLUS
@@ -75,6 +75,7 @@ def judge(
             the next one need not.
     """
     start = time.perf_counter()
+    spare()
     work = _Work(checkpoint, inputs, progress, seed, laws, shared)
     error = name = None
     waivers: Mapping[str, str] = {}

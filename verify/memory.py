@@ -17,6 +17,10 @@ from verify.ports.port import NotExamined
 
 _ROOT = Path("/")
 _GIGABYTE = 10**9
+#: What is taken from the system by itself. Tiles of what is computed are smaller, and stay.
+LARGE_BYTES = 12 << 20
+#: glibc's ``malloc.h``.
+_MMAP_THRESHOLD = -3
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,17 @@ def require(needed: int) -> None:
         raise NotExamined(
             f"needs {_gigabytes(math.ceil, needed)} GB, {_gigabytes(math.floor, free)} are free"
         )
+
+
+def spare() -> None:
+    """Have the C library return every large block as soon as it is freed, for as long as this
+    process lives; nothing where it has no such setting.
+
+    By itself glibc keeps blocks of up to 32 MB once one was freed, and they come to lie between
+    others: the matrices of a 124M model in float64 were measured to occupy 240 MB more.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def give_back() -> None:
