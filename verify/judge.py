@@ -26,17 +26,17 @@ from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Status
 from verify.folding import NOT_TIED
 from verify.inputs import Input
-from verify.matching import Matching, match
 from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights, SharedWeights
 from verify.placement import PADDING, SURPLUS
 from verify.ports import registry
+from verify.prepare import Prepared, prepare
 from verify.process_state import Loading, snapshot
 from verify.sites import sites
 from verify.waivers import waive
 
 if TYPE_CHECKING:
-    from verify.ports.port import Parameter, Port
+    from verify.ports.port import Port
 
 
 class Steps(Protocol):
@@ -163,8 +163,6 @@ class _Work:
         self.checkpoint, self.inputs, self.progress = checkpoint, inputs, progress
         self.seed, self.laws = seed, laws
         self.findings: list[Finding] = []
-        self.parameters: list[Parameter] = []
-        self.matching: Matching | None = None
         self.mapping: dict[str, str] = {}
         self.remarks: tuple[str, ...] = ()
         self.tied = checkpoint.config.tied
@@ -184,19 +182,12 @@ class _Work:
     def examine(self, port: Port) -> None:
         """Weights, then architecture in float64, then the numbers in the declared precision; then
         everything that follows from them alone, the laws."""
-        weights = self.shared(PRECISIONS[port.dtype])
-        weights = self._weights(port, weights)
+        prepared = prepare(port, self.checkpoint, self.shared)
+        self.checkpoint, weights = prepared.checkpoint, prepared.weights
+        self._weights(prepared)
         self._architecture(port, weights)
         self._numbers(port, weights)
-        subject = Subject(
-            port,
-            self.checkpoint,
-            weights,
-            self.seed,
-            self.parameters,
-            self.matching,
-            self.loading,
-        )
+        subject = prepared.subject(self.seed, self.loading)
         for law in LAWS:
             self._law(law, subject)
             self.progress.step(law.id)
@@ -205,30 +196,20 @@ class _Work:
         self.diagnosis = diagnose(subject, self.inputs, self._comparisons, self.findings)
         self._stored_graph(port, weights)
 
-    def _weights(self, port: Port, weights: DeclaredWeights) -> DeclaredWeights:
-        """Hold the port's weights against the checkpoint's; what it is judged against from there
-        on: the same, unless layer norms are folded in the port."""
-        if port.parameters is None:
+    def _weights(self, prepared: Prepared) -> None:
+        """Hold the port's weights against the checkpoint's."""
+        matching, folding = prepared.matching, prepared.folding
+        if matching is None:
             self._why["weights"] = "the port does not show its weights"
-            return weights
-        self.parameters = parameters = list(port.parameters())
-        matching, folding = getattr(port, "matching", None), getattr(port, "folding", None)
-        if matching is None or getattr(port, "placed_by", None) is not weights.tensors:
-            # A port that was made of another checkpoint has placed its parameters by that one:
-            # what is equal to its tensors need not be equal to these.
-            matching, folding = match(parameters, self.checkpoint.config, weights), None
-        self.matching = matching
+            return
         self.mapping = {p.parameter: str(p) for p in matching.placements}
         self.mapping |= dict.fromkeys(matching.padding, PADDING)
         self.mapping |= dict.fromkeys(matching.surplus, SURPLUS)
         if folding is not None:
             self.remarks = (folding.remark,)
             self.mapping |= folding.mapping(matching)
-            self.checkpoint = folding.applied(self.checkpoint)
-            weights = DeclaredWeights(self.checkpoint.tensors, PRECISIONS[port.dtype])
-        config = self.checkpoint.config
-        self.findings += check_weights(parameters, matching, config, weights, folding)
-        return weights
+        config, weights = self.checkpoint.config, prepared.weights
+        self.findings += check_weights(prepared.parameters, matching, config, weights, folding)
 
     def _architecture(self, port: Port, weights: DeclaredWeights) -> None:
         law = "architecture"

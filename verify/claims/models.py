@@ -17,12 +17,12 @@ from verify.checks.subject import Subject
 from verify.faults.oracle import Act, Call, right
 from verify.findings import Finding, Status
 from verify.inputs import seeded
-from verify.matching import match
 from verify.numerics.local import LocalOracle
 from verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
 from verify.numerics.scores import SiteScores
-from verify.numerics.weights import DeclaredWeights
+from verify.numerics.weights import DeclaredWeights, SharedWeights
 from verify.ports.port import Floats, NotExamined, Port
+from verify.prepare import prepare
 from verify.sites import Site, sites
 
 Tokens = NDArray[np.int64]
@@ -206,12 +206,8 @@ class Model:
     @cached_property
     def subject(self) -> Subject:
         """What the laws are handed."""
-        weights = self.declared()
-        if self.port.parameters is None:
-            return Subject(self.port, self.checkpoint, weights, self.seed)
-        parameters = list(self.port.parameters())
-        matching = getattr(self.port, "matching", None) or match(parameters, self.config, weights)
-        return Subject(self.port, self.checkpoint, weights, self.seed, parameters, matching)
+        shared = SharedWeights(self.tensors, record=False)
+        return prepare(self.port, self.checkpoint, shared).subject(self.seed)
 
     def hold(self, law: str) -> Finding:
         """Hold one of the laws against the model: its finding, failed if it has several and one is.
