@@ -38,6 +38,8 @@ class Finding:
         score: the number that was compared with ``limit``; None where there is no number.
         limit: the largest score that a correct port reaches.
         message: one line; for a failure ``what[index] = got, should be expected ± budget``.
+        tensors: of a failure, the tensors that are wrong; ``lm_head`` for a head that is none of
+            the checkpoint's.
         details: further numbers for the JSON report (scores by position, head, channel …).
     """
 
@@ -47,6 +49,7 @@ class Finding:
     site: str | None = None
     score: float | None = None
     limit: float | None = None
+    tensors: tuple[str, ...] = field(default=(), kw_only=True)
     details: dict[str, Any] = field(default_factory=dict, compare=False)
 
 

@@ -12,6 +12,8 @@ from verify.numerics.weights import DeclaredWeights
 
 Array = NDArray[np.floating]
 
+#: The tensor of a head that is not wte.
+HEAD = "lm_head"
 #: What the report says of the rows of a table beyond the vocabulary.
 PADDING = "padding of the vocabulary: neither it nor its logits are looked at"
 #: Words of a mapping that was not made by content alone.
@@ -44,6 +46,11 @@ class Placement:
     head: bool = False
     alike: int = 1
     distance: float | None = None
+
+    @property
+    def stands_for(self) -> str:
+        """The tensor whose place it takes: ``lm_head`` for a head of its own."""
+        return HEAD if self.head else self.tensor
 
     @property
     def transposed(self) -> bool:

@@ -14,7 +14,6 @@ FOLLOW = frozenset(
         "logits",
         "activations.cascaded",
         "gradient",
-        "input_gradient",
         "lens",
         "loss.reference",
         "precision",
@@ -31,7 +30,7 @@ FOLLOW_TENSORS = frozenset(("weights.count", "weights.accounted", "tying.value")
 #: Law of a fault of tying or of derivatives → laws that fail with it. A mistake on the way back is
 #: named only where it explains the derivative of every tensor, so whatever else is made of
 #: derivatives follows; a head of its own is found by each law of tying in its own way.
-_GO_WITH: Mapping[str, frozenset[str]] = {
+GO_WITH: Mapping[str, frozenset[str]] = {
     "gradient": frozenset(("tying.gradient", "causality.gradient", "symmetry.gradient")),
     "tying.value": frozenset(("tying.storage", "tying.graph", "tying.gradient")),
     "tying.storage": frozenset(("tying.graph", "tying.gradient", "tying.persistence")),
@@ -73,7 +72,7 @@ def left_over(report: PortReport, proof: Proof | None) -> list[Finding]:
         law = finding.id.split(".")[0]
         if finding.id in named or (finding.site in explained and finding.id in OWN):
             continue
-        if finding.id == "weights.values" and _in_explained(finding, explained):
+        if finding.id == "weights.values" and explained.issuperset(finding.tensors):
             continue
         if holds and (law in follow or finding.id in follow):
             continue
@@ -83,18 +82,11 @@ def left_over(report: PortReport, proof: Proof | None) -> list[Finding]:
     return left
 
 
-def _in_explained(finding: Finding, explained: set[str]) -> bool:
-    """Every tensor that differs there is explained."""
-    tensors = [part.split(";")[0].split(",")[0] for part in finding.message.split("(it is ")[1:]]
-    heads = {"lm_head"} if "lm_head" in explained else set()
-    return bool(tensors) and all(t in explained or (t == "wte" and heads) for t in tensors)
-
-
 def _goes_with(fault: str, finding: Finding) -> bool:
     """A failure that such a fault brings with it."""
     if finding.id == "gradient":
         return finding.site == _END.get(fault) and _of_wte_alone(finding)
-    return finding.id in _GO_WITH.get(CATALOGUE[fault].law or "", ())
+    return finding.id in GO_WITH.get(CATALOGUE[fault].law or "", ())
 
 
 def _of_wte_alone(finding: Finding) -> bool:

@@ -85,7 +85,7 @@ class Diagnosis:
         if finding.status is not Status.FAILED or finding.site is None:
             return finding
         if finding.id == "weights.values":
-            tensors = [name for name in self.explanations if f"(it is {name}" in finding.message]
+            tensors = [name for name in finding.tensors if name in self.explanations]
             words = "; ".join(f"{name}: {self.explanations[name]}" for name in tensors)
         elif finding.id in ("architecture", "activations.local", "logits"):
             words = str(self.explanations.get(finding.site, ""))
@@ -236,7 +236,7 @@ def damaged_tensors(subject: Subject) -> tuple[dict[str, Explanation], dict[str,
             continue
         expected = _upright(placement, subject, placement.tensor)
         got = placement.layout.upright(read[placement.parameter]()).reshape(expected.shape)
-        name = "lm_head" if placement.head else placement.tensor
+        name = placement.stands_for
         explanation = explain(
             Difference(
                 placement.tensor,
