@@ -28,6 +28,29 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
+class Named:
+    """The known faults that explain a failure.
+
+    Attributes:
+        faults: their names in the catalogue (``gpt-verify power`` lists them); several where what
+            was measured does not tell them apart.
+    """
+
+    faults: tuple[str, ...]
+
+    @property
+    def fault(self) -> str | None:
+        """The one that it is; None where it may be one of several."""
+        return self.faults[0] if len(self.faults) == 1 else None
+
+
+def naming(*faults: str | None) -> Named | None:
+    """These faults; None where there is none among them."""
+    known = tuple(fault for fault in faults if fault)
+    return Named(known) if known else None
+
+
+@dataclass(frozen=True)
 class Finding:
     """One check at one place.
 
@@ -38,6 +61,7 @@ class Finding:
         score: the number that was compared with ``limit``; None where there is no number.
         limit: the largest score that a correct port reaches.
         message: one line; for a failure ``what[index] = got, should be expected ± budget``.
+        named: the known faults that explain a failure; None where the check knows of none.
         tensors: of a failure, the tensors that are wrong; ``lm_head`` for a head that is none of
             the checkpoint's.
         details: further numbers for the JSON report (scores by position, head, channel …).
@@ -49,8 +73,14 @@ class Finding:
     site: str | None = None
     score: float | None = None
     limit: float | None = None
+    named: Named | None = field(default=None, kw_only=True)
     tensors: tuple[str, ...] = field(default=(), kw_only=True)
     details: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def fault(self) -> str | None:
+        """The name of the one known fault that explains a failure, or None."""
+        return None if self.named is None else self.named.fault
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def failed(findings: list[Finding]) -> list[str | None]:
 
 
 def named(findings: list[Finding]) -> list[str]:
-    return [f.details["fault"] for f in findings if "fault" in f.details]
+    return [f.fault for f in findings if f.fault]
 
 
 def without_twin(made: Port) -> Port:

@@ -25,7 +25,7 @@ from verify.checks.reference_gradient import (
 )
 from verify.checks.subject import NotExamined, Subject
 from verify.checks.twin import throughout
-from verify.findings import Finding, Status
+from verify.findings import Finding, Status, naming
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.derivatives import Derivative
 from verify.numerics.directions import WTE_READERS
@@ -96,7 +96,7 @@ def _finding(status: Status, site: str, here: Sequence[Comparison], message: str
 def _named(finding: Finding, subject: Subject, compared: Sequence[Comparison]) -> Finding:
     """With the mistake that explains it and all the others, where there is one."""
     fault = Evidence(subject.config, compared, lambda: backward_of(subject)).name()
-    return replace(finding, details=finding.details | {"fault": fault}) if fault else finding
+    return replace(finding, named=naming(fault))
 
 
 def _agreement(here: Sequence[Comparison]) -> str:

@@ -20,7 +20,7 @@ from verify.checks.tied_ends import table_rows
 from verify.checks.tied_mistakes import End, of_head, of_lookup
 from verify.checks.twin import throughout
 from verify.checks.tying import SITE, Tables, tables_of
-from verify.findings import Finding, Status
+from verify.findings import Finding, Status, naming
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.derivatives import Derivative, derivatives
 from verify.numerics.directions import WTE_READERS, Direction, draw
@@ -115,8 +115,8 @@ def check_tied_gradient(subject: Subject) -> Iterable[Finding]:
         message = "; ".join(part.difference() for part in wrong or [total])
         message += f": {reason}" if reason else ""
         fault = _fault(subject, tokens, measured, parts, reason)
-        details = {"fault": fault} if fault else {}
-        yield Finding(_LAW, Status.FAILED, message, SITE, score, LIMIT_FLOORS, details)
+        named = naming(fault)
+        yield Finding(_LAW, Status.FAILED, message, SITE, score, LIMIT_FLOORS, named=named)
         return
     if lost := [part.name for part in (first, last) if not _seen(part, total)]:
         raise NotExamined(f"lost in the noise: the {' and the '.join(lost)} of the gradient of wte")

@@ -13,7 +13,7 @@ import numpy as np
 from reference.config import Config
 from verify.checks.subject import NotExamined, Subject
 from verify.checks.tied_ends import ends_of, table_rows
-from verify.findings import Finding, Status
+from verify.findings import Finding, Status, naming
 from verify.matching import Matching, Placement
 from verify.ports.port import Floats, Parameter, StoredGraph
 
@@ -86,8 +86,8 @@ def check_storage(subject: Subject) -> Iterable[Finding]:
         heads = " and ".join(head.parameter for head in tables.own)
         message = f"{heads} is a matrix of its own, {tables.wte.parameter} another: not tied"
         copied = all(head.exact for head in tables.own)
-        details = {"fault": "head-copied"} if copied else {}
-        yield Finding(law, Status.FAILED, message, SITE, details=details)
+        named = naming("head-copied" if copied else None)
+        yield Finding(law, Status.FAILED, message, SITE, named=named)
         return
     writable = [p for p in _named(subject.parameters, tables.names) if p.write is not None]
     if not writable:
@@ -103,9 +103,8 @@ def check_storage(subject: Subject) -> Iterable[Finding]:
         faults |= set(ends.faults)
     if problems:
         message = "; ".join(dict.fromkeys(problems))
-        fault = faults.pop() if len(faults) == 1 else None
-        details = {"fault": fault} if fault else {}
-        yield Finding(law, Status.FAILED, message, SITE, details=details)
+        named = naming(*faults) if len(faults) == 1 else None
+        yield Finding(law, Status.FAILED, message, SITE, named=named)
     elif unseen:
         raise NotExamined(f"no write can show in {' and '.join(dict.fromkeys(unseen))}")
     else:

@@ -11,8 +11,6 @@ from verify.faults.fault import kind_of
 from verify.findings import Cause, Finding, Status
 
 _LAW = "determinism.mode"
-#: Words of the law: a part that is a dropout, or torch's operations for one.
-_WORDS = ("dropout", "bernoulli")
 #: Where a dropout shows first → which it is. What is dropped on its way into the stream is seen in
 #: the sum, or in the norm after it where the port does not show the sum.
 _BY_KIND = {
@@ -35,9 +33,9 @@ def dropouts(findings: Sequence[Finding], explained: Collection[str]) -> list[Ca
         findings: of the whole run.
         explained: sites for which another cause is known.
     """
-    seen = [f for f in findings if f.id == _LAW and f.status is Status.FAILED]
-    unnamed = [finding for finding in seen if "fault" not in finding.details]
-    if not any(word in finding.message for finding in unnamed for word in _WORDS):
+    seen = [f.named for f in findings if f.id == _LAW and f.status is Status.FAILED and f.named]
+    among = {fault for named in seen if named.fault is None for fault in named.faults}
+    if not among:
         return []
     # What is dropped of the embeddings shows in the first norm, and in the first sum as well.
     wrong = {finding.site for finding in findings if finding.status is Status.FAILED}
@@ -48,7 +46,7 @@ def dropouts(findings: Sequence[Finding], explained: Collection[str]) -> list[Ca
         if not own or finding.status is not Status.FAILED or finding.site is None:
             continue
         kind = "embed" if finding.site in early else kind_of(finding.site)
-        if kind in _BY_KIND and finding.site not in explained:
+        if _BY_KIND.get(kind) in among and finding.site not in explained:
             places = where.setdefault(_BY_KIND[kind], [])
             if finding.site not in places:
                 places.append(finding.site)

@@ -58,8 +58,8 @@ class Diagnosis:
         # A law that knows its own faults says which one it was; what that explains needs no other.
         named: dict[str, list[str]] = {}
         for finding in findings:
-            if finding.status is Status.FAILED and "fault" in finding.details:
-                named.setdefault(finding.details["fault"], []).append(finding.id)
+            if finding.status is Status.FAILED and finding.fault is not None:
+                named.setdefault(finding.fault, []).append(finding.id)
         named = _without_entailed(named)
         left = []
         for explanation in explanations:
