@@ -7,7 +7,7 @@ one place, and each report shows them in its own way.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,23 @@ class Finding:
     def fault(self) -> str | None:
         """The name of the one known fault that explains a failure, or None."""
         return None if self.named is None else self.named.fault
+
+    def saying(self, before: str = "", after: str = "") -> Finding:
+        """The same finding with more words around its message."""
+        return replace(self, message=f"{before}{self.message}{after}")
+
+    def explained(self, words: str) -> Finding:
+        """The same failure with what explains it."""
+        details = self.details | {"explanation": words}
+        return replace(self.saying(after=f"; {words}"), details=details)
+
+    def explained_by(self, other: Finding) -> Finding:
+        """The same failure with what another finding says of it."""
+        found = self.explained(other.message)
+        return replace(found, details=other.details | found.details)
+
+    def __str__(self) -> str:
+        return f"{self.id} {self.site or ''}: {self.message}"
 
 
 @dataclass(frozen=True)

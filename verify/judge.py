@@ -193,7 +193,7 @@ class _Work:
             self.progress.step(law.id)
         if self.checkpoint.config.tied != self.tied:
             self._why |= {law.id: NOT_TIED for law in LAWS if law.id.startswith("tying.")}
-        self.diagnosis = diagnose(subject, self.inputs, self._comparisons, self.findings)
+        self.diagnosis = diagnose(subject, self.inputs, self._comparisons, tuple(self.findings))
         self._stored_graph(port, weights)
 
     def _weights(self, prepared: Prepared) -> None:
@@ -293,7 +293,7 @@ class _Work:
         logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
         logits.add(item.tokens, graph.logits)
         self.findings += [
-            replace(finding, id=law, message=f"{graph.description}: {finding.message}")
+            replace(finding.saying(before=f"{graph.description}: "), id=law)
             for finding in logits.findings()
         ]
 

@@ -35,7 +35,7 @@ def waive(
             what = "the law holds" if concerned else "no such law"
             unused.append(f"the waiver of {law} excuses nothing: {what}")
         for i in failed:
-            message = f"waived ({reason}): {found[i].message}"
-            found[i] = replace(found[i], status=Status.NOT_EXAMINED, message=message)
+            waived_ = found[i].saying(before=f"waived ({reason}): ")
+            found[i] = replace(waived_, status=Status.NOT_EXAMINED)
         waived.append(Waiver(law, reason, len(failed)))
     return found, tuple(waived), "; ".join(unused) or None

@@ -125,7 +125,7 @@ def _judge(subject: Subject, law: str, inputs: Sequence[_Labelled]) -> list[Find
     cases = _measure(port, inputs, subject.precision)
     finding = _finding(law, _with_noise(subject, inputs, cases, subject.precision), cases, "")
     if twin is not None and finding.status is Status.PASSED:
-        finding = replace(finding, message=f"{finding.message}; {twin.details['furthest']}")
+        finding = finding.saying(after=f"; {twin.details['furthest']}")
     return [finding]
 
 

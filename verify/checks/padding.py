@@ -8,7 +8,6 @@ easily used wrongly: the finding says so, and proves that it is this and nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -81,7 +80,7 @@ def _without_positions(given: _Runs | None, bare: _Runs, said: str) -> Finding:
         return bare.agreement.failed(LAW, why, named, derives_positions=False)
     trap = f"without position_ids {COUNTED}: logits are off by {floors:.3g} noise floors; "
     finding = given.agreement.passed(LAW, said, derives_positions=False, without_positions=floors)
-    return replace(finding, message=f"{finding.message}; {trap}pass position_ids")
+    return finding.saying(after=f"; {trap}pass position_ids")
 
 
 def padded_batches(subject: Subject) -> list[Padded]:

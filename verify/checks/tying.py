@@ -6,7 +6,7 @@ By gradient: ``tied_gradient.py``. Through copies: ``tied_copies.py``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -127,14 +127,15 @@ def with_stored_graph(findings: Sequence[Finding], stored: StoredGraph) -> list[
     Both must be tied; one that says nothing (it holds no forward pass) changes nothing.
     """
     law = "tying.graph"
-    others = [f for f in findings if f.id != law]
-    own = [f for f in findings if f.id == law and f.status is not Status.NOT_EXAMINED]
     if stored.tied is None:
         return list(findings)
-    failed = not stored.tied or any(f.status is Status.FAILED for f in own)
-    messages = [f.message for f in own] + [f"stored graph: {stored.description}"]
-    status = Status.FAILED if failed else Status.PASSED
-    return [*others, Finding(law, status, "; ".join(messages), SITE)]
+    others = [f for f in findings if f.id != law]
+    words = f"stored graph: {stored.description}"
+    found = Finding(law, Status.PASSED if stored.tied else Status.FAILED, words, SITE)
+    for own in (f for f in findings if f.id == law and f.status is not Status.NOT_EXAMINED):
+        status = Status.FAILED if own.status is Status.FAILED else found.status
+        found = replace(own.saying(after=f"; {words}"), status=status)
+    return [*others, found]
 
 
 def differences(parameters: Sequence[Parameter], tables: Tables, config: Config) -> list[str]:

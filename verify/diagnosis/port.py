@@ -45,6 +45,7 @@ class Diagnosis:
     Attributes:
         explanations: of each site and each tensor that failed by itself.
         causes: the faults that explain most of them.
+        in_logits: what was found in the logits of a port that shows nothing else, or None.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class Diagnosis:
         findings: Sequence[Finding] = (),
         others: Sequence[Cause] = (),
         config: Config | None = None,
+        in_logits: Finding | None = None,
     ) -> None:
+        self.in_logits = in_logits
         self.explanations = {explanation.where: explanation for explanation in explanations}
         # A law that knows its own faults says which one it was; what that explains needs no other.
         named: dict[str, list[str]] = {}
@@ -78,8 +81,16 @@ class Diagnosis:
         ]
 
     def annotated(self, findings: Iterable[Finding]) -> list[Finding]:
-        """The findings, each failure with what explains it."""
-        return [self._annotated(finding) for finding in findings]
+        """The findings, each failure with what explains it; that of the logits with what was
+        looked for in them, which is a finding of its own where the logits pass."""
+        found = [self._annotated(finding) for finding in findings]
+        if self.in_logits is None:
+            return found
+        for i, finding in enumerate(found):
+            if finding.id == "logits" and finding.status is Status.FAILED:
+                found[i] = finding.explained_by(self.in_logits)
+                return found
+        return [*found, self.in_logits]
 
     def _annotated(self, finding: Finding) -> Finding:
         if finding.status is not Status.FAILED or finding.site is None:
@@ -91,10 +102,7 @@ class Diagnosis:
             words = str(self.explanations.get(finding.site, ""))
         else:
             words = ""
-        if not words:
-            return finding
-        details = finding.details | {"explanation": words}
-        return replace(finding, message=f"{finding.message}; {words}", details=details)
+        return finding.explained(words) if words else finding
 
 
 def _without_entailed(named: Mapping[str, list[str]]) -> dict[str, list[str]]:
@@ -132,10 +140,10 @@ def diagnose(
     subject: Subject,
     inputs: Sequence[Input],
     comparisons: Mapping[str, SiteComparison],
-    findings: list[Finding],
+    findings: Sequence[Finding],
 ) -> Diagnosis:
     """Explain every site and every tensor that failed by itself; of a port that shows nothing but
-    logits, those. What is found there is added to the findings.
+    logits, those.
 
     Args:
         subject: the port.
@@ -145,18 +153,9 @@ def diagnose(
     """
     tensors, own = damaged_tensors(subject)
     from_logits: list[Cause] = []
-    compared = next((f for f in findings if f.id == "logits" and f.score is not None), None)
-    if not comparisons and compared is not None:
-        finding, from_logits = filter_logits(subject)
-        if compared.status is Status.FAILED:
-            words = {"explanation": finding.message}
-            findings[findings.index(compared)] = replace(
-                compared,
-                message=f"{compared.message}; {finding.message}",
-                details=compared.details | finding.details | words,
-            )
-        else:
-            findings.append(finding)
+    in_logits = None
+    if not comparisons and any(f.id == "logits" and f.score is not None for f in findings):
+        in_logits, from_logits = filter_logits(subject)
     failed = {
         law: [f.site for f in findings if f.id == law and f.status is Status.FAILED and f.site]
         for law in comparisons
@@ -169,7 +168,8 @@ def diagnose(
         left = [site for site in failed[law] if site not in known]
         found |= _explain_sites(subject, inputs, comparison, left, law, own, tensors)
     others = [*from_logits, *sorted_wrongly(comparisons)]
-    return Diagnosis([*tensors.values(), *found.values()], findings, others, subject.config)
+    explanations = [*tensors.values(), *found.values()]
+    return Diagnosis(explanations, findings, others, subject.config, in_logits)
 
 
 def _explain_sites(

@@ -201,7 +201,7 @@ class Bench:
         report = _judged(
             name, checkpoint, varied_inputs(checkpoint, seed), seed, build, laws, shared
         )
-        failures = [f"{f.id} {f.site or ''}: {f.message}" for f in _failed(report)]
+        failures = [str(finding) for finding in _failed(report)]
         return CorrectOutcome(
             name,
             seed,
@@ -233,7 +233,7 @@ class Bench:
             shared,
         )
         failed = _failed(report)
-        first = next((f"{f.id} {f.site or ''}: {f.message}" for f in failed), report.error or "")
+        first = str(failed[0]) if failed else report.error or ""
         if before is None:
             with restored():
                 unlike, floors, caught = self._measured(fault, planting)

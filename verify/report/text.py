@@ -110,7 +110,7 @@ def not_examined(report: PortReport) -> list[tuple[str, str, str]]:
     sites: dict[tuple[str, str], list[str]] = {}
     for finding in report.findings:
         if finding.status is Status.NOT_EXAMINED:
-            why = one_line(finding.message).removeprefix(f"{finding.site} is ")
+            why = one_line(finding.message)
             if report.error is not None and why == one_line(report.error):
                 why = "not reached"
             at = sites.setdefault((finding.id, why), [])
