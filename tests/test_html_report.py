@@ -108,7 +108,8 @@ class TestContent:
         assert "Explained by erf_gelu ." in text
 
     def test_a_cause_is_worded_by_the_catalogue(self) -> None:
-        cause = Cause("gelu-erf", "a note", ("h.0.mlp.act", "h.1.mlp.act"), ("gelu-other",))
+        sites = ("h.0.mlp.act", "h.1.mlp.act")
+        cause = Cause("gelu-erf", "a note", sites, instead=("gelu-other",))
         text = text_of(rendered(dataclasses.replace(wrong(), causes=(cause,))))
         assert f"Explained by gelu-erf : the port {CATALOGUE['gelu-erf'].summary}." in text
         assert "This explains h.0…1.mlp.act (a note). Equally possible: gelu-other." in text

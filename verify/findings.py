@@ -78,6 +78,16 @@ class Finding:
     details: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
+    def law(self) -> str:
+        """The law that the check belongs to: ``activations`` of ``activations.local``."""
+        return self.id.partition(".")[0]
+
+    @property
+    def part(self) -> str | None:
+        """Which part of its law the check is: ``local``; None where the law has no parts."""
+        return self.id.partition(".")[2] or None
+
+    @property
     def fault(self) -> str | None:
         """The name of the one known fault that explains a failure, or None."""
         return None if self.named is None else self.named.fault
@@ -100,6 +110,12 @@ class Finding:
         return f"{self.id} {self.site or ''}: {self.message}"
 
 
+def concerns(law: str, check: str) -> bool:
+    """Whether a name stands for a check: ``tying`` and ``tying.value`` both do for
+    ``tying.value``."""
+    return check == law or check.startswith(f"{law}.")
+
+
 @dataclass(frozen=True)
 class Cause:
     """One known fault, and the failures that it explains.
@@ -107,14 +123,23 @@ class Cause:
     Attributes:
         fault: its name in the catalogue (``gpt-verify power`` lists them).
         note: what else was found out about it: ``mantissa bit 3 of element [5]``; often empty.
-        where: sites, tensors or laws.
+        sites: whose operation is wrong by itself.
+        tensors: that differ.
+        laws: ids of checks that fail and name it.
         instead: other faults that explain the same failures as well.
     """
 
     fault: str
-    note: str
-    where: tuple[str, ...]
+    note: str = ""
+    sites: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+    laws: tuple[str, ...] = ()
     instead: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> tuple[str, ...]:
+        """All that it explains, each name once."""
+        return tuple(dict.fromkeys((*self.laws, *self.tensors, *self.sites)))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from verify.checks.tying import with_stored_graph
 from verify.checks.weights import check_weights
 from verify.diagnosis.port import Diagnosis, diagnose
 from verify.errors import GptVerifyError
-from verify.findings import Finding, PortReport, Status
+from verify.findings import Finding, PortReport, Status, concerns
 from verify.folding import NOT_TIED
 from verify.inputs import Input
 from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
@@ -192,7 +192,7 @@ class _Work:
             self._law(law, subject)
             self.progress.step(law.id)
         if self.checkpoint.config.tied != self.tied:
-            self._why |= {law.id: NOT_TIED for law in LAWS if law.id.startswith("tying.")}
+            self._why |= {law.id: NOT_TIED for law in LAWS if concerns("tying", law.id)}
         self.diagnosis = diagnose(subject, self.inputs, self._comparisons, tuple(self.findings))
         self._stored_graph(port, weights)
 
@@ -318,7 +318,8 @@ class _Work:
             if check in found:
                 complete.append(found.pop(check))
                 continue
-            why = self._why.get(law) or self._why.get(law.split(".")[0]) or error
+            of_law = (why for name, why in self._why.items() if concerns(name, law))
+            why = self._why.get(law) or next(of_law, error)
             complete.append(
                 Finding(
                     law, Status.NOT_EXAMINED, why or "this part of the run was not reached", site

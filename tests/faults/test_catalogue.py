@@ -12,7 +12,7 @@ from models import CONFIG, batch, checkpoint
 
 from verify.diagnosis.sites import HIDDEN
 from verify.faults.catalogue import CATALOGUE
-from verify.faults.fault import Fault, kind_of
+from verify.faults.fault import Fault
 from verify.faults.oracle import run
 from verify.inputs import Input
 from verify.sites import sites
@@ -35,7 +35,7 @@ def test_it_is_described(fault: Fault) -> None:
     assert fault.summary
     assert not fault.summary.endswith(".")
     assert fault.acts or fault.alter or fault.plant or fault.plant_port
-    assert {kind_of(site) for site in sites(CONFIG)} >= set(fault.acts)
+    assert {site.kind for site in sites(CONFIG).values()} >= set(fault.acts)
 
 
 def compared(site: str, value: Any) -> tuple[Any, Any]:

@@ -215,8 +215,7 @@ class SiteComparison:
         if site.operation in ("scores", "pattern"):
             shape: tuple[int, ...] = (batch, config.n_head, length, length)
         else:
-            kind = site.name.split(".", 2)[-1]
-            shape = (batch, length, widths.get(kind, config.n_embd))
+            shape = (batch, length, widths.get(site.kind, config.n_embd))
         if value.shape != shape:
             return f"{site.name} has shape {list(value.shape)}, should be {list(shape)}"
         if not np.issubdtype(value.dtype, np.floating):

@@ -56,7 +56,7 @@ def left_over(report: PortReport, proof: Proof | None) -> list[Finding]:
     What only follows from a fault (logits, sites since the tokens, whatever else is compared with
     the right reference) is accounted for where the port follows the reference with the faults.
     """
-    named = {where for cause in report.causes for where in cause.where}
+    named = {law for cause in report.causes for law in cause.laws}
     holds = proof is not None and proof.holds
     follow = FOLLOW
     if proof is not None and any(planted.tensors for planted in proof.planted):
@@ -69,12 +69,11 @@ def left_over(report: PortReport, proof: Proof | None) -> list[Finding]:
     for finding in report.findings:
         if finding.status is not Status.FAILED:
             continue
-        law = finding.id.split(".")[0]
         if finding.id in named or (finding.site in explained and finding.id in OWN):
             continue
         if finding.id == "weights.values" and explained.issuperset(finding.tensors):
             continue
-        if holds and (law in follow or finding.id in follow):
+        if holds and (finding.law in follow or finding.id in follow):
             continue
         if any(_goes_with(fault, finding) for fault in causes):
             continue

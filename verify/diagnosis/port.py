@@ -64,20 +64,26 @@ class Diagnosis:
             if finding.status is Status.FAILED and finding.fault is not None:
                 named.setdefault(finding.fault, []).append(finding.id)
         named = _without_entailed(named)
-        left = []
+        of_laws: dict[str, list[Explanation]] = {fault: [] for fault in named}
+        left: list[Explanation] = []
         for explanation in explanations:
-            of_laws = [c.fault for c in explanation.accepted if c.fault in named]
-            if of_laws:
-                named[of_laws[0]].append(explanation.where)
-            else:
-                left.append(explanation)
+            same = next((c.fault for c in explanation.accepted if c.fault in named), None)
+            (left if same is None else of_laws[same]).append(explanation)
         found = causes(left, partial(_denied, _right(findings), config))
-        explained = {site for cause in found for site in cause.where}
+        explained = {site for cause in found for site in cause.sites}
         self.causes: list[Cause] = [
             *found,
-            *dropouts(findings, explained),
+            *dropouts(findings, explained, sites(config) if config is not None else {}),
             *others,
-            *(Cause(fault, "", tuple(where)) for fault, where in named.items()),
+            *(
+                Cause(
+                    fault,
+                    sites=tuple(e.where for e in of_laws[fault] if not e.of_tensor),
+                    tensors=tuple(e.where for e in of_laws[fault] if e.of_tensor),
+                    laws=tuple(laws),
+                )
+                for fault, laws in named.items()
+            ),
         ]
 
     def annotated(self, findings: Iterable[Finding]) -> list[Finding]:

@@ -17,7 +17,7 @@ from verify.checks.laws import LAWS
 from verify.errors import GptVerifyError
 from verify.faults.catalogue import CATALOGUE
 from verify.faults.fault import Fault
-from verify.findings import Finding, PortReport, Status, Verdict
+from verify.findings import Finding, PortReport, Status, Verdict, concerns
 from verify.inputs import Input, default_inputs, seeded
 from verify.judge import judge
 from verify.numerics.cascade import LIMIT_FLOORS
@@ -221,7 +221,7 @@ class Bench:
         fault = CATALOGUE[planting.fault]
         laws = None
         if not self.every_law or planting.form != EVERYWHERE:
-            laws = {law.id for law in LAWS if _concerns(fault.law, law.id)}
+            laws = {law.id for law in LAWS if fault.law and concerns(fault.law, law.id)}
         checkpoint, shared = self._measured_once(self.seed)
         report = _judged(
             planting.fault,
@@ -245,7 +245,7 @@ class Bench:
             fault.law,
             inputs,
             report.verdict.value,
-            any(_concerns(fault.law, f.id) for f in failed),
+            any(fault.law is not None and concerns(fault.law, f.id) for f in failed),
             self._sites(fault, planting, report),
             report.first_divergence,
             report.explained_by,
@@ -438,11 +438,6 @@ def varied_inputs(checkpoint: Checkpoint, seed: int) -> list[Input]:
 
 def _failed(report: PortReport) -> list[Finding]:
     return [finding for finding in report.findings if finding.status is Status.FAILED]
-
-
-def _concerns(law: str | None, finding: str) -> bool:
-    """``tying`` stands for all of its parts."""
-    return law is not None and (finding == law or finding.startswith(f"{law}."))
 
 
 def _exact(checkpoint: Checkpoint, tokens_T: Tokens) -> Floats:
