@@ -16,6 +16,7 @@ from report_samples import broken, good, report, wrong
 
 from verify.faults.catalogue import CATALOGUE
 from verify.findings import Cause, Finding, PortReport, Report, Status, Waiver
+from verify.placement import Place
 from verify.report import html as html_report
 from verify.report.evidence import by_law, statistics
 from verify.report.strips import HEIGHT, LEAST, PADDING, Scale, chart
@@ -158,7 +159,7 @@ class TestSafety:
             error=HOSTILE,
             waived=(Waiver(HOSTILE, HOSTILE, 1),),
             explained_by=(HOSTILE,),
-            mapping={HOSTILE: HOSTILE},
+            mapping={HOSTILE: Place(None, HOSTILE, sure=False)},
         )
         made: Report = dataclasses.replace(
             report(port),

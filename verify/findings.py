@@ -6,13 +6,14 @@ one place, and each report shows them in its own way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from verify.diagnosis.explanation import Explanation
+    from verify.placement import Place
 
 
 class Status(StrEnum):
@@ -195,7 +196,7 @@ class PortReport:
     explained_by: tuple[str, ...] = ()
     causes: tuple[Cause, ...] = ()
     explanations: tuple[Explanation, ...] = ()
-    mapping: dict[str, str] = field(default_factory=dict)
+    mapping: Mapping[str, Place] = field(default_factory=dict)
     logits_floors: float | None = None
     seconds: float = 0.0
     exception: Exception | None = field(default=None, compare=False, repr=False)

@@ -28,7 +28,7 @@ from verify.folding import NOT_TIED
 from verify.inputs import Input
 from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights, SharedWeights
-from verify.placement import PADDING, SURPLUS
+from verify.placement import Place
 from verify.ports import registry
 from verify.prepare import Prepared, prepare
 from verify.process_state import Loading, snapshot
@@ -163,7 +163,7 @@ class _Work:
         self.checkpoint, self.inputs, self.progress = checkpoint, inputs, progress
         self.seed, self.laws = seed, laws
         self.findings: list[Finding] = []
-        self.mapping: dict[str, str] = {}
+        self.mapping: dict[str, Place] = {}
         self.remarks: tuple[str, ...] = ()
         self.tied = checkpoint.config.tied
         self.logits_floors: float | None = None
@@ -202,12 +202,10 @@ class _Work:
         if matching is None:
             self._why["weights"] = "the port does not show its weights"
             return
-        self.mapping = {p.parameter: str(p) for p in matching.placements}
-        self.mapping |= dict.fromkeys(matching.padding, PADDING)
-        self.mapping |= dict.fromkeys(matching.surplus, SURPLUS)
+        self.mapping = matching.places()
         if folding is not None:
             self.remarks = (folding.remark,)
-            self.mapping |= folding.mapping(matching)
+            self.mapping |= folding.places(matching)
         config, weights = self.checkpoint.config, prepared.weights
         self.findings += check_weights(prepared.parameters, matching, config, weights, folding)
 

@@ -74,7 +74,7 @@ def port_as_dict(port: PortReport) -> dict[str, Any]:
         "remarks": [plain(remark) for remark in port.remarks],
         "logits_floors": plain(port.logits_floors),
         "seconds": plain(port.seconds),
-        "mapping": plain(port.mapping),
+        "mapping": {plain(name): plain(str(place)) for name, place in port.mapping.items()},
         "checks": [finding_as_dict(finding) for finding in port.findings],
     }
 
