@@ -63,8 +63,8 @@ class Finding:
         limit: the largest score that a correct port reaches.
         message: one line; for a failure ``what[index] = got, should be expected ± budget``.
         named: the known faults that explain a failure; None where the check knows of none.
-        tensors: of a failure, the tensors that are wrong; ``lm_head`` for a head that is none of
-            the checkpoint's.
+        tensors: of a failure, the tensors that are wrong, or have a wrong derivative; ``lm_head``
+            for a head that is none of the checkpoint's.
         details: further numbers for the JSON report (scores by position, head, channel …).
     """
 
@@ -128,6 +128,7 @@ class Cause:
         tensors: that differ.
         laws: ids of checks that fail and name it.
         instead: other faults that explain the same failures as well.
+        layers: of a fault that was found in the logits alone, where it is; None in all layers.
     """
 
     fault: str
@@ -136,6 +137,7 @@ class Cause:
     tensors: tuple[str, ...] = ()
     laws: tuple[str, ...] = ()
     instead: tuple[str, ...] = ()
+    layers: tuple[int, ...] | None = None
 
     @property
     def where(self) -> tuple[str, ...]:

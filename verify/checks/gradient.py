@@ -90,7 +90,10 @@ def check_gradient(subject: Subject) -> Iterable[Finding]:
 def _finding(status: Status, site: str, here: Sequence[Comparison], message: str) -> Finding:
     score = max(c.floors for c in here)
     details = {f"{c.what} in {c.arithmetic}": c.floors for c in here}
-    return Finding(_LAW, status, message, site, score, LIMIT_FLOORS, details)
+    tensors = tuple(dict.fromkeys(c.direction.tensor for c in here if c.wrong))
+    return Finding(
+        _LAW, status, message, site, score, LIMIT_FLOORS, tensors=tensors, details=details
+    )
 
 
 def _named(finding: Finding, subject: Subject, compared: Sequence[Comparison]) -> Finding:

@@ -84,12 +84,5 @@ def left_over(report: PortReport, proof: Proof | None) -> list[Finding]:
 def _goes_with(fault: str, finding: Finding) -> bool:
     """A failure that such a fault brings with it."""
     if finding.id == "gradient":
-        return finding.site == _END.get(fault) and _of_wte_alone(finding)
+        return finding.site == _END.get(fault) and finding.tensors == ("wte",)
     return finding.id in GO_WITH.get(CATALOGUE[fault].law or "", ())
-
-
-def _of_wte_alone(finding: Finding) -> bool:
-    """Of what the operation reads, nothing but wte has a wrong derivative."""
-    assert finding.limit is not None, "it was compared"
-    compared = [(what, x) for what, x in finding.details.items() if isinstance(x, float)]
-    return all(what.startswith("wte (") for what, x in compared if x > finding.limit)

@@ -92,6 +92,7 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
             sites=("logits",),
             laws=("logits",),
             instead=match.instead,
+            layers=match.candidate.layers,
         )
         for match in found.matches
     ]

@@ -93,7 +93,9 @@ class Proof:
 
 def named_faults(report: PortReport, config: Config) -> list[Planted]:
     """The faults of a report that change what a forward pass computes, each with its place."""
-    examined = {f.site for f in report.findings if f.id in OWN and f.status.value != _UNSEEN}
+    examined = {
+        f.site for f in report.findings if f.id in OWN and f.status is not Status.NOT_EXAMINED
+    }
     found = []
     for cause in report.causes:
         fault = CATALOGUE.get(cause.fault)
@@ -102,8 +104,9 @@ def named_faults(report: PortReport, config: Config) -> list[Planted]:
             continue
         if fault is None or not cause.sites:
             continue  # of a law, or unknown to the catalogue
-        if not examined:
-            found += _from_logits(report, cause.fault, config)
+        if not examined:  # it was found in the logits
+            acts = fault.overrides(config, cause.layers)
+            found.append(_planted(cause.fault, _layers(acts, config), acts, config))
             continue
         layers = _layers(cause.sites, config)
         acts = fault.overrides(config, layers) | {
@@ -113,19 +116,6 @@ def named_faults(report: PortReport, config: Config) -> list[Planted]:
         found.append(_planted(cause.fault, layers, acts, config))
     order = {site: i for i, site in enumerate(sites(config))}
     return sorted(found, key=lambda p: min((order[site] for site in p.sites), default=-1))
-
-
-_UNSEEN = Status.NOT_EXAMINED.value
-
-
-def _from_logits(report: PortReport, name: str, config: Config) -> Iterable[Planted]:
-    """What the matched filter found, with the layers that it found it in."""
-    for finding in report.findings:
-        for match in finding.details.get("matches", ()):
-            if match["fault"] == name:
-                acts = CATALOGUE[name].overrides(config, match["layers"])
-                yield _planted(name, _layers(acts, config), acts, config)
-                return
 
 
 def _layers(names: Iterable[str], config: Config) -> list[int]:
