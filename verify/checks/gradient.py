@@ -118,7 +118,7 @@ def _runs(subject: Subject, reference: ReferenceGradient) -> Iterator[_Run]:
         run, finer = None, FLOAT64.u / subject.precision.u
         try:
             with port.float64() as twin:
-                if throughout(port, twin, reference.tokens):
+                if throughout(subject, twin, reference.tokens):
                     run = _run(subject, twin, reference, "float64", finer)
         except Exception:  # the law of architecture says that it does not run in float64
             pass

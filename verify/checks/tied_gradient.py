@@ -244,7 +244,7 @@ def _measure(subject: Subject, tokens: NDArray[np.int64]) -> _Measured:
     if port.float64 is not None:
         try:
             with port.float64() as twin:
-                if twin.gradients is not None and throughout(port, twin, tokens):
+                if twin.gradients is not None and throughout(subject, twin, tokens):
                     return _Measured(twin.gradients(tokens), twin.logits(tokens), FLOAT64)
         except NotExamined:
             raise

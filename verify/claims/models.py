@@ -55,10 +55,19 @@ class Model:
         port: the implementation.
         checkpoint: the weights that it is said to have.
         seed: of everything that is drawn.
+        shared: where several models have these weights: what is measured for one, the next one
+            need not measure.
     """
 
-    def __init__(self, port: Port, checkpoint: Checkpoint, seed: int = 0) -> None:
+    def __init__(
+        self,
+        port: Port,
+        checkpoint: Checkpoint,
+        seed: int = 0,
+        shared: SharedWeights | None = None,
+    ) -> None:
         self.port, self.checkpoint, self.seed = port, checkpoint, seed
+        self._shared = shared or SharedWeights(checkpoint.tensors, record=False)
         self._sites: dict[bytes, dict[str, Floats]] = {}
         self._budgets: dict[tuple[str, bytes], Floats] = {}
         self._held: dict[str, Finding] = {}
@@ -206,8 +215,7 @@ class Model:
     @cached_property
     def subject(self) -> Subject:
         """What the laws are handed."""
-        shared = SharedWeights(self.tensors, record=False)
-        return prepare(self.port, self.checkpoint, shared).subject(self.seed)
+        return prepare(self.port, self.checkpoint, self._shared).subject(self.seed)
 
     def hold(self, law: str) -> Finding:
         """Hold one of the laws against the model: its finding, failed if it has several and one is.
