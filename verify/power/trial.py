@@ -169,7 +169,7 @@ class Bench:
         self.checkpoint = replace(checkpoint, tensors=dict(checkpoint.tensors))
         self.seed, self.every_law = seed, every_law
         self._right: dict[int, peers.Shown] = {}
-        self._kept: tuple[int, Checkpoint, SharedWeights] | None = None
+        self._shared: tuple[int, SharedWeights] | None = None
         self._exact: list[tuple[Input, list[Floats], list[Floats]]] = []
         self._tensorflow: Worker | None = None
 
@@ -190,7 +190,7 @@ class Bench:
 
     def correct(self, name: str, seed: int, laws: Collection[str] | None = None) -> CorrectOutcome:
         """A correct variant on the inputs of one seed, against these laws; all where None."""
-        checkpoint, shared = self._measured_once(seed)
+        checkpoint, shared = self.checkpoint, self._measured_once(seed)
         caught: dict[str, bool] = {}
 
         def build() -> Port:
@@ -222,7 +222,7 @@ class Bench:
         laws = None
         if not self.every_law or planting.form != EVERYWHERE:
             laws = {law.id for law in LAWS if fault.law and concerns(fault.law, law.id)}
-        checkpoint, shared = self._measured_once(self.seed)
+        checkpoint, shared = self.checkpoint, self._measured_once(self.seed)
         report = _judged(
             planting.fault,
             checkpoint,
@@ -265,14 +265,12 @@ class Bench:
             self._tensorflow = tensorflow.start()
         return self._tensorflow
 
-    def _measured_once(self, seed: int) -> tuple[Checkpoint, SharedWeights]:
-        """The checkpoint and its weights, with what one trial has had measured for the next one of
-        the same seed. Of one seed at a time: it is much."""
-        if self._kept is None or self._kept[0] != seed:
-            # A checkpoint of its own: what is kept with it goes with it.
-            checkpoint = replace(self.checkpoint)
-            self._kept = seed, checkpoint, SharedWeights(checkpoint.tensors, record=True)
-        return self._kept[1:]
+    def _measured_once(self, seed: int) -> SharedWeights:
+        """The weights, with what one trial has had measured for the next one of the same seed. Of
+        one seed at a time: it is much."""
+        if self._shared is None or self._shared[0] != seed:
+            self._shared = seed, SharedWeights(self.checkpoint.tensors, record=True)
+        return self._shared[1]
 
     def _sites(self, fault: Fault, planting: Planting, report: PortReport) -> tuple[str, ...]:
         """Where the fault acts; of a site that the port does not show, the next one that is
