@@ -18,12 +18,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from verify.checkpoint import default_checkpoint
 from verify.checkpoint.synthetic import resolve_size, synthesize
 from verify.checks.laws import LAWS
 from verify.findings import PortReport
 from verify.run import Options, environment, run
-from verify.selection import default_ports
 
 SITES, REST = "weights, sites, logits", "diagnosis, stored graph"
 NAMES = {law.id for law in LAWS}
@@ -94,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.size is not None:
             where = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "checkpoint"
             synthesize(where, resolve_size(arguments.size), 1, format="openai")
-        ports = arguments.port or default_ports(where or default_checkpoint(), None)[0]
+        ports = arguments.port or ()
         lengths = tuple(arguments.length) if arguments.length else None
         timed, start = Timed(), _now()
         report = run(where, ports, Options(lengths=lengths), timed)

@@ -15,7 +15,7 @@ def findings(layers: int = 2, *, wrong_act: bool = False) -> list[Finding]:
         for name in SITES:
             site = f"h.{layer}.{name}"
             if name == "attn.pattern":
-                message = f"{site} is not shown by the port"
+                message = "not shown by the port"
                 found.append(Finding("activations.local", Status.NOT_EXAMINED, message, site))
             elif name == "mlp.act" and wrong_act:
                 found.append(Finding("activations.local", Status.FAILED, BUDGET, site, 735.0, 4.0))

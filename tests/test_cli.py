@@ -104,7 +104,7 @@ class TestVerdict:
         def bug(*_: object) -> None:
             raise ZeroDivisionError("x")
 
-        monkeypatch.setattr("verify.run.run", bug)
+        monkeypatch.setattr("verify.run.run_request", bug)
         status, _, err = run()
         assert status == 2
         assert "this is a bug in gpt-verify" in complaint(err)
@@ -172,7 +172,7 @@ class TestReports:
             raise AssertionError("the run has started")
 
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("verify.run.run", late)
+        monkeypatch.setattr("verify.run.run_request", late)
         status, _, err = run(*words)
         assert status == 2
         assert says in complaint(err)

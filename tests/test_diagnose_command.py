@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from models import CONFIG, TESTS
+from models import CONFIG, TESTS, checkpoint
 
 from verify.checkpoint.synthetic import synthesize
+from verify.checkpoint.write import write_huggingface
 from verify.cli import main
 
 PORTS = f"""
 import sys
+from dataclasses import replace
+from verify.numerics.precision import BFLOAT16
 sys.path.append({str(TESTS / "faults")!r})
 from fault_ports import planted
 
@@ -30,6 +34,12 @@ def bent(model):
         y = x.transpose(1, 2).flatten(-2)
         return y + 0.01 * y.abs()
     model.h[1].attn.merge = merge
+
+def of_another(checkpoint):
+    # One tensor is damaged, and the port says itself which parameter is which tensor.
+    w = checkpoint.tensors["h1/mlp/c_fc/w"]
+    damaged = {{**checkpoint.tensors, "h1/mlp/c_fc/w": BFLOAT16.round(w)}}
+    return planted(replace(checkpoint, tensors=damaged))
 
 def fails(checkpoint):
     raise OSError("no such device")
@@ -105,6 +115,17 @@ def test_damaged_weights(place: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert report["statement"].endswith("this port is GPT-2 to within its floor")
 
 
+def test_a_port_that_was_made_of_other_weights(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own matching is by those weights, and says nothing of how it differs from these."""
+    status, report = diagnosed(place, "of_another")
+    said = capsys.readouterr().out
+    assert status == 1
+    assert "apart from weights-bfloat16 of h1/mlp/c_fc/w, this port is GPT-2" in said
+    assert report["complete"], said
+
+
 @pytest.mark.parametrize("name", ["correct", "correct_logits"])
 def test_nothing_to_explain(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     status, report = diagnosed(place, name, "--quiet")
@@ -171,6 +192,17 @@ def test_what_cannot_be_judged(place: Path, capsys: pytest.CaptureFixture[str]) 
 def test_one_port(capsys: pytest.CaptureFixture[str], ports: list[str]) -> None:
     assert main(["diagnose", *ports]) == 2
     assert "diagnose takes one --port" in capsys.readouterr().err
+
+
+def test_a_name_that_stands_for_one_port(tmp_path: Path, capsys: Any) -> None:
+    """transformers has one attention for the first GPT, and so ``huggingface`` is one port."""
+    config = replace(CONFIG, architecture="openai-gpt")
+    write_huggingface(tmp_path / "gpt", config, checkpoint(config).tensors)
+    words = ["diagnose", "--checkpoint", str(tmp_path / "gpt"), "--port", "huggingface"]
+    status = main([*words, "--length", "9"])
+    said = capsys.readouterr()
+    assert (status, said.err) == (0, "")
+    assert "huggingface-eager: nothing to explain" in said.out
 
 
 def test_json_on_standard_output(place: Path, capfdbinary: Any) -> None:

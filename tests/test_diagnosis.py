@@ -10,6 +10,8 @@ import pytest
 from models import CONFIG, TESTS, checkpoint, failures, finding, judged
 
 from reference.weights import tensor_table
+from verify.checks import expected_checks
+from verify.diagnosis import left_over
 from verify.diagnosis.cause import causes
 from verify.diagnosis.explanation import Candidate, Explanation
 from verify.diagnosis.filter import NEAR_ONE, MatchedFilter
@@ -103,6 +105,25 @@ def test_an_unknown_fault_is_called_unexplained(form: str) -> None:
     assert report.verdict is Verdict.REFUTED
     assert report.explained_by == ()
     assert any("unexplained" in f.message for f in failures(report))
+
+
+def test_a_head_of_its_own_is_explained_where_the_weights_are_listed() -> None:
+    report = judged(f"{TESTS / 'faults' / 'any_fault.py'}:head-untied@0")
+    assert report.explained_by == ("head-untied",)
+    message = finding(report, "weights.values", "logits").message
+    assert "(it is wte, the head; " in message
+    assert "lm_head: explained by head-untied" in message
+
+
+def test_what_follows_from_a_fault_is_named_by_a_law() -> None:
+    """A name that no law has would excuse nothing, and nobody would see it."""
+    ids = {id for id, _ in expected_checks(CONFIG)} | {"graph.meta"}
+    laws = ids | {id.partition(".")[0] for id in ids}
+    following = set[str]().union(*left_over.GO_WITH.values())
+    for named in (left_over.FOLLOW, left_over.FOLLOW_COARSE, left_over.FOLLOW_TENSORS):
+        following |= named
+    assert following - laws == set()
+    assert left_over.GO_WITH.keys() - ids == set()
 
 
 def difference(name: str, change: Any) -> Difference:

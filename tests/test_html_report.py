@@ -16,6 +16,7 @@ from report_samples import broken, good, report, wrong
 
 from verify.faults.catalogue import CATALOGUE
 from verify.findings import Cause, Finding, PortReport, Report, Status, Waiver
+from verify.placement import Place
 from verify.report import html as html_report
 from verify.report.evidence import by_law, statistics
 from verify.report.strips import HEIGHT, LEAST, PADDING, Scale, chart
@@ -108,7 +109,8 @@ class TestContent:
         assert "Explained by erf_gelu ." in text
 
     def test_a_cause_is_worded_by_the_catalogue(self) -> None:
-        cause = Cause("gelu-erf", "a note", ("h.0.mlp.act", "h.1.mlp.act"), ("gelu-other",))
+        sites = ("h.0.mlp.act", "h.1.mlp.act")
+        cause = Cause("gelu-erf", "a note", sites, instead=("gelu-other",))
         text = text_of(rendered(dataclasses.replace(wrong(), causes=(cause,))))
         assert f"Explained by gelu-erf : the port {CATALOGUE['gelu-erf'].summary}." in text
         assert "This explains h.0…1.mlp.act (a note). Equally possible: gelu-other." in text
@@ -157,7 +159,7 @@ class TestSafety:
             error=HOSTILE,
             waived=(Waiver(HOSTILE, HOSTILE, 1),),
             explained_by=(HOSTILE,),
-            mapping={HOSTILE: HOSTILE},
+            mapping={HOSTILE: Place(None, HOSTILE, sure=False)},
         )
         made: Report = dataclasses.replace(
             report(port),

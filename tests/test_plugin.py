@@ -135,14 +135,14 @@ def test_a_port_that_shows_nothing_is_no_success(user: Pytest, pytester: pytest.
     pytester.makeconftest(
         "import dataclasses, verify.run\n"
         "from verify.findings import Finding, Status\n"
-        "judged = verify.run.run\n"
+        "judged = verify.run.run_request\n"
         "def run(*args):\n"
         "    report = judged(*args)\n"
         "    ports = [dataclasses.replace(port, findings=tuple(\n"
         "        dataclasses.replace(f, status=Status.NOT_EXAMINED) for f in port.findings))\n"
         "        for port in report.ports]\n"
         "    return dataclasses.replace(report, ports=tuple(ports))\n"
-        "verify.run.run = run\n"
+        "verify.run.run_request = run\n"
     )
     result = user()
     assert result.ret == 1
@@ -170,13 +170,13 @@ def test_no_finding_is_lost(
     pytester.makeconftest(
         "import dataclasses, verify.run\n"
         "from verify.findings import Finding, Status\n"
-        "judged = verify.run.run\n"
+        "judged = verify.run.run_request\n"
         "def run(*args):\n"
         "    report = judged(*args)\n"
         "    findings = report.ports[0].findings\n"
         f"    port = dataclasses.replace(report.ports[0], findings={change})\n"
         "    return dataclasses.replace(report, ports=(port,))\n"
-        "verify.run.run = run\n"
+        "verify.run.run_request = run\n"
     )
     result = user()
     assert result.ret == 1

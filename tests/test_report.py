@@ -16,6 +16,7 @@ from report_samples import BUDGET, broken, good, report, wrong
 
 from verify.arguments import build_parser
 from verify.findings import Finding, PortReport, Report, Status
+from verify.placement import Place
 from verify.report import json as json_report
 from verify.report import junit, terminal
 from verify.report.mapping import mapping_lines
@@ -45,7 +46,7 @@ class TestJson:
     def test_says_what_the_report_says(self) -> None:
         loaded = parsed(report(good(), wrong(), broken()))
         assert loaded["verdict"] == "refuted"
-        assert loaded["schema_version"] == json_report.SCHEMA_VERSION == "1.3"
+        assert loaded["schema_version"] == json_report.SCHEMA_VERSION == "1.4"
         assert [p["verdict"] for p in loaded["ports"]] == ["verified", "refuted", "unjudged"]
         port = loaded["ports"][1]
         assert port["first_divergence"] == "h.0.mlp.act"
@@ -272,8 +273,9 @@ class TestMapping:
     """Which parameter is which tensor, as the terminal says it."""
 
     def test_layers_are_drawn_together(self) -> None:
-        mapping = {f"blocks.{i}.w": f"h{i}/mlp/c_fc/w, transposed" for i in range(12)}
-        mapping |= {"wte": "wte", "stack[1]": "h1/ln_1/g", "stack[0]": "h0/ln_1/g"}
+        mapping = {f"blocks.{i}.w": Place(f"h{i}/mlp/c_fc/w", ", transposed") for i in range(12)}
+        mapping |= {"wte": Place("wte")}
+        mapping |= {"stack[1]": Place("h1/ln_1/g"), "stack[0]": Place("h0/ln_1/g")}
         assert mapping_lines(mapping) == [
             "blocks.0…11.w: h0…11/mlp/c_fc/w, transposed",
             "wte: wte",
@@ -281,7 +283,8 @@ class TestMapping:
         ]
 
     def test_numbers_that_are_no_layers_stand_alone(self) -> None:
-        mapping = {"p3": "h0/ln_1/g", "p1": "h2/ln_1/g", "l.1.w": "h0/ln_2/g", "l.2.w": "h1/ln_2/g"}
+        tensors = {"p3": "h0/ln_1/g", "p1": "h2/ln_1/g", "l.1.w": "h0/ln_2/g", "l.2.w": "h1/ln_2/g"}
+        mapping = {name: Place(tensor) for name, tensor in tensors.items()}
         assert mapping_lines(mapping) == [
             "p3: h0/ln_1/g",
             "p1: h2/ln_1/g",
@@ -289,13 +292,14 @@ class TestMapping:
         ]
 
     def test_no_page_is_filled(self) -> None:
-        mapping = {f"p{7 * i % 101}": f"h{i}/ln_1/g" for i in range(100)}
+        mapping = {f"p{7 * i % 101}": Place(f"h{i}/ln_1/g") for i in range(100)}
         lines = mapping_lines(mapping)
         assert len(lines) == 61
         assert lines[-1] == "and 40 more: --json has all"
 
     def test_of_one_port_all_is_printed_of_several_what_is_doubtful(self) -> None:
-        mapping = {"a": "wte", "b": "wpe, by shape and name: the values differ by 0.1 of theirs"}
+        note = ", by shape and name: the values differ by 0.1 of theirs"
+        mapping = {"a": Place("wte"), "b": Place("wpe", note, sure=False)}
         port = dataclasses.replace(good(), mapping=mapping)
         alone, beside = terminal.render(report(port)), terminal.render(report(port, good("two")))
         for text in (alone, beside):

@@ -19,9 +19,7 @@ from models import CONFIG, INPUTS, TESTS, checkpoint, failures, finding, judged,
 from reference import Config, tensor_table
 from verify.checkpoint import Checkpoint
 from verify.findings import PortReport, Status, Verdict
-from verify.folding import HEAD_BIAS
 from verify.inputs import default_inputs
-from verify.placement import PADDING
 from verify.ports.torch_module import TorchModule
 
 #: What a fused or a hand-written softmax does not show, in every layer.
@@ -95,13 +93,11 @@ class TestCorrect:
 
     def test_every_weight_is_placed(self, style: str, dtype: str | None) -> None:
         found = report(style, dtype)
-        named_only = (PADDING, HEAD_BIAS)
-        targets = [target for target in found.mapping.values() if target not in named_only]
-        placed = {t.split(" (")[0].split(",")[0] for t in targets}
+        placed = {place.tensor for place in found.mapping.values()} - {None}
         folded = {name for name in tensor_table(CONFIG) if "ln_" in name} | {"lm_head"}
         assert placed ^ set(tensor_table(CONFIG)) == (folded if style == "folded" else set())
         assert finding(found, "weights.accounted").status is Status.PASSED
-        assert "by shape and name" not in str(found.mapping)
+        assert not any("by shape and name" in place.note for place in found.mapping.values())
 
 
 def judged_narrower(found: PortReport) -> set[str | None]:

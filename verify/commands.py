@@ -18,11 +18,12 @@ from verify.arguments import COULD_NOT_JUDGE
 from verify.errors import UsageError
 
 if TYPE_CHECKING:
-    from verify.run import Options, Progress
+    from verify.options import Options
+    from verify.run import Progress
 
 
 def _options(args: argparse.Namespace) -> Options:
-    from verify.run import Options
+    from verify.options import Options
 
     return Options(
         device=args.device,
@@ -61,22 +62,15 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from verify.checkpoint import default_checkpoint
-    from verify.ports.registry import expand
     from verify.report import html, json, junit, terminal
     from verify.report.output import open_outputs, write_outputs
-    from verify.report.repeat import repeat_command
     from verify.report.text import one_line
-    from verify.run import run
-    from verify.selection import default_ports
+    from verify.run import run_request
+    from verify.selection import request
 
     outputs = open_outputs({"json": args.json, "junit": args.junit, "html": args.html})
-    options = _options(args)
-    ports: list[str] = args.port or []
-    missing: list[str] = []
-    if not ports:
-        ports, missing = default_ports(args.checkpoint or default_checkpoint(), args.dtype)
-    for line in missing:
+    asked = request(args.checkpoint, args.port or (), _options(args))
+    for line in asked.missing:
         print(f"gpt-verify: not compared: {line}", file=sys.stderr)
 
     to_stdout = args.json == "-"
@@ -84,17 +78,14 @@ def _run(args: argparse.Namespace) -> int:
         if to_stdout:
             stack.enter_context(_standard_output_for_the_report())
         progress = stack.enter_context(_progress(args.quiet))
-        report = run(args.checkpoint, ports, options, progress)
-    # As short as what was typed: the ports that were chosen for the user are chosen again.
-    report = replace(report, repeat=repeat_command(args.checkpoint, args.port or (), options))
+        report = run_request(asked, progress)
     for port in report.ports:
         if args.debug and port.exception is not None:
             traceback.print_exception(port.exception)
     # Ports that break for one reason, as two that miss the same files, say it once.
     for error in dict.fromkeys(port.error for port in report.ports if port.error is not None):
         print(f"gpt-verify: {one_line(error)}", file=sys.stderr)
-    judged = expand(ports, report.checkpoint["architecture"])
-    repeats = [repeat_command(args.checkpoint, [port], options) for port in judged]
+    repeats = asked.repeats()
     unwritten = write_outputs(
         outputs,
         {
@@ -116,11 +107,11 @@ def _run(args: argparse.Namespace) -> int:
 
 def _lens(args: argparse.Namespace) -> int:
     from verify.lens_run import lens_run
+    from verify.options import Options
     from verify.report.lens import html, json, picture, png, terminal
     from verify.report.output import open_outputs, write_outputs
     from verify.report.repeat import lens_command
     from verify.report.text import one_line
-    from verify.run import Options
 
     view = picture.view(args.statistic)
     if args.png is not None:
@@ -201,23 +192,20 @@ def _claims(args: argparse.Namespace) -> int:
 
 def _diagnose(args: argparse.Namespace) -> int:
     from verify.diagnose_run import diagnose_run
-    from verify.ports.registry import expand
     from verify.report import diagnose as report
     from verify.report.output import open_outputs, write_outputs
-    from verify.report.repeat import repeat_command
+    from verify.selection import request
 
-    ports = expand(args.port or [])
-    if len(ports) != 1:
-        raise UsageError(f"diagnose takes one --port; {len(ports)} were given")
+    asked = request(args.checkpoint, args.port or (), _options(args), by_default=False)
+    if len(asked.specs) != 1:
+        raise UsageError(f"diagnose takes one --port; {len(asked.specs)} were given")
     outputs = open_outputs({"json": args.json})
-    options = _options(args)
     to_stdout = args.json == "-"
     with contextlib.ExitStack() as stack:
         if to_stdout:
             stack.enter_context(_standard_output_for_the_report())
         progress = stack.enter_context(_progress(args.quiet))
-        words = repeat_command(args.checkpoint, args.port, options, command="diagnose")
-        diagnosed = diagnose_run(args.checkpoint, ports[0], options, words, progress)
+        diagnosed = diagnose_run(asked, progress)
     if args.debug and diagnosed.port.exception is not None:
         traceback.print_exception(diagnosed.port.exception)
     unwritten = write_outputs(outputs, {"json": lambda: report.json(diagnosed)})

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
-from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
-from verify.checks.subject import NotExamined, Subject
+from verify.checks.subject import NotExamined
 from verify.diagnosis.explanation import Explanation
 from verify.diagnosis.left_over import left_over
 from verify.diagnosis.proof import Planted, Proof, named_faults, prove
@@ -15,11 +12,12 @@ from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Verdict
 from verify.inputs import Input
 from verify.judge import judge, one_blas_thread, one_line
-from verify.matching import match
-from verify.numerics.precision import PRECISIONS
-from verify.numerics.weights import DeclaredWeights
+from verify.numerics.weights import SharedWeights
+from verify.options import chosen_inputs
 from verify.ports import registry
-from verify.run import Options, Progress, Silent, chosen_inputs
+from verify.prepare import prepare
+from verify.run import Progress, Silent
+from verify.selection import Request
 
 
 @dataclass(frozen=True)
@@ -59,57 +57,51 @@ class Diagnosed:
         return {Verdict.VERIFIED: 0, Verdict.REFUTED: 1, Verdict.UNJUDGED: 2}[self.port.verdict]
 
 
-def diagnose_run(
-    checkpoint: Path | None,
-    spec: str,
-    options: Options,
-    repeat: str,
-    progress: Progress | None = None,
-) -> Diagnosed:
+def diagnose_run(asked: Request, progress: Progress | None = None) -> Diagnosed:
     """Judge a port, name what is wrong, and compare it with the reference that has it.
 
+    Args:
+        asked: a request for one port.
+        progress: told how far the run is.
+
     Raises:
-        CheckpointError: the checkpoint cannot be read.
         UsageError: options that make no sense.
     """
-    opened = open_checkpoint(checkpoint or default_checkpoint())
+    opened, options, (spec,) = asked.checkpoint, asked.options, asked.specs
     inputs = chosen_inputs(opened, options)
+    shared = SharedWeights(opened.tensors, record=False)
     report = judge(
-        spec, opened, inputs, options.dtype, options.device, progress or Silent(), options.seed
+        spec,
+        opened,
+        inputs,
+        options.dtype,
+        options.device,
+        progress or Silent(),
+        options.seed,
+        shared=shared,
     )
     planted = tuple(named_faults(report, opened.config))
     proof, no_proof = None, None
     if planted:
         try:
-            proof = _proved(spec, opened, options, planted, inputs)
+            proof = _proved(asked, planted, inputs, shared)
         except (GptVerifyError, NotExamined) as e:
             no_proof = str(e)
         except Exception as e:  # whatever a port raises when it is run once more
             no_proof = one_line(e)
     left = tuple(left_over(report, proof)) if report.verdict is Verdict.REFUTED else ()
     unexplained = tuple(e for e in report.explanations if e.best is None)
+    repeat = asked.repeat("diagnose")
     return Diagnosed(report, planted, proof, no_proof, unexplained, left, repeat)
 
 
 def _proved(
-    spec: str,
-    checkpoint: Checkpoint,
-    options: Options,
-    planted: tuple[Planted, ...],
-    inputs: list[Input],
+    asked: Request, planted: tuple[Planted, ...], inputs: list[Input], shared: SharedWeights
 ) -> Proof:
-    build = partial(registry.build, spec, checkpoint, options.dtype, options.device)  # type: ignore[arg-type]
-    port = build()
+    (spec,), options = asked.specs, asked.options
+    port = registry.build(spec, asked.checkpoint, options.dtype, options.device)  # type: ignore[arg-type]
     try:
-        parameters = list(port.parameters()) if port.parameters is not None else []
-        matching = getattr(port, "matching", None)
-        if matching is None and parameters:
-            weights = DeclaredWeights(checkpoint.tensors, PRECISIONS[port.dtype])
-            matching = match(parameters, checkpoint.config, weights)
-        if (folding := getattr(port, "folding", None)) is not None:
-            checkpoint = folding.applied(checkpoint)
-        weights = DeclaredWeights(checkpoint.tensors, PRECISIONS[port.dtype])
-        subject = Subject(port, checkpoint, weights, options.seed, parameters, matching)
+        subject = prepare(port, asked.checkpoint, shared).subject(options.seed)
         with one_blas_thread():
             return prove(subject, planted, inputs)
     finally:

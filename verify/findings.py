@@ -6,13 +6,14 @@ one place, and each report shows them in its own way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from verify.diagnosis.explanation import Explanation
+    from verify.placement import Place
 
 
 class Status(StrEnum):
@@ -28,6 +29,29 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
+class Named:
+    """The known faults that explain a failure.
+
+    Attributes:
+        faults: their names in the catalogue (``gpt-verify power`` lists them); several where what
+            was measured does not tell them apart.
+    """
+
+    faults: tuple[str, ...]
+
+    @property
+    def fault(self) -> str | None:
+        """The one that it is; None where it may be one of several."""
+        return self.faults[0] if len(self.faults) == 1 else None
+
+
+def naming(*faults: str | None) -> Named | None:
+    """These faults; None where there is none among them."""
+    known = tuple(fault for fault in faults if fault)
+    return Named(known) if known else None
+
+
+@dataclass(frozen=True)
 class Finding:
     """One check at one place.
 
@@ -38,6 +62,9 @@ class Finding:
         score: the number that was compared with ``limit``; None where there is no number.
         limit: the largest score that a correct port reaches.
         message: one line; for a failure ``what[index] = got, should be expected ± budget``.
+        named: the known faults that explain a failure; None where the check knows of none.
+        tensors: of a failure, the tensors that are wrong, or have a wrong derivative; ``lm_head``
+            for a head that is none of the checkpoint's.
         details: further numbers for the JSON report (scores by position, head, channel …).
     """
 
@@ -47,7 +74,47 @@ class Finding:
     site: str | None = None
     score: float | None = None
     limit: float | None = None
+    named: Named | None = field(default=None, kw_only=True)
+    tensors: tuple[str, ...] = field(default=(), kw_only=True)
     details: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def law(self) -> str:
+        """The law that the check belongs to: ``activations`` of ``activations.local``."""
+        return self.id.partition(".")[0]
+
+    @property
+    def part(self) -> str | None:
+        """Which part of its law the check is: ``local``; None where the law has no parts."""
+        return self.id.partition(".")[2] or None
+
+    @property
+    def fault(self) -> str | None:
+        """The name of the one known fault that explains a failure, or None."""
+        return None if self.named is None else self.named.fault
+
+    def saying(self, before: str = "", after: str = "") -> Finding:
+        """The same finding with more words around its message."""
+        return replace(self, message=f"{before}{self.message}{after}")
+
+    def explained(self, words: str) -> Finding:
+        """The same failure with what explains it."""
+        details = self.details | {"explanation": words}
+        return replace(self.saying(after=f"; {words}"), details=details)
+
+    def explained_by(self, other: Finding) -> Finding:
+        """The same failure with what another finding says of it."""
+        found = self.explained(other.message)
+        return replace(found, details=other.details | found.details)
+
+    def __str__(self) -> str:
+        return f"{self.id} {self.site or ''}: {self.message}"
+
+
+def concerns(law: str, check: str) -> bool:
+    """Whether a name stands for a check: ``tying`` and ``tying.value`` both do for
+    ``tying.value``."""
+    return check == law or check.startswith(f"{law}.")
 
 
 @dataclass(frozen=True)
@@ -57,14 +124,25 @@ class Cause:
     Attributes:
         fault: its name in the catalogue (``gpt-verify power`` lists them).
         note: what else was found out about it: ``mantissa bit 3 of element [5]``; often empty.
-        where: sites, tensors or laws.
+        sites: whose operation is wrong by itself.
+        tensors: that differ.
+        laws: ids of checks that fail and name it.
         instead: other faults that explain the same failures as well.
+        layers: of a fault that was found in the logits alone, where it is; None in all layers.
     """
 
     fault: str
-    note: str
-    where: tuple[str, ...]
+    note: str = ""
+    sites: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+    laws: tuple[str, ...] = ()
     instead: tuple[str, ...] = ()
+    layers: tuple[int, ...] | None = None
+
+    @property
+    def where(self) -> tuple[str, ...]:
+        """All that it explains, each name once."""
+        return tuple(dict.fromkeys((*self.laws, *self.tensors, *self.sites)))
 
 
 @dataclass(frozen=True)
@@ -120,7 +198,7 @@ class PortReport:
     explained_by: tuple[str, ...] = ()
     causes: tuple[Cause, ...] = ()
     explanations: tuple[Explanation, ...] = ()
-    mapping: dict[str, str] = field(default_factory=dict)
+    mapping: Mapping[str, Place] = field(default_factory=dict)
     logits_floors: float | None = None
     seconds: float = 0.0
     exception: Exception | None = field(default=None, compare=False, repr=False)

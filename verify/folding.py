@@ -26,7 +26,7 @@ from reference.weights import tensor_table
 from verify.checkpoint import Checkpoint
 from verify.layouts import layouts
 from verify.numerics.precision import FLOAT32, Precision
-from verify.placement import Matching
+from verify.placement import Matching, Place
 from verify.ports.port import Parameter
 
 Array = NDArray[np.floating]
@@ -66,14 +66,17 @@ class Folding:
         """Tensors that the port has no parameter for."""
         return tuple(f"{norm}/{leaf}" for norm in self.norms for leaf in "gb")
 
-    def mapping(self, matching: Matching) -> dict[str, str]:
-        """What the report says of the parameters in which something is folded."""
-        found = {
-            p.parameter: f"{p}, with {self.readers[p.tensor]} folded in"
-            for p in matching.placements
-            if p.tensor in self.readers
-        }
-        return found | ({self.head_bias: HEAD_BIAS} if self.head_bias else {})
+    def places(self, matching: Matching) -> dict[str, Place]:
+        """What the parameters are in which something is folded."""
+        found = {}
+        for placement in matching.placements:
+            if norm := self.readers.get(placement.tensor):
+                place = placement.place
+                note = f"{place.note}, with {norm} folded in"
+                found[placement.parameter] = replace(place, note=note, sure=False)
+        if self.head_bias:
+            found[self.head_bias] = Place(None, HEAD_BIAS, sure=False)
+        return found
 
     @property
     def readers(self) -> dict[str, str]:

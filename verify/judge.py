@@ -24,21 +24,21 @@ from verify.checks.unchanged import Weights
 from verify.checks.weights import check_weights
 from verify.diagnosis.port import Diagnosis, diagnose
 from verify.errors import GptVerifyError
-from verify.findings import Finding, PortReport, Status
+from verify.findings import Finding, PortReport, Status, concerns
 from verify.folding import NOT_TIED
 from verify.inputs import Input
-from verify.matching import Matching, match
 from verify.memory import give_back, spare
 from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights, SharedWeights
-from verify.placement import PADDING, SURPLUS
+from verify.placement import Place
 from verify.ports import registry
+from verify.prepare import Prepared, prepare
 from verify.process_state import Loading, snapshot
 from verify.sites import sites
 from verify.waivers import waive
 
 if TYPE_CHECKING:
-    from verify.ports.port import Parameter, Port
+    from verify.ports.port import Port
 
 
 class Steps(Protocol):
@@ -166,9 +166,7 @@ class _Work:
         self.checkpoint, self.inputs, self.progress = checkpoint, inputs, progress
         self.seed, self.laws = seed, laws
         self.findings: list[Finding] = []
-        self.parameters: list[Parameter] = []
-        self.matching: Matching | None = None
-        self.mapping: dict[str, str] = {}
+        self.mapping: dict[str, Place] = {}
         self.remarks: tuple[str, ...] = ()
         self.tied = checkpoint.config.tied
         self.logits_floors: float | None = None
@@ -187,55 +185,36 @@ class _Work:
     def examine(self, port: Port) -> None:
         """Weights, then architecture in float64, then the numbers in the declared precision; then
         everything that follows from them alone, the laws."""
-        weights = self.shared(PRECISIONS[port.dtype])
-        weights = self._weights(port, weights)
+        prepared = prepare(port, self.checkpoint, self.shared)
+        self.checkpoint, weights = prepared.checkpoint, prepared.weights
+        self._weights(prepared)
         self._architecture(port, weights)
         give_back()
         self._numbers(port, weights)
         give_back()
-        subject = Subject(
-            port,
-            self.checkpoint,
-            weights,
-            self.seed,
-            self.parameters,
-            self.matching,
-            self.loading,
-        )
-        held = Weights(port.name, self.parameters)
+        subject = prepared.subject(self.seed, self.loading)
+        held = Weights(port.name, prepared.parameters)
         for law in LAWS:
             self._law(law, subject, held)
             give_back()
             self.progress.step(law.id)
         if self.checkpoint.config.tied != self.tied:
-            self._why |= {law.id: NOT_TIED for law in LAWS if law.id.startswith("tying.")}
-        self.diagnosis = diagnose(subject, self.inputs, self._comparisons, self.findings)
+            self._why |= {law.id: NOT_TIED for law in LAWS if concerns("tying", law.id)}
+        self.diagnosis = diagnose(subject, self.inputs, self._comparisons, tuple(self.findings))
         self._stored_graph(port, weights)
 
-    def _weights(self, port: Port, weights: DeclaredWeights) -> DeclaredWeights:
-        """Hold the port's weights against the checkpoint's; what it is judged against from there
-        on: the same, unless layer norms are folded in the port."""
-        if port.parameters is None:
+    def _weights(self, prepared: Prepared) -> None:
+        """Hold the port's weights against the checkpoint's."""
+        matching, folding = prepared.matching, prepared.folding
+        if matching is None:
             self._why["weights"] = "the port does not show its weights"
-            return weights
-        self.parameters = parameters = list(port.parameters())
-        matching, folding = getattr(port, "matching", None), getattr(port, "folding", None)
-        if matching is None or getattr(port, "placed_by", None) is not weights.tensors:
-            # A port that was made of another checkpoint has placed its parameters by that one:
-            # what is equal to its tensors need not be equal to these.
-            matching, folding = match(parameters, self.checkpoint.config, weights), None
-        self.matching = matching
-        self.mapping = {p.parameter: str(p) for p in matching.placements}
-        self.mapping |= dict.fromkeys(matching.padding, PADDING)
-        self.mapping |= dict.fromkeys(matching.surplus, SURPLUS)
+            return
+        self.mapping = matching.places()
         if folding is not None:
             self.remarks = (folding.remark,)
-            self.mapping |= folding.mapping(matching)
-            self.checkpoint = folding.applied(self.checkpoint)
-            weights = DeclaredWeights(self.checkpoint.tensors, PRECISIONS[port.dtype])
-        config = self.checkpoint.config
-        self.findings += check_weights(parameters, matching, config, weights, folding)
-        return weights
+            self.mapping |= folding.places(matching)
+        config, weights = self.checkpoint.config, prepared.weights
+        self.findings += check_weights(prepared.parameters, matching, config, weights, folding)
 
     def _architecture(self, port: Port, weights: DeclaredWeights) -> None:
         law = "architecture"
@@ -323,7 +302,7 @@ class _Work:
         logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
         logits.add(item.tokens, graph.logits)
         self.findings += [
-            replace(finding, id=law, message=f"{graph.description}: {finding.message}")
+            replace(finding.saying(before=f"{graph.description}: "), id=law)
             for finding in logits.findings()
         ]
 
@@ -348,7 +327,8 @@ class _Work:
             if check in found:
                 complete.append(found.pop(check))
                 continue
-            why = self._why.get(law) or self._why.get(law.split(".")[0]) or error
+            of_law = (why for name, why in self._why.items() if concerns(name, law))
+            why = self._why.get(law) or next(of_law, error)
             complete.append(
                 Finding(
                     law, Status.NOT_EXAMINED, why or "this part of the run was not reached", site

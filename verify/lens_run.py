@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference.weights import parameter_count
-from verify.checkpoint import Checkpoint, Tensors, default_checkpoint, open_checkpoint
+from verify.checkpoint import Checkpoint, Tensors
 from verify.checks.laws import if_read_through_ln_f
 from verify.errors import GptVerifyError, PortError, UsageError
 from verify.judge import one_line
@@ -34,9 +34,10 @@ from verify.lens import (
     state_sites,
 )
 from verify.numerics.two_tables import OtherLookup
+from verify.options import Options, chosen_inputs
 from verify.ports import registry
 from verify.report.lens.tokens import numbered, visible
-from verify.run import Options, chosen_inputs
+from verify.selection import request
 
 REFERENCE = "reference"
 
@@ -119,7 +120,8 @@ def lens_run(
         UsageError: too few or too many tokens, an id outside the vocabulary, no such decoder.
         A port that cannot be read is no exception: its reading carries the error.
     """
-    opened = open_checkpoint(checkpoint or default_checkpoint())
+    asked = request(checkpoint, ports, options, by_default=False)
+    opened = asked.checkpoint
     if why := if_read_through_ln_f(opened.config):
         raise UsageError(why)
     (item,) = chosen_inputs(opened, options)
@@ -135,7 +137,7 @@ def lens_run(
     )
     own = read(oracle_states(opened.tensors, opened.config, tokens_T))
     readings = [Reading(REFERENCE, lens=own)]
-    for spec in registry.expand(list(ports)):
+    for spec in asked.specs:
         reading = _read_port(spec, opened, tokens_T, options, read)
         if any(reading.name == other.name for other in readings):
             reading = replace(reading, name=f"{reading.name} ({spec})")

@@ -23,7 +23,7 @@ from verify.names import block_number, name_score
 from verify.numerics.weights import DeclaredWeights
 from verify.placement import Matching as Matching
 from verify.placement import Placement as Placement
-from verify.placement import squeeze
+from verify.placement import layer_of, squeeze
 from verify.ports.port import Parameter
 
 Array = NDArray[np.floating]
@@ -57,8 +57,7 @@ class _Candidate:
     @property
     def layer(self) -> int | None:
         """None of an embedding or of the last norm."""
-        scope, slash, _ = self.tensor.partition("/")
-        return int(scope[1:]) if slash and scope != "ln_f" else None
+        return layer_of(self.tensor)
 
     def view(self, weights: DeclaredWeights) -> Array:
         """The tensor's values, an axis for each of the layout's."""

@@ -12,12 +12,40 @@ from verify.numerics.weights import DeclaredWeights
 
 Array = NDArray[np.floating]
 
+#: The tensor of a head that is not wte.
+HEAD = "lm_head"
 #: What the report says of the rows of a table beyond the vocabulary.
 PADDING = "padding of the vocabulary: neither it nor its logits are looked at"
-#: Words of a mapping that was not made by content alone.
-DOUBTS = ("by shape and name", "by name", "padding of the vocab", "no tensor of", "folded in")
 #: And of a parameter that was not placed.
 SURPLUS = "no tensor of the checkpoint"
+
+
+def layer_of(tensor: str) -> int | None:
+    """The layer of ``h3/mlp/c_fc/w``; None of an embedding, the last norm or a head."""
+    scope, slash, _ = tensor.partition("/")
+    return int(scope[1:]) if slash and scope != "ln_f" else None
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a parameter of a port is in the checkpoint, for the report.
+
+    Attributes:
+        tensor: the checkpoint's name; None of a parameter that is no tensor.
+        note: words that follow it: the layout, and how the tensor was found.
+        sure: the values alone said which tensor it is, bit for bit.
+    """
+
+    tensor: str | None
+    note: str = ""
+    sure: bool = True
+
+    @property
+    def layer(self) -> int | None:
+        return None if self.tensor is None else layer_of(self.tensor)
+
+    def __str__(self) -> str:
+        return f"{self.tensor or ''}{self.note}"
 
 
 @dataclass(frozen=True)
@@ -46,6 +74,11 @@ class Placement:
     distance: float | None = None
 
     @property
+    def stands_for(self) -> str:
+        """The tensor whose place it takes: ``lm_head`` for a head of its own."""
+        return HEAD if self.head else self.tensor
+
+    @property
     def transposed(self) -> bool:
         """The port keeps ``[out, in]``."""
         return self.layout.transposed
@@ -61,7 +94,9 @@ class Placement:
         """As much of a whole tensor as the parameter is, in the checkpoint's layout."""
         return value if self.part is None else np.split(value, 3, axis=-1)[self.part]
 
-    def __str__(self) -> str:
+    @property
+    def place(self) -> Place:
+        """The same for the report."""
         part = "" if self.part is None else f" ({PARTS[self.part]})"
         head = ", a head of its own" if self.head else ""
         note = "" if self.exact else ", by shape and name: the values differ"
@@ -69,7 +104,11 @@ class Placement:
             note += f" by {self.distance:.2g} of theirs"
         if self.alike > 1:
             note = f", by name: {self.alike} tensors are equal to it"
-        return f"{self.tensor}{part}{self.layout}{head}{note}"
+        sure = self.exact and self.alike == 1
+        return Place(self.tensor, f"{part}{self.layout}{head}{note}", sure)
+
+    def __str__(self) -> str:
+        return str(self.place)
 
 
 @dataclass(frozen=True)
@@ -87,6 +126,12 @@ class Matching:
     surplus: tuple[str, ...]
     missing: tuple[str, ...]
     padding: tuple[str, ...] = ()
+
+    def places(self) -> dict[str, Place]:
+        """What each parameter is."""
+        found = {placement.parameter: placement.place for placement in self.placements}
+        found |= dict.fromkeys(self.padding, Place(None, PADDING, sure=False))
+        return found | dict.fromkeys(self.surplus, Place(None, SURPLUS, sure=False))
 
 
 def squeeze(value: Array) -> Array:

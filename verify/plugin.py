@@ -246,12 +246,15 @@ def _describe(finding: Finding) -> list[str]:
 @pytest.fixture(scope="session")
 def checkpoint(pytestconfig: pytest.Config) -> Checkpoint:
     """The checkpoint under test: ``--checkpoint``, or the one that ships with gpt-verify."""
-    return pytestconfig.stash[_RUNS].open()
+    return pytestconfig.stash[_RUNS].checkpoint
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "port_report" in metafunc.fixturenames:
-        ports = metafunc.config.stash[_RUNS].ports()
+        try:
+            ports = metafunc.config.stash[_RUNS].ports()
+        except GptVerifyError as error:
+            raise pytest.Collector.CollectError(f"gpt-verify: {one_line(error)}") from error
         metafunc.parametrize("port_report", ports, indirect=True, scope="session")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from verify.findings import PortReport, Report
 
 if TYPE_CHECKING:
     from verify.checkpoint import Checkpoint
-    from verify.run import Options
+    from verify.selection import Request
 
 
 class PortRuns:
@@ -21,48 +22,43 @@ class PortRuns:
     Args:
         checkpoint: the directory, or None for the default checkpoint.
         ports: specifications, or None for every built-in port that is installed.
-        options: keyword arguments of ``verify.run.Options``.
+        options: keyword arguments of ``verify.options.Options``.
     """
 
     def __init__(
         self, checkpoint: Path | None, ports: Sequence[str] | None, **options: Any
     ) -> None:
-        self._checkpoint = checkpoint
-        self._ports = ports
+        self._path, self._ports = checkpoint, tuple(ports or ())
         self._options = options
         self._reports: dict[str, Report | GptVerifyError] = {}
 
-    @property
-    def path(self) -> Path:
-        from verify.checkpoint import default_checkpoint
+    @cached_property
+    def request(self) -> Request:
+        """The checkpoint and the ports.
 
-        return self._checkpoint or default_checkpoint()
+        Raises:
+            GptVerifyError: the checkpoint cannot be read, or no port can run.
+        """
+        from verify.options import Options
+        from verify.selection import request
 
-    @property
-    def options(self) -> Options:
-        from verify.run import Options
+        return request(self._path, self._ports, Options(**self._options), opened=self.checkpoint)
 
-        return Options(**self._options)
-
-    def open(self) -> Checkpoint:
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint under test; it is there also where no port can run."""
         from verify.checkpoint import open_checkpoint
 
-        return open_checkpoint(self.path)
+        return open_checkpoint(self._path)
 
     def ports(self) -> list[str]:
         """Specifications, each of exactly one port."""
-        from verify.ports.registry import expand
-        from verify.selection import config_of, default_ports
-
-        given = self._ports or default_ports(self.path, self._options.get("dtype"))[0]
-        config = config_of(self.path)
-        architecture = {} if config is None else {"architecture": config.architecture}
-        return list(dict.fromkeys(expand(list(given), **architecture)))
+        return list(dict.fromkeys(self.request.specs))
 
     def expected(self) -> list[tuple[str, str | None]]:
         from verify.checks import expected_checks
 
-        return expected_checks(self.open().config)
+        return expected_checks(self.checkpoint.config)
 
     def report(self, port: str) -> PortReport:
         """Run a port, the first time that it is asked for.
@@ -80,18 +76,16 @@ class PortRuns:
         return outcome.ports[0]
 
     def _run(self, port: str) -> Report | GptVerifyError:
-        from verify.run import run
+        from verify.run import run_request
 
         try:
-            return run(self._checkpoint, [port], self.options)
+            return run_request(self.request.alone(port))
         except GptVerifyError as error:
             return error
 
     def repeat(self, port: str) -> str:
         """The command line that judges this port again."""
-        from verify.report.repeat import repeat_command
-
-        return repeat_command(self._checkpoint, [port], self.options)
+        return self.request.alone(port).repeat()
 
     def _done(self) -> dict[str, Report]:
         """The ports that have run, in that order."""
@@ -103,13 +97,12 @@ class PortRuns:
 
     def merged(self) -> Report | None:
         """One report of every port that has run, or None where none has."""
-        from verify.report.repeat import repeat_command
-
         done = self._done()
         if not done:
             return None
+        asked = dataclasses.replace(self.request, ports=tuple(done))
         return dataclasses.replace(
             next(iter(done.values())),
             ports=tuple(port for report in done.values() for port in report.ports),
-            repeat=repeat_command(self._checkpoint, list(done), self.options),
+            repeat=asked.repeat(),
         )

@@ -9,46 +9,22 @@ import platform
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from reference.config import Config
 from reference.weights import parameter_count
 from verify import __version__
-from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
-from verify.errors import UsageError
 from verify.findings import PortReport, Report
-from verify.inputs import Input, default_inputs, given, seeded
+from verify.inputs import Input
 from verify.judge import judge
 from verify.made_with import made_with
 from verify.numerics.weights import SharedWeights
-from verify.ports.registry import builtin_ports, expand
+from verify.options import Options as Options
+from verify.options import chosen_inputs as chosen_inputs
 from verify.processor import processor
-from verify.report.repeat import repeat_command
+from verify.selection import Request, request
 from verify.tensorflow import started_early
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to run the ports on, and how.
-
-    Attributes:
-        device: ``cpu`` or ``cuda``.
-        dtype: the precision to load ports in; None leaves each as it declares itself.
-        seed: of the inputs.
-        lengths: seeded samples of these lengths, in place of the default inputs.
-        tokens: one sequence of ids, in place of the default inputs.
-        text: the same, encoded with the checkpoint's own vocabulary.
-    """
-
-    device: str = "cpu"
-    dtype: str | None = None
-    seed: int = 0
-    lengths: tuple[int, ...] | None = None
-    tokens: tuple[int, ...] | None = None
-    text: str | None = None
 
 
 class Progress(Protocol):
@@ -90,14 +66,18 @@ def run(
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        UsageError: no port, or options that make no sense.
+        MissingDependency: no port was given, and no built-in one can run.
+        UsageError: options that make no sense.
         A port that cannot be built or breaks is no exception: its report carries the error.
     """
-    options, progress = options or Options(), progress or Silent()
-    opened = open_checkpoint(checkpoint or default_checkpoint())
-    inputs = chosen_inputs(opened, options)
-    config = opened.config
-    specs = expand(list(ports), config.architecture) if ports else installed(config)
+    return run_request(request(checkpoint, ports, options or Options()), progress)
+
+
+def run_request(asked: Request, progress: Progress | None = None) -> Report:
+    """Judge the ports of a request; see ``run``."""
+    opened, options, specs = asked.checkpoint, asked.options, asked.specs
+    progress = progress or Silent()
+    inputs, config = chosen_inputs(opened, options), opened.config
     shared = SharedWeights(opened.tensors, record=len(specs) > 1)
     with started_early("openai-tf" in specs[1:]), ThreadPoolExecutor(1) as pool:
         # Hashing leaves the interpreter free, and is done while the ports run.
@@ -132,33 +112,8 @@ def run(
         ports=tuple(reports),
         inputs=_described(inputs, options),
         environment=environment(),
-        repeat=repeat_command(checkpoint, ports, options),
+        repeat=asked.repeat(),
     )
-
-
-def installed(config: Config) -> list[str]:
-    """The built-in ports that are judged when none is named; UsageError where none can be."""
-    infos = builtin_ports(config)
-    names = [info.name for info in infos if info.missing is None and info.by_default]
-    if not names:
-        raise UsageError("no port to judge: " + "; ".join(f"{i.name}: {i.missing}" for i in infos))
-    return names
-
-
-def chosen_inputs(checkpoint: Checkpoint, options: Options) -> list[Input]:
-    """The inputs that the options ask for; the default ones where they ask for none."""
-    chosen = [x for x in ("lengths", "tokens", "text") if getattr(options, x) is not None]
-    if len(chosen) > 1:
-        raise UsageError(f"{' and '.join(chosen)} exclude each other")
-    if options.lengths is not None:
-        return [seeded(checkpoint.config, length, options.seed) for length in options.lengths]
-    if options.tokens is not None:
-        return [given(checkpoint.config, options.tokens)]
-    if options.text is not None:
-        from verify.checkpoint.vocabulary import encode
-
-        return [given(checkpoint.config, encode(checkpoint, options.text))]
-    return default_inputs(checkpoint.config, options.seed)
 
 
 def environment() -> dict[str, Any]:

@@ -19,6 +19,8 @@ class Site:
 
     Attributes:
         name: ``h.3.attn.out``.
+        kind: what it is in whatever layer: ``attn.out``.
+        layer: the block that it belongs to; None before the first and after the last.
         operation: name of the operation that makes it, a key of ``budgets.OPERATIONS``.
         inputs: the sites that the operation reads (none for ``embed``, which reads the tokens).
         weights: the checkpoint tensors that the operation reads.
@@ -27,15 +29,12 @@ class Site:
     """
 
     name: str
+    kind: str
+    layer: int | None
     operation: str
     inputs: tuple[str, ...]
     weights: tuple[str, ...] = ()
     heads: int = 0
-
-    @property
-    def layer(self) -> int | None:
-        """The block that it belongs to; None before the first and after the last."""
-        return int(self.name.split(".")[1]) if self.name.startswith("h.") else None
 
 
 @cache
@@ -44,39 +43,46 @@ def sites(config: Config) -> dict[str, Site]:
     table: dict[str, Site] = {}
 
     def site(
-        name: str, operation: str, *inputs: str, weights: tuple[str, ...] = (), heads: int = 0
+        layer: int | None,
+        kind: str,
+        operation: str,
+        *inputs: str,
+        weights: tuple[str, ...] = (),
+        heads: int = 0,
     ) -> str:
-        table[name] = Site(name, operation, inputs, weights, heads)
+        name = kind if layer is None else f"h.{layer}.{kind}"
+        table[name] = Site(name, kind, layer, operation, inputs, weights, heads)
         return name
 
-    def linear(name: str, x: str, scope: str, heads: int = 0) -> str:
-        return site(name, "linear", x, weights=(f"{scope}/w", f"{scope}/b"), heads=heads)
+    def linear(layer: int, kind: str, x: str, tensors: str, heads: int = 0) -> str:
+        scope = f"h{layer}/{tensors}"
+        return site(layer, kind, "linear", x, weights=(f"{scope}/w", f"{scope}/b"), heads=heads)
 
-    def norm(name: str, x: str, scope: str) -> str:
-        return site(name, "layer_norm", x, weights=(f"{scope}/g", f"{scope}/b"))
+    def norm(layer: int | None, kind: str, x: str) -> str:
+        scope = kind if layer is None else f"h{layer}/{kind}"
+        return site(layer, kind, "layer_norm", x, weights=(f"{scope}/g", f"{scope}/b"))
 
-    def attention(x: str, at: str, scope: str) -> str:
-        qkv = linear(f"{at}.attn.qkv", x, f"{scope}/attn/c_attn", 3 * config.n_head)
-        scores = site(f"{at}.attn.scores", "scores", qkv)
-        pattern = site(f"{at}.attn.pattern", "pattern", scores)
-        mix = site(f"{at}.attn.mix", "mix", pattern, qkv, heads=config.n_head)
-        return linear(f"{at}.attn.out", mix, f"{scope}/attn/c_proj")
+    def attention(layer: int, x: str) -> str:
+        qkv = linear(layer, "attn.qkv", x, "attn/c_attn", 3 * config.n_head)
+        scores = site(layer, "attn.scores", "scores", qkv)
+        pattern = site(layer, "attn.pattern", "pattern", scores)
+        mix = site(layer, "attn.mix", "mix", pattern, qkv, heads=config.n_head)
+        return linear(layer, "attn.out", mix, "attn/c_proj")
 
-    def mlp(x: str, at: str, scope: str) -> str:
-        pre = linear(f"{at}.mlp.pre", x, f"{scope}/mlp/c_fc")
-        return linear(f"{at}.mlp.out", site(f"{at}.mlp.act", "gelu", pre), f"{scope}/mlp/c_proj")
+    def mlp(layer: int, x: str) -> str:
+        pre = linear(layer, "mlp.pre", x, "mlp/c_fc")
+        return linear(layer, "mlp.out", site(layer, "mlp.act", "gelu", pre), "mlp/c_proj")
 
-    x = site("embed", "embed", weights=("wte", "wpe"))
+    x = site(None, "embed", "embed", weights=("wte", "wpe"))
     for layer in range(config.n_layer):
-        at, scope = f"h.{layer}", f"h{layer}"
         for branch, ln, total in ((attention, "ln_1", "resid_mid"), (mlp, "ln_2", "resid_post")):
-            read = norm(f"{at}.{ln}", x, f"{scope}/{ln}") if config.norm_first else x
-            x = site(f"{at}.{total}", "add", x, branch(read, at, scope))
+            read = norm(layer, ln, x) if config.norm_first else x
+            x = site(layer, total, "add", x, branch(layer, read))
             if not config.norm_first:
-                x = norm(f"{at}.{ln}", x, f"{scope}/{ln}")
+                x = norm(layer, ln, x)
     if config.norm_last:
-        x = norm("ln_f", x, "ln_f")
-    site("logits", "unembed", x, weights=(config.head,))
+        x = norm(None, "ln_f", x)
+    site(None, "logits", "unembed", x, weights=(config.head,))
     return table
 
 

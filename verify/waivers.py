@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from verify.findings import Finding, Status, Waiver
+from verify.findings import Finding, Status, Waiver, concerns
 
 
 def waive(
@@ -29,13 +29,13 @@ def waive(
     waived, unused = [], []
     found = list(findings)
     for law, reason in waivers.items():
-        concerned = [i for i, f in enumerate(found) if f.id == law or f.id.startswith(f"{law}.")]
+        concerned = [i for i, f in enumerate(found) if concerns(law, f.id)]
         failed = [i for i in concerned if found[i].status is Status.FAILED]
         if not failed and not any(found[i].status is Status.NOT_EXAMINED for i in concerned):
             what = "the law holds" if concerned else "no such law"
             unused.append(f"the waiver of {law} excuses nothing: {what}")
         for i in failed:
-            message = f"waived ({reason}): {found[i].message}"
-            found[i] = replace(found[i], status=Status.NOT_EXAMINED, message=message)
+            waived_ = found[i].saying(before=f"waived ({reason}): ")
+            found[i] = replace(waived_, status=Status.NOT_EXAMINED)
         waived.append(Waiver(law, reason, len(failed)))
     return found, tuple(waived), "; ".join(unused) or None

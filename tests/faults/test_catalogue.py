@@ -13,7 +13,7 @@ from rounding import LIMIT_FLOORS, Noise, Run
 
 from verify.diagnosis.sites import HIDDEN
 from verify.faults.catalogue import CATALOGUE
-from verify.faults.fault import Fault, kind_of
+from verify.faults.fault import Fault
 from verify.faults.oracle import Act, right, run
 from verify.inputs import Input
 from verify.sites import sites
@@ -36,7 +36,7 @@ def test_it_is_described(fault: Fault) -> None:
     assert fault.summary
     assert not fault.summary.endswith(".")
     assert fault.acts or fault.alter or fault.plant or fault.plant_port
-    assert {kind_of(site) for site in sites(CONFIG)} >= set(fault.acts)
+    assert {site.kind for site in sites(CONFIG).values()} >= set(fault.acts)
 
 
 def run_with(overrides: Mapping[str, Act]) -> Run:

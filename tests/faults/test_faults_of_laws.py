@@ -49,7 +49,7 @@ def test_what_only_follows_from_a_fault_is_not_named_beside_it(name: str) -> Non
     (fault,) = report.causes
     assert fault.fault == name
     assert {"tying.storage", "tying.gradient"} <= set(fault.where)
-    named = {f.details["fault"] for f in report.findings if "fault" in f.details}
+    named = {f.fault for f in report.findings if f.fault}
     assert named == {name, *CATALOGUE[name].entails}
     assert left_over(report, None) == []
 

@@ -96,7 +96,7 @@ def test_each_leak_is_refuted_and_named(name: str) -> None:
     finding = only(hold("batch", faulty(f"batch-{name}")))
     assert finding.status is Status.FAILED
     assert NAMED[name] in finding.message
-    assert finding.details["fault"] == f"batch-{name}"
+    assert finding.fault == f"batch-{name}"
     assert finding.score is not None and finding.score > 50 * LIMIT_PAIR
     assert finding.details["wrong"] <= finding.details["rows"] == 9
 
@@ -113,7 +113,7 @@ def test_a_leak_that_has_no_name_is_described() -> None:
     finding = only(hold("batch", plain(rows_averaged)))
     assert finding.status is Status.FAILED
     assert "a row depends on the rows beside it: they share something" in finding.message
-    assert "fault" not in finding.details
+    assert finding.fault is None
 
 
 def test_a_leak_below_rounding_is_said() -> None:

@@ -111,7 +111,7 @@ def test_each_mistake_is_refuted_and_named(name: str) -> None:
     finding = only(hold("cache", faulty(f"cache-{name}")))
     assert finding.status is Status.FAILED
     assert NAMED[name] in finding.message
-    assert finding.details["fault"] == f"cache-{name}"
+    assert finding.fault == f"cache-{name}"
     assert finding.message.startswith("logits[")
     assert finding.score is not None and finding.score > 30 * LIMIT_PAIR
     assert finding.limit == LIMIT_PAIR

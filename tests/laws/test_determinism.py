@@ -307,12 +307,12 @@ NAMED = {
 def test_its_law_names_it_and_no_law_names_another(fault: str) -> None:
     report = judged(lambda: loaded(fault))
     laws = [f for f in report.findings if f.id.startswith("determinism")]
-    names = {f.details["fault"] for f in laws if f.status is Status.FAILED and "fault" in f.details}
+    names = {f.fault for f in laws if f.status is Status.FAILED and f.fault}
     assert names == ({NAMED[fault]} - {None})
     if fault in CATALOGUE:
         assert report.explained_by == (fault,)
         (own,) = [f for f in laws if f.id == CATALOGUE[fault].law]
-        assert own.details["fault"] == fault
+        assert own.fault == fault
 
 
 def loaded(fault: str) -> Port:
@@ -376,7 +376,7 @@ def test_what_may_be_something_else_is_not_named(alter: Callable[[Any], None]) -
     report = judged(lambda: port(alter))
     failed = [f for f in report.findings if f.status is Status.FAILED]
     assert {f.id for f in failed} & {"determinism", MODE, STATE}
-    assert not any("fault" in f.details for f in failed if f.id.startswith("determinism"))
+    assert not any(f.fault for f in failed if f.id.startswith("determinism"))
 
 
 def test_what_has_no_mode_is_not_said_to_be_left_in_one() -> None:
@@ -385,7 +385,7 @@ def test_what_has_no_mode_is_not_said_to_be_left_in_one() -> None:
     made.dropout = None  # type: ignore[assignment]
     found = only(hold(MODE, made), MODE)
     assert found.message.startswith("left on from training: transformer.h.1.mlp.dropout; ")
-    assert "fault" not in found.details
+    assert found.fault is None
 
 
 def test_what_cannot_be_looked_into_is_not_named() -> None:
@@ -394,4 +394,4 @@ def test_what_cannot_be_looked_into_is_not_named() -> None:
     report = judged(lambda: CallablePort(noisy.logits, "callable", None))
     found = finding(report, "determinism")
     assert found.status is Status.FAILED
-    assert "fault" not in found.details
+    assert found.fault is None

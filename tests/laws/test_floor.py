@@ -10,7 +10,6 @@ from subjects import port, subject
 
 from reference import Config
 from reference import logits as reference_logits
-from verify.checks.kept import kept
 from verify.checks.subject import NotExamined
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.weights import Widened
@@ -75,7 +74,7 @@ def test_nothing_is_measured_where_nothing_differs() -> None:
     judged = subject(port())
     tokens = judged.tokens(1, 4)[0]
     assert judged.position_floors(np.zeros(4), tokens).tolist() == [0.0] * 4
-    assert kept(judged.weights) == {}
+    assert judged.weights.memo == {}
 
 
 def test_what_is_not_finite_is_infinitely_far() -> None:

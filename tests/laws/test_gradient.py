@@ -19,10 +19,13 @@ from reference import Config
 from verify.checkpoint import Checkpoint
 from verify.checks.gradient import at_the_weights, check_gradient
 from verify.checks.gradient_mistakes import MISTAKES
+from verify.checks.reference_gradient import ReferenceGradient, reference_gradient
 from verify.checks.subject import NotExamined
 from verify.faults.catalogue import CATALOGUE
 from verify.findings import Finding, Status
+from verify.numerics.weights import SharedWeights
 from verify.ports.port import Port
+from verify.prepare import prepare
 
 ALL = [site for site in at_the_weights(CONFIG) if site is not None]
 
@@ -36,7 +39,7 @@ def failed(findings: list[Finding]) -> list[str | None]:
 
 
 def named(findings: list[Finding]) -> list[str]:
-    return [f.details["fault"] for f in findings if "fault" in f.details]
+    return [f.fault for f in findings if f.fault]
 
 
 def without_twin(made: Port) -> Port:
@@ -349,15 +352,17 @@ def test_a_gradient_that_is_not_finite_is_refuted() -> None:
 
 
 def test_the_reference_is_measured_once_for_all_ports_of_a_precision() -> None:
-    from verify.checks.reference_gradient import reference_gradient
-
     source = checkpoint()
-    first, second = (
-        reference_gradient(subject(port(attention=a), source)) for a in ("eager", "sdpa")
-    )
-    assert first is second
-    assert reference_gradient(subject(port(dtype="bfloat16"), source)) is not first
-    assert reference_gradient(subject(port(), source, seed=1)) is not first
+    shared = SharedWeights(source.tensors, record=False)
+
+    def reference(seed: int = 0, **options: Any) -> ReferenceGradient:
+        prepared = prepare(port(source=source, **options), source, shared)
+        return reference_gradient(prepared.subject(seed))
+
+    first = reference(attention="eager")
+    assert reference(attention="sdpa") is first
+    assert reference(dtype="bfloat16") is not first
+    assert reference(seed=1) is not first
 
 
 def test_without_gradients_nothing_is_examined() -> None:

@@ -158,7 +158,7 @@ def test_a_state_that_is_not_shown_is_not_examined() -> None:
     found = by_site(hold("lens", plain(alter)))
     hidden = [site for site in SITES if found[site].status is Status.NOT_EXAMINED]
     assert hidden == ["h.1.resid_post"]
-    assert found["h.1.resid_post"].message == "h.1.resid_post is not shown by the port"
+    assert found["h.1.resid_post"].message == "not shown by the port"
     assert found[LAST].status is Status.PASSED
 
 

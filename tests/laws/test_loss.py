@@ -187,9 +187,9 @@ def test_a_mistake_is_refuted_by_name(fault: str, dtype: Any) -> None:
         findings = hold(law, altered)
         if law in laws:
             assert words in message(findings, Status.FAILED), findings[0].message
-            assert findings[0].details["fault"] == fault
+            assert findings[0].fault == fault
         elif status(findings) is Status.FAILED:
-            assert findings[0].details.get("fault", fault) == fault
+            assert (findings[0].fault or fault) == fault
 
 
 def test_what_a_part_cannot_see_passes_there() -> None:
@@ -217,7 +217,7 @@ UNKNOWN = {
 def test_what_has_no_name_is_unexplained(law: str, fault: str) -> None:
     findings = hold(law, plain(lambda model: plant_loss(UNKNOWN[fault], model)))
     assert ": unexplained [" in message(findings, Status.FAILED)
-    assert "fault" not in findings[0].details
+    assert findings[0].fault is None
 
 
 def test_a_mistake_that_two_names_fit_is_unexplained() -> None:

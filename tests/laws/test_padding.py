@@ -125,7 +125,7 @@ def test_each_mistake_is_refuted_and_named(name: str) -> None:
     finding = padding(faulty(f"padding-{name}"))
     assert finding.status is Status.FAILED
     assert NAMED[name] in finding.message
-    assert finding.details["fault"] == f"padding-{name}"
+    assert finding.fault == f"padding-{name}"
     assert finding.message.startswith("logits[")
     assert finding.score is not None and finding.score > 100 * LIMIT_PAIR
 
@@ -134,7 +134,7 @@ def test_a_mistake_that_has_no_name_is_described() -> None:
     finding = padding(plain(mask_too_soft))
     assert finding.status is Status.FAILED
     assert "the tokens of the padding matter: it is attended to" in finding.message
-    assert "fault" not in finding.details
+    assert finding.fault is None
 
 
 @pytest.mark.parametrize("name", NAMED)

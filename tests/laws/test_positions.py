@@ -122,7 +122,7 @@ def test_what_is_not_refused_is_named(name: str, dtype: Any) -> None:
     assert finding.status is Status.FAILED
     assert finding.message.startswith("20 tokens are not refused, n_ctx is 19: ")
     assert WORDS[name] in finding.message
-    assert finding.details["fault"] == f"positions-beyond-{name}"
+    assert finding.fault == f"positions-beyond-{name}"
 
 
 @pytest.mark.parametrize(

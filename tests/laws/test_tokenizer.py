@@ -311,7 +311,7 @@ def test_a_mistake_in_encoding_is_refuted_by_name(name: str) -> None:
     findings = hold("tokenizer.encode", port, source(files_for(name)))
     assert ENCODED[name] in message(findings, Status.FAILED), findings[0].message
     assert findings[0].message.startswith("tokenizers: encode(")
-    assert findings[0].details["fault"] == f"tokenizer-{name}"
+    assert findings[0].fault == f"tokenizer-{name}"
     only_this_direction("tokenizer.decode", port, files_for(name))
 
 
@@ -321,7 +321,7 @@ def test_a_mistake_in_decoding_is_refuted_by_name(name: str) -> None:
     findings = hold("tokenizer.decode", port, source("default"))
     assert DECODED[name] in message(findings, Status.FAILED), findings[0].message
     assert findings[0].message.startswith("tokenizers: decode(")
-    assert findings[0].details["fault"] == f"tokenizer-{name}"
+    assert findings[0].fault == f"tokenizer-{name}"
     only_this_direction("tokenizer.encode", port)
 
 
@@ -369,7 +369,7 @@ def test_what_is_not_known_is_not_named(law: str, change: Change, says: str) -> 
     port = WithTokenizers({"ours": to_have(change)})
     (finding,) = hold(f"tokenizer.{law}", port, source("default"))
     assert says in message([finding], Status.FAILED), finding.message
-    assert "fault" not in finding.details
+    assert finding.fault is None
 
 
 def to_have(change: Change) -> Altered:
@@ -388,7 +388,7 @@ def test_of_several_tokenizers_all_that_fail_must_have_the_fault() -> None:
     ):
         (finding,) = hold("tokenizer.encode", WithTokenizers(some), source("default"))
         assert finding.status is Status.FAILED
-        assert finding.details.get("fault") == fault
+        assert finding.fault == fault
 
 
 @pytest.mark.parametrize("files", ["default", "released"])
@@ -403,7 +403,7 @@ def test_merges_in_a_wrong_order_are_named_whichever_way_they_are_applied(files:
     assert library.encode(text) == OneByOne(bpe.encoder, order).encode(text)
     for tokenizer in (library, original):
         (finding,) = hold("tokenizer.encode", WithTokenizers({"x": tokenizer}), source(files))
-        assert finding.details["fault"] == "tokenizer-merges-reversed"
+        assert finding.fault == "tokenizer-merges-reversed"
 
 
 @many

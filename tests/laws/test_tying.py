@@ -227,7 +227,7 @@ class TestByStorage:
         assert "47 of 47 rows of transformer.wte.weight were overwritten" in found.message
         assert "the head reads other memory" in found.message
         assert "the lookup" not in found.message
-        assert found.details["fault"] == "tying-head-hidden"
+        assert found.fault == "tying-head-hidden"
         assert bits(made) == before
 
     def test_a_part_of_the_head(self) -> None:
@@ -235,7 +235,7 @@ class TestByStorage:
         assert found.status is Status.FAILED
         assert " of 47 rows of transformer.wte.weight were overwritten" in found.message
         assert "47 of 47" not in found.message
-        assert found.details["fault"] == "tying-head-part-hidden"
+        assert found.fault == "tying-head-part-hidden"
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
     def test_a_lookup_in_other_memory(self, dtype: Any) -> None:
@@ -244,7 +244,7 @@ class TestByStorage:
         assert "is embedded as before" in found.message
         assert "the lookup reads other memory" in found.message
         assert "the head" not in found.message
-        assert found.details["fault"] == "tying-lookup-hidden"
+        assert found.fault == "tying-lookup-hidden"
 
     def test_both_ends_in_other_memory_are_no_one_fault(self) -> None:
         def both(model: Any) -> None:
@@ -255,7 +255,7 @@ class TestByStorage:
         assert found.status is Status.FAILED
         assert "the head reads other memory" in found.message
         assert "the lookup reads other memory" in found.message
-        assert "fault" not in found.details
+        assert found.fault is None
 
     @pytest.mark.parametrize("alter", [faults.head_in_a_buffer, faults.lookup_copied])
     @pytest.mark.parametrize("config", [Config(1, 5, 6, 1, 1), Config(2, 3, 4, 2, 1)], ids=str)
@@ -266,7 +266,7 @@ class TestByStorage:
         end = "head" if alter is faults.head_in_a_buffer else "lookup"
         assert f"the {end} reads other memory" in found.message
         # One logit that is compared apart from a constant says nothing of what is computed.
-        assert found.details.get("fault") == {"head": "tying-head-hidden", "lookup": None}[end]
+        assert found.fault == {"head": "tying-head-hidden", "lookup": None}[end]
 
     def test_a_write_that_reaches_other_tokens(self) -> None:
         def mixed(model: Any) -> None:
@@ -275,7 +275,7 @@ class TestByStorage:
         found = one(hold("tying.storage", port(mixed)))
         assert found.status is Status.FAILED
         assert "only rows of other tokens were overwritten" in found.message
-        assert "fault" not in found.details
+        assert found.fault is None
 
     def test_what_is_not_restored_is_said(self) -> None:
         made = Oracle(checkpoint())
@@ -296,7 +296,7 @@ class TestByStorage:
         found = one(hold("tying.storage", made))
         assert found.status is Status.FAILED
         assert "does not hold what it held before" in found.message
-        assert "fault" not in found.details
+        assert found.fault is None
 
 
 @pytest.mark.parametrize("name", [n for n, f in CATALOGUE.items() if f.family == "tying"])
@@ -305,7 +305,7 @@ def test_every_fault_of_the_catalogue_is_named_by_its_law(name: str) -> None:
     assert law is not None
     found = one(hold(law, made))
     assert found.status is Status.FAILED
-    assert found.details["fault"] == name
+    assert found.fault == name
     # Today it computes what a port that is tied does.
     assert one(hold("tying.value", made)).status is Status.PASSED
     assert [f.status for f in hold("causality.bits", made)] == [Status.PASSED]
@@ -316,7 +316,7 @@ def test_of_another_function_nobody_knows_why_the_lookup_is_not_followed() -> No
     source = checkpoint(Config(101, 2, 4, 1, 2), seed=20, scale=10.0)
     found = one(hold("tying.storage", plain(source=source, dtype="float16"), source))
     assert "is embedded as before" in found.message
-    assert "fault" not in found.details
+    assert found.fault is None
 
 
 class TestUntiedInTransformers:

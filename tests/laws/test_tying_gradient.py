@@ -198,26 +198,26 @@ class TestRefutedInFloat64:
         finding = found(made if twin else without_twin(made))
         assert finding.status is Status.FAILED
         assert finding.message.startswith("output part along direction ")
-        assert finding.details["fault"] == "tying-head-scaled"
+        assert finding.fault == "tying-head-scaled"
 
     def test_frequent_tokens_count_less(self) -> None:
         finding = found(port(faults.lookup_scaled_by_frequency))
         assert finding.status is Status.FAILED
         assert finding.message.startswith("input part along direction ")
-        assert finding.details["fault"] == "tying-by-frequency"
+        assert finding.fault == "tying-by-frequency"
 
     def test_a_token_that_the_lookup_does_not_train(self) -> None:
         finding = found(port(faults.lookup_takes_the_last_token_for_padding))
         assert finding.status is Status.FAILED
         assert finding.message.startswith("input part along direction ")
-        assert finding.details["fault"] == "tying-padding-row"
+        assert finding.fault == "tying-padding-row"
 
     @pytest.mark.parametrize("fault", GRADIENT, ids=lambda fault: fault.name)
     def test_a_mistake_on_the_way_back_to_the_lookup_is_not_its_own(self, fault: Fault) -> None:
         made = plain()
         assert fault.plant is not None
         fault.plant(made.module, range(CONFIG.n_layer))
-        assert "fault" not in found(made).details
+        assert found(made).fault is None
 
     def test_one_row_is_all_rows(self) -> None:
         """Of two positions one predicts: that its token is padding, or the lookup detached."""
@@ -225,7 +225,7 @@ class TestRefutedInFloat64:
         for alter in (faults.lookup_takes_the_last_token_for_padding, faults.lookup_detached):
             finding = found(port(alter, source=source), source)
             assert finding.status is Status.FAILED
-            assert "fault" not in finding.details
+            assert finding.fault is None
 
     def test_a_lookup_that_is_wrong_in_no_known_way(self) -> None:
         def change(gradients: Gradients) -> Gradients:
@@ -236,7 +236,7 @@ class TestRefutedInFloat64:
 
         finding = found(answering(port(), change))
         assert finding.status is Status.FAILED
-        assert "fault" not in finding.details
+        assert finding.fault is None
 
     def test_wte_is_left_out_of_what_is_trained(self) -> None:
         def change(gradients: Gradients) -> Gradients:

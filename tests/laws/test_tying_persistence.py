@@ -148,7 +148,7 @@ class TestRefuted:
         assert one.status is Status.FAILED
         assert "after deepcopy: lm_head.weight is a copy of transformer.wte.weight" in one.message
         assert "after to(float64): lm_head.weight is a copy of" in one.message
-        assert one.details["fault"] == "tying-by-data"
+        assert one.fault == "tying-by-data"
         # Either parameter's step goes into the one memory: training does not part them.
         assert "after one optimiser step" not in one.message
 
@@ -168,7 +168,7 @@ class TestRefuted:
         one = found(port(alter))
         assert one.status is Status.FAILED
         assert ways <= {part.split(":")[0] for part in one.message.split("after ")}
-        assert one.details.get("fault") == NAMES.get(alter)
+        assert one.fault == NAMES.get(alter)
         assert "after one optimiser step" not in one.message or alter is faults.parted_by_pickling
 
     def test_an_equal_head_parts_after_one_optimiser_step(self) -> None:
@@ -176,7 +176,7 @@ class TestRefuted:
         assert one.status is Status.FAILED
         assert one.message.startswith("after one optimiser step: lm_head.weight[")
         assert one.message.count("after ") == 1
-        assert "fault" not in one.details
+        assert one.fault is None
 
     def test_a_buffer_shows_in_every_copy(self) -> None:
         """No name stands for it, so that only a write finds it."""

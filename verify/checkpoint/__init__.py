@@ -45,8 +45,9 @@ class Checkpoint:
     merges: Path | None = None
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a checkpoint directory of either format.
+def open_checkpoint(path: str | Path | None = None) -> Checkpoint:
+    """Open a checkpoint directory of either format; the one that ships with the package where
+    None is given.
 
     Nothing but names, shapes and sizes is read here; tensors are read when they are looked up.
 
@@ -55,7 +56,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     from verify.checkpoint import huggingface, openai
 
-    path = Path(path)
+    path = default_checkpoint() if path is None else Path(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory")
     if (path / "hparams.json").exists() or (path / "checkpoint").exists():

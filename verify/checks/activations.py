@@ -23,6 +23,7 @@ from verify.numerics.parallel import by_twos
 from verify.numerics.precision import PRECISIONS, Precision
 from verify.numerics.scores import SiteScores
 from verify.numerics.weights import DeclaredWeights
+from verify.ports.port import NOT_SHOWN
 from verify.sites import Site, sites
 
 Tokens = NDArray[np.integer]
@@ -214,8 +215,7 @@ class SiteComparison:
         if site.operation in ("scores", "pattern"):
             shape: tuple[int, ...] = (batch, config.n_head, length, length)
         else:
-            kind = site.name.split(".", 2)[-1]
-            shape = (batch, length, widths.get(kind, config.n_embd))
+            shape = (batch, length, widths.get(site.kind, config.n_embd))
         if value.shape != shape:
             return f"{site.name} has shape {list(value.shape)}, should be {list(shape)}"
         if not np.issubdtype(value.dtype, np.floating):
@@ -235,9 +235,9 @@ class SiteComparison:
         scores = self.local[name]
         statistics = scores.statistics()
         if not statistics or scores.worst is None:
-            why = f"{name} is not shown by the port"
+            why = NOT_SHOWN
             if name in self.hidden_input:
-                why = f"its input {self.hidden_input[name]} is not shown by the port"
+                why = f"its input {self.hidden_input[name]} is {NOT_SHOWN}"
             return Finding(law, Status.NOT_EXAMINED, why, name)
         worst = max(statistics, key=lambda s: s.ratio)
         passed = worst.ratio <= 1.0
@@ -263,7 +263,7 @@ class SiteComparison:
         found = []
         for name, scores in self.cascade.items():
             if not scores.seen:
-                why = self.wrong_shape.get(name, f"{name} is not shown by the port")
+                why = self.wrong_shape.get(name, NOT_SHOWN)
                 found.append(Finding(law, Status.NOT_EXAMINED, why, name))
                 continue
             floors = scores.floors()

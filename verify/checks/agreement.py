@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verify.checks.subject import Subject, same_bits
-from verify.findings import Finding, Status
+from verify.findings import Finding, Named, Status
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.local import TILE_ELEMENTS
 
@@ -159,7 +159,7 @@ class Agreement:
         message = f"{what}: {words}"
         return Finding(law, Status.PASSED, message, None, self.floors, LIMIT_PAIR, details)
 
-    def failed(self, law: str, why: str, **details: object) -> Finding:
+    def failed(self, law: str, why: str, named: Named | None = None, **details: object) -> Finding:
         """The worst difference, where it first shows, and what it comes from."""
         apart = self.worst
         assert apart is not None, f"{law} failed without a difference"
@@ -168,7 +168,16 @@ class Agreement:
             f"{apart.expected:.9g} ({apart.what}; {apart.floors:.3g} noise floors); {why}"
         )
         details |= {"comparisons": self.compared, "first_wrong": apart.first_wrong}
-        return Finding(law, Status.FAILED, message, None, apart.floors, LIMIT_PAIR, details)
+        return Finding(
+            law,
+            Status.FAILED,
+            message,
+            None,
+            apart.floors,
+            LIMIT_PAIR,
+            named=named,
+            details=details,
+        )
 
 
 def mean_squares(a_TV: Floats, b_TV: Floats) -> Floats:

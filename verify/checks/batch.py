@@ -13,7 +13,7 @@ from reference.ops import LAYER_NORM_EPSILON
 from verify.checks.agreement import LIMIT_PAIR, Agreement, logits_of, mean_squares, refuting
 from verify.checks.decoding import Before, Case, Positions, Sources, Way, recognise
 from verify.checks.subject import Subject, same_bits
-from verify.findings import Finding
+from verify.findings import Finding, naming
 from verify.numerics.weights import Widened
 
 Tokens = NDArray[np.int64]
@@ -71,7 +71,7 @@ def check_batch(subject: Subject) -> Iterator[Finding]:
         if not agreement.holds():
             why, fault = _why(subject, alone, [row for row in rows if row.wrong], rows)
             details = {"rows": len(rows), "wrong": sum(row.wrong for row in rows)}
-            yield agreement.failed(LAW, why, **details, **({"fault": fault} if fault else {}))
+            yield agreement.failed(LAW, why, naming(fault), **details)
             return
         first, second = _between_others(rows)
         kept = kept and same_bits(first.got_TV, second.got_TV)

@@ -22,7 +22,7 @@ from verify.checks.agreement import (
 from verify.checks.cache_mistakes import last_clipped, ways, window
 from verify.checks.decoding import Before, Case, Way, recognise, right_positions
 from verify.checks.subject import NotExamined, Subject
-from verify.findings import Finding
+from verify.findings import Finding, naming
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
@@ -176,8 +176,7 @@ def _clipped(subject: Subject, last: Case) -> tuple[str, str]:
 
 def _failed(agreement: Agreement, why: str, fault: str) -> Finding:
     """The failure, with the name of a known fault where it is one."""
-    named = {"fault": fault} if fault else {}
-    return agreement.failed(LAW, why, **named)
+    return agreement.failed(LAW, why, naming(fault))
 
 
 def _named(subject: Subject, splits: Sequence[Decoded]) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from verify.checks.subject import Subject
 from verify.findings import Finding, Status
 from verify.numerics.precision import Precision
 from verify.numerics.scores import limit_max
+from verify.ports.port import NOT_SHOWN
 
 Floats = NDArray[np.floating]
 
@@ -43,7 +44,7 @@ def check_pattern(subject: Subject) -> Iterator[Finding]:
     subject.port.activations(subject.tokens(1, length), visit)
     for site in patterns(config):
         assert site is not None, "a pattern has a place"
-        hidden = Finding(LAW, Status.NOT_EXAMINED, f"{site} is not shown by the port", site)
+        hidden = Finding(LAW, Status.NOT_EXAMINED, NOT_SHOWN, site)
         yield seen.get(site, hidden)
 
 

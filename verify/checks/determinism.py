@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verify.checks.subject import NotExamined, Subject, same_bits
-from verify.findings import Finding, Status
+from verify.findings import Finding, Named, Status, naming
 from verify.process_state import RANDOM_STATES, Change, changed_by, changes, seeded_by, snapshot
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ _NOTHING_MOVES = (
     "is written, summed in no fixed order, or drawn from a generator of the port's own"
 )
 
+#: Any of them may be what is on: which one, the sites that it makes wrong tell.
+DROPOUTS = ("embeddings-dropout", "attention-dropout", "residual-dropout")
+#: In the name of a part that is a dropout, or of torch's operations for one.
+_DROPS = ("dropout", "bernoulli")
 #: What a call draws that is added, by torch's names for it, and not dropped.
 _NOISE = ("normal", "randn")
 #: Random states that torch neither seeds nor draws from.
@@ -72,8 +76,8 @@ class Determinism:
         if self._difference:
             moved = changed_by(lambda: port.logits(tokens))
             message = f"{self._difference}; {_why(moved) or _NOTHING_MOVES}"
-            details = _named(_fault_of_bits(port, tokens, moved))
-            return [Finding(law, Status.FAILED, message, details=details)]
+            named = naming(_fault_of_bits(port, tokens, moved))
+            return [Finding(law, Status.FAILED, message, named=named)]
         if not self._calls:
             return [Finding(law, Status.NOT_EXAMINED, "the port was not run twice")]
         return [Finding(law, Status.PASSED, f"{self._calls} inputs run twice, same bits")]
@@ -123,11 +127,6 @@ def _fault_of_bits(port: Port, tokens: Tokens, moved: Sequence[Change]) -> str |
     return "determinism-foreign-draws" if states <= _FOREIGN else None
 
 
-def _named(fault: str | None) -> dict[str, str]:
-    """A known fault in the details of a finding."""
-    return {"fault": fault} if fault else {}
-
-
 def check_mode(subject: Subject) -> list[Finding]:
     """No part is in training mode with a dropout that acts or would act, and nothing drops
     whatever the mode is."""
@@ -139,16 +138,18 @@ def check_mode(subject: Subject) -> list[Finding]:
     dropout = port.dropout() if port.dropout is not None else None
     details: dict[str, Any] = {"training": parts, "dropout": dropout}
     if inner := _left_on(port):
-        details |= _named("determinism-training-mode" if dropout is not None else None)
+        named = naming("determinism-training-mode")
+        if dropout is None:
+            named = _dropouts_of(inner)
         message = f"{_acting(inner, dropout)}; {words or _EVEN_SO}"
-        return [Finding(MODE, Status.FAILED, message, details=details)]
+        return [Finding(MODE, Status.FAILED, message, named=named, details=details)]
     if words:
         moved = changed_by(lambda: port.logits(tokens))
         if not (drawing := _drawing(port, tokens, moved)):
             raise NotExamined("two calls differ, and nothing is seen to draw random numbers")
-        details |= _named(_fault_of_bits(port, tokens, moved))
+        named = naming(_fault_of_bits(port, tokens, moved)) or _dropouts(port, tokens)
         message = f"{words}, although {_modes(parts)}; {drawing}"
-        return [Finding(MODE, Status.FAILED, message, details=details)]
+        return [Finding(MODE, Status.FAILED, message, named=named, details=details)]
     drop = f"; {len(dropout)} dropouts are off" if dropout and not parts else ""
     message = f"{_modes(parts)}{drop}; two calls on {tokens.size} tokens, same bits"
     return [Finding(MODE, Status.PASSED, message, details=details)]
@@ -188,6 +189,18 @@ def _modes(parts: Sequence[str]) -> str:
     return f"{_listed(parts)} in training mode without any dropout"
 
 
+def _dropouts(port: Port, tokens: Tokens) -> Named | None:
+    """The dropouts, where one of them may be what draws. A port that does not show what it draws
+    may drop."""
+    drawn = port.draws(tokens) if port.draws is not None else []
+    return _dropouts_of(drawn) if drawn else naming(*DROPOUTS)
+
+
+def _dropouts_of(parts: Sequence[str]) -> Named | None:
+    """The dropouts, where one of these parts or operations is called after one."""
+    return naming(*DROPOUTS) if any(word in part for part in parts for word in _DROPS) else None
+
+
 def _drawing(port: Port, tokens: Tokens, moved: Sequence[Change]) -> str | None:
     found = port.draws(tokens) if port.draws is not None else []
     if found:
@@ -223,8 +236,8 @@ def check_state(subject: Subject) -> list[Finding]:
             told.append(f"{what} changes {_listed([str(change) for change in new])}")
     details: dict[str, Any] = {"calls": done, "changed": sorted(changer)}
     if told:
-        details |= _named(_fault_of_state(changer, calls))
-        return [Finding(STATE, Status.FAILED, "; ".join(told), details=details)]
+        named = naming(_fault_of_state(changer, calls))
+        return [Finding(STATE, Status.FAILED, "; ".join(told), named=named, details=details)]
     loaded = "loading it and its" if subject.loading is not None else "its"
     message = f"{loaded} calls of {', '.join(done)} leave {len(now)} settings as they were"
     return [Finding(STATE, Status.PASSED, message, details=details)]

@@ -25,7 +25,7 @@ from verify.checks.reference_gradient import (
 )
 from verify.checks.subject import NotExamined, Subject
 from verify.checks.twin import throughout
-from verify.findings import Finding, Status
+from verify.findings import Finding, Status, naming
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.derivatives import Derivative
 from verify.numerics.local import vocabulary_tiles
@@ -89,13 +89,16 @@ def check_gradient(subject: Subject) -> Iterable[Finding]:
 def _finding(status: Status, site: str, here: Sequence[Comparison], message: str) -> Finding:
     score = max(c.floors for c in here)
     details = {f"{c.what} in {c.arithmetic}": c.floors for c in here}
-    return Finding(_LAW, status, message, site, score, LIMIT_FLOORS, details)
+    tensors = tuple(dict.fromkeys(c.direction.tensor for c in here if c.wrong))
+    return Finding(
+        _LAW, status, message, site, score, LIMIT_FLOORS, tensors=tensors, details=details
+    )
 
 
 def _named(finding: Finding, subject: Subject, compared: Sequence[Comparison]) -> Finding:
     """With the mistake that explains it and all the others, where there is one."""
     fault = Evidence(subject.config, compared, lambda: backward_of(subject)).name()
-    return replace(finding, details=finding.details | {"fault": fault}) if fault else finding
+    return replace(finding, named=naming(fault))
 
 
 def _agreement(here: Sequence[Comparison]) -> str:
@@ -114,7 +117,7 @@ def _runs(subject: Subject, reference: ReferenceGradient) -> Iterator[_Run]:
         run, finer = None, FLOAT64.u / subject.precision.u
         try:
             with port.float64() as twin:
-                if throughout(port, twin, reference.tokens):
+                if throughout(subject, twin, reference.tokens):
                     run = _run(subject, twin, reference, "float64", finer)
         except Exception:  # the law of architecture says that it does not run in float64
             pass

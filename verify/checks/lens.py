@@ -26,6 +26,7 @@ from verify.lens.engine_numpy import measure_logits
 from verify.lens.states import state_sites
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.scores import limit_max
+from verify.ports.port import NOT_SHOWN
 
 Floats = NDArray[np.floating]
 Tokens = NDArray[np.int64]
@@ -154,7 +155,7 @@ def check_lens(subject: Subject) -> Iterator[Finding]:
         if states and site not in refused:
             yield _finding(site, states, len(tokens_T))
         elif site not in refused:
-            yield Finding(LAW, Status.NOT_EXAMINED, f"{site} is not shown by the port", site)
+            yield Finding(LAW, Status.NOT_EXAMINED, NOT_SHOWN, site)
 
 
 def _tokens(subject: Subject) -> Tokens:

@@ -16,6 +16,7 @@ from verify.numerics import budgets
 from verify.numerics.budgets import Measured
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.precision import Precision
+from verify.sites import sites
 
 Floats = NDArray[np.floating]
 
@@ -96,10 +97,10 @@ def _decodings(oracle: Oracle, p: Precision, site: str) -> Iterator[tuple[str, M
     for other, known in zip(oracle.sites, oracle.states, strict=True):
         if other != site:
             normed = oracle.norm(p, _first(known))
-            yield f"this is the state of {other}{_shift(site, other)}", normed
+            yield f"this is the state of {other}{_shift(oracle, site, other)}", normed
             if other == oracle.sites[-1]:
                 words = f"this is the state of {other} after ln_f, applied once more"
-                yield words + _shift(site, other), oracle.norm(p, normed)
+                yield words + _shift(oracle, site, other), oracle.norm(p, normed)
 
 
 def _plain(p: Precision, state: Measured) -> Measured:
@@ -107,11 +108,12 @@ def _plain(p: Precision, state: Measured) -> Measured:
     return budgets.layer_norm(p, state, np.ones(width), np.zeros(width))
 
 
-def _shift(site: str, other: str) -> str:
+def _shift(oracle: Oracle, site: str, other: str) -> str:
     """Blocks are counted by the stream behind them; the embedding is behind block −1."""
-    if "resid_mid" in site + other:
+    both = [sites(oracle.subject.config)[name] for name in (site, other)]
+    if "resid_mid" in (at.kind for at in both):
         return ""
-    here, there = (-1 if name == "embed" else int(name.split(".")[1]) for name in (site, other))
+    here, there = (-1 if at.layer is None else at.layer for at in both)
     return ": the states are off by one layer" if abs(here - there) == 1 else ""
 
 

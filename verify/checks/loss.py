@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from reference.loss import log_softmax, loss_nats
 from verify.checks.loss_mistakes import SHIFTS, Case, aligned, mean_loss, names
 from verify.checks.subject import NotExamined, Subject
-from verify.findings import Finding, Status
+from verify.findings import Finding, Status, naming
 from verify.numerics.cascade import LIMIT_FLOORS, Lockstep
 from verify.numerics.loss import Losses, loss_noise, losses, mean_budget
 from verify.numerics.precision import FLOAT32, Precision
@@ -125,7 +125,7 @@ def _judge(subject: Subject, law: str, inputs: Sequence[_Labelled]) -> list[Find
     cases = _measure(port, inputs, subject.precision)
     finding = _finding(law, _with_noise(subject, inputs, cases, subject.precision), cases, "")
     if twin is not None and finding.status is Status.PASSED:
-        finding = replace(finding, message=f"{finding.message}; {twin.details['furthest']}")
+        finding = finding.saying(after=f"; {twin.details['furthest']}")
     return [finding]
 
 
@@ -222,15 +222,16 @@ def _finding(law: str, cases: Sequence[Case], exact: Sequence[Case], where: str)
         message = f"{len(cases)} calls, the loss of the port's own logits; the furthest {message}"
         return Finding(law, Status.PASSED, message, None, score, limit, details)
     fitting = names(exact) or names(cases)
+    named = None
     if len(fitting) == 1:
         message += f": {fitting[0].words}"
-        details["fault"] = fitting[0].fault
+        named = naming(fitting[0].fault)
     else:
         message += ": unexplained"
         details["fits"] = [mistake.words for mistake in fitting]
     if len(cases) > 1:
         message += f" [{len(wrong)} of {len(cases)} calls]"
-    return Finding(law, Status.FAILED, message, None, score, limit, details)
+    return Finding(law, Status.FAILED, message, None, score, limit, named=named, details=details)
 
 
 def _ratio(case: Case) -> float:

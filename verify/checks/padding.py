@@ -8,7 +8,6 @@ easily used wrongly: the finding says so, and proves that it is this and nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -25,7 +24,7 @@ from verify.checks.agreement import (
 from verify.checks.decoding import Case, Way, recognise
 from verify.checks.padding_mistakes import COUNTED, Padded, ways
 from verify.checks.subject import NotExamined, Subject, same_bits
-from verify.findings import Finding
+from verify.findings import Finding, naming
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
@@ -77,11 +76,11 @@ def _without_positions(given: _Runs | None, bare: _Runs, said: str) -> Finding:
         return bare.failed("with a mask alone, ")
     if given is None:
         why = f"the port does not derive positions from the mask, and takes none: {COUNTED}"
-        fault = "padding-positions-counted"
-        return bare.agreement.failed(LAW, why, derives_positions=False, fault=fault)
+        named = naming("padding-positions-counted")
+        return bare.agreement.failed(LAW, why, named, derives_positions=False)
     trap = f"without position_ids {COUNTED}: logits are off by {floors:.3g} noise floors; "
     finding = given.agreement.passed(LAW, said, derives_positions=False, without_positions=floors)
-    return replace(finding, message=f"{finding.message}; {trap}pass position_ids")
+    return finding.saying(after=f"; {trap}pass position_ids")
 
 
 def padded_batches(subject: Subject) -> list[Padded]:
@@ -132,8 +131,7 @@ class _Runs:
     def failed(self, where: str = "") -> Finding:
         """What is wrong, by the mistake that the oracle would have to make as well."""
         if way := self._recognised(ways(self._batches[0])):
-            named = {"fault": way.fault} if way.fault else {}
-            return self.agreement.failed(LAW, where + way.words, **named)
+            return self.agreement.failed(LAW, where + way.words, naming(way.fault))
         return self.agreement.failed(LAW, where + self._described())
 
     def _described(self) -> str:

@@ -14,7 +14,7 @@ from reference.model import logits as reference_logits
 from reference.ops import unembed
 from verify.checks.agreement import logits_of, mean_squares, refuting
 from verify.checks.subject import NotExamined, Subject, same_bits
-from verify.findings import Finding, Status
+from verify.findings import Finding, Status, naming
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.two_tables import last_state
 from verify.numerics.weights import Widened
@@ -75,7 +75,7 @@ def check_beyond(subject: Subject) -> Iterator[Finding]:
         if not isinstance(taken, Refusal):
             what, fault = _what_it_does(subject, port, tokens, np.array(taken))
             words = f"{n_ctx + 1} tokens are not refused{where}, n_ctx is {n_ctx}: {what}"
-            yield Finding(BEYOND, Status.FAILED, words, details=_named(fault))
+            yield Finding(BEYOND, Status.FAILED, words, named=naming(fault))
             return
         said, harm = taken.words, probe.harm()
         if port.step is not None and not harm:
@@ -83,21 +83,15 @@ def check_beyond(subject: Subject) -> Iterator[Finding]:
             after = _refused(lambda: step(tokens[:, n_ctx:], cache))
             if not isinstance(after, Refusal):
                 words = f"with a cache of {n_ctx} tokens, one more is not refused{where}"
-                named = _named("positions-cache-rolls-on")
-                yield Finding(BEYOND, Status.FAILED, words, details=named)
+                named = naming("positions-cache-rolls-on")
+                yield Finding(BEYOND, Status.FAILED, words, named=named)
                 return
             said, harm = f"{said}; with a cache: {after.words}", probe.harm()
         status = Status.FAILED if harm else Status.PASSED
         said += f"; afterwards {harm}" if harm else ""
         words = f"{n_ctx + 1} tokens are refused{where}: {said}"
-        yield Finding(
-            BEYOND, status, words, details=_named("positions-refusal-breaks" * bool(harm))
-        )
-
-
-def _named(fault: str) -> dict[str, str]:
-    """A known fault in the details of a finding."""
-    return {"fault": fault} if fault else {}
+        named = naming("positions-refusal-breaks" if harm else None)
+        yield Finding(BEYOND, status, words, named=named)
 
 
 @dataclass(frozen=True)

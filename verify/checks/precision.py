@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verify.checks.subject import NotExamined, Subject
-from verify.findings import Finding, Status
+from verify.findings import Finding, Status, naming
 from verify.numerics.budgets import Measured
 from verify.numerics.local import LocalOracle, NotShown
 from verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Precision
@@ -162,9 +162,12 @@ def _finding(declared: Precision, products: dict[str, _Product]) -> Finding:
             f"that of {name}; {_REMEDY[name]}"
         )
         limit = limit_rms(products[worst].rows)
-        if most:  # else the sites say what it is
-            details["fault"] = f"precision-{'' if name == 'tf32' else 'autocast-'}{name}"
-        return Finding("precision", Status.FAILED, message, None, score, limit, details)
+        # Where it is not most of them, the sites say what it is.
+        fault = f"precision-{'' if name == 'tf32' else 'autocast-'}{name}" if most else None
+        named = naming(fault)
+        return Finding(
+            "precision", Status.FAILED, message, None, score, limit, named=named, details=details
+        )
     widest = Counter(used).most_common(1)[0][0]
     message = f"{widest} at {sum(n == widest for n in used)} of {len(products)} products"
     if widest != declared.name:

@@ -13,7 +13,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.checks.kept import kept
 from verify.checks.subject import NotExamined, Subject
 from verify.numerics.backward import Backward
 from verify.numerics.derivatives import Derivative, Inconsistent, derivatives
@@ -76,7 +75,7 @@ def reference_gradient(subject: Subject) -> ReferenceGradient:
         raise NotExamined("nothing is predicted: the context is one token")
     if subject.config.n_vocab < 2:
         raise NotExamined("nothing is learnt: the vocabulary is one token")
-    measured, key = kept(subject.checkpoint), ("gradient", subject.precision.name, subject.seed)
+    measured, key = subject.weights.memo, ("gradient", subject.precision.name, subject.seed)
     if key not in measured:
         measured[key] = _measure(subject)
     found: ReferenceGradient = measured[key]
@@ -85,7 +84,7 @@ def reference_gradient(subject: Subject) -> ReferenceGradient:
 
 def backward_of(subject: Subject) -> Backward:
     """The same batch on its way back, made when first asked for."""
-    measured, key = kept(subject.checkpoint), ("backward", subject.precision.name, subject.seed)
+    measured, key = subject.weights.memo, ("backward", subject.precision.name, subject.seed)
     if key not in measured:
         tokens = reference_gradient(subject).tokens
         measured[key] = Backward(subject.config, subject.weights, tokens)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,6 @@ from reference.bpe import BPE
 from reference.config import Config
 from verify.checkpoint import Checkpoint
 from verify.checkpoint.vocabulary import load
-from verify.checks.kept import kept
 from verify.matching import Matching
 from verify.numerics.floor import Floor, measure_floor
 from verify.numerics.precision import PRECISIONS, Precision
@@ -39,6 +39,7 @@ class Subject:
         matching: which of them is which tensor; None where it shows none.
         loading: the state of the process before and after the port was built; None where nobody
             looked.
+        memo: what a law has measured of the port, for the next law; each has keys of its own.
     """
 
     port: Port
@@ -48,6 +49,7 @@ class Subject:
     parameters: Sequence[Parameter] = ()
     matching: Matching | None = None
     loading: Loading | None = None
+    memo: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> Config:
@@ -87,7 +89,7 @@ class Subject:
         NotExamined where the oracle overflows in the port's precision: it has no floor.
         """
         key = "floor", self.precision.name, np.ascontiguousarray(tokens_T, np.int64).tobytes()
-        measured = kept(self.weights)
+        measured = self.weights.memo
         floor = measured.get(key)
         if floor is None or len(floor.rms_T) < len(tokens_T) - first:
             floor = measure_floor(self.config, self.weights, self.precision, tokens_T, first)

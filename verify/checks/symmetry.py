@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from verify.checks.kept import kept
 from verify.checks.subject import NotExamined, Subject
 from verify.checks.symmetry_transforms import (
     Symmetry,
@@ -98,7 +97,7 @@ def at_once(subject: Subject) -> AtOnce:
     Raises:
         NotExamined: none can be made, or the logits are not finite.
     """
-    remembered = kept(subject)
+    remembered = subject.memo
     if "symmetry" not in remembered:
         remembered["symmetry"] = _at_once(subject)
     result: AtOnce | str = remembered["symmetry"]

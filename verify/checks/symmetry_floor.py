@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.checks.kept import kept
 from verify.checks.subject import NotExamined, Subject
 from verify.checks.symmetry_transforms import Symmetry, kind_of
 from verify.numerics.floor import measure_floor
@@ -42,7 +41,7 @@ def symmetry_floor(
     name = "original" if symmetry.name in _REORDERED else symmetry.name
     held, seed = subject.precision.name, subject.seed
     key = ("symmetry", name, held, narrow.name, seed, tokens_T.tobytes())
-    measured = kept(subject.checkpoint)
+    measured = subject.weights.memo
     if key not in measured:
         weights = subject.weights
         if name != "original":

@@ -133,7 +133,7 @@ def _run(subject: Subject, reference: ReferenceGradient, symmetry: Symmetry | No
     if port.float64 is not None and port.dtype != "float64":
         try:
             with port.float64() as twin:
-                if twin.gradients is not None and throughout(port, twin, reference.tokens):
+                if twin.gradients is not None and throughout(subject, twin, reference.tokens):
                     return _along(subject, twin, "float64", finer, reference, symmetry)
         except Exception:  # the law of architecture says that it does not run in float64
             pass

@@ -188,7 +188,7 @@ class Trial:
         if self._twin and port.float64 is not None and port.dtype != "float64":
             try:
                 with port.float64() as twin:
-                    self._twin = throughout(port, twin, self._tokens)
+                    self._twin = throughout(self._subject, twin, self._tokens)
                     if self._twin:
                         every["float64"] = twin.logits(self._tokens)[0]
             except Exception:  # the law of architecture says that it does not run in float64

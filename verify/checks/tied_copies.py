@@ -16,7 +16,7 @@ from verify.checks.subject import NotExamined, Subject
 from verify.checks.table_rows import Rows, TableRows
 from verify.checks.tied_ends import ends_of
 from verify.checks.tying import SITE, Tables, differences, tables_of, transposed
-from verify.findings import Finding, Status
+from verify.findings import Finding, Status, naming
 from verify.numerics.precision import PRECISIONS
 from verify.numerics.weights import DeclaredWeights
 from verify.placement import Placement
@@ -62,10 +62,8 @@ def check_persistence(subject: Subject) -> Iterable[Finding]:
     problems = [f"after {how}: {p}" for how, found in compared.items() for p in found.problems]
     left_out = f"; not examined: {', '.join(missing)}" if missing else ""
     if problems:
-        fault = _fault(compared)
-        details = {"fault": fault} if fault else {}
         message = "; ".join(problems) + left_out
-        yield Finding(_LAW, Status.FAILED, message, SITE, details=details)
+        yield Finding(_LAW, Status.FAILED, message, SITE, named=naming(_fault(compared)))
     elif compared:
         what = "equal bits" if tables.own else "one matrix at both ends"
         yield Finding(_LAW, Status.PASSED, f"{what} after {', '.join(compared)}{left_out}", SITE)

@@ -22,7 +22,7 @@ from verify.checks.table_rows import table_rows
 from verify.checks.tied_mistakes import TiedEnd, of_head, of_lookup
 from verify.checks.twin import throughout
 from verify.checks.tying import SITE, Tables, tables_of
-from verify.findings import Finding, Status
+from verify.findings import Finding, Status, naming
 from verify.matching import Placement
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.derivatives import Derivative
@@ -172,8 +172,8 @@ def check_tied_gradient(subject: Subject) -> Iterable[Finding]:
         message = "; ".join(part.difference() for part in wrong or [total])
         message += f": {reason}" if reason else ""
         fault = _fault(subject, tokens, measured, parts, reason)
-        details = {"fault": fault} if fault else {}
-        yield Finding(_LAW, Status.FAILED, message, SITE, score, LIMIT_FLOORS, details)
+        named = naming(fault)
+        yield Finding(_LAW, Status.FAILED, message, SITE, score, LIMIT_FLOORS, named=named)
         return
     if lost := [part.name for part in (first, last) if not _seen(part, total)]:
         raise NotExamined(f"lost in the noise: the {' and the '.join(lost)} of the gradient of wte")
@@ -329,7 +329,7 @@ def _in_finest(
     if port.float64 is not None:
         try:
             with port.float64() as twin:
-                if twin.gradients is not None and throughout(port, twin, tokens):
+                if twin.gradients is not None and throughout(subject, twin, tokens):
                     return compute(twin), FLOAT64
         except NotExamined:
             raise

@@ -26,7 +26,7 @@ from verify.checks.tokenizer_explained import (
 )
 from verify.checks.tokenizer_texts import id_lists, is_open, texts
 from verify.errors import CheckpointError
-from verify.findings import Finding, Status
+from verify.findings import Finding, Status, naming
 from verify.ports.port import Tokenizer
 
 
@@ -116,8 +116,8 @@ def _judge(subject: Subject, direction: _Direction[Any, Any], things: str) -> li
     more: dict[str, Any] = {"tokenizers": details}
     if wrong:
         # A name stands for the port: all of its tokenizers that are wrong must have that fault.
-        more |= {"fault": faults.pop()} if len(faults) == 1 and "" not in faults else {}
-        return [Finding(law, Status.FAILED, "; ".join(wrong), details=more)]
+        named = naming(*faults) if len(faults) == 1 else None
+        return [Finding(law, Status.FAILED, "; ".join(wrong), named=named, details=more)]
     same = "ids" if direction.word == "encode" else "text"
     message = f"{', '.join(tokenizers)}: {number} {things}, same {same}"
     return [Finding(law, Status.PASSED, message + _open_words(opened), details=more)]

@@ -7,19 +7,19 @@ float64 would refute them.
 
 from __future__ import annotations
 
-from verify.checks.kept import kept
+from verify.checks.subject import Subject
 from verify.ports.port import Floats, Port, Tokens
 
 
-def throughout(port: Port, twin: Port, tokens: Tokens) -> bool:
+def throughout(subject: Subject, twin: Port, tokens: Tokens) -> bool:
     """Run the first positions of a batch, and look at the formats that are seen on the way.
 
     Args:
-        port: asked once; the next time the answer is the same.
+        subject: of the port; it is asked once, and the answer is kept.
         twin: what ``Port.float64`` yields. One that shows no activations is taken at its word.
         tokens: int[B, T].
     """
-    answers = kept(port)
+    answers = subject.memo
     if "throughout" not in answers:
         answers["throughout"] = _throughout(twin, tokens)
     return bool(answers["throughout"])

@@ -6,7 +6,7 @@ By gradient: ``tied_gradient.py``. Through copies: ``tied_copies.py``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from verify.checks.subject import NotExamined, Subject
 from verify.checks.table_rows import TableRows
 from verify.checks.tied_ends import ends_of
 from verify.checks.worst import Worst
-from verify.findings import Finding, Status
+from verify.findings import Finding, Status, naming
 from verify.matching import Matching, Placement
 from verify.ports.port import Parameter, StoredGraph
 
@@ -88,8 +88,8 @@ def check_storage(subject: Subject) -> Iterable[Finding]:
         heads = " and ".join(head.parameter for head in tables.own)
         message = f"{heads} is a matrix of its own, {tables.wte.parameter} another: not tied"
         copied = all(head.exact for head in tables.own)
-        details = {"fault": "head-copied"} if copied else {}
-        yield Finding(law, Status.FAILED, message, SITE, details=details)
+        named = naming("head-copied" if copied else None)
+        yield Finding(law, Status.FAILED, message, SITE, named=named)
         return
     writable = [p for p in _named(subject.parameters, tables.names) if p.write is not None]
     if not writable:
@@ -105,9 +105,8 @@ def check_storage(subject: Subject) -> Iterable[Finding]:
         faults |= set(ends.faults)
     if problems:
         message = "; ".join(dict.fromkeys(problems))
-        fault = faults.pop() if len(faults) == 1 else None
-        details = {"fault": fault} if fault else {}
-        yield Finding(law, Status.FAILED, message, SITE, details=details)
+        named = naming(*faults) if len(faults) == 1 else None
+        yield Finding(law, Status.FAILED, message, SITE, named=named)
     elif unseen:
         raise NotExamined(f"no write can show in {' and '.join(dict.fromkeys(unseen))}")
     else:
@@ -130,14 +129,15 @@ def with_stored_graph(findings: Sequence[Finding], stored: StoredGraph) -> list[
     Both must be tied; one that says nothing (it holds no forward pass) changes nothing.
     """
     law = "tying.graph"
-    others = [f for f in findings if f.id != law]
-    own = [f for f in findings if f.id == law and f.status is not Status.NOT_EXAMINED]
     if stored.tied is None:
         return list(findings)
-    failed = not stored.tied or any(f.status is Status.FAILED for f in own)
-    messages = [f.message for f in own] + [f"stored graph: {stored.description}"]
-    status = Status.FAILED if failed else Status.PASSED
-    return [*others, Finding(law, status, "; ".join(messages), SITE)]
+    others = [f for f in findings if f.id != law]
+    words = f"stored graph: {stored.description}"
+    found = Finding(law, Status.PASSED if stored.tied else Status.FAILED, words, SITE)
+    for own in (f for f in findings if f.id == law and f.status is not Status.NOT_EXAMINED):
+        status = Status.FAILED if own.status is Status.FAILED else found.status
+        found = replace(own.saying(after=f"; {words}"), status=status)
+    return [*others, found]
 
 
 def differences(parameters: Sequence[Parameter], tables: Tables, config: Config) -> list[str]:

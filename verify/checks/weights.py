@@ -42,22 +42,30 @@ def check_weights(
     by_name = {parameter.name: parameter for parameter in parameters}
     own_head = any(placement.head for placement in matching.placements)
     differences: dict[str, list[str]] = {}
+    wrong: dict[str, list[str]] = {}
     for placement in matching.placements:
         if placement.exact:
             continue
         difference = _difference(placement, by_name, weights)
         for at in ["logits"] if placement.head else _readers(placement.tensor, config, own_head):
             differences.setdefault(at, []).append(difference)
+            wrong.setdefault(at, []).append(placement.stands_for)
     for missing in matching.missing:
-        for at in _readers(missing.split(" ")[0], config, own_head):
+        tensor = missing.split(" ")[0]
+        for at in _readers(tensor, config, own_head):
             differences.setdefault(at, []).append(f"{missing} is nowhere in the port")
+            wrong.setdefault(at, []).append(tensor)
 
     found = []
     for site in sites(config).values():
         if not site.weights:
             continue
         if problems := differences.get(site.name):
-            found.append(Finding("weights.values", Status.FAILED, "; ".join(problems), site.name))
+            tensors = tuple(dict.fromkeys(wrong[site.name]))
+            message = "; ".join(problems)
+            found.append(
+                Finding("weights.values", Status.FAILED, message, site.name, tensors=tensors)
+            )
         else:
             message = "; ".join(_as_said(site.weights, folding))
             found.append(Finding("weights.values", Status.PASSED, message, site.name))

@@ -26,8 +26,9 @@ from verify.claims.oracle_port import OraclePort
 from verify.claims.transformers_code import TransformersCode, installed
 from verify.errors import CheckpointError, MissingDependency
 from verify.lens import Lens, lens, oracle_states
+from verify.numerics.weights import SharedWeights
 from verify.ports import registry
-from verify.ports.port import NotExamined
+from verify.ports.port import NotExamined, Port
 
 #: The ports that are asked beside the reference, where they are installed.
 PORTS = ("huggingface-eager", "openai-tf")
@@ -58,6 +59,7 @@ class Case:
     ) -> None:
         self.checkpoint, self.seed, self._text = checkpoint, seed, text
         self._given, self._code, self._untied = models, code, untied
+        self._shared = SharedWeights(checkpoint.tensors, record=False)
         self._stack = ExitStack()
         self._made: dict[str, Model] = {}
         self._lenses: dict[str, Lens] = {}
@@ -86,7 +88,10 @@ class Case:
         """The first of the models, which everything can be asked of."""
         if self._given is not None:
             return self._given[0]
-        return Model(OraclePort(self.checkpoint), self.checkpoint, self.seed)
+        return self._model(OraclePort(self.checkpoint))
+
+    def _model(self, port: Port) -> Model:
+        return Model(port, self.checkpoint, self.seed, self._shared)
 
     def models(self) -> list[Model]:
         """The reference, then every port."""
@@ -112,7 +117,7 @@ class Case:
             except MissingDependency as missing:
                 raise NotExamined(str(missing)) from missing
             self._stack.callback(port.close)
-            self._made[name] = Model(port, self.checkpoint, self.seed)
+            self._made[name] = self._model(port)
         return self._made[name]
 
     def code(self) -> list[TransformersCode]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from reference.lens import kl_nats, lens_logits
 from reference.loss import log_softmax
-from verify.checkpoint import default_checkpoint, open_checkpoint
+from verify.checkpoint import open_checkpoint
 from verify.claims.case import Case
 from verify.claims.claim import Claim, Kind, Measured, Verdict
 from verify.claims.evidence import evidence, on_each_model
@@ -118,7 +118,7 @@ def drift(case: Case) -> Measured:
     broken = {n: how for f in facts for n, how in f["idioms"].items() if how != "works"}
     words = ", ".join(f"{name} ({how})" for name, how in broken.items())
     tokens_T = np.asarray(facts[0]["tokens"])
-    source = open_checkpoint(default_checkpoint())
+    source = open_checkpoint()
     states = oracle_states(source.tensors, source.config, tokens_T)
     whole = [(site, x_TD) for site, x_TD in states if not site.endswith("resid_mid")]
     own = lens(whole, source.tensors, tokens_T, dtype=np.float64, engine="numpy")

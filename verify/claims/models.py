@@ -17,12 +17,12 @@ from verify.checks.subject import Subject
 from verify.faults.oracle import Act, Call, right
 from verify.findings import Finding, Status
 from verify.inputs import seeded
-from verify.matching import match
 from verify.numerics.local import LocalOracle
 from verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
 from verify.numerics.scores import SiteScores
-from verify.numerics.weights import DeclaredWeights
+from verify.numerics.weights import DeclaredWeights, SharedWeights
 from verify.ports.port import Floats, NotExamined, Port
+from verify.prepare import prepare
 from verify.sites import Site, sites
 
 Tokens = NDArray[np.int64]
@@ -55,10 +55,19 @@ class Model:
         port: the implementation.
         checkpoint: the weights that it is said to have.
         seed: of everything that is drawn.
+        shared: where several models have these weights: what is measured for one, the next one
+            need not measure.
     """
 
-    def __init__(self, port: Port, checkpoint: Checkpoint, seed: int = 0) -> None:
+    def __init__(
+        self,
+        port: Port,
+        checkpoint: Checkpoint,
+        seed: int = 0,
+        shared: SharedWeights | None = None,
+    ) -> None:
         self.port, self.checkpoint, self.seed = port, checkpoint, seed
+        self._shared = shared or SharedWeights(checkpoint.tensors, record=False)
         self._sites: dict[bytes, dict[str, Floats]] = {}
         self._budgets: dict[tuple[str, bytes], Floats] = {}
         self._held: dict[str, Finding] = {}
@@ -206,12 +215,7 @@ class Model:
     @cached_property
     def subject(self) -> Subject:
         """What the laws are handed."""
-        weights = self.declared()
-        if self.port.parameters is None:
-            return Subject(self.port, self.checkpoint, weights, self.seed)
-        parameters = list(self.port.parameters())
-        matching = getattr(self.port, "matching", None) or match(parameters, self.config, weights)
-        return Subject(self.port, self.checkpoint, weights, self.seed, parameters, matching)
+        return prepare(self.port, self.checkpoint, self._shared).subject(self.seed)
 
     def hold(self, law: str) -> Finding:
         """Hold one of the laws against the model: its finding, failed if it has several and one is.

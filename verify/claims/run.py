@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reference.weights import parameter_count
-from verify.checkpoint import default_checkpoint, need_gpt2, open_checkpoint
+from verify.checkpoint import need_gpt2, open_checkpoint
 from verify.claims.case import Case
 from verify.claims.claim import Claim, Decided, Kind, Measured
 from verify.claims.evidence import EVIDENCE
@@ -74,7 +74,7 @@ def claims_run(
         UsageError: no such claim, or another model than the claims are about.
         LedgerError: the ledger is not whole.
     """
-    opened = open_checkpoint(checkpoint or default_checkpoint())
+    opened = open_checkpoint(checkpoint)
     need_gpt2(opened, "the claims are")
     code = [*installed(), *map(TransformersCode, interpreters)]
     words = _words(checkpoint, text, interpreters)

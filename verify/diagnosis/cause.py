@@ -26,6 +26,7 @@ def causes(
         for explanation in explanations
     }
     left = {where: accepted for where, accepted in left.items() if accepted}
+    damaged = {explanation.where for explanation in explanations if explanation.of_tensor}
     found = []
     while left:
         by_name: dict[str, dict[str, Candidate]] = {}
@@ -44,7 +45,15 @@ def causes(
             if name != best and other.keys() == covered.keys() and against[name] == against[best]
         ]
         notes = dict.fromkeys(candidate.note for candidate in covered.values() if candidate.note)
-        found.append(Cause(best, ", ".join(notes), tuple(covered), tuple(sorted(same))))
+        found.append(
+            Cause(
+                best,
+                ", ".join(notes),
+                sites=tuple(where for where in covered if where not in damaged),
+                tensors=tuple(where for where in covered if where in damaged),
+                instead=tuple(sorted(same)),
+            )
+        )
         for where in covered:
             del left[where]
     return found

@@ -100,7 +100,9 @@ class Deviations:
             return
         choices: list[tuple[int, ...] | None] = [None]
         if single_layers:
-            in_blocks = any(site.startswith("h.") for site in fault.overrides(self._config))
+            table = sites(self._config)
+            concerned = fault.overrides(self._config)
+            in_blocks = any(table[name].layer is not None for name in concerned)
             if not (fault.layered and in_blocks and self._config.n_layer > 1):
                 return
             choices = [(layer,) for layer in range(self._config.n_layer)]

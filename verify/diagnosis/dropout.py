@@ -5,14 +5,12 @@ What is drawn at random cannot be predicted, so no operation is computed with it
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from verify.faults.fault import kind_of
 from verify.findings import Cause, Finding, Status
+from verify.sites import Site
 
 _LAW = "determinism.mode"
-#: Words of the law: a part that is a dropout, or torch's operations for one.
-_WORDS = ("dropout", "bernoulli")
 #: Where a dropout shows first → which it is. What is dropped on its way into the stream is seen in
 #: the sum, or in the norm after it where the port does not show the sum.
 _BY_KIND = {
@@ -27,17 +25,20 @@ _BY_KIND = {
 }
 
 
-def dropouts(findings: Sequence[Finding], explained: Collection[str]) -> list[Cause]:
+def dropouts(
+    findings: Sequence[Finding], explained: Collection[str], table: Mapping[str, Site]
+) -> list[Cause]:
     """The dropouts that are on, each with the sites that it makes wrong by themselves. None where
     the law knows why: a port that is left in training mode has one fault, wherever it drops.
 
     Args:
         findings: of the whole run.
         explained: sites for which another cause is known.
+        table: every site of the model.
     """
-    seen = [f for f in findings if f.id == _LAW and f.status is Status.FAILED]
-    unnamed = [finding for finding in seen if "fault" not in finding.details]
-    if not any(word in finding.message for finding in unnamed for word in _WORDS):
+    seen = [f.named for f in findings if f.id == _LAW and f.status is Status.FAILED and f.named]
+    among = {fault for named in seen if named.fault is None for fault in named.faults}
+    if not among:
         return []
     # What is dropped of the embeddings shows in the first norm, and in the first sum as well.
     wrong = {finding.site for finding in findings if finding.status is Status.FAILED}
@@ -47,9 +48,9 @@ def dropouts(findings: Sequence[Finding], explained: Collection[str]) -> list[Ca
         own = finding.id in ("architecture", "activations.local")
         if not own or finding.status is not Status.FAILED or finding.site is None:
             continue
-        kind = "embed" if finding.site in early else kind_of(finding.site)
-        if kind in _BY_KIND and finding.site not in explained:
+        kind = "embed" if finding.site in early else table[finding.site].kind
+        if _BY_KIND.get(kind) in among and finding.site not in explained:
             places = where.setdefault(_BY_KIND[kind], [])
             if finding.site not in places:
                 places.append(finding.site)
-    return [Cause(fault, "", tuple(places)) for fault, places in where.items()]
+    return [Cause(fault, sites=tuple(places)) for fault, places in where.items()]

@@ -31,12 +31,13 @@ class Explanation:
     """Of one failure.
 
     Attributes:
-        where: the site or the tensor.
+        where: the site; of a tensor that differs, the tensor.
         before: its score.
         limit: the largest score of what explains it.
         accepted: candidates under the limit, best first. More than one where they cannot be told
             apart on what the port showed.
         nearest: the three best of the others, which do not explain it.
+        of_tensor: it is a tensor that is explained.
     """
 
     where: str
@@ -44,6 +45,7 @@ class Explanation:
     limit: float
     accepted: tuple[Candidate, ...]
     nearest: tuple[Candidate, ...] = ()
+    of_tensor: bool = False
 
     @property
     def best(self) -> Candidate | None:

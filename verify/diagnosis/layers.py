@@ -16,5 +16,5 @@ def sorted_wrongly(comparisons: Mapping[str, SiteComparison]) -> list[Cause]:
     for comparison in comparisons.values():
         order = comparison.order
         if order != sorted(order) and order == sorted(order, key=str):
-            return [Cause("linear-layers-string-sorted", "", tuple(comparison.late))]
+            return [Cause("linear-layers-string-sorted", sites=tuple(comparison.late))]
     return []

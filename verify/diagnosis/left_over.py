@@ -14,7 +14,6 @@ FOLLOW = frozenset(
         "logits",
         "activations.cascaded",
         "gradient",
-        "input_gradient",
         "lens",
         "loss.reference",
         "precision",
@@ -31,7 +30,7 @@ FOLLOW_TENSORS = frozenset(("weights.count", "weights.accounted", "tying.value")
 #: Law of a fault of tying or of derivatives → laws that fail with it. A mistake on the way back is
 #: named only where it explains the derivative of every tensor, so whatever else is made of
 #: derivatives follows; a head of its own is found by each law of tying in its own way.
-_GO_WITH: Mapping[str, frozenset[str]] = {
+GO_WITH: Mapping[str, frozenset[str]] = {
     "gradient": frozenset(("tying.gradient", "causality.gradient", "symmetry.gradient")),
     "tying.value": frozenset(("tying.storage", "tying.graph", "tying.gradient")),
     "tying.storage": frozenset(("tying.graph", "tying.gradient", "tying.persistence")),
@@ -57,7 +56,7 @@ def left_over(report: PortReport, proof: Proof | None) -> list[Finding]:
     What only follows from a fault (logits, sites since the tokens, whatever else is compared with
     the right reference) is accounted for where the port follows the reference with the faults.
     """
-    named = {where for cause in report.causes for where in cause.where}
+    named = {law for cause in report.causes for law in cause.laws}
     holds = proof is not None and proof.holds
     follow = FOLLOW
     if proof is not None and any(planted.tensors for planted in proof.planted):
@@ -70,12 +69,11 @@ def left_over(report: PortReport, proof: Proof | None) -> list[Finding]:
     for finding in report.findings:
         if finding.status is not Status.FAILED:
             continue
-        law = finding.id.split(".")[0]
         if finding.id in named or (finding.site in explained and finding.id in OWN):
             continue
-        if finding.id == "weights.values" and _in_explained(finding, explained):
+        if finding.id == "weights.values" and explained.issuperset(finding.tensors):
             continue
-        if holds and (law in follow or finding.id in follow):
+        if holds and (finding.law in follow or finding.id in follow):
             continue
         if any(_goes_with(fault, finding) for fault in causes):
             continue
@@ -83,22 +81,8 @@ def left_over(report: PortReport, proof: Proof | None) -> list[Finding]:
     return left
 
 
-def _in_explained(finding: Finding, explained: set[str]) -> bool:
-    """Every tensor that differs there is explained."""
-    tensors = [part.split(";")[0].split(",")[0] for part in finding.message.split("(it is ")[1:]]
-    heads = {"lm_head"} if "lm_head" in explained else set()
-    return bool(tensors) and all(t in explained or (t == "wte" and heads) for t in tensors)
-
-
 def _goes_with(fault: str, finding: Finding) -> bool:
     """A failure that such a fault brings with it."""
     if finding.id == "gradient":
-        return finding.site == _END.get(fault) and _of_wte_alone(finding)
-    return finding.id in _GO_WITH.get(CATALOGUE[fault].law or "", ())
-
-
-def _of_wte_alone(finding: Finding) -> bool:
-    """Of what the operation reads, nothing but wte has a wrong derivative."""
-    assert finding.limit is not None, "it was compared"
-    compared = [(what, x) for what, x in finding.details.items() if isinstance(x, float)]
-    return all(what.startswith("wte (") for what, x in compared if x > finding.limit)
+        return finding.site == _END.get(fault) and finding.tensors == ("wte",)
+    return finding.id in GO_WITH.get(CATALOGUE[fault].law or "", ())

@@ -86,7 +86,14 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
                 candidates += deviations.candidates(faults[name], single_layers=True)
             found = matched.find(error_SN, candidates, LIMIT_FLOORS, floor_of)
     causes = [
-        Cause(match.candidate.fault, _where(match), ("logits",), match.instead)
+        Cause(
+            match.candidate.fault,
+            _where(match),
+            sites=("logits",),
+            laws=("logits",),
+            instead=match.instead,
+            layers=match.candidate.layers,
+        )
         for match in found.matches
     ]
     return _finding(found, len(candidates)), causes

@@ -45,6 +45,7 @@ class Diagnosis:
     Attributes:
         explanations: of each site and each tensor that failed by itself.
         causes: the faults that explain most of them.
+        in_logits: what was found in the logits of a port that shows nothing else, or None.
     """
 
     def __init__(
@@ -53,48 +54,61 @@ class Diagnosis:
         findings: Sequence[Finding] = (),
         others: Sequence[Cause] = (),
         config: Config | None = None,
+        in_logits: Finding | None = None,
     ) -> None:
+        self.in_logits = in_logits
         self.explanations = {explanation.where: explanation for explanation in explanations}
         # A law that knows its own faults says which one it was; what that explains needs no other.
         named: dict[str, list[str]] = {}
         for finding in findings:
-            if finding.status is Status.FAILED and "fault" in finding.details:
-                named.setdefault(finding.details["fault"], []).append(finding.id)
+            if finding.status is Status.FAILED and finding.fault is not None:
+                named.setdefault(finding.fault, []).append(finding.id)
         named = _without_entailed(named)
-        left = []
+        of_laws: dict[str, list[Explanation]] = {fault: [] for fault in named}
+        left: list[Explanation] = []
         for explanation in explanations:
-            of_laws = [c.fault for c in explanation.accepted if c.fault in named]
-            if of_laws:
-                named[of_laws[0]].append(explanation.where)
-            else:
-                left.append(explanation)
+            same = next((c.fault for c in explanation.accepted if c.fault in named), None)
+            (left if same is None else of_laws[same]).append(explanation)
         found = causes(left, partial(_denied, _right(findings), config))
-        explained = {site for cause in found for site in cause.where}
+        explained = {site for cause in found for site in cause.sites}
         self.causes: list[Cause] = [
             *found,
-            *dropouts(findings, explained),
+            *dropouts(findings, explained, sites(config) if config is not None else {}),
             *others,
-            *(Cause(fault, "", tuple(where)) for fault, where in named.items()),
+            *(
+                Cause(
+                    fault,
+                    sites=tuple(e.where for e in of_laws[fault] if not e.of_tensor),
+                    tensors=tuple(e.where for e in of_laws[fault] if e.of_tensor),
+                    laws=tuple(laws),
+                )
+                for fault, laws in named.items()
+            ),
         ]
 
     def annotated(self, findings: Iterable[Finding]) -> list[Finding]:
-        """The findings, each failure with what explains it."""
-        return [self._annotated(finding) for finding in findings]
+        """The findings, each failure with what explains it; that of the logits with what was
+        looked for in them, which is a finding of its own where the logits pass."""
+        found = [self._annotated(finding) for finding in findings]
+        if self.in_logits is None:
+            return found
+        for i, finding in enumerate(found):
+            if finding.id == "logits" and finding.status is Status.FAILED:
+                found[i] = finding.explained_by(self.in_logits)
+                return found
+        return [*found, self.in_logits]
 
     def _annotated(self, finding: Finding) -> Finding:
         if finding.status is not Status.FAILED or finding.site is None:
             return finding
         if finding.id == "weights.values":
-            tensors = [name for name in self.explanations if f"(it is {name}" in finding.message]
+            tensors = [name for name in finding.tensors if name in self.explanations]
             words = "; ".join(f"{name}: {self.explanations[name]}" for name in tensors)
         elif finding.id in ("architecture", "activations.local", "logits"):
             words = str(self.explanations.get(finding.site, ""))
         else:
             words = ""
-        if not words:
-            return finding
-        details = finding.details | {"explanation": words}
-        return replace(finding, message=f"{finding.message}; {words}", details=details)
+        return finding.explained(words) if words else finding
 
 
 def _without_entailed(named: Mapping[str, list[str]]) -> dict[str, list[str]]:
@@ -132,10 +146,10 @@ def diagnose(
     subject: Subject,
     inputs: Sequence[Input],
     comparisons: Mapping[str, SiteComparison],
-    findings: list[Finding],
+    findings: Sequence[Finding],
 ) -> Diagnosis:
     """Explain every site and every tensor that failed by itself; of a port that shows nothing but
-    logits, those. What is found there is added to the findings.
+    logits, those.
 
     Args:
         subject: the port.
@@ -145,18 +159,9 @@ def diagnose(
     """
     tensors, own = damaged_tensors(subject)
     from_logits: list[Cause] = []
-    compared = next((f for f in findings if f.id == "logits" and f.score is not None), None)
-    if not comparisons and compared is not None:
-        finding, from_logits = filter_logits(subject)
-        if compared.status is Status.FAILED:
-            words = {"explanation": finding.message}
-            findings[findings.index(compared)] = replace(
-                compared,
-                message=f"{compared.message}; {finding.message}",
-                details=compared.details | finding.details | words,
-            )
-        else:
-            findings.append(finding)
+    in_logits = None
+    if not comparisons and any(f.id == "logits" and f.score is not None for f in findings):
+        in_logits, from_logits = filter_logits(subject)
     failed = {
         law: [f.site for f in findings if f.id == law and f.status is Status.FAILED and f.site]
         for law in comparisons
@@ -169,7 +174,8 @@ def diagnose(
         left = [site for site in failed[law] if site not in known]
         found |= _explain_sites(subject, inputs, comparison, left, law, own, tensors)
     others = [*from_logits, *sorted_wrongly(comparisons)]
-    return Diagnosis([*tensors.values(), *found.values()], findings, others, subject.config)
+    explanations = [*tensors.values(), *found.values()]
+    return Diagnosis(explanations, findings, others, subject.config, in_logits)
 
 
 def _explain_sites(
@@ -236,7 +242,7 @@ def damaged_tensors(subject: Subject) -> tuple[dict[str, Explanation], dict[str,
             continue
         expected = _upright(placement, subject, placement.tensor)
         got = placement.layout.upright(read[placement.parameter]()).reshape(expected.shape)
-        name = "lm_head" if placement.head else placement.tensor
+        name = placement.stands_for
         explanation = explain(
             Difference(
                 placement.tensor,

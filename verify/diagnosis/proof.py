@@ -93,43 +93,35 @@ class Proof:
 
 def named_faults(report: PortReport, config: Config) -> list[Planted]:
     """The faults of a report that change what a forward pass computes, each with its place."""
-    examined = {f.site for f in report.findings if f.id in OWN and f.status.value != _UNSEEN}
+    examined = {
+        f.site for f in report.findings if f.id in OWN and f.status is not Status.NOT_EXAMINED
+    }
     found = []
     for cause in report.causes:
         fault = CATALOGUE.get(cause.fault)
-        damaged = tuple(where for where in cause.where if "/" in where or where in _TABLES)
-        if damaged:
-            found.append(Planted(cause.fault, None, {}, damaged))
+        if cause.tensors:
+            found.append(Planted(cause.fault, None, {}, cause.tensors))
             continue
-        places = [where for where in cause.where if where.startswith("h.") or where in OUTSIDE]
-        if fault is None or not places:
+        if fault is None or not cause.sites:
             continue  # of a law, or unknown to the catalogue
-        if not examined:
-            found += _from_logits(report, cause.fault, config)
+        if not examined:  # it was found in the logits
+            acts = fault.overrides(config, cause.layers)
+            found.append(_planted(cause.fault, _layers(acts, config), acts, config))
             continue
-        layers = sorted({int(place.split(".")[1]) for place in places if place.startswith("h.")})
+        layers = _layers(cause.sites, config)
         acts = fault.overrides(config, layers) | {
             kind: act for kind, act in fault.acts.items() if kind in OUTSIDE
         }
-        acts = {n: a for n, a in acts.items() if n in places or n not in examined}
+        acts = {n: a for n, a in acts.items() if n in cause.sites or n not in examined}
         found.append(_planted(cause.fault, layers, acts, config))
     order = {site: i for i, site in enumerate(sites(config))}
     return sorted(found, key=lambda p: min((order[site] for site in p.sites), default=-1))
 
 
-_UNSEEN = Status.NOT_EXAMINED.value
-_TABLES = ("wte", "wpe", "lm_head")
-
-
-def _from_logits(report: PortReport, name: str, config: Config) -> Iterable[Planted]:
-    """What the matched filter found, with the layers that it found it in."""
-    for finding in report.findings:
-        for match in finding.details.get("matches", ()):
-            if match["fault"] == name:
-                acts = CATALOGUE[name].overrides(config, match["layers"])
-                inside = {int(site.split(".")[1]) for site in acts if site.startswith("h.")}
-                yield _planted(name, sorted(inside), acts, config)
-                return
+def _layers(names: Iterable[str], config: Config) -> list[int]:
+    """The layers in which some sites lie."""
+    layers = {sites(config)[name].layer for name in names}
+    return sorted(layer for layer in layers if layer is not None)
 
 
 def _planted(name: str, layers: Sequence[int], acts: Mapping[str, Act], config: Config) -> Planted:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from reference.config import Config
 from verify.diagnosis.explanation import Candidate, Explanation
-from verify.faults.fault import Fault, kind_of
+from verify.faults.fault import Fault
 from verify.faults.oracle import Act, Call, right
 from verify.numerics.budgets import Measured
 from verify.numerics.cascade import LIMIT_FLOORS
@@ -118,8 +118,9 @@ class SiteDiagnosis:
         for fault in self._faults:
             if fault.last and inner:
                 continue
-            overrides = {n: fault.acts[k] for n in concerned if (k := kind_of(n)) in fault.acts}
-            if site.name in concerned and (fit := fault.fits.get(kind_of(site.name))):
+            kinds = {name: self._sites[name].kind for name in concerned}
+            overrides = {name: fault.acts[k] for name, k in kinds.items() if k in fault.acts}
+            if site.name in concerned and (fit := fault.fits.get(site.kind)):
                 overrides[site.name] = partial(fit, got)
             if not overrides:
                 continue

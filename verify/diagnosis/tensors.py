@@ -61,7 +61,7 @@ def explain(difference: Difference) -> Explanation:
         accepted.append(drawn)
     accepted.sort(key=lambda candidate: candidate.score)
     rest.sort(key=lambda candidate: candidate.score)
-    return Explanation(difference.name, before, LIMIT, tuple(accepted), tuple(rest[:3]))
+    return Explanation(difference.name, before, LIMIT, tuple(accepted), tuple(rest[:3]), True)
 
 
 def _score(got: Array, predicted: Array, expected: Array) -> float:

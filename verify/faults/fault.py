@@ -148,8 +148,3 @@ def _altered(alter: Alter, names: Sequence[str], call: Call) -> Array:
         return alter(Stored(call.config, name, value, call.lookup))
 
     return right(replace(call, lookup=lookup))
-
-
-def kind_of(site: str) -> str:
-    """``h.3.mlp.act`` → ``mlp.act``."""
-    return site.split(".", 2)[2] if site.startswith("h.") else site

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from threading import RLock
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ class DeclaredWeights(Mapping[str, Array]):
     Attributes:
         tensors: of the checkpoint, before the cast.
         recording: of the oracle's runs with them; None where each is needed once.
+        memo: what the laws have measured with them, for the next law and the next port; each
+            has keys of its own.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class DeclaredWeights(Mapping[str, Array]):
         self._precision = precision
         self._keep_bytes = keep_bytes
         self.recording: Recording | None = None
+        self.memo: dict[Any, Any] = {}
         self._kept: OrderedDict[tuple[str, type], Array] = OrderedDict()
         # The oracle's two runs ask from two threads; a tensor of float64 asks for the float32 one.
         self._lock = RLock()

@@ -25,6 +25,10 @@ class NotExamined(Exception):
     missing: ``no cache``. No failure of the port: the law that needs it is reported as such."""
 
 
+#: What is said of a site that a port does not show.
+NOT_SHOWN = "not shown by the port"
+
+
 class Visit(Protocol):
     """Called while the port runs, once for every site that it shows, in order of computation."""
 

@@ -13,6 +13,7 @@ from reference.config import Config
 from reference.weights import tensor_table
 from verify.checkpoint import Checkpoint
 from verify.faults.fault import Fault, Stored, tensors_of
+from verify.sites import sites
 
 if TYPE_CHECKING:
     from verify.ports.port import Port
@@ -45,7 +46,8 @@ def plantings(fault: Fault, config: Config) -> list[Planting]:
         return []
     every = tuple(range(config.n_layer))
     found = [Planting(fault.name, EVERYWHERE, every)]
-    in_blocks = fault.in_blocks or any(s.startswith("h.") for s in fault.overrides(config))
+    layers = [sites(config)[name].layer for name in fault.overrides(config)]
+    in_blocks = fault.in_blocks or any(layer is not None for layer in layers)
     if fault.layered and fault.plant is not None and in_blocks and config.n_layer > 1:
         found.append(Planting(fault.name, ONE_LAYER, (config.n_layer // 2,)))
     if fault.acts or fault.alter:

@@ -17,7 +17,7 @@ from verify.checks.laws import LAWS
 from verify.errors import GptVerifyError
 from verify.faults.catalogue import CATALOGUE
 from verify.faults.fault import Fault
-from verify.findings import Finding, PortReport, Status, Verdict
+from verify.findings import Finding, PortReport, Status, Verdict, concerns
 from verify.inputs import Input, default_inputs, seeded
 from verify.judge import judge
 from verify.numerics.cascade import LIMIT_FLOORS
@@ -169,7 +169,7 @@ class Bench:
         self.checkpoint = replace(checkpoint, tensors=dict(checkpoint.tensors))
         self.seed, self.every_law = seed, every_law
         self._right: dict[int, peers.Shown] = {}
-        self._kept: tuple[int, Checkpoint, SharedWeights] | None = None
+        self._shared: tuple[int, SharedWeights] | None = None
         self._exact: list[tuple[Input, list[Floats], list[Floats]]] = []
         self._tensorflow: Worker | None = None
 
@@ -190,7 +190,7 @@ class Bench:
 
     def correct(self, name: str, seed: int, laws: Collection[str] | None = None) -> CorrectOutcome:
         """A correct variant on the inputs of one seed, against these laws; all where None."""
-        checkpoint, shared = self._measured_once(seed)
+        checkpoint, shared = self.checkpoint, self._measured_once(seed)
         caught: dict[str, bool] = {}
 
         def build() -> Port:
@@ -201,7 +201,7 @@ class Bench:
         report = _judged(
             name, checkpoint, varied_inputs(checkpoint, seed), seed, build, laws, shared
         )
-        failures = [f"{f.id} {f.site or ''}: {f.message}" for f in _failed(report)]
+        failures = [str(finding) for finding in _failed(report)]
         return CorrectOutcome(
             name,
             seed,
@@ -221,8 +221,8 @@ class Bench:
         fault = CATALOGUE[planting.fault]
         laws = None
         if not self.every_law or planting.form != EVERYWHERE:
-            laws = {law.id for law in LAWS if _concerns(fault.law, law.id)}
-        checkpoint, shared = self._measured_once(self.seed)
+            laws = {law.id for law in LAWS if fault.law and concerns(fault.law, law.id)}
+        checkpoint, shared = self.checkpoint, self._measured_once(self.seed)
         report = _judged(
             planting.fault,
             checkpoint,
@@ -233,7 +233,7 @@ class Bench:
             shared,
         )
         failed = _failed(report)
-        first = next((f"{f.id} {f.site or ''}: {f.message}" for f in failed), report.error or "")
+        first = str(failed[0]) if failed else report.error or ""
         if before is None:
             with restored():
                 unlike, floors, caught = self._measured(fault, planting)
@@ -245,7 +245,7 @@ class Bench:
             fault.law,
             inputs,
             report.verdict.value,
-            any(_concerns(fault.law, f.id) for f in failed),
+            any(fault.law is not None and concerns(fault.law, f.id) for f in failed),
             self._sites(fault, planting, report),
             report.first_divergence,
             report.explained_by,
@@ -265,14 +265,12 @@ class Bench:
             self._tensorflow = tensorflow.start()
         return self._tensorflow
 
-    def _measured_once(self, seed: int) -> tuple[Checkpoint, SharedWeights]:
-        """The checkpoint and its weights, with what one trial has had measured for the next one of
-        the same seed. Of one seed at a time: it is much."""
-        if self._kept is None or self._kept[0] != seed:
-            # A checkpoint of its own: what is kept with it goes with it.
-            checkpoint = replace(self.checkpoint)
-            self._kept = seed, checkpoint, SharedWeights(checkpoint.tensors, record=True)
-        return self._kept[1:]
+    def _measured_once(self, seed: int) -> SharedWeights:
+        """The weights, with what one trial has had measured for the next one of the same seed. Of
+        one seed at a time: it is much."""
+        if self._shared is None or self._shared[0] != seed:
+            self._shared = seed, SharedWeights(self.checkpoint.tensors, record=True)
+        return self._shared[1]
 
     def _sites(self, fault: Fault, planting: Planting, report: PortReport) -> tuple[str, ...]:
         """Where the fault acts; of a site that the port does not show, the next one that is
@@ -438,11 +436,6 @@ def varied_inputs(checkpoint: Checkpoint, seed: int) -> list[Input]:
 
 def _failed(report: PortReport) -> list[Finding]:
     return [finding for finding in report.findings if finding.status is Status.FAILED]
-
-
-def _concerns(law: str | None, finding: str) -> bool:
-    """``tying`` stands for all of its parts."""
-    return law is not None and (finding == law or finding.startswith(f"{law}."))
 
 
 def _exact(checkpoint: Checkpoint, tokens_T: Tokens) -> Floats:

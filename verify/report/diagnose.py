@@ -13,7 +13,7 @@ from verify.findings import Cause, Finding, Verdict
 from verify.report.json import finding_as_dict, plain
 from verify.report.text import number, one_line
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 #: Failures that are listed; the rest is counted.
 _MOST = 5
 

@@ -1,7 +1,7 @@
 """Findings drawn together by law: how many, with what result, and which one says most.
 
-Nothing here knows which laws there are. A law is what stands before the first dot of a finding's
-id, a check is the whole id, and both appear in the order in which they were found.
+Nothing here knows which laws there are. A finding says to which law it belongs; laws and checks
+appear in the order in which they were found.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def by_law(findings: Sequence[Finding]) -> list[Law]:
     """Findings of one port, grouped."""
     laws: dict[str, dict[str, list[Numbered]]] = {}
     for index, finding in enumerate(findings):
-        checks = laws.setdefault(finding.id.split(".")[0], {})
+        checks = laws.setdefault(finding.law, {})
         checks.setdefault(finding.id, []).append(Numbered(index, finding))
     return [
         Law(name, tuple(Check(id, tuple(items)) for id, items in checks.items()))

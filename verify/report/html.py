@@ -106,7 +106,7 @@ class PortView:
     @property
     def causes(self) -> list[tuple[Cause, Fault | None]]:
         """What explains the failures, with what the catalogue says of it."""
-        found = self.port.causes or [Cause(name, "", ()) for name in self.port.explained_by]
+        found = self.port.causes or [Cause(name) for name in self.port.explained_by]
         return [(cause, CATALOGUE.get(cause.fault)) for cause in found]
 
     @property
@@ -159,9 +159,8 @@ def _matrix(views: Sequence[PortView]) -> list[tuple[str, bool, list[object]]]:
     """``(check, whether a law begins here, that check of each port)`` in order of appearance."""
     of_port = [{c.id: c for law in view.laws for c in law.checks} for view in views]
     laws: dict[str, dict[str, None]] = {}
-    for checks in of_port:
-        for name in checks:
-            laws.setdefault(name.split(".")[0], {})[name] = None
+    for law in (law for view in views for law in view.laws):
+        laws.setdefault(law.name, {}).update(dict.fromkeys(check.id for check in law.checks))
     return [
         (name, i == 0, [checks.get(name) for checks in of_port])
         for names in laws.values()

@@ -15,7 +15,7 @@ from typing import Any
 from verify.findings import Finding, PortReport, Report
 
 #: ``major.minor``: a key that is added raises the minor number, any other change the major one.
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 
 
 def plain(value: Any) -> Any:
@@ -51,6 +51,8 @@ def finding_as_dict(finding: Finding) -> dict[str, Any]:
         "score": plain(finding.score),
         "limit": plain(finding.limit),
         "message": plain(finding.message),
+        "named": [] if finding.named is None else list(finding.named.faults),
+        "tensors": list(finding.tensors),
         "details": plain(finding.details),
     }
 
@@ -72,7 +74,7 @@ def port_as_dict(port: PortReport) -> dict[str, Any]:
         "remarks": [plain(remark) for remark in port.remarks],
         "logits_floors": plain(port.logits_floors),
         "seconds": plain(port.seconds),
-        "mapping": plain(port.mapping),
+        "mapping": {plain(name): plain(str(place)) for name, place in port.mapping.items()},
         "checks": [finding_as_dict(finding) for finding in port.findings],
     }
 

@@ -5,29 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from verify.placement import DOUBTS
+from verify.placement import Place
 from verify.report.text import ranges
 
 #: Of lines that cannot be drawn together (names without a layer) so many are printed.
 _MOST = 60
-_LAYER = re.compile(r"\bh(\d+)/")
 
 
-def mapping_lines(mapping: Mapping[str, str]) -> list[str]:
+def mapping_lines(mapping: Mapping[str, Place]) -> list[str]:
     """``blocks.0…11.qkv.weight: h0…11/attn/c_attn/w, transposed``.
 
     Args:
         mapping: the port's parameter → what it is in the checkpoint.
     """
     together: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for parameter, target in mapping.items():
-        number, layer = re.search(r"\d+", parameter), _LAYER.search(target)
-        if number and layer:
+    for parameter, place in mapping.items():
+        number, layer = re.search(r"\d+", parameter), place.layer
+        if number and layer is not None:
             name = f"{parameter[: number.start()]}*{parameter[number.end() :]}"
-            of = f"{target[: layer.start(1)]}*{target[layer.end(1) :]}"
-            together.setdefault((name, of), []).append((int(number[0]), int(layer[1])))
+            of = f"h*{str(place).removeprefix(f'h{layer}')}"
+            together.setdefault((name, of), []).append((int(number[0]), layer))
         else:
-            together.setdefault((parameter, target), [])
+            together.setdefault((parameter, str(place)), [])
     lines = [
         f"{name.replace('*', ranges([n for n, _ in pairs]), 1)}: "
         f"{of.replace('*', ranges([layer for _, layer in pairs]), 1)}"
@@ -40,11 +39,6 @@ def mapping_lines(mapping: Mapping[str, str]) -> list[str]:
     if len(lines) > _MOST:
         lines[_MOST:] = [f"and {len(lines) - _MOST} more: --json has all"]
     return lines
-
-
-def is_sure(target: str) -> bool:
-    """Whether the values alone said which tensor it is."""
-    return not any(doubt in target for doubt in DOUBTS)
 
 
 def in_order(pairs: list[tuple[int, int]]) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from verify.run import Options
+    from verify.options import Options
 
 
 def repeat_command(

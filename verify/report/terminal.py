@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from verify.findings import Finding, PortReport, Report, Status, Verdict
-from verify.report.mapping import is_sure, mapping_lines
+from verify.report.mapping import mapping_lines
 from verify.report.text import (
     failures_by_check,
     first_failure,
@@ -125,13 +125,13 @@ def _mapping(page: _Page, port: PortReport, whole: bool) -> None:
     Args:
         whole: every one of them, where nothing else takes the place.
     """
-    sure = sum(is_sure(target) for target in port.mapping.values())
+    sure = sum(place.sure for place in port.mapping.values())
     page.line()
     page.line(
         f"{one_line(port.name)}: {_count(len(port.mapping), 'parameter')}, "
         f"{sure} found by content, bit for bit"
     )
-    doubtful = {name: target for name, target in port.mapping.items() if not is_sure(target)}
+    doubtful = {name: place for name, place in port.mapping.items() if not place.sure}
     for line in mapping_lines(port.mapping if whole else doubtful):
         page.line(f"  {one_line(line)}")
 

@@ -48,7 +48,7 @@ def worst(findings: Iterable[Finding], part: str) -> Finding | None:
     rated = [
         (value, finding)
         for finding in findings
-        if part in finding.id.split(".")[1:] and (value := ratio(finding)) is not None
+        if finding.part == part and (value := ratio(finding)) is not None
     ]
     return max(rated, key=lambda pair: pair[0])[1] if rated else None
 
@@ -57,7 +57,7 @@ def first_failure(report: PortReport) -> Finding | None:
     """The failure to show first: at the first divergence if there is one, else the first of all."""
     failed = [f for f in report.findings if f.status is Status.FAILED]
     at_site = [f for f in failed if f.site == report.first_divergence and f.site is not None]
-    local = [f for f in at_site if "local" in f.id.split(".")]
+    local = [f for f in at_site if f.part == "local"]
     return next(iter(local or at_site or failed), None)
 
 
@@ -110,7 +110,7 @@ def not_examined(report: PortReport) -> list[tuple[str, str, str]]:
     sites: dict[tuple[str, str], list[str]] = {}
     for finding in report.findings:
         if finding.status is Status.NOT_EXAMINED:
-            why = one_line(finding.message).removeprefix(f"{finding.site} is ")
+            why = one_line(finding.message)
             if report.error is not None and why == one_line(report.error):
                 why = "not reached"
             at = sites.setdefault((finding.id, why), [])
