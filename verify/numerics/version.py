@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 2
-SOURCE = "824e6313bcd51388fc56d45792856159d4f34d36e33456a24aa8db22b59d93d5"
+SOURCE = "fcb053d57b63f7f12115f63d0a2a004a17354ce29a760e5e23c475e19ec390b8"
