@@ -50,13 +50,13 @@ class Figures:
     peak_mb: float
 
 
-def measure(command: list[str]) -> Figures:
+def measure(command: list[str], interval_s: float = INTERVAL_S) -> Figures:
     """Run a command to its end; a command that fails stops the benchmark."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         peak, done = [0.0], threading.Event()
-        watcher = threading.Thread(target=_watch, args=(child.pid, peak, done))
+        watcher = threading.Thread(target=_watch, args=(child.pid, peak, done, interval_s))
         watcher.start()
         _, status, usage = os.wait4(child.pid, 0)
         done.set()
@@ -68,9 +68,9 @@ def measure(command: list[str]) -> Figures:
     return Figures(wall, usage.ru_utime + usage.ru_stime, peak[0])
 
 
-def _watch(root: int, peak: list[float], done: threading.Event) -> None:
+def _watch(root: int, peak: list[float], done: threading.Event, interval_s: float) -> None:
     """Proportional set size of the process tree: shared pages are counted once."""
-    while not done.wait(INTERVAL_S):
+    while not done.wait(interval_s):
         peak[0] = max(peak[0], sum(_memory_mb(pid) for pid in _tree(root)))
 
 

@@ -214,7 +214,9 @@ class TestCopies:
         for parameter in made.parameters():
             after = stepped[parameter.name].astype(np.float64)
             moved = parameter.read() - after
-            expected = 0.1 * slope[parameter.name].astype(np.float64)
+            # All but the tables is lent, and trained in no copy.
+            table = parameter.name in ("wte.weight", "head.weight")
+            expected = 0.1 * slope[parameter.name].astype(np.float64) * table
             # Three roundings: of 0.1 (by a quarter of u), of the product and of the sum.
             bound = 2.0**-24 * (1.25 * np.abs(expected) + np.abs(after))
             assert (np.abs(moved - expected) <= bound).all(), parameter.name

@@ -49,10 +49,14 @@ def refuting(
     return wrap
 
 
-def logits_of(subject: Subject, tokens_BT: Tokens) -> Floats:
-    """A plain run of the port: [B, T, V], a copy, of the right shape and finite."""
+def logits_of(subject: Subject, tokens_BT: Tokens, keep: bool = True) -> Floats:
+    """A plain run of the port: [B, T, V], of the right shape and finite.
+
+    Args:
+        keep: a copy; otherwise the port's own memory, to be looked at before it runs again.
+    """
     what = f"of {tokens_BT.shape[1]} tokens"
-    return checked(subject, subject.port.logits(tokens_BT), tokens_BT, what)
+    return checked(subject, subject.port.logits(tokens_BT), tokens_BT, what, keep=keep)
 
 
 def checked(
@@ -61,11 +65,13 @@ def checked(
     tokens_BT: Tokens,
     what: str,
     where: NDArray[np.bool_] | None = None,
+    keep: bool = True,
 ) -> Floats:
     """A copy of what a port returned, because it may use its memory again.
 
     Args:
         where: bool[B, T], the positions that are looked at; all where None.
+        keep: whether it is copied.
 
     Raises:
         Malformed: a wrong shape or dtype, or something that is not finite.
@@ -75,13 +81,15 @@ def checked(
         raise Malformed(f"logits {what} have shape {list(logits_BTV.shape)}, not {list(shape)}")
     if not np.issubdtype(logits_BTV.dtype, np.floating):
         raise Malformed(f"logits {what} have dtype {logits_BTV.dtype}, not a floating-point type")
-    finite = np.isfinite(logits_BTV)
-    bad = ~finite if where is None else ~finite & where[..., None]
+    bad = np.isfinite(logits_BTV)
+    np.logical_not(bad, out=bad)
+    if where is not None:
+        bad &= where[..., None]
     if bad.any():
         at = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), shape))
         index = ", ".join(map(str, at))
         raise Malformed(f"logits[{index}] = {logits_BTV[at]} {what}: not a finite number")
-    return np.array(logits_BTV)
+    return np.array(logits_BTV) if keep else logits_BTV
 
 
 @dataclass(frozen=True)

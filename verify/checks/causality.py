@@ -80,11 +80,12 @@ class _Runs:
 
     def repeats(self) -> bool:
         """The same sequences have the same bits again."""
-        return same_bits(self._run([self.tokens_T] * self._rows), self._right)
+        return same_bits(self._run([self.tokens_T] * self._rows, keep=False), self._right)
 
     def within_rounding(self) -> bool:
         """The same sequences have the same logits again, to within rounding."""
-        again, agreement = self._run([self.tokens_T] * self._rows), Agreement(self._subject)
+        again = self._run([self.tokens_T] * self._rows, keep=False)
+        agreement = Agreement(self._subject)
         for got_TV, right_TV in zip(again, self._right, strict=True):
             agreement.compare("again", got_TV, right_TV, self.tokens_T)
         return agreement.holds()
@@ -113,12 +114,12 @@ class _Runs:
             for first, end in part:
                 sequences.append(self.tokens_T.copy())
                 sequences[-1][first:end] = self._others_T[first:end]
-            yield from zip(part, self._run(sequences), self._right, strict=False)
+            yield from zip(part, self._run(sequences, keep=False), self._right, strict=False)
 
-    def _run(self, sequences: Sequence[Tokens]) -> Floats:
+    def _run(self, sequences: Sequence[Tokens], keep: bool = True) -> Floats:
         """Filled up with the sequence itself, so that every call has the same shape."""
         rest = [self.tokens_T] * (self._rows - len(sequences))
-        return logits_of(self._subject, np.stack([*sequences, *rest]))
+        return logits_of(self._subject, np.stack([*sequences, *rest]), keep)
 
 
 def _why(runs: _Runs, wrong: Sequence[int]) -> str:

@@ -1,0 +1,141 @@
+"""The main job at OpenAI's four sizes: every law, beside the port alone.
+
+    python scripts/bench_sizes.py --out docs/results/sizes.json          # all four, hours
+    python scripts/bench_sizes.py --size 124M --checkpoint DIR --out X   # one; added to what X has
+
+Checkpoints are synthetic, ``gpt-verify synth --size SIZE --seed 1 --format both``, unless
+``--checkpoint`` names the directory that one was written to. For each size ``gpt-verify run``
+judges transformers' model with the checkpoint's weights and with weights of its own under every
+law; the port alone is loaded and called once. Wall and processor seconds, and the peak memory of
+the whole process tree (proportional set size), are those of the same run. The page is written by
+``--page docs/benchmarks.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench import _OWN, measure
+
+from verify.checkpoint.synthetic import resolve_size, synthesize
+from verify.run import environment
+
+SIZES = ("124M", "355M", "774M", "1558M")
+#: Between two looks at the memory, in seconds. A look at gigabytes takes a hundredth of one.
+INTERVAL_S = 0.1
+#: What the page shows between these lines.
+BEGIN, END = "<!-- sizes: begin -->", "<!-- sizes: end -->"
+
+
+@contextmanager
+def checkpoint_of(size: str, where: Path | None) -> Iterator[Path]:
+    """The directory with ``openai`` and ``huggingface``."""
+    if where is not None:
+        yield where
+        return
+    with tempfile.TemporaryDirectory() as made:
+        synthesize(Path(made) / "checkpoint", resolve_size(size), 1, format="both")
+        yield Path(made) / "checkpoint"
+
+
+def judged(openai: Path, port: str, length: int) -> dict[str, Any]:
+    """One run of the command, and of the port alone."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.json"
+        command = [sys.executable, "-m", "verify", "run", "--quiet", "--checkpoint", str(openai)]
+        command += ["--port", port, "--length", str(length), "--json", str(report)]
+        figures = measure(command, INTERVAL_S)
+        found = json.loads(report.read_text())
+    own = [sys.executable, "-c", _OWN, str(openai), port, str(length)]
+    alone = measure(own, INTERVAL_S)
+    statuses = [check["status"] for p in found["ports"] for check in p["checks"]]
+    return {
+        "verdict": found["verdict"],
+        "checks": {status: statuses.count(status) for status in sorted(set(statuses))},
+        "figures": asdict(figures),
+        "alone": asdict(alone),
+        "memory_ratio": figures.peak_mb / alone.peak_mb,
+        "environment": environment(),
+    }
+
+
+def table(results: dict[str, Any]) -> list[str]:
+    """A line a run."""
+    lines = [
+        "| shape | port | verdict | checks passed, failed, not examined | wall | CPU | peak | "
+        "÷ port alone |",
+        "|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for key, run in sorted(results["runs"].items(), key=_order):
+        size, port = key.split(" ")
+        counts = [str(run["checks"].get(s, 0)) for s in ("passed", "failed", "not_examined")]
+        figures = run["figures"]
+        lines.append(
+            f"| {size} | `{port}` | {run['verdict']} | {', '.join(counts)} | "
+            f"{figures['wall_s'] / 60:.1f} min | {figures['cpu_s'] / 60:.1f} min | "
+            f"{figures['peak_mb']:,.0f} MB | {run['memory_ratio']:.2f} |"
+        )
+    return lines
+
+
+def _order(item: tuple[str, Any]) -> tuple[int, str]:
+    size, port = item[0].split(" ")
+    return (SIZES.index(size) if size in SIZES else len(SIZES), port)
+
+
+def write_page(page: Path, results: dict[str, Any]) -> None:
+    """Put the table between its lines."""
+    text = page.read_text(encoding="utf-8")
+    inside = "\n".join([BEGIN, *table(results), END])
+    text, found = re.subn(f"{BEGIN}.*?{END}", lambda _: inside, text, flags=re.S)
+    if not found:
+        raise SystemExit(f"{page}: has no {BEGIN}")
+    page.write_text(text, encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", action="append", help=f"of {', '.join(SIZES)}; default: all")
+    parser.add_argument("--checkpoint", type=Path, help="where the synthetic one of that size is")
+    parser.add_argument("--port", action="append", choices=("converted", "own"))
+    parser.add_argument("--length", type=int, default=128, help="tokens")
+    parser.add_argument(
+        "--out", type=Path, help="JSON; runs of the same size and port are replaced"
+    )
+    parser.add_argument("--page", type=Path, help="the page that shows the table")
+    arguments = parser.parse_args(argv)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    results: dict[str, Any] = {"length": arguments.length, "runs": {}}
+    if arguments.out and arguments.out.exists():
+        results = json.loads(arguments.out.read_text())
+    for size in () if arguments.page and not arguments.size else arguments.size or SIZES:
+        with checkpoint_of(size, arguments.checkpoint) as where:
+            names = {
+                "converted": ("huggingface-eager", "huggingface-eager"),
+                "own": ("huggingface-sdpa=DIR", f"huggingface-sdpa={where / 'huggingface'}"),
+            }
+            for which in arguments.port or names:
+                name, port = names[which]
+                run = judged(where / "openai", port, arguments.length)
+                results["runs"][f"{size} {name}"] = run
+                print(*table({"runs": {f"{size} {name}": run}})[2:], sep="\n", flush=True)
+                # What the figures were made with; the oldest of the runs would say the least.
+                results["environment"] = run["environment"]
+                if arguments.out:
+                    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    if arguments.page:
+        write_page(arguments.page, results)
+
+
+if __name__ == "__main__":
+    main()
