@@ -122,8 +122,10 @@ def attention(x_TD: Array, layer: int, n_head: int, w: Lookup, store: Round) -> 
     scores_HTS = store(attention_scores(q_HTK, k_HSK))
     yield f"{at}.scores", scores_HTS
     pattern_HTS = store(causal_softmax(scores_HTS))
+    del scores_HTS  # large, and not read again
     yield f"{at}.pattern", pattern_HTS
     mix_TD = store(attention_mix(pattern_HTS, v_HSK))
+    del pattern_HTS
     yield f"{at}.mix", mix_TD
     out_TD = store(linear(mix_TD, w(f"{scope}/c_proj/w"), w(f"{scope}/c_proj/b")))
     yield f"{at}.out", out_TD

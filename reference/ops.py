@@ -28,10 +28,14 @@ def gelu(x: Array) -> Array:
 
 
 def softmax(x: Array) -> Array:
-    """exp(x) / Σ exp(x) over the last axis, shifted by the maximum: gpt-2 ``src/model.py:20``."""
-    exp_x: Array = np.exp(x - np.max(x, axis=-1, keepdims=True))
-    normed: Array = exp_x / np.sum(exp_x, axis=-1, keepdims=True)
-    return normed
+    """exp(x) / Σ exp(x) over the last axis, shifted by the maximum: gpt-2 ``src/model.py:20``.
+
+    Each step overwrites the one before it: the patterns of a long sequence are large.
+    """
+    y: Array = x - np.max(x, axis=-1, keepdims=True)
+    np.exp(y, out=y)
+    y /= np.sum(y, axis=-1, keepdims=True)
+    return y
 
 
 def layer_norm(x_TD: Array, g_D: Array, b_D: Array) -> Array:

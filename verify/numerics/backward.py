@@ -211,7 +211,7 @@ def times_table(d_NV: Array, step: Step, squared: bool = False) -> Array:
     """Σ_v d_v · row v of the head, a tile at a time; ``squared``: of its squares."""
     head_VD = step.weights[step.config.head]
     total_ND = np.zeros((len(d_NV), step.config.n_embd), step.dtype)
-    for rows in vocabulary_tiles(step.config.n_embd, step.config.n_vocab):
+    for rows in vocabulary_tiles(1, step.config.n_vocab, step.config.n_embd):
         tile_VD = head_VD[rows].astype(step.dtype, copy=False)
         total_ND += d_NV[:, rows] @ (tile_VD**2 if squared else tile_VD)
     return total_ND

@@ -44,7 +44,7 @@ class Lockstep:
 
     Args:
         count: R, where it is not that of a sequence whose positions are taken together. Such a run
-            is not kept for the next port.
+            is not kept for the next port, and only the site that is asked for is remembered.
     """
 
     def __init__(
@@ -65,6 +65,8 @@ class Lockstep:
         kept = weights.recording if count is None else None
         self._runs = kept.of(config, tokens_T, run) if kept else run()
         self._last_roundings = partial(roundings, LAST)
+        #: How many sites back may still be asked for: those of a block, in whatever order.
+        self._window = 14 if count is None else 1
         self._order = {name: i for i, name in enumerate(sites(config))}
         self._passed: dict[str, tuple[Floats, Floats]] = {}
         self._at = -1
@@ -77,7 +79,7 @@ class Lockstep:
             site, exact, noisy = next(self._runs)
             self._at = self._order[site]
             self._passed[site] = (exact, noisy)
-            for old in [s for s in self._passed if self._order[s] < self._at - 14]:
+            for old in [s for s in self._passed if self._order[s] <= self._at - self._window]:
                 del self._passed[old]
         if name not in self._passed:
             return None
@@ -94,7 +96,7 @@ class Lockstep:
         exact_TD, noisy_RTD = (x[..., first:, :] for x in self._passed[last])
         head_VD = self._weights[self._config.head]
         stores = self._last_roundings()
-        for rows in vocabulary_tiles(len(exact_TD), len(head_VD)):
+        for rows in vocabulary_tiles(len(exact_TD), *head_VD.shape):
             tile_VD = head_VD[rows]
             exact, noisy = both(
                 partial(_exact_logits, exact_TD, tile_VD),
@@ -114,9 +116,14 @@ def _run(
     noisy_runs = [forward(weights, config, tokens_T, np.float32, store) for store in roundings()]
     while True:
         (site, exact), noisy = both(
-            lambda: next(exact_run), lambda: np.stack([next(run)[1] for run in noisy_runs])
+            lambda: next(exact_run), lambda: _stacked([next(run)[1] for run in noisy_runs])
         )
         yield site, exact, noisy
+
+
+def _stacked(values: Sequence[Floats]) -> Floats:
+    """One array with the runs along its first axis; a single run is not copied."""
+    return values[0][None] if len(values) == 1 else np.stack(values)
 
 
 def _roundings(

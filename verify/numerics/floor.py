@@ -82,7 +82,7 @@ def _unembedding(
     over the tokens before it is multiplied."""
     head_VD = weights[config.head]
     mean_D = np.zeros(config.n_embd)
-    for rows in vocabulary_tiles(config.n_embd, config.n_vocab):
+    for rows in vocabulary_tiles(1, config.n_vocab, config.n_embd):
         mean_D += (head_VD[rows].astype(np.float64) ** 2).sum(axis=0)
     mean_D /= config.n_vocab
     assert read.budget is not None, "an operation's result has a budget"

@@ -27,6 +27,8 @@ TILE_ELEMENTS = 1 << 18
 #: Elements of scores or of a pattern handled at a time: 8 MB in float64. Larger arrays are taken
 #: from the system and given back each time, which costs more than what is computed with them.
 HEAD_ELEMENTS = 1 << 20
+#: Elements of the rows of a table that are widened at a time.
+TABLE_ELEMENTS = 1 << 20
 #: Operations whose result is [H, T, S].
 BY_HEAD = ("scores", "pattern")
 
@@ -82,7 +84,7 @@ class LocalOracle:
         p = precision or self._precision
         x = self._measure(before_head(self._config), p)
         head_VD = self._weights[self._config.head]
-        for rows in vocabulary_tiles(len(x.value), len(head_VD)):
+        for rows in vocabulary_tiles(len(x.value), *head_VD.shape):
             yield rows.start, budgets.unembed(p, x, head_VD[rows])
 
     def _needed(self, name: str, now: int) -> bool:
@@ -140,9 +142,10 @@ class LocalOracle:
 BRIDGED = ("embed", "scores", "pattern", "mix", "gelu", "add", "layer_norm")
 
 
-def vocabulary_tiles(tokens: int, n_vocab: int) -> Iterator[slice]:
-    """Slices of the vocabulary, each small enough for a tile."""
-    step = max(1, TILE_ELEMENTS // max(tokens, 1))
+def vocabulary_tiles(tokens: int, n_vocab: int, width: int = 1) -> Iterator[slice]:
+    """Slices of the vocabulary, each small enough for a tile of logits, and for its rows of the
+    table, which are so wide."""
+    step = max(1, min(TILE_ELEMENTS // max(tokens, 1), TABLE_ELEMENTS // width))
     for start in range(0, n_vocab, step):
         yield slice(start, min(start + step, n_vocab))
 

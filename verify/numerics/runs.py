@@ -76,7 +76,7 @@ def times_head(
     """Logits [N, V], a tile of the vocabulary at a time: the table is never widened whole."""
     head_VD = weights[config.head]
     logits_NV = np.empty((len(x_ND), config.n_vocab), dtype)
-    for rows in vocabulary_tiles(config.n_embd, config.n_vocab):
+    for rows in vocabulary_tiles(1, config.n_vocab, config.n_embd):
         logits_NV[:, rows] = ops.unembed(x_ND, head_VD[rows].astype(dtype, copy=False))
     return logits_NV
 
