@@ -1,7 +1,7 @@
 """The law of tying by gradient: what trains wte comes through both of its ends.
 
 d loss / d wte = what comes through the lookup + what comes through the last product. Each is held
-against the reference's central difference, in which wte moves in that one place only, so that an
+against the reference's derivative through that one place only, so that an
 end that is detached, or trained apart, is found and named.
 """
 

@@ -1,0 +1,153 @@
+"""What only large models reach: every threshold set so low that tiny models take that path too."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import altered_ports
+import pytest
+import symmetry_faults
+import tying_faults
+from models import INPUTS, checkpoint, failed_laws, failures
+from subjects import port
+
+from reference import Config
+from verify.checkpoint import Checkpoint
+from verify.checks import causality_boundaries
+from verify.findings import PortReport, Status, Verdict
+from verify.judge import judge
+from verify.numerics import draws
+from verify.numerics.weights import DeclaredWeights
+from verify.run import Silent
+
+#: Every number above which a model, an input or an array is treated in another way, and one that
+#: the tiny models exceed. A new threshold belongs here.
+THRESHOLDS: dict[str, Any] = {
+    "verify.checks.activations.LARGE": 1,
+    "verify.checks.agreement.TILE_ELEMENTS": 1,
+    "verify.checks.cache.FEWEST": 10,
+    "verify.checks.cache.READS": 0,
+    "verify.checks.causality.ELEMENTS": 1,
+    "verify.checks.causality_boundaries.AFTER": 2,
+    "verify.checks.causality_boundaries.RUNGS": (6, 12),
+    "verify.checks.causality_boundaries.SHORT": 4,
+    "verify.checks.causality_boundaries.WORK": 0,
+    "verify.checks.lens.BLOCK_ELEMENTS": 1,
+    "verify.checks.lens.ELEMENTS": 1,
+    "verify.checks.loss.LOGITS": 1,
+    "verify.checks.table_rows.TILE": 64,
+    "verify.checks.unchanged.PIECE": 16,
+    "verify.checks.worst.TILE": 8,
+    "verify.matching._TILE": 8,
+    "verify.numerics.derivatives.ROOM_BYTES": 1,
+    "verify.numerics.floor.FOR_POSITIONS": 1,
+    "verify.numerics.local.HEAD_ELEMENTS": 1,
+    "verify.numerics.local.TABLE_ELEMENTS": 1,
+    "verify.numerics.local.TILE_ELEMENTS": 7,
+    "verify.numerics.loss.TILE": 1,
+    "verify.numerics.weights.TILE": 5,
+}
+
+Alter = Callable[[Any], None]
+
+
+@pytest.fixture(params=[False, True], ids=["small", "large"])
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both sides of every threshold."""
+    large: bool = request.param
+    if large:
+        for name, value in THRESHOLDS.items():
+            module, _, constant = name.rpartition(".")
+            assert hasattr(importlib.import_module(module), constant), name
+            monkeypatch.setattr(name, value)
+        # The defaults of arguments, bound when the function was made.
+        monkeypatch.setattr(draws.draws, "__defaults__", (1,))
+        monkeypatch.setattr(DeclaredWeights.__init__, "__defaults__", (1,))
+    return large
+
+
+def judged(
+    alter: Alter = lambda model: None,
+    attention: str = "eager",
+    dtype: Any = None,
+    source: Checkpoint | None = None,
+) -> PortReport:
+    source = source or checkpoint()
+    build = lambda: port(alter, attention, dtype, source)  # noqa: E731
+    return judge("port", source, INPUTS, dtype, "cpu", Silent(), build=build)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_correct_ports_are_verified(size: bool, attention: str, dtype: str) -> None:
+    report = judged(attention=attention, dtype=dtype)
+    assert report.error is None
+    assert failures(report) == []
+    assert report.verdict is Verdict.VERIFIED
+    missing = {f.id for f in report.findings if f.status is Status.NOT_EXAMINED}
+    # The fused attention shows no scores, and there is no tokenizer and no second device.
+    assert missing <= {
+        "activations.local",
+        "activations.cascaded",
+        "architecture",
+        "causality.pattern",
+        "device",
+        "tokenizer.encode",
+        "tokenizer.decode",
+    }
+
+
+def test_a_model_with_more_blocks_than_any_that_is_released(size: bool) -> None:
+    """All of them are rewritten by the laws of symmetry, and so is the direction of each tensor."""
+    config = Config(n_vocab=101, n_ctx=19, n_embd=8, n_head=2, n_layer=50)
+    report = judged(source=checkpoint(config))
+    assert report.error is None and failures(report) == []
+
+
+#: Fault → the laws that must refute it, and no others; a fault in the function shows in more.
+FAULTS: dict[Alter, set[str]] = {
+    symmetry_faults.one_head_learns_half: {
+        "gradient",
+        "symmetry.gradient",
+        "tying.gradient",
+        # Its attention is written out, without a cache and without a mask for padding.
+        "cache",
+        "positions.padding",
+    },
+    tying_faults.head_detached: {"gradient", "tying.gradient", "tying.graph"},
+    tying_faults.tied_by_data: {"tying.persistence"},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_fault_is_refuted_by_its_laws_alone(size: bool, fault: Alter) -> None:
+    report = judged(fault)
+    assert report.error is None
+    assert failed_laws(report) == FAULTS[fault]
+
+
+@pytest.mark.parametrize(
+    ("fault", "site"),
+    [
+        (altered_ports.exact_gelu, "h.0.mlp.act"),
+        (altered_ports.one_bit, "h.2.mlp.out"),
+        (altered_ports.mask_too_generous, "h.0.attn.pattern"),
+        (altered_ports.epsilon_1e6, "h.0.ln_1"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_fault_is_found_where_it_is(size: bool, fault: Alter, site: str) -> None:
+    report = judged(fault)
+    assert report.error is None
+    assert report.verdict is Verdict.REFUTED
+    assert report.first_divergence == site
+
+
+def test_the_thresholds_are_where_the_code_reads_them() -> None:
+    """A constant that another module has imported by name is changed in that module."""
+    assert causality_boundaries.WORK > 0
+    for name in THRESHOLDS:
+        module, _, constant = name.rpartition(".")
+        assert constant in vars(importlib.import_module(module)), name
