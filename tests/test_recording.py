@@ -43,9 +43,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lengths: list[int] = []
     run = cascade._run
 
-    def counted(config, weights, tokens_T, roundings):  # type: ignore[no-untyped-def]
+    def counted(config, weights, tokens_T, *noise):  # type: ignore[no-untyped-def]
         lengths.append(len(tokens_T))
-        yield from run(config, weights, tokens_T, roundings)
+        yield from run(config, weights, tokens_T, *noise)
 
     monkeypatch.setattr(cascade, "_run", counted)
     return lengths

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -25,6 +25,7 @@ from verify.numerics.local import vocabulary_tiles
 from verify.numerics.parallel import both
 from verify.numerics.precision import FLOAT32, Precision
 from verify.numerics.recording import Pair
+from verify.numerics.runs import side_by_side
 from verify.numerics.weights import DeclaredWeights, Widened
 from verify.sites import before_head, sites
 
@@ -59,12 +60,12 @@ class Lockstep:
         # Rounding noise is proportional to u, so float64's floor is float32's, scaled.
         narrow = FLOAT32 if precision.name == "float64" else precision
         self.scale = precision.u / narrow.u
-        usual = draws(len(tokens_T), len(tokens_T) * parameter_count(config))
-        roundings = partial(_roundings, narrow, tokens_T, count or usual)
-        run = partial(_run, config, weights, tokens_T, roundings)
+        self._draws = count or draws(len(tokens_T), len(tokens_T) * parameter_count(config))
+        rounding = partial(_rounding, narrow, tokens_T)
+        run = partial(_run, config, weights, tokens_T, self._draws, rounding)
         kept = weights.recording if count is None else None
         self._runs = kept.of(config, tokens_T, run) if kept else run()
-        self._last_roundings = partial(roundings, LAST)
+        self._last_rounding = partial(rounding, LAST)
         #: How many sites back may still be asked for: those of a block, in whatever order.
         self._window = 14 if count is None else 1
         self._order = {name: i for i, name in enumerate(sites(config))}
@@ -95,12 +96,12 @@ class Lockstep:
         self.value(last)
         exact_TD, noisy_RTD = (x[..., first:, :] for x in self._passed[last])
         head_VD = self._weights[self._config.head]
-        stores = self._last_roundings()
+        store = self._last_rounding()
         for rows in vocabulary_tiles(len(exact_TD), *head_VD.shape):
             tile_VD = head_VD[rows]
             exact, noisy = both(
                 partial(_exact_logits, exact_TD, tile_VD),
-                partial(_noisy_logits, noisy_RTD, tile_VD, stores),
+                partial(_noisy_logits, noisy_RTD, tile_VD, store),
             )
             yield rows.start, exact, (noisy - exact) * self.scale
 
@@ -109,39 +110,30 @@ def _run(
     config: Config,
     weights: DeclaredWeights,
     tokens_T: NDArray[np.integer],
-    roundings: Callable[[], list[Rounding]],
+    count: int,
+    rounding: Callable[[], Rounding],
 ) -> Iterator[Pair]:
     """All runs, site by site. Nobody asks for the logits, which have a tiled form of their own."""
     exact_run = forward(Widened(weights), config, tokens_T)
-    noisy_runs = [forward(weights, config, tokens_T, np.float32, store) for store in roundings()]
+    store, rows = rounding(), np.tile(tokens_T, (count, 1))
+    noisy_runs = side_by_side(config, weights, rows, np.float32, lambda _, x, inputs: store(x))
     while True:
-        (site, exact), noisy = both(
-            lambda: next(exact_run), lambda: _stacked([next(run)[1] for run in noisy_runs])
-        )
-        yield site, exact, noisy
+        (site, exact), (_, noisy) = both(lambda: next(exact_run), lambda: next(noisy_runs))
+        yield site, exact, noisy.reshape(count, *exact.shape)
 
 
-def _stacked(values: Sequence[Floats]) -> Floats:
-    """One array with the runs along its first axis; a single run is not copied."""
-    return values[0][None] if len(values) == 1 else np.stack(values)
-
-
-def _roundings(
-    narrow: Precision, tokens_T: NDArray[np.integer], count: int, *key: int
-) -> list[Rounding]:
-    """One for each draw, the same for the same tokens."""
-    seed = zlib.crc32(np.asarray(tokens_T, "<i8").tobytes())
-    return [Rounding(narrow, seed, draw, *key) for draw in range(count)]
+def _rounding(narrow: Precision, tokens_T: NDArray[np.integer], *key: int) -> Rounding:
+    """Of all draws, the same for the same tokens."""
+    return Rounding(narrow, zlib.crc32(np.asarray(tokens_T, "<i8").tobytes()), *key)
 
 
 def _exact_logits(x_TD: Floats, tile_VD: Floats) -> Floats:
     return unembed(x_TD, tile_VD.astype(np.float64))
 
 
-def _noisy_logits(x_RTD: Floats, tile_VD: Floats, stores: Sequence[Rounding]) -> Floats:
-    return np.stack(
-        [store(unembed(x_TD, tile_VD)) for x_TD, store in zip(x_RTD, stores, strict=True)]
-    )
+def _noisy_logits(x_RTD: Floats, tile_VD: Floats, store: Rounding) -> Floats:
+    x_ND = x_RTD.reshape(-1, x_RTD.shape[-1])
+    return store(unembed(x_ND, tile_VD)).reshape(*x_RTD.shape[:2], -1)
 
 
 @dataclass
