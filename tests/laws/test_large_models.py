@@ -29,6 +29,7 @@ THRESHOLDS: dict[str, Any] = {
     "verify.checks.agreement.TILE_ELEMENTS": 1,
     "verify.checks.cache.FEWEST": 10,
     "verify.checks.cache.READS": 0,
+    "verify.checks.cache.SPLIT_READS": 0,
     "verify.checks.causality.ELEMENTS": 1,
     "verify.checks.causality_boundaries.AFTER": 2,
     "verify.checks.causality_boundaries.RUNGS": (6, 12),

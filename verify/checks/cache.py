@@ -29,11 +29,12 @@ Floats = NDArray[np.floating]
 Lengths = tuple[int, ...]
 
 LAW = "cache"
-#: Tokens of the sequence that is split in every way into two and into three.
-SHORT = 8
-#: How many parameters are read at most while a long sequence is decoded one by one (a step reads
-#: all of them), and how many tokens are decoded at least.
-READS, FEWEST = 8_000_000_000, 32
+#: Tokens of the sequence that is split in every way into two and into three: as many as the first
+#: number, and no fewer than the second.
+SHORT, SHORTEST = 8, 4
+#: How many parameters are read at most (a step reads all of them) while a short sequence is split
+#: in every way, and while a long one is decoded one by one, of which so many tokens are at least.
+SPLIT_READS, READS, FEWEST = 32_000_000_000, 8_000_000_000, 32
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def check_cache(subject: Subject) -> Iterator[Finding]:
     if n_ctx == 1:
         raise NotExamined("a context of one token cannot be split")
     agreement = Agreement(subject)
-    short = min(SHORT, n_ctx)
+    short = min(n_ctx, _affordable(parameter_count(subject.config)))
     splits = _splits(subject, agreement, short)
     if not agreement.holds():
         yield _failed(agreement, *_named(subject, splits))
@@ -92,6 +93,12 @@ def check_cache(subject: Subject) -> Iterator[Finding]:
             return
         said.append(f"the last two of {n_ctx}")
     yield agreement.passed(LAW, ", ".join(said))
+
+
+def _affordable(parameters: int) -> int:
+    """Tokens that can be split in every way."""
+    steps = {n: sum(map(len, splits_of(n))) for n in range(SHORTEST, SHORT + 1)}
+    return max(n for n in steps if n == SHORTEST or steps[n] * parameters <= SPLIT_READS)
 
 
 def splits_of(n: int) -> list[Lengths]:

@@ -28,6 +28,7 @@ from verify.checks.symmetry_trial import Change, Prepared, Trial, prepare, whole
 from verify.checks.symmetry_writes import Stored
 from verify.findings import Finding, Status
 from verify.numerics.cascade import LIMIT_FLOORS
+from verify.ports.port import Floats
 
 
 def check_heads(subject: Subject) -> Iterable[Finding]:
@@ -137,13 +138,15 @@ def _at_once(subject: Subject) -> AtOnce | str:
             if not some:
                 return AtOnce(each, {}, set())
             trial, every = Trial(subject, stored), whole(list(some.values()))
-            before, changes = trial.changes(every)
-            declared = before[subject.port.dtype]
-            unseen = {
-                name
-                for name, one in some.items()
-                if not trial.shows(every, declared, one.in_one_place)
-            }
+
+            def hidden(declared: Floats) -> set[str]:
+                return {
+                    name
+                    for name, one in some.items()
+                    if not trial.shows(every, declared, one.in_one_place)
+                }
+
+            unseen, changes = trial.changes(every, hidden)
             return AtOnce(each, changes, unseen)
     except NotExamined as reason:
         return str(reason)
@@ -153,9 +156,13 @@ def _alone(subject: Subject, prepared: Prepared) -> Finding:
     stored = Stored(subject)
     with stored.put_back():
         trial = Trial(subject, stored)
-        before, changes = trial.changes(prepared)
+
+        def shown(declared: Floats) -> bool:
+            return trial.shows(prepared, declared, prepared.places)
+
+        seen, changes = trial.changes(prepared, shown)
         if not any(change.wrong for change in changes.values()):
-            if not trial.shows(prepared, before[subject.port.dtype], prepared.places):
+            if not seen:
                 raise NotExamined("what is written to its weights does not show in its logits")
             return _finding(prepared, changes)
         worst = max(changes, key=lambda name: changes[name].floors)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from verify.numerics.precision import PRECISIONS
 from verify.ports.port import Floats
 
 Array = NDArray[Any]
+Result = TypeVar("Result")
 
 #: Positions of the input.
 _LENGTH = 16
@@ -110,23 +111,29 @@ class Trial:
         self._tokens = subject.tokens(1, length, *b"symmetry")
         self._twin = True
 
-    def changes(self, prepared: Prepared) -> tuple[dict[str, Floats], dict[str, Change]]:
-        """The logits before the rewriting, and what it changes, by arithmetic. The weights are left
-        as they are before it.
+    def changes(
+        self, prepared: Prepared, between: Callable[[Floats], Result]
+    ) -> tuple[Result, dict[str, Change]]:
+        """What the rewriting changes, by arithmetic. The weights are left as they are after it.
+
+        Args:
+            prepared: the rewriting.
+            between: called before it is made, with the logits in the declared precision; its
+                result is handed on.
 
         Raises:
             NotExamined: the logits are not finite.
         """
         self.base(prepared)
         before = self.logits()
+        result = between(before[self._subject.port.dtype])
         self.moved(prepared, prepared.places)
         after = self.logits()
-        self.base(prepared)
         every = {name: self.change(prepared, name, before[name], after[name]) for name in before}
         changes = {name: c for name, c in every.items() if not np.isnan(c.floors)}
         if not changes:
             raise NotExamined("its logits are not finite")
-        return before, changes
+        return result, changes
 
     def shows(self, prepared: Prepared, before_TV: Floats, tensors: Iterable[str]) -> bool:
         """Whether the logits, in the declared precision, depend on these tensors as they are in the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from reference.weights import tensor_table
 from verify.checks.subject import NotExamined, Subject, same_bits
 from verify.errors import PortError
 from verify.matching import Placement
+from verify.numerics.parallel import by_twos
 from verify.ports.port import Parameter
 
 Array = NDArray[Any]
@@ -75,11 +77,16 @@ class Stored:
         Raises:
             NotExamined: a parameter does not hold what was written to it.
         """
-        for tensor in tensors:
-            places, value = self._places(tensor), how(tensor, self.original(tensor))
-            parts = np.split(value, len(places), axis=-1)
-            for (parameter, placement), part in zip(places, parts, strict=True):
-                self._write(parameter, placement, placement.layout.lay(part))
+        remaining = list(tensors)
+        while remaining:
+            # What two are to hold is computed side by side; a port is read and written by one.
+            some, remaining = remaining[:2], remaining[2:]
+            jobs = [partial(how, tensor, self.original(tensor)) for tensor in some]
+            for tensor, value in zip(some, by_twos(jobs), strict=True):
+                places = self._places(tensor)
+                parts = np.split(value, len(places), axis=-1)
+                for (parameter, placement), part in zip(places, parts, strict=True):
+                    self._write(parameter, placement, placement.layout.lay(part))
 
     def _write(self, parameter: Parameter, placement: Placement, value: Array) -> None:
         dtype = self._original(parameter, placement).dtype
