@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from reference.weights import tensor_table
 from verify.checks.subject import NotExamined, Subject, same_bits
-from verify.errors import PortError
+from verify.errors import ToolError
 from verify.matching import Placement
 from verify.numerics.parallel import by_twos
 from verify.ports.port import Parameter
@@ -64,7 +64,7 @@ class Stored:
         """Afterwards every bit is as before, and nothing is kept.
 
         Raises:
-            PortError: a parameter cannot be put back.
+            ToolError: a parameter cannot be put back.
         """
         try:
             yield
@@ -109,7 +109,7 @@ class Stored:
         self._kept.clear()
         self._equal.clear()
         if wrong:
-            raise PortError(
+            raise ToolError(
                 f"{self._subject.port.name}: {wrong[0]} does not hold what it held before it was "
                 "written to"
             )

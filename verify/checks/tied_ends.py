@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from reference.ops import unembed
 from verify.checks.subject import NotExamined, Subject, same_bits
 from verify.checks.table_rows import TableRows, row_tiles
+from verify.errors import ToolError
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.two_tables import OtherLookup, last_state
 from verify.numerics.weights import Widened
@@ -257,10 +258,11 @@ class _Trial:
         if not self._restore:
             return
         if table.digest() != digest:
-            self._ends.add(
-                f"{self._parameter.name} does not hold what it held before it was written to"
+            raise ToolError(
+                f"{self._port.name}: {self._parameter.name} does not hold what it held before it "
+                "was written to"
             )
-        elif not same_bits(before, self._port.logits(tokens)):
+        if not same_bits(before, self._port.logits(tokens)):
             raise NotExamined("its logits are not the same twice, so that no write shows in them")
 
 

@@ -1,0 +1,76 @@
+"""After a law that writes, every weight is what it was, or nothing is said of the port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from models import INPUTS, checkpoint
+from subjects import port, subject
+
+from verify import judge as judging
+from verify.checks import laws
+from verify.checks.subject import NotExamined, Subject
+from verify.checks.unchanged import Weights
+from verify.errors import ToolError
+from verify.findings import Finding, Status, Verdict
+from verify.run import Silent
+
+
+def test_one_bit_of_one_weight_is_enough() -> None:
+    parameters = list(subject(port()).parameters)
+    held = Weights("a port", parameters)
+    held.note()
+    held.hold("symmetry.heads")
+    last = parameters[-2]  # the last one is wte once more
+    assert last.write is not None
+    value = np.array(last.read())
+    value.reshape(-1).view(np.uint32)[0] ^= 1
+    last.write(value)
+    with pytest.raises(ToolError) as error:
+        held.hold("symmetry.heads")
+    assert str(error.value).startswith(f"a port: {last.name} does not hold what it held before")
+
+
+@pytest.mark.parametrize("law", [law.id for law in laws.LAWS if law.writes])
+def test_a_law_that_leaves_something_behind_ends_the_run(
+    law: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status 2, whatever the law had found: no finding about the port is made of it."""
+
+    def untidy(judged: Subject) -> Iterable[Finding]:
+        parameter = judged.parameters[3]
+        assert parameter.write is not None
+        parameter.write(parameter.read() * 2)
+        return [Finding(law, Status.PASSED, "nothing to see", None)]
+
+    altered = tuple(
+        replace(entry, check=untidy) if entry.id == law else entry for entry in laws.LAWS
+    )
+    monkeypatch.setattr(judging, "LAWS", altered)
+    source = checkpoint()
+    report = judging.judge(
+        "port", source, INPUTS[:1], None, "cpu", Silent(), build=lambda: port(source=source)
+    )
+    assert report.verdict is Verdict.UNJUDGED
+    assert report.error is not None and f"before {law}" in report.error
+    assert not any(f.status is Status.FAILED for f in report.findings)
+
+
+def test_every_law_that_writes_says_so() -> None:
+    """A law that writes without saying so would not be looked after."""
+    for entry in laws.LAWS:
+        if entry.writes:
+            continue
+        judged = subject(port())
+
+        def refused(value: object, entry: laws.Law = entry) -> None:
+            raise AssertionError(f"{entry.id} writes to the port")
+
+        judged.parameters = [replace(p, write=refused, write_at=None) for p in judged.parameters]
+        if entry.lacking(judged) is None:
+            with suppress(NotExamined):
+                list(entry.check(judged))
