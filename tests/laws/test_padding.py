@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import altered_ports
 import numpy as np
 import pytest
 import torch
@@ -94,6 +95,24 @@ def test_the_known_trap_is_reported_as_what_it_is(attention: str, dtype: Any) ->
     assert finding.details["derives_positions"] is False
     assert finding.details["without_positions"] > 2 * LIMIT_PAIR
     assert finding.score is not None and finding.score < 3
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        altered_ports.exact_gelu,
+        altered_ports.epsilon_1e6,
+        altered_ports.unscaled_scores,
+        altered_ports.layers_exchanged,
+        altered_ports.soft_cap,
+    ],
+    ids=lambda fault: fault.__name__,
+)
+def test_a_port_that_is_wrong_elsewhere_is_not_blamed_for_the_trap(fault: Any) -> None:
+    """It is compared with itself: what it does without positions, it says itself."""
+    finding = padding(port(fault))
+    assert finding.status is Status.PASSED, finding.message
+    assert finding.details["derives_positions"] is False
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])

@@ -62,17 +62,29 @@ def check_padding(subject: Subject) -> Iterator[Finding]:
         said += " and a mask alone" if given else ", a mask alone"
         yield worse.agreement.passed(LAW, said, derives_positions=True)
         return
-    yield _without_positions(given, bare, said)
+    # A port that takes positions says itself what it does without them, whatever else is wrong with
+    # it; of one that does not, the oracle has to say it.
+    if padded_at is None:
+        counted = bare.explained_by(COUNTED)
+    else:
+        counted = bare.agrees_with(lambda b: padded_at(b.tokens, b.mask, _counted(b.tokens)))
+    yield _without_positions(given, bare, counted, said)
 
 
-def _without_positions(given: _Runs | None, bare: _Runs, said: str) -> Finding:
+def _counted(tokens: Tokens) -> Tokens:
+    """Positions from the left, padding included."""
+    positions: Tokens = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int64), tokens.shape)
+    return positions
+
+
+def _without_positions(given: _Runs | None, bare: _Runs, counted: bool, said: str) -> Finding:
     """With a mask alone the port is wrong: is it that it does not derive positions from it?
 
     Where other mistakes would do the same to these weights (a norm over two channels hides what is
     attended to), it is this one that a port is taken to make, because it is no fault.
     """
     floors = bare.agreement.floors
-    if not bare.explained_by(COUNTED):
+    if not counted:
         return bare.failed("with a mask alone, ")
     if given is None:
         why = f"the port does not derive positions from the mask, and takes none: {COUNTED}"
@@ -120,6 +132,17 @@ class _Runs:
             ):
                 pads = batch.tokens.shape[1] - len(tokens_T)
                 self.agreement.compare(f"row {i}, {pads} {what}", got, alone, tokens_T)
+
+    def agrees_with(self, call: Callable[[Padded], Floats]) -> bool:
+        """Whether another way to call the port has the same logits, to within rounding."""
+        agreement = Agreement(self._subject)
+        for batch, rows in zip(self._batches, self._got, strict=True):
+            logits = checked(self._subject, call(batch), batch.tokens, "padded", batch.real)
+            for row_TV, real, got, tokens_T in zip(
+                logits, batch.real, rows, batch.sequences, strict=True
+            ):
+                agreement.compare("the same", got, row_TV[real], tokens_T)
+        return agreement.holds()
 
     def explained_by(self, words: str) -> bool:
         """Whether this mistake has these logits, to within rounding; others may have them too."""

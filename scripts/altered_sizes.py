@@ -1,0 +1,143 @@
+"""Altered ports of large models: each must be refuted where it is wrong, and nothing else blamed.
+
+    python scripts/altered_sizes.py --size 355M --checkpoint DIR --out altered-355M.json
+
+Transformers' model with the checkpoint's weights, altered in one of three ways after it was loaded:
+one bit of one weight, the exact GELU in one late block, a head that is detached from the graph. It
+is judged under every law. ``--checkpoint`` names the directory that ``gpt-verify synth --size SIZE
+--seed 1 --format both`` wrote to. Exit status 1 where one is not refuted as it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verify.checkpoint import open_checkpoint
+from verify.findings import PortReport, Status
+from verify.inputs import seeded
+from verify.judge import judge
+from verify.ports.port import Port
+from verify.ports.registry import build
+from verify.run import Silent, environment
+
+
+@dataclass(frozen=True)
+class Altered:
+    """One alteration.
+
+    Attributes:
+        alter: of the module; the number of blocks is handed to it.
+        site: at which the port must part from the reference, with the number of a late block for
+            ``{late}``; None where its function is right.
+        laws: that must fail; others may only fail where the function is another one.
+        function: whether its logits differ beyond rounding.
+    """
+
+    alter: Callable[[Any, int], None]
+    site: str | None
+    laws: tuple[str, ...]
+    function: bool
+
+
+def one_bit(module: Any, late: int) -> None:
+    import torch
+
+    with torch.no_grad():
+        module.transformer.h[late].mlp.c_proj.weight.view(torch.int32)[3, 5] ^= 1
+
+
+def exact_gelu(module: Any, late: int) -> None:
+    import torch
+
+    module.transformer.h[late].mlp.act = torch.nn.GELU()
+
+
+def head_detached(module: Any, late: int) -> None:
+    import torch
+
+    class Detached(torch.nn.Linear):  # type: ignore[misc]  # mypy does not follow torch
+        def forward(self, x: Any) -> Any:
+            return torch.nn.functional.linear(x, self.weight.detach())
+
+    # Where pickle finds it, or the port could not be saved as a whole.
+    Detached.__qualname__ = "Detached"
+    globals()["Detached"] = Detached
+    module.lm_head.__class__ = Detached
+
+
+PORTS = {
+    "one bit of one weight": Altered(
+        one_bit, "h.{late}.mlp.out", ("architecture", "weights.values"), False
+    ),
+    "exact GELU in one block": Altered(
+        exact_gelu, "h.{late}.mlp.act", ("architecture", "activations.local"), True
+    ),
+    "head detached": Altered(
+        head_detached, None, ("gradient", "tying.gradient", "tying.graph"), False
+    ),
+}
+
+
+def complaints(altered: Altered, late: int, report: PortReport) -> list[str]:
+    """What is not as it should be."""
+    failed = {f.id for f in report.findings if f.status is Status.FAILED}
+    found = [f"{law} did not fail" for law in altered.laws if law not in failed]
+    if report.error:
+        found.append(report.error)
+    site = altered.site and altered.site.format(late=late)
+    if site and report.first_divergence != site:
+        found.append(f"it parts at {report.first_divergence}, not at {site}")
+    if not altered.function and failed - set(altered.laws):
+        found.append(f"{', '.join(sorted(failed - set(altered.laws)))} failed, too")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", required=True, help="for the report: 355M")
+    parser.add_argument("--checkpoint", required=True, type=Path)
+    parser.add_argument("--only", action="append", choices=PORTS)
+    parser.add_argument("--length", type=int, default=16, help="tokens")
+    parser.add_argument("--out", type=Path, help="JSON")
+    arguments = parser.parse_args(argv)
+    source = open_checkpoint(arguments.checkpoint / "openai")
+    late = source.config.n_layer - 3
+    results: dict[str, Any] = {"size": arguments.size, "ports": {}, "environment": environment()}
+    wrong = False
+    for name in arguments.only or PORTS:
+        altered = PORTS[name]
+
+        def make(altered: Altered = altered) -> Port:  # bound now
+            port = build("huggingface-eager", source, None, "cpu")
+            altered.alter(port.module, late)  # type: ignore[attr-defined]
+            return port
+
+        inputs = [seeded(source.config, arguments.length, 0)]
+        report = judge(name, source, inputs, None, "cpu", Silent(), build=make)
+        failures = [f for f in report.findings if f.status is Status.FAILED]
+        said = complaints(altered, late, report)
+        wrong = wrong or bool(said)
+        print(f"{name}: {report.verdict.value} at {report.first_divergence}", flush=True)
+        print(f"  failed: {', '.join(sorted({f.id for f in failures}))}")
+        print(f"  explained by: {', '.join(report.explained_by) or 'nothing'}")
+        print(f"  {'; '.join(said) or 'as it should be'}")
+        results["ports"][name] = {
+            "verdict": report.verdict.value,
+            "first_divergence": report.first_divergence,
+            "failed": [f"{f.id}[{f.site}]" if f.site else f.id for f in failures],
+            "explained_by": list(report.explained_by),
+            "complaints": said,
+        }
+        if arguments.out:
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
