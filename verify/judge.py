@@ -27,7 +27,7 @@ from verify.errors import GptVerifyError
 from verify.findings import Finding, PortReport, Status, concerns
 from verify.folding import NOT_TIED
 from verify.inputs import Input
-from verify.memory import give_back, spare
+from verify.memory import give_back, require, spare
 from verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights, SharedWeights
 from verify.placement import Place
@@ -228,6 +228,8 @@ class _Work:
                 for item in self.inputs:
                     comparison.begin(item.tokens, item.name)
                     twin.activations(item.tokens, comparison)
+        except NotExamined as missing:
+            self._why[law] = str(missing)
         except Exception as e:
             self._why[law] = f"the port does not run in float64: {one_line(e)}"
             self.findings += _failures(comparison.local_findings(law))
@@ -276,6 +278,7 @@ class _Work:
         if law.writes:
             held.note()
         try:
+            require(law.takes(subject.config))
             self.findings += law.check(subject)
         except NotExamined as missing:
             self._why[law.id] = str(missing)

@@ -43,6 +43,8 @@ from verify.checks.tokenizer import check_decode, check_encode
 from verify.checks.tying import at_the_logits, check_graph, check_storage, check_value
 from verify.findings import Finding
 from verify.lens.states import state_sites
+from verify.numerics.derivatives import ROOM_BYTES
+from verify.numerics.recording import run_bytes
 
 Sites = Callable[[Config], list[str | None]]
 
@@ -73,6 +75,24 @@ def if_read_through_ln_f(config: Config) -> str | None:
     return f"the lens reads states through ln_f, which {config.architecture} does not have"
 
 
+def little(config: Config) -> int:
+    """Bytes of a law that looks at short sequences."""
+    return 0
+
+
+def a_whole_context(config: Config) -> int:
+    """Bytes of a law that runs n_ctx tokens: three versions of their logits, and the patterns of a
+    layer in the reference's two arithmetics, each with what its softmax makes on the way."""
+    logits, patterns = config.n_ctx * config.n_vocab, config.n_head * config.n_ctx**2
+    return 4 * 3 * logits + (8 + 4) * 3 * patterns
+
+
+def derivatives(config: Config) -> int:
+    """Bytes of a law that asks for derivatives: the table, its widened copy and its derivative in
+    float64, and the noisy runs of the reference."""
+    return 8 * 3 * config.n_vocab * config.n_embd + min(ROOM_BYTES, 12 * run_bytes(config, 9, 4))
+
+
 @dataclass(frozen=True)
 class Law:
     """One law.
@@ -85,6 +105,8 @@ class Law:
         sites: where it has a finding.
         free: why models of this kind are free of it; None of those that it binds.
         writes: whether it writes to the port's weights, and so must put them back.
+        takes: how many bytes it takes beside the port, estimated. It is not begun where fewer are
+            free.
     """
 
     id: str
@@ -93,6 +115,7 @@ class Law:
     sites: Sites = nowhere
     free: Callable[[Config], str | None] = every_model
     writes: bool = False
+    takes: Callable[[Config], int] = little
 
     def lacking(self, subject: Subject) -> str | None:
         """Why it cannot be held against this port: what the port lacks, or the model's kind."""
@@ -123,7 +146,14 @@ LACKS = {
 LAWS: tuple[Law, ...] = (
     Law("tying.value", check_value, ("parameters",), at_the_logits, if_tied),
     Law("tying.storage", check_storage, ("parameters",), at_the_logits, if_tied, writes=True),
-    Law("tying.gradient", check_tied_gradient, ("parameters", "gradients"), at_the_logits, if_tied),
+    Law(
+        "tying.gradient",
+        check_tied_gradient,
+        ("parameters", "gradients"),
+        at_the_logits,
+        if_tied,
+        takes=derivatives,
+    ),
     Law("tying.graph", check_graph, ("tying",), at_the_logits, if_tied),
     Law(
         "tying.persistence",
@@ -135,7 +165,7 @@ LAWS: tuple[Law, ...] = (
     ),
     Law("precision", check_precision, ("activations",)),
     Law("device", check_device),
-    Law("causality.bits", check_bits),
+    Law("causality.bits", check_bits, takes=a_whole_context),
     Law("causality.pattern", check_pattern, ("activations",), patterns),
     Law("causality.gradient", check_causal_gradient, ("input_gradients",)),
     Law("loss.value", check_loss, ("loss",)),
@@ -144,17 +174,23 @@ LAWS: tuple[Law, ...] = (
     Law("loss.reference", check_loss_reference, ("loss",)),
     Law("lens", check_lens, sites=of_the_stream, free=if_read_through_ln_f),
     Law("batch", check_batch),
-    Law("cache", check_cache, ("step",)),
-    Law("positions.limit", check_limit),
-    Law("positions.beyond", check_beyond),
+    Law("cache", check_cache, ("step",), takes=a_whole_context),
+    Law("positions.limit", check_limit, takes=a_whole_context),
+    Law("positions.beyond", check_beyond, takes=a_whole_context),
     Law("positions.padding", check_padding),
-    Law("gradient", check_gradient, ("parameters", "gradients"), at_the_weights),
+    Law("gradient", check_gradient, ("parameters", "gradients"), at_the_weights, takes=derivatives),
     Law("symmetry.heads", check_heads, ("parameters",), writes=True),
     Law("symmetry.neurons", check_neurons, ("parameters",), writes=True),
     Law("symmetry.scale", check_scale, ("parameters",), writes=True),
     Law("symmetry.rotate", check_rotate, ("parameters",), writes=True),
     Law("symmetry.shift", check_shift, ("parameters",), writes=True),
-    Law("symmetry.gradient", check_symmetry_gradient, ("parameters", "gradients"), writes=True),
+    Law(
+        "symmetry.gradient",
+        check_symmetry_gradient,
+        ("parameters", "gradients"),
+        writes=True,
+        takes=derivatives,
+    ),
     Law("tokenizer.encode", check_encode, ("tokenizers",)),
     Law("tokenizer.decode", check_decode, ("tokenizers",)),
     Law("determinism.mode", check_mode, ("training",)),

@@ -14,6 +14,7 @@ from verify.checkpoint import Checkpoint
 from verify.errors import PortError
 from verify.folding import Folding, find_folding
 from verify.matching import Matching, match
+from verify.memory import require
 from verify.numerics.precision import FLOAT32, PRECISIONS
 from verify.numerics.weights import DeclaredWeights
 from verify.pieces import Piece, pieces
@@ -196,6 +197,7 @@ class TorchModule(Port):
             self.module,
             run,
             watching=lambda: self._instrumented,
+            before_whole=self._require_whole,
             recording=lambda: self._differentiable,
         ):
             self._is_twin = True
@@ -224,12 +226,17 @@ class TorchModule(Port):
         if not self._is_twin:
             yield
             return
+        self._require_whole()
         with converted_whole(self.module):
             self._is_twin = False
             try:
                 yield
             finally:
                 self._is_twin = True
+
+    def _require_whole(self) -> None:
+        """NotExamined where there is no room for all tensors in float64 beside the port's own."""
+        require(8 * sum(tensor.numel() for tensor in self.module.parameters()))
 
     def run(self, tokens: Tokens) -> torch.Tensor:
         """The logits as the module returns them, with their graph where gradients are on."""
