@@ -230,6 +230,7 @@ class _Work:
                     twin.activations(item.tokens, comparison)
         except NotExamined as missing:
             self._why[law] = str(missing)
+            return
         except Exception as e:
             self._why[law] = f"the port does not run in float64: {one_line(e)}"
             self.findings += _failures(comparison.local_findings(law))
