@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +13,7 @@ import numpy as np
 from reference.weights import tensor_table
 from verify.checkpoint import Checkpoint
 from verify.errors import MissingDependency, PortError
+from verify.ports.quiet import quiet
 from verify.ports.tokenizers import tokenizers
 
 if TYPE_CHECKING:
@@ -181,25 +181,3 @@ def _same_sizes(config: Any, checkpoint: Checkpoint, source: str) -> None:
             continue
         if (own := getattr(config, key, None)) != size:
             raise PortError(f"huggingface={source}: {key} is {own}, the checkpoint's is {size}")
-
-
-@contextmanager
-def quiet(transformers: Any) -> Iterator[None]:
-    """No progress bars, warnings or retries on the screen while it loads; as before afterwards.
-
-    What goes wrong for good is raised, and worded in one line.
-    """
-    from huggingface_hub.utils import logging as hub
-
-    log = transformers.utils.logging
-    level, bars, hub_level = log.get_verbosity(), log.is_progress_bar_enabled(), hub.get_verbosity()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    hub.set_verbosity_error()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        hub.set_verbosity(hub_level)
-        if bars:
-            log.enable_progress_bar()

@@ -98,7 +98,7 @@ class _Transformers:
 def _of_transformers(build: Callable[[Any], Any]) -> Iterator[tuple[str, Tokenizer]]:
     import transformers
 
-    from verify.ports.huggingface import quiet
+    from verify.ports.quiet import quiet
 
     # In transformers 5 the two names stand for one class.
     for cls in dict.fromkeys((transformers.GPT2TokenizerFast, transformers.GPT2Tokenizer)):

@@ -255,6 +255,6 @@ def _quiet() -> AbstractContextManager[None]:
     transformers = sys.modules.get("transformers")
     if transformers is None:
         return nullcontext()
-    from verify.ports.huggingface import quiet
+    from verify.ports.quiet import quiet
 
     return quiet(transformers)
