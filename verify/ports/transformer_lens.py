@@ -14,8 +14,8 @@ from reference.weights import tensor_table
 from verify.checkpoint import Checkpoint
 from verify.checkpoint.write import write_huggingface
 from verify.errors import MissingDependency, PortError
-from verify.ports.quiet import quiet
 from verify.ports.port import Dtype, Floats, Port, Tokens
+from verify.ports.quiet import quiet
 
 
 def transformer_lens(
