@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 3
-SOURCE = "d7117c37c9107ee00c0809dedf1a9c8e3020ed01519fcf13adf0433374bf4530"
+SOURCE = "5d9048228bd48eee51c9843bdf92fb6cb3d08000444654cb680dd0c22bd79728"
