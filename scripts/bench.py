@@ -43,11 +43,17 @@ port.close()
 
 @dataclass
 class Figures:
-    """One run of one command: wall and processor seconds, peak memory of the whole tree."""
+    """One run of one command: wall and processor seconds, and memory.
+
+    Attributes:
+        peak_mb: of the whole tree, proportional set size, as often as it was looked at.
+        largest_mb: of the largest process, resident set size, as the kernel counts it: exact.
+    """
 
     wall_s: float
     cpu_s: float
     peak_mb: float
+    largest_mb: float = 0.0
 
 
 def measure(command: list[str], interval_s: float = INTERVAL_S) -> Figures:
@@ -65,7 +71,7 @@ def measure(command: list[str], interval_s: float = INTERVAL_S) -> Figures:
         if status != 0:
             output.seek(0)
             sys.exit(f"{' '.join(command)} failed:\n{output.read().decode(errors='replace')}")
-    return Figures(wall, usage.ru_utime + usage.ru_stime, peak[0])
+    return Figures(wall, usage.ru_utime + usage.ru_stime, peak[0], usage.ru_maxrss / 1024)
 
 
 def _watch(root: int, peak: list[float], done: threading.Event, interval_s: float) -> None:
