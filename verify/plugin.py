@@ -246,7 +246,9 @@ def _describe(finding: Finding) -> list[str]:
 @pytest.fixture(scope="session")
 def checkpoint(pytestconfig: pytest.Config) -> Checkpoint:
     """The checkpoint under test: ``--checkpoint``, or the one that ships with gpt-verify."""
-    return pytestconfig.stash[_RUNS].checkpoint
+    from verify.checkpoint.handed import handed_out
+
+    return handed_out(pytestconfig.stash[_RUNS].checkpoint)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

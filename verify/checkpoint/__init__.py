@@ -30,7 +30,8 @@ class Checkpoint:
         format: ``"openai"`` or ``"huggingface"``.
         config: sizes.
         tensors: name → float32 array, read when it is looked up and not kept. Matrices have the
-            shape ``[in, out]``; names and shapes are those of ``reference.tensor_table``.
+            shape ``[in, out]``; names and shapes are those of ``reference.tensor_table``. What a
+            port is handed is its own, to keep and to change (``verify.checkpoint.handed``).
         files: every file that was used, for the report's checksums.
         encoder: ``encoder.json``, where there is one.
         merges: ``vocab.bpe``, where there is one.

@@ -145,6 +145,22 @@ class Bundle:
                 type is not read (string, resource, variant, and types narrower than a byte or
                 that NumPy does not have).
         """
+        array = self._array(name, self._checked(name))
+        array.setflags(write=False)
+        return array
+
+    def own(self, name: str) -> NDArray[Any]:
+        """The same for somebody to keep and to change (``MappedFile.own``).
+
+        Raises:
+            CheckpointError: as for `read`.
+        """
+        self._checked(name)
+        entry = self.entries[name]
+        return self._array(name, self._shards[entry.shard].own(entry.offset, entry.size))
+
+    def _checked(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of a tensor, whose checksum is right."""
         entry = self.entries.get(name)
         if entry is None:
             raise refusal(self.index, f"has no tensor {name}")
@@ -163,12 +179,16 @@ class Bundle:
             if code == "b1" and np.any(raw > 1):
                 raise refusal(file.path, f"{name} is bool, but has bytes other than 0 and 1")
             self._verified.add(name)
-        array: NDArray[Any] = raw.view(np.dtype(code).newbyteorder(self._order))
+        return raw
+
+    def _array(self, name: str, raw: NDArray[np.uint8]) -> NDArray[Any]:
+        entry = self.entries[name]
+        code = np.dtype(READABLE[entry.dtype])
+        array: NDArray[Any] = raw.view(code.newbyteorder(self._order))
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
         if entry.dtype == "bfloat16":
             array = widen_bfloat16(array)
-        array.setflags(write=False)
         return array.reshape(entry.shape)
 
 

@@ -17,6 +17,9 @@ from verify.errors import CheckpointError
 
 #: Large enough for the vocabulary of any GPT-2 and the index of any sharded one.
 LARGEST_JSON = 1 << 26
+#: Bytes from which on a tensor that is handed out is mapped and not copied: every matrix of a
+#: released model. (Until Python 3.13 a mapping also holds a descriptor of its file.)
+SMALLEST_MAPPING = 1 << 18
 
 
 class Malformed(ValueError):
@@ -118,7 +121,8 @@ def read_json(path: Path, floats: bool = True) -> dict[str, object]:
 
 
 class MappedFile:
-    """A file of which read-only views are handed out without copying.
+    """A file of which read-only views are made without copying, for the reference, and writable
+    ones that share nothing with it, for ports.
 
     The file is mapped at the first view. When a view is no longer in use its pages are given back,
     so that reading every tensor of a model in turn occupies the memory of one.
@@ -131,6 +135,7 @@ class MappedFile:
         self.path = path
         self.size = size_of(path)
         self._map: mmap.mmap | None = None
+        self._identity: tuple[int, ...] = ()
 
     def view(self, offset: int, size: int) -> NDArray[np.uint8]:
         """``size`` bytes from ``offset``: read-only uint8[size], zero-copy.
@@ -156,10 +161,37 @@ class MappedFile:
             ).atexit = False
         return view
 
+    def own(self, offset: int, size: int) -> NDArray[np.uint8]:
+        """The same bytes for somebody to keep: writable, and a write reaches neither the file nor
+        any view.
+
+        What is large is a copy-on-write mapping of its own: no byte is copied before it is written
+        to, and all of it is given back when the array and everything made from it are gone. What is
+        small is copied, because a mapping takes more.
+
+        Raises:
+            CheckpointError: as for `view`.
+        """
+        view = self.view(offset, size)
+        if size < SMALLEST_MAPPING:
+            return np.array(view)
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        try:
+            with self.path.open("rb") as file:
+                if _identity(file.fileno()) != self._identity:
+                    raise refusal(self.path, "was replaced while it was being read")
+                mapped = mmap.mmap(
+                    file.fileno(), offset + size - start, access=mmap.ACCESS_COPY, offset=start
+                )
+        except OSError:  # no more files may be open, or no more memory be promised
+            return np.array(view)
+        return np.frombuffer(mapped, np.uint8, size, offset - start)
+
     def _mapped(self) -> mmap.mmap:
         try:
             if self._map is None:
                 with self.path.open("rb") as file:
+                    self._identity = _identity(file.fileno())
                     if os.fstat(file.fileno()).st_size == self.size:
                         self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
             # Past the end of a file that has shrunk, a page fault would kill the process.
@@ -168,3 +200,9 @@ class MappedFile:
         except (OSError, ValueError) as error:
             raise refusal(self.path, f"cannot be mapped: {error}") from None
         return self._map
+
+
+def _identity(descriptor: int) -> tuple[int, ...]:
+    """Which file it is, whatever its name is now."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino

@@ -56,6 +56,9 @@ class Weights(Protocol):
     def read(self, name: str) -> NDArray[np.float32]:
         """A tensor as float32, read-only, of the stored shape."""
 
+    def own(self, name: str) -> NDArray[np.float32]:
+        """The same in memory that is the caller's to keep and to change."""
+
 
 def open_weights(directory: Path) -> Weights:
     """The weights of a directory: names, types and shapes.
@@ -108,14 +111,19 @@ class _Safetensors:
 
     def read(self, name: str) -> NDArray[np.float32]:
         place = self._places[name]
-        return _float32(self.bits(name).view(CODES[place.dtype]), place.dtype).reshape(place.shape)
+        wide = _float32(self.bits(name).view(CODES[place.dtype]), place.dtype)
+        wide.setflags(write=False)
+        return wide.reshape(place.shape)
+
+    def own(self, name: str) -> NDArray[np.float32]:
+        place = self._places[name]
+        bits = place.file.own(place.offset, place.size)
+        return _float32(bits.view(CODES[place.dtype]), place.dtype).reshape(place.shape)
 
 
 def _float32(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Widen exactly; a view where it is float32 already; read-only."""
-    wide = widen_bfloat16(array) if dtype == "bfloat16" else array.astype(np.float32, copy=False)
-    wide.setflags(write=False)
-    return wide
+    """Widen exactly; a view where it is float32 already."""
+    return widen_bfloat16(array) if dtype == "bfloat16" else array.astype(np.float32, copy=False)
 
 
 def _open_shards(index: Path) -> _Safetensors:
@@ -203,3 +211,7 @@ class _Pickled:
         array = self._state[name].detach().float().numpy().view()
         array.setflags(write=False)
         return array  # type: ignore[no-any-return]
+
+    def own(self, name: str) -> NDArray[np.float32]:
+        # torch maps the whole file at once, so that what is written to it would be written for all.
+        return np.array(self.read(name))

@@ -113,7 +113,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         path=path,
         format="huggingface",
         config=config,
-        tensors=LazyTensors(tensor_table(config), lambda name: weights.read(found[name].name)),
+        tensors=LazyTensors(
+            tensor_table(config),
+            lambda name: weights.read(found[name].name),
+            lambda name: weights.own(found[name].name),
+        ),
         files=(config_json, *weights.files, *tokenizer),
         encoder=encoder,
         merges=merges,

@@ -81,13 +81,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     def read(name: str) -> NDArray[np.float32]:
         return bundle.read(SCOPE + name).reshape(table[name].shape)
 
+    def own(name: str) -> NDArray[np.float32]:
+        return bundle.own(SCOPE + name).reshape(table[name].shape)
+
     encoder, merges = (_optional(path / name) for name in ("encoder.json", "vocab.bpe"))
     tokenizer = [file for file in (encoder, merges) if file]
     return Checkpoint(
         path=path,
         format="openai",
         config=config,
-        tensors=LazyTensors(table, read),
+        tensors=LazyTensors(table, read, own),
         files=(state, hparams, *bundle.files, *companions, *tokenizer),
         encoder=encoder,
         merges=merges,

@@ -22,16 +22,28 @@ class LazyTensors(Mapping[str, NDArray[np.float32]]):
     Args:
         names: in the order of ``reference.tensor_table``.
         read: reads one tensor, by the checkpoint's own name.
+        own: reads it into memory that is the caller's to keep and to change.
     """
 
-    def __init__(self, names: Iterable[str], read: Callable[[str], NDArray[np.float32]]) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        read: Callable[[str], NDArray[np.float32]],
+        own: Callable[[str], NDArray[np.float32]],
+    ) -> None:
         self._names = dict.fromkeys(names)
-        self._read = read
+        self._read, self._own = read, own
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         if name not in self._names:
             raise KeyError(name)
         return self._read(name)
+
+    def own(self, name: str) -> NDArray[np.float32]:
+        """See ``verify.checkpoint.handed``."""
+        if name not in self._names:
+            raise KeyError(name)
+        return self._own(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._names  # Mapping's own would read the tensor

@@ -8,11 +8,13 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from verify.checkpoint import Checkpoint
+from verify.checkpoint import Checkpoint, Tensors
+from verify.checkpoint.handed import handed_out
 from verify.errors import GptVerifyError, MissingDependency, PortError, UsageError
 from verify.ports.builtin import BUILTIN, only_float32_on_cpu
 from verify.ports.builtin import PortInfo as PortInfo
@@ -20,6 +22,16 @@ from verify.ports.builtin import builtin_ports as builtin_ports
 
 if TYPE_CHECKING:
     from verify.ports.port import Dtype, Port
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A port that finds its parameters and sites by the tensors of a checkpoint."""
+
+    @property
+    def placed_by(self) -> Tensors: ...
+
+    def place_by(self, tensors: Tensors) -> None: ...
 
 
 def expand(specs: list[str], architecture: str = "gpt2") -> list[str]:
@@ -86,7 +98,11 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
 
 def _from_factory(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
     factory = _import_factory(spec)
-    port = _made(spec, factory, checkpoint, dtype, device)
+    handed = handed_out(checkpoint)
+    port = _made(spec, partial(factory, handed), checkpoint, dtype, device)
+    # One of ours that the factory has made is judged by what it was not handed.
+    if isinstance(port, Placed) and port.placed_by is handed.tensors:
+        port.place_by(checkpoint.tensors)
     # On the factory, because a function or a module has no place to say it.
     port.waivers = {**getattr(factory, "waivers", {}), **port.waivers}
     return port
@@ -94,7 +110,7 @@ def _from_factory(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device
 
 def _made(
     spec: str,
-    factory: Callable[[Checkpoint], Any],
+    make: Callable[[], Any],
     checkpoint: Checkpoint,
     dtype: Dtype | None,
     device: str,
@@ -102,7 +118,7 @@ def _made(
     from verify.ports.port import Port
 
     try:
-        made = factory(checkpoint)
+        made = make()
     except GptVerifyError:
         raise
     except Exception as e:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -134,6 +135,12 @@ class TorchModule(Port):
     def placed_by(self) -> Mapping[str, Floats]:
         """The tensors by which ``matching`` was made, before norms were folded."""
         return self._checkpoint.tensors
+
+    def place_by(self, tensors: Mapping[str, Floats]) -> None:
+        """Place the parameters by these, whatever they were placed by before."""
+        self._checkpoint = replace(self._checkpoint, tensors=tensors)
+        self.config = self._checkpoint.config
+        self._matching = self._pieces = self._channels = self.folding = None
 
     @property
     def matching(self) -> Matching:
