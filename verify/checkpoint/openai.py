@@ -72,9 +72,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         _refuse_outside(path, state, file)
     found = {}
     for name, entry in bundle.entries.items():
-        own = name.removeprefix(SCOPE) if name.startswith(SCOPE) else name
+        inner = name.removeprefix(SCOPE) if name.startswith(SCOPE) else name
         # A tensor outside the scope must not pass for the one inside it.
-        found[own if own != name else f"/{name}"] = Stored(name, entry.dtype, entry.shape)
+        found[inner if inner != name else f"/{name}"] = Stored(name, entry.dtype, entry.shape)
     check_tensors(found, config, bundle.index, hparams, FORMAT)
     table = tensor_table(config)
 
