@@ -26,7 +26,7 @@ class Stored:
     """A port's tensors, in the checkpoint's layout whatever the port's is.
 
     What the port has bit for bit as the checkpoint has it is taken from there again when it is put
-    back, so that at most one tensor is held besides the port's own; only what differs is kept.
+    back, so that at most two tensors are held besides the port's own; only what differs is kept.
     """
 
     def __init__(self, subject: Subject) -> None:
