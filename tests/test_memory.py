@@ -171,7 +171,7 @@ if "spare" in sys.argv:
     spare()
 libc.free(block(31 << 20))
 before, size = resident(), int(sys.argv[1])
-blocks = [(block(size), block(64)) for _ in range((96 << 20) // size)]
+blocks = [(block(size), block(100_000)) for _ in range((96 << 20) // size)]
 for large, _ in blocks:
     libc.free(large)
 if "give_back" in sys.argv:
