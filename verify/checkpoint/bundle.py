@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.checkpoint import protobuf
+import verify.checkpoint.protobuf as protobuf
 from verify.checkpoint.files import Malformed, MappedFile, listing, read_bytes, refusal
 from verify.checkpoint.protobuf import decode, last
 from verify.checkpoint.table import mask, read_table, varint

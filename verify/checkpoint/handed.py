@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.checkpoint import Checkpoint, Tensors
+from verify.checkpoint.record import Checkpoint, Tensors
 
 Array = NDArray[np.float32]
 

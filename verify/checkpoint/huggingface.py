@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from reference import Config, tensor_table
-from verify.checkpoint import Checkpoint
 from verify.checkpoint.files import refusal, size_of
 from verify.checkpoint.hf_config import SIZES, read_config
 from verify.checkpoint.hf_weights import READABLE, Weights, open_weights
+from verify.checkpoint.record import Checkpoint
 from verify.checkpoint.tensors import Format, LazyTensors, Stored, check_tensors
 
 PREFIX = "transformer."

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference import Config, ConfigError, tensor_table
-from verify.checkpoint import Checkpoint
 from verify.checkpoint.bundle import Bundle
 from verify.checkpoint.files import Malformed, read_bytes, read_json, refusal, size_of
+from verify.checkpoint.record import Checkpoint
 from verify.checkpoint.tensors import Format, LazyTensors, Stored, check_tensors
 
 #: gpt-2 ``src/model.py:149``: everything is in ``variable_scope("model")``.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from reference import Config, tensor_table
 from reference.weights import TensorSpec
-from verify.checkpoint import Checkpoint
+from verify.checkpoint.record import Checkpoint
 from verify.errors import CheckpointError
 from verify.tensorflow import start
 from verify.worker import Worker

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from reference.bpe import BPE, alphabet
-from verify.checkpoint import Checkpoint
 from verify.checkpoint.files import LARGEST_JSON, listing, read_bytes, read_json, refusal
+from verify.checkpoint.record import Checkpoint
 from verify.errors import UsageError
 
 #: Tokens that no merge makes, because they never come from text: ``<|endoftext|>``, ``[PAD]``.

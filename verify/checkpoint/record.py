@@ -1,0 +1,40 @@
+"""What a checkpoint is, whatever format it lies in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference import Config
+
+Tensors = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and sizes of a GPT-2, as they lie in a directory.
+
+    Attributes:
+        path: the directory.
+        format: ``"openai"`` or ``"huggingface"``.
+        config: sizes.
+        tensors: name → float32 array, read when it is looked up and not kept. Matrices have the
+            shape ``[in, out]``; names and shapes are those of ``reference.tensor_table``. What a
+            port is handed is its own, to keep and to change (``verify.checkpoint.handed``).
+        files: every file that was used, for the report's checksums.
+        encoder: ``encoder.json``, where there is one.
+        merges: ``vocab.bpe``, where there is one.
+    """
+
+    path: Path
+    format: Literal["openai", "huggingface"]
+    config: Config
+    tensors: Tensors = field(repr=False)
+    files: tuple[Path, ...] = ()
+    encoder: Path | None = None
+    merges: Path | None = None
