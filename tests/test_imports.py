@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,13 @@ FRAMEWORK_CODE = (
 ADAPTERS = ("verify/ports/", "verify/tensorflow/")
 
 
-def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
+def imports(path: Path, *, top_level: bool = False, types: bool = True) -> Iterator[str]:
     """Dotted names that a file imports; ``from a import b`` yields both ``a`` and ``a.b``.
 
     With ``top_level``, only what is imported when the file is: not in functions, and not for the
-    type checker alone.
+    type checker alone. Without ``types``, all but what is imported for the type checker alone.
     """
+    types = types and not top_level
     pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while pending:
         node = pending.pop()
@@ -46,7 +48,7 @@ def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
         elif top_level and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
-        elif top_level and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        elif not types and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             pending.extend(node.orelse)
             continue
         pending.extend(ast.iter_child_nodes(node))
@@ -160,6 +162,42 @@ def test_rule_can_fail(rule: Rule, where: str, line: str, tmp_path: Path) -> Non
     path.parent.mkdir(parents=True)
     path.write_text(line + "\n")
     assert len(violations(rule, tmp_path)) >= 1
+
+
+def circle(root: Path) -> list[str] | None:
+    """Files that import each other, in functions too; None where there are none."""
+    files = {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in ("reference", "verify")
+        for path in (root / package).rglob("*.py")
+    }
+    assert files
+    graph = {
+        name: {other for other in imports(path, types=False) if other in files and other != name}
+        for name, path in files.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return None
+
+
+def test_no_files_import_each_other() -> None:
+    assert circle(ROOT) is None
+
+
+def test_a_circle_is_seen_also_in_a_function(tmp_path: Path) -> None:
+    (tmp_path / "verify").mkdir()
+    (tmp_path / "verify" / "a.py").write_text("from verify import b\n")
+    inner = "def f():\n    from verify.a import x\n"
+    (tmp_path / "verify" / "b.py").write_text(inner)
+    assert circle(tmp_path) is not None
+    (tmp_path / "verify" / "b.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from verify.a import x\n"
+    )
+    assert circle(tmp_path) is None
 
 
 def test_what_a_function_imports_is_not_imported_at_the_top(tmp_path: Path) -> None:
