@@ -28,6 +28,7 @@ from verify.checks.loss import (
 from verify.checks.padding import check_padding
 from verify.checks.positions import check_beyond, check_limit
 from verify.checks.precision import check_precision
+from verify.checks.reference_gradient import LENGTH
 from verify.checks.subject import Subject
 from verify.checks.symmetry import (
     check_heads,
@@ -43,8 +44,7 @@ from verify.checks.tokenizer import check_decode, check_encode
 from verify.checks.tying import at_the_logits, check_graph, check_storage, check_value
 from verify.findings import Finding
 from verify.lens.states import state_sites
-from verify.numerics.derivatives import ROOM_BYTES
-from verify.numerics.recording import run_bytes
+from verify.numerics.derivatives import noise_bytes
 
 Sites = Callable[[Config], list[str | None]]
 
@@ -90,7 +90,7 @@ def a_whole_context(config: Config) -> int:
 def derivatives(config: Config) -> int:
     """Bytes of a law that asks for derivatives: the table, its widened copy and its derivative in
     float64, and the noisy runs of the reference."""
-    return 8 * 3 * config.n_vocab * config.n_embd + min(ROOM_BYTES, 12 * run_bytes(config, 9, 4))
+    return 8 * 3 * config.n_vocab * config.n_embd + noise_bytes(config, LENGTH)
 
 
 @dataclass(frozen=True)

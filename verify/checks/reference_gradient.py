@@ -22,6 +22,8 @@ from verify.numerics.precision import Precision
 #: Predictions in all, and at most in one sequence. Short contexts make up for it with more
 #: sequences.
 _PREDICTIONS, _IN_A_ROW = 16, 8
+#: Tokens of a sequence at most.
+LENGTH = _IN_A_ROW + 1
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def known_derivatives(
 
 def _measure(subject: Subject) -> ReferenceGradient:
     config = subject.config
-    length = min(config.n_ctx, _IN_A_ROW + 1)
+    length = min(config.n_ctx, LENGTH)
     rows = -(-_PREDICTIONS // (length - 1))
     tokens = subject.tokens(rows, length, *b"gradient")
     drawn = draw(config, subject.rng(*b"gradient"))

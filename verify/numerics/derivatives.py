@@ -27,6 +27,7 @@ from verify.numerics.weights import DeclaredWeights
 #: What the noisy runs that are made side by side may take; another number, other noise, but of the
 #: same size.
 ROOM_BYTES = 640 << 20
+_FLOAT32_BYTES = 4
 #: Mean square of a direction's factor, uniform between 1/2 and 1.
 _FACTOR_SQUARE = 7 / 12
 
@@ -105,9 +106,14 @@ def derivatives(
             single = _noise(config, weights, tokens_BT, directions, FLOAT32, exact_DB)
         floors = noise * (precision.u / narrow.u)
         rounding = single * (FLOAT64.u / FLOAT32.u)
-        _hold(config, weights, tokens_BT, directions, values, rounding)
+        _check(config, weights, tokens_BT, directions, values, rounding)
     numbers = zip(directions, values, rounding, floors, strict=True)
     return [Derivative(d, float(v), float(r), float(f)) for d, v, r, f in numbers]
+
+
+def noise_bytes(config: Config, length: int) -> int:
+    """What the noisy runs that are made side by side take."""
+    return min(ROOM_BYTES, OBSERVATIONS * run_bytes(config, length, _FLOAT32_BYTES))
 
 
 def _along(
@@ -147,7 +153,7 @@ def _noise(
     """
     batch, length = tokens_BT.shape
     draws = max(2, -(-OBSERVATIONS // batch))
-    at_once = max(1, ROOM_BYTES // (batch * run_bytes(config, length, 4)))
+    at_once = max(1, ROOM_BYTES // (batch * run_bytes(config, length, _FLOAT32_BYTES)))
     squares, sizes = np.zeros(len(directions)), np.zeros(len(directions))
     for first in range(0, draws, at_once):
         some = min(at_once, draws - first)
@@ -164,7 +170,7 @@ def _noise(
     return np.asarray(np.sqrt(squares))
 
 
-def _hold(
+def _check(
     config: Config,
     weights: DeclaredWeights,
     tokens_BT: NDArray[np.integer],
@@ -172,7 +178,7 @@ def _hold(
     values: NDArray[np.float64],
     rounding: NDArray[np.float64],
 ) -> None:
-    """Hold the backward pass to central differences of the same loss along Σ scale · v.
+    """The backward pass against central differences of the same loss along Σ scale · v.
 
     Raises:
         Inconsistent: they disagree.

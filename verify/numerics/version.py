@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 3
-SOURCE = "5d9048228bd48eee51c9843bdf92fb6cb3d08000444654cb680dd0c22bd79728"
+SOURCE = "2aafb40abe12c18939439a90fb5fb16442efb36acf86cbd36310a7166fe8d00c"
