@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from verify.checkpoint import open_checkpoint
 from verify.findings import PortReport, Status
 from verify.inputs import seeded
@@ -45,29 +47,23 @@ class Altered:
     function: bool
 
 
-def one_bit(module: Any, late: int) -> None:
-    import torch
+class Detached(torch.nn.Linear):
+    """A head through which nothing comes back to its weight."""
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.weight.detach())
+
+
+def one_bit(module: Any, late: int) -> None:
     with torch.no_grad():
         module.transformer.h[late].mlp.c_proj.weight.view(torch.int32)[3, 5] ^= 1
 
 
 def exact_gelu(module: Any, late: int) -> None:
-    import torch
-
     module.transformer.h[late].mlp.act = torch.nn.GELU()
 
 
 def head_detached(module: Any, late: int) -> None:
-    import torch
-
-    class Detached(torch.nn.Linear):  # type: ignore[misc]  # mypy does not follow torch
-        def forward(self, x: Any) -> Any:
-            return torch.nn.functional.linear(x, self.weight.detach())
-
-    # Where pickle finds it, or the port could not be saved as a whole.
-    Detached.__qualname__ = "Detached"
-    globals()["Detached"] = Detached
     module.lm_head.__class__ = Detached
 
 
@@ -114,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         altered = PORTS[name]
 
         def make(altered: Altered = altered) -> Port:  # bound now
-            port = build("huggingface-eager", source, None, "cpu")
-            altered.alter(port.module, late)  # type: ignore[attr-defined]
+            port: Any = build("huggingface-eager", source, None, "cpu")
+            altered.alter(port.module, late)
             return port
 
         inputs = [seeded(source.config, arguments.length, 0)]

@@ -196,7 +196,8 @@ def _plain(node: Any) -> str:
 def record(changed: bool) -> str:
     """Write down the digest of today, under the next version where the numbers changed."""
     text = VERSION.read_text(encoding="utf-8")
-    number = int(re.search(r"^VERSION = (\d+)$", text, re.M)[1]) + changed  # type: ignore[index]
+    (known,) = re.findall(r"^VERSION = (\d+)$", text, re.M)
+    number = int(known) + changed
     text = re.sub(r"^VERSION = .*$", f"VERSION = {number}", text, flags=re.M)
     text = re.sub(r"^SOURCE = .*$", f'SOURCE = "{digest()}"', text, flags=re.M)
     VERSION.write_text(text, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import altered_ports
@@ -76,7 +77,7 @@ def judged(
     source: Checkpoint | None = None,
 ) -> PortReport:
     source = source or checkpoint()
-    build = lambda: port(alter, attention, dtype, source)  # noqa: E731
+    build = partial(port, alter, attention, dtype, source)
     return judge("port", source, INPUTS, dtype, "cpu", Silent(), build=build)
 
 
