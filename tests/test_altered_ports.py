@@ -249,7 +249,10 @@ class TestLogitsAlone:
         assert report.first_divergence == "logits"
         more = {"mask_too_generous": "causality.bits"}
         more |= {"positions_shifted_clipped": "positions.beyond"}
-        assert failed_laws(report) == {"logits", more.get(name, "logits")}
+        # Rounded to bfloat16, a difference of the products' last digit grows to one of bfloat16's,
+        # in a batch as elsewhere. Whether a row's products differ there is the BLAS's choice.
+        follows = {"batch"} if name == "gelu_in_bfloat16" else set()
+        assert failed_laws(report) - follows == {"logits", more.get(name, "logits")}
         assert report.logits_floors is not None
         assert report.logits_floors > LIMIT_FLOORS
 
