@@ -28,11 +28,13 @@ def gelu(x: Array) -> Array:
 
 
 def softmax(x: Array) -> Array:
-    """exp(x) / Σ exp(x) over the last axis, shifted by the maximum: gpt-2 ``src/model.py:20``.
+    """exp(x) / Σ exp(x) over the last axis, shifted by the maximum: gpt-2 ``src/model.py:20``."""
+    return _softmax(x - np.max(x, axis=-1, keepdims=True))
 
-    Each step overwrites the one before it: the patterns of a long sequence are large.
-    """
-    y: Array = x - np.max(x, axis=-1, keepdims=True)
+
+def _softmax(y: Array) -> Array:
+    """Of scores that were shifted. Each step overwrites the one before it: the patterns of a long
+    sequence are large."""
     np.exp(y, out=y)
     y /= np.sum(y, axis=-1, keepdims=True)
     return y
@@ -77,7 +79,9 @@ def causal_softmax(scores_HTS: Array) -> Array:
     zero in every floating-point format, so the pattern is the same.
     """
     t, s = scores_HTS.shape[-2:]
-    return softmax(np.where(np.tri(t, s, dtype=bool), scores_HTS, -np.inf))
+    masked_HTS = np.where(np.tri(t, s, dtype=bool), scores_HTS, -np.inf)
+    masked_HTS -= np.max(masked_HTS, axis=-1, keepdims=True)
+    return _softmax(masked_HTS)
 
 
 def attention_mix(pattern_HTS: Array, v_HSK: Array) -> Array:

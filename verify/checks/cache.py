@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -69,6 +68,7 @@ def check_cache(subject: Subject) -> Iterator[Finding]:
         yield _failed(agreement, *_named(subject, splits))
         return
     said = [f"{len(splits)} splits of {short} tokens"]
+    del splits  # all their logits
     exchanged = _two_rows(subject, agreement, short)
     if not agreement.holds():
         words = "one row alone is decoded as it should be: rows are mixed up"
@@ -85,6 +85,7 @@ def check_cache(subject: Subject) -> Iterator[Finding]:
         if not agreement.holds():
             yield _failed(agreement, *_limited(subject, long))
             return
+        del whole_TV, long
         said.append(f"{count} tokens one by one")
     if count < n_ctx:
         last = _last_positions(subject, agreement)
@@ -116,14 +117,22 @@ def _words(lengths: Lengths) -> str:
     return "decoded as " + " + ".join(map(str, lengths))
 
 
-def _decode(subject: Subject, tokens_BT: Tokens, lengths: Lengths) -> Iterator[Floats]:
-    """Logits of each piece, [B, n, V], made with the cache of those before it."""
+def _decode(
+    subject: Subject, tokens_BT: Tokens, lengths: Lengths, keep: bool = True
+) -> Iterator[Floats]:
+    """Logits of each piece, [B, n, V], made with the cache of those before it.
+
+    Args:
+        keep: copies; otherwise the port's own memory, to be looked at before it runs again.
+    """
     step = subject.port.step
     assert step is not None, "the table says that the law needs it"
     cache = None
     for piece in np.split(tokens_BT, np.cumsum(lengths)[:-1], axis=1):
         logits, cache = step(piece, cache)
-        yield checked(subject, logits, piece, _words(lengths))
+        logits = checked(subject, logits, piece, _words(lengths), keep=keep)
+        yield logits
+        del logits  # of a whole context: large, while the next piece is computed
 
 
 def _splits(subject: Subject, agreement: Agreement, n: int) -> list[Decoded]:
@@ -166,8 +175,12 @@ def _last_positions(subject: Subject, agreement: Agreement) -> Case:
     """Most of a whole context in one call, then its last two tokens."""
     n_ctx = subject.config.n_ctx
     tokens, lengths = subject.tokens(1, n_ctx), (n_ctx - 2, 1, 1)
-    whole_TV = logits_of(subject, tokens)[0, -2:].copy()
-    got_TV = np.concatenate(deque(_decode(subject, tokens, lengths), maxlen=2), axis=1)[0]
+    whole_TV = logits_of(subject, tokens, keep=False)[0, -2:].copy()
+    ends = []
+    for piece_BTV in _decode(subject, tokens, lengths, keep=False):
+        ends.append(piece_BTV[0, -1].copy())
+        del piece_BTV  # the first is as large as the whole
+    got_TV = np.stack(ends[-2:])
     agreement.compare(_words(lengths), got_TV, whole_TV, tokens[0], n_ctx - 2)
     rows = np.array([n_ctx - 2, n_ctx - 1])
     return Case([tokens[0]], rows, got_TV, whole_TV, subject.floor(tokens[0], n_ctx - 2))

@@ -76,6 +76,7 @@ class _Runs:
             got, right = got_TV[:boundary], right_TV[:boundary]
             if agreement.compare(what, got, right, self.tokens_T).max() > LIMIT_PAIR:
                 wrong.append(boundary)
+            del got_TV, got  # large; the port may now make the next in its place
         return wrong
 
     def repeats(self) -> bool:

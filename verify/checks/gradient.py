@@ -137,6 +137,7 @@ def _run(
 ) -> _Run:
     if subject.matching is None:
         raise NotExamined("no parameters shown")
+    subject.weights.forget()
     gradient = PortGradient.of(port, subject.matching, reference.directions, reference.tokens)
     return _Run(name, gradient, finer)
 

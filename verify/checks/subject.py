@@ -15,6 +15,7 @@ from reference.config import Config
 from verify.checkpoint import Checkpoint
 from verify.checkpoint.vocabulary import load
 from verify.matching import Matching
+from verify.memory import give_back
 from verify.numerics.floor import Floor, measure_floor
 from verify.numerics.precision import PRECISIONS, Precision
 from verify.numerics.weights import DeclaredWeights
@@ -92,6 +93,7 @@ class Subject:
         measured = self.weights.memo
         floor = measured.get(key)
         if floor is None or len(floor.rms_T) < len(tokens_T) - first:
+            give_back()  # what the port's run has freed: the oracle's takes as much
             floor = measure_floor(self.config, self.weights, self.precision, tokens_T, first)
             measured[key] = floor
         if not np.isfinite(floor.rms_T).all():

@@ -149,6 +149,7 @@ def _along(
     symmetry: Symmetry | None,
 ) -> _Run:
     assert subject.matching is not None, "what is not matched is not rewritten"
+    subject.weights.forget()
     moved = {id(d): d if symmetry is None else symmetry.direction(d) for d in reference.directions}
     gradient = PortGradient.of(port, subject.matching, list(moved.values()), reference.tokens)
     known, along = [], []

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference.config import Config
+from reference.weights import parameter_count
 from verify.numerics.backward import Backward, Noise
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.differences import difference
@@ -24,9 +25,9 @@ from verify.numerics.precision import FLOAT32, FLOAT64, Precision
 from verify.numerics.recording import run_bytes
 from verify.numerics.weights import DeclaredWeights
 
-#: What the noisy runs that are made side by side may take; another number, other noise, but of the
-#: same size.
-ROOM_BYTES = 640 << 20
+#: What the noisy runs that are made side by side may take, at most, and however small the model;
+#: in between half of what its weights take. Another number, other noise, but of the same size.
+ROOM_BYTES, LEAST_ROOM_BYTES = 640 << 20, 64 << 20
 _FLOAT32_BYTES = 4
 #: Mean square of a direction's factor, uniform between 1/2 and 1.
 _FACTOR_SQUARE = 7 / 12
@@ -113,7 +114,12 @@ def derivatives(
 
 def noise_bytes(config: Config, length: int) -> int:
     """What the noisy runs that are made side by side take."""
-    return min(ROOM_BYTES, OBSERVATIONS * run_bytes(config, length, _FLOAT32_BYTES))
+    return min(_room_bytes(config), OBSERVATIONS * run_bytes(config, length, _FLOAT32_BYTES))
+
+
+def _room_bytes(config: Config) -> int:
+    half = parameter_count(config) * _FLOAT32_BYTES // 2
+    return min(ROOM_BYTES, max(LEAST_ROOM_BYTES, half))
 
 
 def _along(
@@ -153,7 +159,7 @@ def _noise(
     """
     batch, length = tokens_BT.shape
     draws = max(2, -(-OBSERVATIONS // batch))
-    at_once = max(1, ROOM_BYTES // (batch * run_bytes(config, length, _FLOAT32_BYTES)))
+    at_once = max(1, _room_bytes(config) // (batch * run_bytes(config, length, _FLOAT32_BYTES)))
     squares, sizes = np.zeros(len(directions)), np.zeros(len(directions))
     for first in range(0, draws, at_once):
         some = min(at_once, draws - first)

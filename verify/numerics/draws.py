@@ -43,8 +43,12 @@ def draws(in_one: int, multiplications: int, afforded: int = FOR_ALL) -> int:
 
 def moves(values: Floats, precision: Precision, rng: np.random.Generator) -> Floats:
     """u ξ times the values, ξ between -1 and 1."""
-    xi: Floats = 2 * rng.random(values.shape, np.float32) - 1
-    return values * (xi * np.float32(precision.u))
+    xi: Floats = rng.random(values.shape, np.float32)
+    # In its own memory: the patterns of a long sequence are large.
+    xi *= 2
+    xi -= 1
+    xi *= np.float32(precision.u)
+    return np.multiply(values, xi, out=xi if values.dtype == xi.dtype else None)
 
 
 class Rounding:
@@ -54,4 +58,6 @@ class Rounding:
         self._precision, self._rng = precision, np.random.default_rng(seed)
 
     def __call__(self, values: Floats) -> Floats:
-        return self._precision.round(values + moves(values, self._precision, self._rng))
+        moved = moves(values, self._precision, self._rng)
+        moved += values
+        return self._precision.round(moved)

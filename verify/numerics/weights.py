@@ -44,7 +44,7 @@ class DeclaredWeights(Mapping[str, Array]):
     """
 
     def __init__(
-        self, tensors: Mapping[str, Array], precision: Precision, keep_bytes: int = 64 << 20
+        self, tensors: Mapping[str, Array], precision: Precision, keep_bytes: int = 24 << 20
     ) -> None:
         self.tensors = tensors
         self._precision = precision
@@ -70,6 +70,11 @@ class DeclaredWeights(Mapping[str, Array]):
     def float64(self, name: str) -> Array:
         """The same, widened for the arithmetic."""
         return self._keep((name, np.float64), lambda: self[name].astype(np.float64))
+
+    def forget(self) -> None:
+        """Let go of the tensors that were kept: something large comes next."""
+        with self._lock:
+            self._kept.clear()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from verify.memory import LARGE_BYTES, give_back
+
 #: Called with a narrow parameter and a contribution to its derivative, in float64.
 Arrived = Callable[[torch.Tensor, torch.Tensor], None]
 
@@ -59,7 +61,11 @@ class Differentiable:
                 raise RuntimeError(
                     "what the backward pass needs was modified by an inplace operation"
                 )
-            return kept if narrow is None else wider(kept).as_strided(size, step, at)
+            if narrow is None:
+                return kept
+            if kept.nbytes >= LARGE_BYTES:
+                give_back()  # a table, when most that the passes have taken until now is free
+            return wider(kept).as_strided(size, step, at)
 
         return again
 
