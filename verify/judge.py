@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from reference.config import Config
@@ -23,8 +25,8 @@ from verify.checks.tying import with_stored_graph
 from verify.checks.unchanged import Weights
 from verify.checks.weights import check_weights
 from verify.diagnosis.port import Diagnosis, diagnose
-from verify.errors import GptVerifyError
-from verify.findings import Finding, PortReport, Status, concerns
+from verify.errors import GptVerifyError, PortError
+from verify.findings import Finding, PortReport, Status, concerns, unanchored
 from verify.folding import NOT_TIED
 from verify.inputs import Input
 from verify.memory import give_back, require, spare
@@ -39,6 +41,9 @@ from verify.waivers import waive
 
 if TYPE_CHECKING:
     from verify.ports.port import Port
+
+
+Floats = NDArray[np.floating]
 
 
 class Steps(Protocol):
@@ -101,6 +106,8 @@ def judge(
     findings, waived, unused = waive(work.diagnosis.annotated(work.complete(error)), waivers)
     if unused and error is None:
         error = f"{name}: {unused}"
+    if error is None and (missing := unanchored(findings)):
+        error = f"{name}: {missing}"
     return PortReport(
         name=name or spec,
         dtype=declared,
@@ -143,6 +150,14 @@ def one_line(e: BaseException) -> str:
     """Type and first line of an exception."""
     first = (str(e).strip().splitlines() or [""])[0]
     return f"{type(e).__name__}: {first}" if first else type(e).__name__
+
+
+def _kept(port: Port, returned: object) -> Floats:
+    """A copy of logits, because a port may use its memory again."""
+    kept: Floats = np.array(returned)
+    if kept.dtype == object:
+        raise PortError(f"{port.name}: returned {type(returned).__name__}, not an array of numbers")
+    return kept
 
 
 def _failures(findings: Sequence[Finding]) -> list[Finding]:
@@ -244,9 +259,11 @@ class _Work:
             self._why["activations"] = "the port shows nothing but logits"
             logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
             for item in self.inputs:
-                first = port.logits(item.tokens)
+                first = _kept(port, port.logits(item.tokens))
                 logits.add(item.tokens, first)
-                repeats.add(item.name, first, port.logits(item.tokens))
+                again = port.logits(item.tokens)
+                if not repeats.add(item.name, first, again):
+                    logits.add_again(item.tokens, again)
                 self.progress.step(item.name)
         else:
             comparison = self._comparison(weights, port, PRECISIONS[port.dtype], cascaded=True)
@@ -254,10 +271,13 @@ class _Work:
             try:
                 for item in self.inputs:
                     comparison.begin(item.tokens, item.name)
-                    first = port.activations(item.tokens, comparison)
+                    first = _kept(port, port.activations(item.tokens, comparison))
+                    comparison.returned(first)
                     # The second run is not watched: an instrument that changes what it measures
                     # would show here.
-                    repeats.add(item.name, first, port.logits(item.tokens))
+                    again = port.logits(item.tokens)
+                    if not repeats.add(item.name, first, again):
+                        logits.add_again(item.tokens, again)
             except Exception:
                 self.findings += _failures(comparison.local_findings("activations.local"))
                 raise
