@@ -1,6 +1,7 @@
 """The command ``gpt-verify``.
 
-Exit status: 0 verified, 1 refuted, 2 could not judge; 130 interrupted.
+Exit status: 0 verified, 1 refuted, 2 could not judge; 130 interrupted. A port cannot change it: it
+runs in a child (``verify.supervisor``).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,6 +19,8 @@ from verify.commands import COMMANDS
 from verify.errors import GptVerifyError
 
 INTERRUPTED = 130
+#: The commands that run what their user names: code that may end the process.
+RUN_PORTS = ("run", "lens", "diagnose")
 
 
 def _complain(message: str, debug: bool) -> int:
@@ -52,12 +56,49 @@ def _dispatch(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+    """Run the command and return its exit status.
+
+    Args:
+        argv: None takes the arguments of this process, and then ports run in another one, which
+            they may end. With a list they run here, in the process of whoever calls.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a sign is no reason to fail after a long run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
+    if argv is not None or args.command not in RUN_PORTS:
+        return _run(args)
+    from verify import supervisor
+
+    if not supervisor.possible():
+        return _run(args)
+    say = supervisor.supervised()
+    if say is None:
+        return _supervise(args.debug)
+    status = _run(args)
+    say(status)
+    return status
+
+
+def _supervise(debug: bool) -> int:
+    from verify import supervisor
+
+    try:
+        return supervisor.supervise()
+    except supervisor.Ended as ended:
+        if ended.signal == signal.SIGINT:
+            return INTERRUPTED
+        if ended.signal in (signal.SIGTERM, signal.SIGHUP):  # as if there were but one process
+            signal.signal(ended.signal, signal.SIG_DFL)
+            os.kill(os.getpid(), ended.signal)
+        return _complain(str(ended), debug)
+    except OSError as error:
+        return _complain(f"cannot start the process for the ports: {error}", debug)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """In this process: the exit status, when everything that is to be said was said."""
     if args.debug:
         logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
         logging.getLogger("verify").setLevel(logging.DEBUG)
