@@ -160,6 +160,15 @@ def _kept(port: Port, returned: object) -> Floats:
     return kept
 
 
+def _again(
+    port: Port, item: Input, first: Floats, repeats: Determinism, logits: LogitsComparison
+) -> None:
+    """Run a port for the second time; what differs from the first is compared as well."""
+    second = port.logits(item.tokens)
+    if not repeats.add(item.name, first, second):
+        logits.add_again(item.tokens, second)
+
+
 def _failures(findings: Sequence[Finding]) -> list[Finding]:
     """Of a run that broke off, what had failed by then; the rest was not examined in full."""
     return [finding for finding in findings if finding.status is Status.FAILED]
@@ -261,9 +270,7 @@ class _Work:
             for item in self.inputs:
                 first = _kept(port, port.logits(item.tokens))
                 logits.add(item.tokens, first)
-                again = port.logits(item.tokens)
-                if not repeats.add(item.name, first, again):
-                    logits.add_again(item.tokens, again)
+                _again(port, item, first, repeats, logits)
                 self.progress.step(item.name)
         else:
             comparison = self._comparison(weights, port, PRECISIONS[port.dtype], cascaded=True)
@@ -275,9 +282,7 @@ class _Work:
                     comparison.returned(first)
                     # The second run is not watched: an instrument that changes what it measures
                     # would show here.
-                    again = port.logits(item.tokens)
-                    if not repeats.add(item.name, first, again):
-                        logits.add_again(item.tokens, again)
+                    _again(port, item, first, repeats, logits)
             except Exception:
                 self.findings += _failures(comparison.local_findings("activations.local"))
                 raise

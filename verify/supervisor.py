@@ -104,12 +104,21 @@ class _Signals:
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.interrupted: float | None = None
+        self.early: list[int] = []
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             self.interrupted = self.interrupted or time.monotonic()
-        elif self.process is not None:
+        elif self.process is None:
+            self.early.append(number)
+        else:
             self.process.send_signal(number)
+
+    def are_of(self, process: subprocess.Popen[bytes]) -> None:
+        """Pass on what comes from now on, and what came while it was being started."""
+        self.process = process
+        for number in self.early:
+            process.send_signal(number)
 
     def pass_on(self) -> None:
         since = self.interrupted
@@ -136,7 +145,7 @@ def _signals() -> Iterator[_Signals]:
 
 def _wait(process: subprocess.Popen[bytes], reader: int, signals: _Signals) -> bytes:
     """Everything that the child says before it ends, or is ended for staying too long after it."""
-    signals.process = process
+    signals.are_of(process)
     said, listening, last = b"", True, None
     while process.poll() is None:
         if listening:
