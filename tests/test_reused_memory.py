@@ -99,6 +99,7 @@ def wrap(port: Port, spoilt: Spoilt) -> None:
 
     def lens(tokens: Any) -> Iterator[Any]:
         for site, value in own["lens"](tokens):
+            value = np.array(value)  # the twin may be the port itself, wrapped twice
             spoilt.begin()
             yield site, spoilt.out(value)
 
