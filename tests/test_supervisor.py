@@ -154,13 +154,13 @@ def test_a_port_may_run_the_command_itself(tiny: Path, tmp_path: Path) -> None:
     assert "ValueError: 2: gpt-verify: --port no-such-port: not FILE.py" in complaint(done.stderr)
 
 
-def _started(tiny: Path, tmp_path: Path) -> subprocess.Popen[str]:
+def _started(tiny: Path, tmp_path: Path, waits: str) -> subprocess.Popen[str]:
     """The command, and a port that has written its process id and waits."""
     source = (
         "def port(checkpoint):\n"
         f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
         "    print('ready', flush=True)\n"
-        "    time.sleep(600)\n"
+        f"    {waits}\n"
     )
     words = ["run", "--checkpoint", str(tiny), "--port", written(tmp_path, source)]
     child = subprocess.Popen(
@@ -185,9 +185,23 @@ def _gone(pid: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_the_port_ends_with_the_command(tiny: Path, tmp_path: Path, number: int) -> None:
-    with _started(tiny, tmp_path) as child:
+SLEEP = "time.sleep(600)"
+
+
+@pytest.mark.parametrize(
+    ("number", "waits"),
+    [
+        (signal.SIGTERM, SLEEP),
+        (signal.SIGHUP, SLEEP),
+        (signal.SIGKILL, SLEEP),
+        # As one that is inside of a library.
+        (signal.SIGTERM, "signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP),
+    ],
+)
+def test_the_port_ends_with_the_command(
+    tiny: Path, tmp_path: Path, number: int, waits: str
+) -> None:
+    with _started(tiny, tmp_path, waits) as child:
         child.send_signal(number)
         child.wait(60)
         assert child.returncode == -number
@@ -198,7 +212,15 @@ def test_help_and_bad_words_need_no_second_process(monkeypatch: pytest.MonkeyPat
     from verify import cli, supervisor
 
     monkeypatch.setattr(supervisor, "supervise", lambda: pytest.fail("started a process"))
-    for words in (["run", "--help"], ["run", "--no-such-option"], ["--version"]):
+    monkeypatch.setattr(cli, "arrive", lambda: None)
+    monkeypatch.setattr(cli, "leave", sys.exit)
+    for words, status in (
+        (["run", "--help"], 0),
+        (["run", "--no-such-option"], 2),
+        (["--version"], 0),
+        (["ports"], 0),
+    ):
         monkeypatch.setattr(sys, "argv", ["gpt-verify", *words])
-        with pytest.raises(SystemExit):
-            cli.main()
+        with pytest.raises(SystemExit) as left:
+            cli.entry()
+        assert left.value.code == status

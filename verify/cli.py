@@ -12,11 +12,13 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from verify.arguments import COULD_NOT_JUDGE, build_parser
 from verify.commands import COMMANDS
-from verify.errors import GptVerifyError
+from verify.errors import GptVerifyError, described
+from verify.leaving import arrive, leave
 
 INTERRUPTED = 130
 #: The commands that run what their user names: code that may end the process.
@@ -55,30 +57,48 @@ def _dispatch(args: argparse.Namespace) -> int:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status.
+def entry() -> NoReturn:
+    """The command as a process of its own: ports run in another one, which they may end."""
+    arrive()
+    status = COULD_NOT_JUDGE
+    say: Callable[[int], None] = _unsaid
+    try:
+        args = _parsed(None)
+        from verify import supervisor
 
-    Args:
-        argv: None takes the arguments of this process, and then ports run in another one, which
-            they may end. With a list they run here, in the process of whoever calls.
-    """
+        if args.command not in RUN_PORTS or not supervisor.possible():
+            status = _run(args)
+        elif (verdict := supervisor.supervised()) is None:
+            status = _supervise(args.debug)
+        else:
+            say = verdict
+            status = _run(args)
+    except SystemExit as stop:  # argparse's own: what it has to say is said
+        status = stop.code if isinstance(stop.code, int) else COULD_NOT_JUDGE
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except BaseException as error:
+        # Python's own status for it is 1, which would be a verdict.
+        _complain(f"{described(error)}: this is a bug in gpt-verify", debug=False)
+    say(status)
+    leave(status)
+
+
+def _unsaid(status: int) -> None:
+    """Nobody waits to be told."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in this process and return its exit status."""
+    return _run(_parsed(argv))
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a sign is no reason to fail after a long run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    args = build_parser().parse_args(argv)
-    if argv is not None or args.command not in RUN_PORTS:
-        return _run(args)
-    from verify import supervisor
-
-    if not supervisor.possible():
-        return _run(args)
-    say = supervisor.supervised()
-    if say is None:
-        return _supervise(args.debug)
-    status = _run(args)
-    say(status)
-    return status
+    return build_parser().parse_args(argv)
 
 
 def _supervise(debug: bool) -> int:

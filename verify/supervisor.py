@@ -23,6 +23,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from verify.children import signal_name
+from verify.leaving import END_S, end_with
+from verify.scratch import sweep
+
 #: Tells the child the descriptor that it speaks to, and of whom: ``descriptor:process``.
 _VARIABLE = "GPT_VERIFY_SUPERVISED"
 #: How often the parent looks up while nothing happens, in seconds.
@@ -30,8 +34,9 @@ _LOOK_S = 0.5
 #: A terminal sends Ctrl-C to both processes. One that came to the parent alone is passed on after
 #: this time.
 _INTERRUPT_S = 1.0
-#: What a port has left running may go on for so long after the verdict was said.
-_LINGER_S = 10.0
+#: The child has so long for its end, after the verdict was said or a signal was passed on. It ends
+#: by itself, in less; this is for one that is held up inside of a library.
+_LINGER_S = END_S + 5.0
 
 Say = Callable[[int], None]
 
@@ -65,7 +70,7 @@ def supervised() -> Say | None:
         return None
     pipe, own = int(descriptor), os.getpid()
     os.set_inheritable(pipe, False)
-    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    end_with(int(parent))
 
     def say(status: int) -> None:
         if os.getpid() == own:  # not a copy that a port has forked
@@ -91,11 +96,15 @@ def supervise() -> int:
             said = _wait(process, reader, signals)
     finally:
         os.close(reader)
+    if process.returncode < 0:
+        sweep()  # its directories
     for line in said.decode(errors="replace").splitlines():
         own, _, status = line.partition(" ")
         if own == str(process.pid) and status.isdigit():
             return int(status)
-    raise _ended(process.returncode)
+    # Killed because it did not end is ended by what it was sent.
+    killed = process.returncode == -signal.SIGKILL and signals.ending
+    raise _ended(-signals.ending if killed else process.returncode)
 
 
 class _Signals:
@@ -105,14 +114,17 @@ class _Signals:
         self.process: subprocess.Popen[bytes] | None = None
         self.interrupted: float | None = None
         self.early: list[int] = []
+        self.ending = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             self.interrupted = self.interrupted or time.monotonic()
-        elif self.process is None:
-            self.early.append(number)
         else:
-            self.process.send_signal(number)
+            self.ending = self.ending or number
+            if self.process is None:
+                self.early.append(number)
+            else:
+                self.process.send_signal(number)
 
     def are_of(self, process: subprocess.Popen[bytes]) -> None:
         """Pass on what comes from now on, and what came while it was being started."""
@@ -155,7 +167,7 @@ def _wait(process: subprocess.Popen[bytes], reader: int, signals: _Signals) -> b
         else:  # it has closed the pipe: there is nothing to wait for but its end
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_LOOK_S)
-        if said.endswith(b"\n"):
+        if said.endswith(b"\n") or signals.ending:
             last = last or time.monotonic() + _LINGER_S
             if time.monotonic() > last:
                 process.kill()
@@ -170,12 +182,6 @@ def _wait(process: subprocess.Popen[bytes], reader: int, signals: _Signals) -> b
 def _ended(status: int) -> Ended:
     if status >= 0:
         return Ended(f"a port ended the process, with exit status {status} and without a verdict")
-    name = signal.Signals(-status).name
+    name = signal_name(-status)
     why = " (out of memory?)" if name == "SIGKILL" else ""
     return Ended(f"the process in which the ports ran died of {name}{why}", -status)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOK_S)
-    os._exit(1)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from verify.checkpoint.tensorflow import as_stored
 from verify.errors import PortError
 from verify.ports.openai_graph import OpenAIGraph, int32
 from verify.ports.port import Floats, Port, Tokens
+from verify.scratch import scratch
 from verify.tensorflow import ORIGINAL, start
 from verify.worker import Worker
 
@@ -113,14 +113,14 @@ class OpenAITensorFlow(OpenAIGraph):
                 copy.close()
 
     def _saved(self, copy: _Copy) -> None:
-        with TemporaryDirectory() as directory:
+        with scratch() as directory:
             prefix = f"{directory}/model.ckpt"
             self._call("save", prefix=prefix)
             copy._call("build", config=self._config.as_dict())
             copy._call("restore", prefix=prefix)
 
     def _imported(self, copy: _Copy) -> None:
-        with TemporaryDirectory() as directory:
+        with scratch() as directory:
             prefix = f"{directory}/model.ckpt"
             self._call("save", prefix=prefix)
             copy._call("import_graph", prefix=prefix)

@@ -68,7 +68,7 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
     if spec.startswith(("http://", "https://")):
         from verify.ports.remote.http import HttpPort
 
-        return HttpPort(spec, dtype)
+        return HttpPort(spec, dtype, vocabulary=checkpoint.config.n_vocab)
     if name == "process":
         from verify.ports.remote.process import ProcessPort
 

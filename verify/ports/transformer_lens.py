@@ -7,7 +7,6 @@ changes every intermediate tensor and, by a constant at each position, the logit
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 from reference.weights import tensor_table
@@ -16,6 +15,7 @@ from verify.checkpoint.write import write_huggingface
 from verify.errors import MissingDependency, PortError
 from verify.ports.port import Dtype, Floats, Port, Tokens
 from verify.ports.quiet import quiet
+from verify.scratch import scratch
 
 
 def transformer_lens(
@@ -130,7 +130,7 @@ def _bridge(checkpoint: Checkpoint, dtype: Dtype | None) -> Any:
     if checkpoint.encoder is None or checkpoint.merges is None:
         raise PortError("transformer-lens: it loads no model without encoder.json and vocab.bpe")
     tensors = {name: checkpoint.tensors[name] for name in tensor_table(checkpoint.config)}
-    with tempfile.TemporaryDirectory(prefix="gpt-verify-") as directory, quiet(transformers):
+    with scratch() as directory, quiet(transformers):
         write_huggingface(
             directory, checkpoint.config, tensors, checkpoint.encoder, checkpoint.merges
         )
