@@ -7,17 +7,19 @@ runs in a child (``verify.supervisor``).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from verify.arguments import COULD_NOT_JUDGE, build_parser
 from verify.commands import COMMANDS
-from verify.errors import GptVerifyError, described
+from verify.errors import LONGEST_REFUSAL, GptVerifyError, described, shortened
 from verify.leaving import arrive, leave
 
 INTERRUPTED = 130
@@ -26,10 +28,11 @@ RUN_PORTS = ("run", "lens", "diagnose")
 
 
 def _complain(message: str, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    # One line, whatever the message holds.
-    print(f"gpt-verify: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a standard error that takes nothing
+        if debug:
+            traceback.print_exc()
+        # One line, whatever the message holds.
+        print(f"gpt-verify: {shortened(message, LONGEST_REFUSAL)}", file=sys.stderr, flush=True)
     return COULD_NOT_JUDGE
 
 
@@ -51,8 +54,7 @@ def _dispatch(args: argparse.Namespace) -> int:
         return INTERRUPTED
     except Exception as error:
         return _complain(
-            f"{type(error).__name__}: {error}: this is a bug in gpt-verify; "
-            "--debug shows the traceback",
+            f"{described(error)}: this is a bug in gpt-verify; --debug shows the traceback",
             args.debug,
         )
 
@@ -122,7 +124,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.debug:
         logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
         logging.getLogger("verify").setLevel(logging.DEBUG)
-    status = _dispatch(args)
+    with warnings.catch_warnings():
+        if not (args.debug or sys.warnoptions):
+            # What a library warns of would stand ahead of the one line that says what is wrong.
+            warnings.showwarning = lambda *_, **__: None
+        status = _dispatch(args)
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -38,6 +38,8 @@ class UsageError(GptVerifyError):
 
 #: Characters of what others say that are passed on: a sentence, and not a page.
 LONGEST = 400
+#: The same of an error of ours, which quotes them and names files.
+LONGEST_REFUSAL = 1000
 
 
 def shortened(text: object, longest: int = LONGEST) -> str:

@@ -218,7 +218,7 @@ class PortReport:
     mapping: Mapping[str, Place] = field(default_factory=dict)
     logits_floors: float | None = None
     seconds: float = 0.0
-    exception: Exception | None = field(default=None, compare=False, repr=False)
+    exception: BaseException | None = field(default=None, compare=False, repr=False)
 
     @property
     def verdict(self) -> Verdict:

@@ -25,7 +25,7 @@ from verify.checks.tying import with_stored_graph
 from verify.checks.unchanged import Weights
 from verify.checks.weights import check_weights
 from verify.diagnosis.port import Diagnosis, diagnose
-from verify.errors import GptVerifyError, PortError
+from verify.errors import LONGEST_REFUSAL, GptVerifyError, PortError, described, shortened
 from verify.findings import Finding, PortReport, Status, concerns, unanchored
 from verify.folding import NOT_TIED
 from verify.inputs import Input
@@ -100,8 +100,10 @@ def judge(
         finally:
             port.close()
     except GptVerifyError as e:
-        error, work.exception = str(e), e
-    except Exception as e:
+        error, work.exception = shortened(e, LONGEST_REFUSAL), e
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # GeneratorExit and CancelledError of a port among them
         error, work.exception = f"{name or spec}: {one_line(e)}", e
     findings, waived, unused = waive(work.diagnosis.annotated(work.complete(error)), waivers)
     if unused and error is None:
@@ -148,8 +150,7 @@ def one_blas_thread() -> AbstractContextManager[object]:
 
 def one_line(e: BaseException) -> str:
     """Type and first line of an exception."""
-    first = (str(e).strip().splitlines() or [""])[0]
-    return f"{type(e).__name__}: {first}" if first else type(e).__name__
+    return described(e)
 
 
 def _kept(port: Port, returned: object) -> Floats:
@@ -194,7 +195,7 @@ class _Work:
         self.remarks: tuple[str, ...] = ()
         self.tied = checkpoint.config.tied
         self.logits_floors: float | None = None
-        self.exception: Exception | None = None
+        self.exception: BaseException | None = None
         self.diagnosis = Diagnosis()
         self.loading: Loading | None = None
         self._comparisons: dict[str, SiteComparison] = {}
@@ -255,7 +256,9 @@ class _Work:
         except NotExamined as missing:
             self._why[law] = str(missing)
             return
-        except Exception as e:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as e:
             self._why[law] = f"the port does not run in float64: {one_line(e)}"
             self.findings += _failures(comparison.local_findings(law))
             return
@@ -283,7 +286,7 @@ class _Work:
                     # The second run is not watched: an instrument that changes what it measures
                     # would show here.
                     _again(port, item, first, repeats, logits)
-            except Exception:
+            except BaseException:
                 self.findings += _failures(comparison.local_findings("activations.local"))
                 raise
             self._comparisons["activations.local"] = comparison
@@ -308,9 +311,9 @@ class _Work:
             self.findings += law.check(subject)
         except NotExamined as missing:
             self._why[law.id] = str(missing)
-        except GptVerifyError:
+        except (GptVerifyError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as e:
+        except BaseException as e:
             places = law.sites(self.checkpoint.config)
             site = places[0] if len(places) == 1 else None
             message = f"the port raised {one_line(e)}"

@@ -15,6 +15,7 @@ import numpy as np
 
 from reference import tensor_table
 from verify.checkpoint import Checkpoint
+from verify.checkpoint.files import size_of
 from verify.checkpoint.tensorflow import as_stored
 from verify.errors import PortError
 from verify.ports.openai_graph import OpenAIGraph, int32
@@ -189,6 +190,7 @@ def meta_graph(checkpoint: Checkpoint, tokens: Tokens) -> MetaGraph:
 def _meta_graph(worker: Worker, prefix: Path | None, tokens: Tokens) -> MetaGraph:
     if prefix is None or not Path(f"{prefix}.meta").exists():
         return MetaGraph(False, "the checkpoint has no .meta file")
+    size_of(Path(f"{prefix}.meta"))  # a pipe is not opened, by TensorFlow neither
     frame = worker.call("meta", int32(tokens), prefix=str(prefix))
     return MetaGraph(**frame.fields, logits=frame.arrays[0] if frame.arrays else None)
 

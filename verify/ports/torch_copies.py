@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from verify.errors import shortened
 from verify.memory import require
 from verify.ports.port import NotExamined, Port
 from verify.ports.torch_float64 import converted
@@ -78,7 +79,7 @@ class Copies:
                 return str(error)
             # Whatever a class has against being copied like this is its own affair.
             except Exception as error:
-                reason = textwrap.shorten(f"{type(error).__name__}: {error}", 120)
+                reason = textwrap.shorten(f"{type(error).__name__}: {shortened(error)}", 120)
         return reason
 
     def _running(self, way: _Way, skeleton: Skeleton, stack: ExitStack) -> TorchModule:

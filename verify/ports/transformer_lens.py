@@ -12,7 +12,7 @@ from typing import Any
 from reference.weights import tensor_table
 from verify.checkpoint import Checkpoint
 from verify.checkpoint.write import write_huggingface
-from verify.errors import MissingDependency, PortError
+from verify.errors import MissingDependency, PortError, described
 from verify.ports.port import Dtype, Floats, Port, Tokens
 from verify.ports.quiet import quiet
 from verify.scratch import scratch
@@ -138,4 +138,6 @@ def _bridge(checkpoint: Checkpoint, dtype: Dtype | None) -> Any:
         try:
             return TransformerBridge.boot_transformers(directory, device="cpu", dtype=format_)
         except Exception as e:  # whatever a library of this size may raise
-            raise PortError(f"transformer-lens: it cannot load the checkpoint: {e}") from e
+            raise PortError(
+                f"transformer-lens: it cannot load the checkpoint: {described(e)}"
+            ) from e
