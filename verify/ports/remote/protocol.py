@@ -23,8 +23,11 @@ LARGEST_VOCABULARY = 1 << 20
 #: Bytes that one number may take. The longest of float64 that reads back has 24 characters; the
 #: rest is for digits that nobody needs, and for the spaces that make JSON readable.
 _NUMBER = 48
-#: Bytes of an answer beside its numbers: a header, or the words of a refusal.
+#: Bytes of the header of an array.
 _BESIDE = 1 << 16
+#: Bytes that any answer may have: one with too many logits is wrong, which is a finding about its
+#: shape, as long as it can be read at no cost.
+_LEAST = 1 << 24
 _MAGIC = b"\x93NUMPY"
 
 
@@ -40,7 +43,7 @@ def question(tokens: Tokens) -> bytes:
 def largest(tokens: Tokens, vocabulary: int) -> int:
     """Bytes that an answer to tokens int[B, T] may have. What is longer is no logits but something
     that prints without end, and is not read into memory to be told so."""
-    return _BESIDE + _NUMBER * np.asarray(tokens).size * vocabulary
+    return max(_LEAST, _BESIDE + _NUMBER * np.asarray(tokens).size * vocabulary)
 
 
 class Stream(Protocol):
