@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 3
-SOURCE = "2aafb40abe12c18939439a90fb5fb16442efb36acf86cbd36310a7166fe8d00c"
+SOURCE = "82515b091e317450f878d9a2521569eee06b424d73219a4778a043ff2fd8aae6"
