@@ -31,6 +31,7 @@ def findings(layers: int = 2, *, wrong_act: bool = False) -> list[Finding]:
                     if wrong_act
                     else Finding("activations.cascaded", status, "within", site, 1.0, 2.0)
                 )
+    found.append(Finding("logits", Status.PASSED, "within", "logits", 1.0, 2.0))
     return found
 
 

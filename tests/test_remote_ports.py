@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from verify.ports.port import Port
 from verify.ports.registry import build
 from verify.ports.remote.http import HttpPort
 from verify.ports.remote.process import ProcessPort
-from verify.ports.remote.protocol import Refused
+from verify.ports.remote.protocol import Refused, largest
 from verify.run import Options, run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -142,6 +144,66 @@ import os; pid = os.getpid()
             # Far below the sleep, and far above what a busy machine takes.
             assert time.monotonic() - start < 120
 
+    @pytest.mark.parametrize(
+        "start", [r'{"logits": [[[', r"\x93NUMPY\x02\x00\xff\xff\xff\x7f", r'{"error": "']
+    )
+    def test_an_answer_without_end_is_not_read(self, start: str) -> None:
+        body = f"""\
+sys.stdout.buffer.write(b'{start}')
+while True: sys.stdout.buffer.write(b'1' * 65536)"""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with process(body) as p, pytest.raises(PortError, match="answered with a") as error:
+            p.logits(TOKENS)
+        assert len(str(error.value)) < 600
+        # In kB: 16 MiB, and what holds them on the way.
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+    def test_how_long_an_answer_may_be(self) -> None:
+        """Enough for any way of writing what was asked for, and not a multiple of that."""
+        numbers = 8 * 1024 * 50257
+        assert 26 * numbers < largest(np.zeros((8, 1024)), 50257) < 50 * numbers
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "'x' * 60000",
+            "json.dumps({'error': 'x' * 60000})",
+            "json.dumps({'error': ['x'] * 6000})",
+            "json.dumps({'logits': 'x' * 60000})",
+            "json.dumps({'logits': [['x' * 60000]]})",
+            "json.dumps({'x' * 60000: 1})",
+            "'[' * 60000",
+            "'1' * 60000",
+            "json.dumps({'logits': [[[10 ** 400]]]})",
+        ],
+    )
+    def test_nothing_long_is_echoed(self, said: str) -> None:
+        with process(f"print({said}, flush=True)") as p, pytest.raises(PortError) as error:
+            p.logits(TOKENS)
+        assert len(str(error.value)) < 600
+        assert str(error.value).isprintable()
+
+    def test_nothing_long_is_echoed_of_last_words(self) -> None:
+        body = "sys.stderr.write('\\x1b[31m' + 'x' * 60000); sys.exit(1)"
+        with process(body) as p, pytest.raises(PortError, match="exit status 1") as error:
+            p.logits(TOKENS)
+        assert len(str(error.value)) < 600
+        assert str(error.value).isprintable()
+
+    def test_what_is_left_of_a_broken_answer_is_no_answer_to_the_next(self) -> None:
+        body = f"print('no', flush=True)\n{ECHO}"
+        with process(body) as p:
+            for _ in range(2):
+                with pytest.raises(PortError, match="'no', which is no JSON"):
+                    p.logits(TOKENS)
+
+    def test_a_question_that_is_never_read(self) -> None:
+        command = f"{shlex.quote(sys.executable)} -S -c 'import time; time.sleep(600)'"
+        port = ProcessPort(command, checkpoint(), "child", timeout=1.0)
+        with pytest.raises(PortError, match="gave no answer within 1 s"):
+            port.logits(np.zeros((400, 400), np.int64))
+        port.close()
+
     def test_no_such_program(self) -> None:
         port = ProcessPort("/nowhere/gpt2", checkpoint())
         with pytest.raises(PortError, match="/nowhere/gpt2 cannot be started: No such file"):
@@ -194,6 +256,35 @@ def server(reply: Callable[[bytes], tuple[int, bytes]]) -> Iterator[str]:
         finally:
             http.shutdown()
             thread.join()
+
+
+@contextmanager
+def listener(serve: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server that is at liberty to break every rule, for one connection after another."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection, suppress(OSError):
+                        serve(connection)
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        with suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)
+
+
+def hear(connection: socket.socket) -> None:
+    """Read the whole question: who hangs up on what is unread resets the connection."""
+    said = b""
+    while part := connection.recv(1 << 16):
+        said += part
+        head, end, body = said.partition(b"\r\n\r\n")
+        length = head.lower().partition(b"content-length: ")[2]
+        if end and len(body) >= int(length.split()[0]):
+            return
 
 
 class TestServer:
@@ -252,6 +343,81 @@ class TestServer:
             with pytest.raises(PortError, match=r"no answer within 0.5 s"):
                 HttpPort(url, timeout=0.5).logits(TOKENS)
             waiting.set()
+
+    @pytest.mark.parametrize(
+        "drops",
+        [
+            b"HTTP/1.1 200 OK\r\nX: " + b"x" * 10_000,  # headers without end
+            b"HTTP/1.1 100 Continue\r\n\r\n" * 400,  # always yet to begin
+            b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n" + b"{" * 9_999,
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\n{\r\n" * 2_000,
+        ],
+    )
+    def test_drop_by_drop(self, drops: bytes) -> None:
+        """Each byte comes in time, and all of them never do."""
+
+        def drip(connection: socket.socket) -> None:
+            hear(connection)
+            for i in range(len(drops)):
+                connection.sendall(drops[i : i + 1])
+                time.sleep(0.01)
+
+        with listener(drip) as url:
+            start = time.monotonic()
+            with pytest.raises(PortError, match=r"no answer within 1 s"):
+                HttpPort(url, timeout=1.0).logits(TOKENS)
+            assert time.monotonic() - start < 60
+
+    @pytest.mark.parametrize(
+        "headers", [b"", b"Content-Length: 99999999999\r\n", b"Transfer-Encoding: chunked\r\n"]
+    )
+    def test_an_answer_without_end_is_not_read(self, headers: bytes) -> None:
+        piece = b"1" * 65536
+        if b"chunked" in headers:
+            piece = b"%x\r\n%s\r\n" % (len(piece), piece)
+
+        def pour(connection: socket.socket) -> None:
+            hear(connection)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n")
+            while True:
+                connection.sendall(piece)
+
+        with listener(pour) as url, pytest.raises(PortError, match="more than 16777216 bytes"):
+            HttpPort(url, vocabulary=2, timeout=60.0).logits(TOKENS)
+
+    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+    def test_no_other_address_is_asked(self, status: int) -> None:
+        asked = threading.Event()
+
+        def other(connection: socket.socket) -> None:
+            asked.set()
+
+        with listener(other) as elsewhere:
+
+            def away(connection: socket.socket) -> None:
+                hear(connection)
+                line = f"HTTP/1.1 {status} X\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n"
+                connection.sendall(line.encode())
+
+            words = f"status {status}, on to {elsewhere}, which is not followed"
+            with listener(away) as url, pytest.raises(PortError, match=words):
+                HttpPort(url, timeout=60.0).logits(TOKENS)
+            assert not asked.is_set()
+
+    def test_nothing_long_is_echoed(self) -> None:
+        def reason(connection: socket.socket) -> None:
+            hear(connection)
+            connection.sendall(b"HTTP/1.1 500 " + b"\x1b" * 60_000 + b"\r\n\r\n")
+
+        with listener(reason) as url, pytest.raises(PortError, match="status 500") as error:
+            HttpPort(url, timeout=60.0).logits(TOKENS)
+        assert len(str(error.value)) < 2000
+        assert str(error.value).isprintable()
+
+    @pytest.mark.parametrize("url", ["http://x:port/", "http://[::1/"])
+    def test_no_address_at_all(self, url: str) -> None:
+        with pytest.raises(UsageError, match="not the address of a server"):
+            build(url, checkpoint(), None, "cpu")
 
     def test_no_address(self) -> None:
         with pytest.raises(UsageError, match="not the address of a server"):

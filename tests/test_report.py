@@ -176,7 +176,7 @@ class TestTerminal:
         assert "failed checks: activations.local (2), activations.cascaded (2)" in text
         assert "repeat: gpt-verify run --port w\n" in text
         assert text.splitlines()[-1] == (
-            "refuted: 2 ports, 18 checks: 10 passed, 4 failed, 4 not examined"
+            "refuted: 2 ports, 20 checks: 12 passed, 4 failed, 4 not examined"
         )
 
     def test_ratings_are_of_the_worst_site(self) -> None:

@@ -1,29 +1,38 @@
 """The command ``gpt-verify``.
 
-Exit status: 0 verified, 1 refuted, 2 could not judge; 130 interrupted.
+Exit status: 0 verified, 1 refuted, 2 could not judge; 130 interrupted. A port cannot change it: it
+runs in a child (``verify.supervisor``).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from verify.arguments import COULD_NOT_JUDGE, build_parser
 from verify.commands import COMMANDS
-from verify.errors import GptVerifyError
+from verify.errors import LONGEST_REFUSAL, GptVerifyError, described, shortened
+from verify.leaving import arrive, leave
 
 INTERRUPTED = 130
+#: The commands that run what their user names: code that may end the process.
+RUN_PORTS = ("run", "lens", "diagnose")
 
 
 def _complain(message: str, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    # One line, whatever the message holds.
-    print(f"gpt-verify: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a standard error that takes nothing
+        if debug:
+            traceback.print_exc()
+        # One line, whatever the message holds.
+        print(f"gpt-verify: {shortened(message, LONGEST_REFUSAL)}", file=sys.stderr, flush=True)
     return COULD_NOT_JUDGE
 
 
@@ -45,23 +54,81 @@ def _dispatch(args: argparse.Namespace) -> int:
         return INTERRUPTED
     except Exception as error:
         return _complain(
-            f"{type(error).__name__}: {error}: this is a bug in gpt-verify; "
-            "--debug shows the traceback",
+            f"{described(error)}: this is a bug in gpt-verify; --debug shows the traceback",
             args.debug,
         )
 
 
+def entry() -> NoReturn:
+    """The command as a process of its own: ports run in another one, which they may end."""
+    arrive()
+    status = COULD_NOT_JUDGE
+    say: Callable[[int], None] = _unsaid
+    try:
+        args = _parsed(None)
+        from verify import supervisor
+
+        if args.command not in RUN_PORTS or not supervisor.possible():
+            status = _run(args)
+        elif (verdict := supervisor.supervised()) is None:
+            status = _supervise(args.debug)
+        else:
+            say = verdict
+            status = _run(args)
+    except SystemExit as stop:  # argparse's own: what it has to say is said
+        status = stop.code if isinstance(stop.code, int) else COULD_NOT_JUDGE
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except BaseException as error:
+        # Python's own status for it is 1, which would be a verdict.
+        _complain(f"{described(error)}: this is a bug in gpt-verify", debug=False)
+    say(status)
+    leave(status)
+
+
+def _unsaid(status: int) -> None:
+    """Nobody waits to be told."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+    """Run the command in this process and return its exit status."""
+    return _run(_parsed(argv))
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a sign is no reason to fail after a long run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    args = build_parser().parse_args(argv)
+    return build_parser().parse_args(argv)
+
+
+def _supervise(debug: bool) -> int:
+    from verify import supervisor
+
+    try:
+        return supervisor.supervise()
+    except supervisor.Ended as ended:
+        if ended.signal == signal.SIGINT:
+            return INTERRUPTED
+        if ended.signal in (signal.SIGTERM, signal.SIGHUP):  # as if there were but one process
+            signal.signal(ended.signal, signal.SIG_DFL)
+            os.kill(os.getpid(), ended.signal)
+        return _complain(str(ended), debug)
+    except OSError as error:
+        return _complain(f"cannot start the process for the ports: {error}", debug)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """In this process: the exit status, when everything that is to be said was said."""
     if args.debug:
         logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
         logging.getLogger("verify").setLevel(logging.DEBUG)
-    status = _dispatch(args)
+    with warnings.catch_warnings():
+        if not (args.debug or sys.warnoptions):
+            # What a library warns of would stand ahead of the one line that says what is wrong.
+            warnings.showwarning = lambda *_, **__: None
+        status = _dispatch(args)
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -63,12 +63,13 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
 
 def _run(args: argparse.Namespace) -> int:
     from verify.report import html, json, junit, terminal
-    from verify.report.output import open_outputs, write_outputs
+    from verify.report.output import open_outputs, spare_inputs, write_outputs
     from verify.report.text import one_line
     from verify.run import run_request
     from verify.selection import request
 
     outputs = open_outputs({"json": args.json, "junit": args.junit, "html": args.html})
+    spare_inputs(outputs, args.checkpoint, args.port or ())
     asked = request(args.checkpoint, args.port or (), _options(args))
     for line in asked.missing:
         print(f"gpt-verify: not compared: {line}", file=sys.stderr)
@@ -109,7 +110,7 @@ def _lens(args: argparse.Namespace) -> int:
     from verify.lens_run import lens_run
     from verify.options import Options
     from verify.report.lens import html, json, picture, png, terminal
-    from verify.report.output import open_outputs, write_outputs
+    from verify.report.output import open_outputs, spare_inputs, write_outputs
     from verify.report.repeat import lens_command
     from verify.report.text import one_line
 
@@ -117,6 +118,7 @@ def _lens(args: argparse.Namespace) -> int:
     if args.png is not None:
         png.require()
     outputs = open_outputs({"json": args.json, "html": args.html, "png": args.png})
+    spare_inputs(outputs, args.checkpoint, args.port or (), [args.decoder])
     options = Options(args.device, args.dtype, tokens=args.tokens, text=args.text)
     to_stdout = args.json == "-"
     with contextlib.ExitStack() as stack:
@@ -159,10 +161,11 @@ def _lens(args: argparse.Namespace) -> int:
 def _claims(args: argparse.Namespace) -> int:
     from verify.claims.run import claims_run
     from verify.report.claims import html, json, markdown, terminal, words
-    from verify.report.output import open_outputs, write_outputs
+    from verify.report.output import open_outputs, spare_inputs, write_outputs
 
     asked = {"json": args.json, "html": args.html, "markdown": args.markdown}
     outputs = open_outputs(asked)
+    spare_inputs(outputs, args.checkpoint, (), args.python)
     to_stdout = args.json == "-"
     with contextlib.ExitStack() as stack:
         if to_stdout:
@@ -193,13 +196,14 @@ def _claims(args: argparse.Namespace) -> int:
 def _diagnose(args: argparse.Namespace) -> int:
     from verify.diagnose_run import diagnose_run
     from verify.report import diagnose as report
-    from verify.report.output import open_outputs, write_outputs
+    from verify.report.output import open_outputs, spare_inputs, write_outputs
     from verify.selection import request
 
     asked = request(args.checkpoint, args.port or (), _options(args), by_default=False)
     if len(asked.specs) != 1:
         raise UsageError(f"diagnose takes one --port; {len(asked.specs)} were given")
     outputs = open_outputs({"json": args.json})
+    spare_inputs(outputs, args.checkpoint, args.port or ())
     to_stdout = args.json == "-"
     with contextlib.ExitStack() as stack:
         if to_stdout:
@@ -268,11 +272,17 @@ def _say(text: str, stream: TextIO, written: str) -> None:
 
     A reader that goes away changes nothing: the verdict stands.
     """
-    with contextlib.suppress(BrokenPipeError):
+    name = "standard error" if stream is sys.stderr else "standard output"
+    try:
         print(text, end="", file=stream, flush=True)
+        name = "standard output"
         if written:
             sys.stdout.buffer.write(written.encode())
             sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror}") from error
 
 
 #: By the name that is typed; each returns the exit status.

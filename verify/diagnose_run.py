@@ -87,7 +87,9 @@ def diagnose_run(asked: Request, progress: Progress | None = None) -> Diagnosed:
             proof = _proved(asked, planted, inputs, shared)
         except (GptVerifyError, NotExamined) as e:
             no_proof = str(e)
-        except Exception as e:  # whatever a port raises when it is run once more
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as e:  # whatever a port raises when it is run once more
             no_proof = one_line(e)
     left = tuple(left_over(report, proof)) if report.verdict is Verdict.REFUTED else ()
     unexplained = tuple(e for e in report.explanations if e.best is None)

@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from verify.children import output_of
 from verify.errors import CheckpointError, GptVerifyError
 from verify.report.text import one_line
 
@@ -58,19 +58,13 @@ def version(name: str) -> str | None:
 
 def _torch_lines() -> Iterator[str]:
     try:
-        child = subprocess.run(
-            [sys.executable, "-c", _ASK_TORCH],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-        answer = json.loads(child.stdout.splitlines()[-1])
-    except subprocess.CalledProcessError as error:
-        reason = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
-        yield f"torch is installed and cannot be imported: {one_line(reason[-1])}"
-        return
-    except (subprocess.TimeoutExpired, OSError, ValueError, IndexError) as error:
+        status, output, last = output_of([sys.executable, "-c", _ASK_TORCH], 120)
+        if status:
+            reason = one_line(last) or f"exit status {status}"
+            yield f"torch is installed and cannot be imported: {reason}"
+            return
+        answer = json.loads(output.splitlines()[-1])
+    except (OSError, ValueError, IndexError) as error:  # TimeoutError is an OSError
         yield f"torch is installed and does not answer: {one_line(error)}"
         return
     yield f"torch threads: {answer['threads']}"

@@ -34,3 +34,35 @@ class MissingDependency(GptVerifyError):
 
 class UsageError(GptVerifyError):
     """The request makes no sense: an unknown port, conflicting options, an impossible length."""
+
+
+#: Characters of what others say that are passed on: a sentence, and not a page.
+LONGEST = 400
+#: The same of an error of ours, which quotes them and names files.
+LONGEST_REFUSAL = 1000
+
+
+def shortened(text: object, longest: int = LONGEST) -> str:
+    """Somebody else's words as one printable line of a few hundred characters."""
+    words = text[: 64 * longest] if isinstance(text, str) else _words_of(text)
+    line = " ".join(words.split())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line[: longest + 1])
+    return line if len(line) <= longest else f"{line[:longest]} …"
+
+
+def described(error: BaseException, longest: int = LONGEST) -> str:
+    """Type of an exception, and the first line of what it says; of any exception whatever."""
+    name = shortened(type(error).__name__, 100)
+    try:
+        text = str(error)
+    except Exception as worse:  # a class of the port, whose message is code that may fail
+        return f"{name} (whose message cannot be made: {type(worse).__name__})"
+    first = shortened((text[: 64 * longest].strip().splitlines() or [""])[0], longest)
+    return f"{name}: {first}" if first else name
+
+
+def _words_of(thing: object) -> str:
+    try:
+        return str(thing)
+    except Exception as worse:
+        return f"{type(thing).__name__} (which cannot be shown: {type(worse).__name__})"

@@ -160,12 +160,29 @@ class Waiver:
     failures: int
 
 
+#: The check that compares a port with the reference from one end to the other. Every other one
+#: compares a part, or the port with itself, and could pass on another model.
+END_TO_END = "logits"
+
+
 def verdict(findings: Iterable[Finding]) -> Verdict:
-    """Refuted by one failure; verified only if something passed; otherwise unjudged."""
-    statuses = {finding.status for finding in findings}
-    if Status.FAILED in statuses:
+    """Refuted by one failure; verified only if its logits passed; otherwise unjudged."""
+    found = list(findings)
+    if any(finding.status is Status.FAILED for finding in found):
         return Verdict.REFUTED
-    return Verdict.VERIFIED if Status.PASSED in statuses else Verdict.UNJUDGED
+    passed = (f.id == END_TO_END and f.status is Status.PASSED for f in found)
+    return Verdict.VERIFIED if any(passed) else Verdict.UNJUDGED
+
+
+def unanchored(findings: Iterable[Finding]) -> str | None:
+    """Why nothing is verified, although something passed and nothing failed; None where that is
+    not so."""
+    found = list(findings)
+    statuses = {finding.status for finding in found}
+    if verdict(found) is not Verdict.UNJUDGED or Status.PASSED not in statuses:
+        return None
+    why = next((f.message for f in found if f.id == END_TO_END), "no logits were compared")
+    return f"nothing is verified without its logits: {why}"
 
 
 @dataclass(frozen=True)
@@ -201,7 +218,7 @@ class PortReport:
     mapping: Mapping[str, Place] = field(default_factory=dict)
     logits_floors: float | None = None
     seconds: float = 0.0
-    exception: Exception | None = field(default=None, compare=False, repr=False)
+    exception: BaseException | None = field(default=None, compare=False, repr=False)
 
     @property
     def verdict(self) -> Verdict:

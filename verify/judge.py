@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from reference.config import Config
@@ -23,8 +25,8 @@ from verify.checks.tying import with_stored_graph
 from verify.checks.unchanged import Weights
 from verify.checks.weights import check_weights
 from verify.diagnosis.port import Diagnosis, diagnose
-from verify.errors import GptVerifyError
-from verify.findings import Finding, PortReport, Status, concerns
+from verify.errors import LONGEST_REFUSAL, GptVerifyError, PortError, described, shortened
+from verify.findings import Finding, PortReport, Status, concerns, unanchored
 from verify.folding import NOT_TIED
 from verify.inputs import Input
 from verify.memory import give_back, require, spare
@@ -39,6 +41,9 @@ from verify.waivers import waive
 
 if TYPE_CHECKING:
     from verify.ports.port import Port
+
+
+Floats = NDArray[np.floating]
 
 
 class Steps(Protocol):
@@ -95,12 +100,16 @@ def judge(
         finally:
             port.close()
     except GptVerifyError as e:
-        error, work.exception = str(e), e
-    except Exception as e:
+        error, work.exception = shortened(e, LONGEST_REFUSAL), e
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # GeneratorExit and CancelledError of a port among them
         error, work.exception = f"{name or spec}: {one_line(e)}", e
     findings, waived, unused = waive(work.diagnosis.annotated(work.complete(error)), waivers)
     if unused and error is None:
         error = f"{name}: {unused}"
+    if error is None and (missing := unanchored(findings)):
+        error = f"{name}: {missing}"
     return PortReport(
         name=name or spec,
         dtype=declared,
@@ -141,8 +150,24 @@ def one_blas_thread() -> AbstractContextManager[object]:
 
 def one_line(e: BaseException) -> str:
     """Type and first line of an exception."""
-    first = (str(e).strip().splitlines() or [""])[0]
-    return f"{type(e).__name__}: {first}" if first else type(e).__name__
+    return described(e)
+
+
+def _kept(port: Port, returned: object) -> Floats:
+    """A copy of logits, because a port may use its memory again."""
+    kept: Floats = np.array(returned)
+    if kept.dtype == object:
+        raise PortError(f"{port.name}: returned {type(returned).__name__}, not an array of numbers")
+    return kept
+
+
+def _again(
+    port: Port, item: Input, first: Floats, repeats: Determinism, logits: LogitsComparison
+) -> None:
+    """Run a port for the second time; what differs from the first is compared as well."""
+    second = port.logits(item.tokens)
+    if not repeats.add(item.name, first, second):
+        logits.add_again(item.tokens, second)
 
 
 def _failures(findings: Sequence[Finding]) -> list[Finding]:
@@ -170,7 +195,7 @@ class _Work:
         self.remarks: tuple[str, ...] = ()
         self.tied = checkpoint.config.tied
         self.logits_floors: float | None = None
-        self.exception: Exception | None = None
+        self.exception: BaseException | None = None
         self.diagnosis = Diagnosis()
         self.loading: Loading | None = None
         self._comparisons: dict[str, SiteComparison] = {}
@@ -231,7 +256,9 @@ class _Work:
         except NotExamined as missing:
             self._why[law] = str(missing)
             return
-        except Exception as e:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as e:
             self._why[law] = f"the port does not run in float64: {one_line(e)}"
             self.findings += _failures(comparison.local_findings(law))
             return
@@ -244,9 +271,9 @@ class _Work:
             self._why["activations"] = "the port shows nothing but logits"
             logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
             for item in self.inputs:
-                first = port.logits(item.tokens)
+                first = _kept(port, port.logits(item.tokens))
                 logits.add(item.tokens, first)
-                repeats.add(item.name, first, port.logits(item.tokens))
+                _again(port, item, first, repeats, logits)
                 self.progress.step(item.name)
         else:
             comparison = self._comparison(weights, port, PRECISIONS[port.dtype], cascaded=True)
@@ -254,11 +281,12 @@ class _Work:
             try:
                 for item in self.inputs:
                     comparison.begin(item.tokens, item.name)
-                    first = port.activations(item.tokens, comparison)
+                    first = _kept(port, port.activations(item.tokens, comparison))
+                    comparison.returned(first)
                     # The second run is not watched: an instrument that changes what it measures
                     # would show here.
-                    repeats.add(item.name, first, port.logits(item.tokens))
-            except Exception:
+                    _again(port, item, first, repeats, logits)
+            except BaseException:
                 self.findings += _failures(comparison.local_findings("activations.local"))
                 raise
             self._comparisons["activations.local"] = comparison
@@ -283,9 +311,9 @@ class _Work:
             self.findings += law.check(subject)
         except NotExamined as missing:
             self._why[law.id] = str(missing)
-        except GptVerifyError:
+        except (GptVerifyError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as e:
+        except BaseException as e:
             places = law.sites(self.checkpoint.config)
             site = places[0] if len(places) == 1 else None
             message = f"the port raised {one_line(e)}"

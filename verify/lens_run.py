@@ -63,7 +63,7 @@ class Reading:
     weights_from: str = "checkpoint"
     lens: Lens | None = None
     error: str | None = None
-    exception: Exception | None = field(default=None, compare=False, repr=False)
+    exception: BaseException | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,9 @@ def _read_port(
         return replace(made, lens=read(states))
     except GptVerifyError as e:
         return replace(made, error=_named(made.name, str(e)), exception=e)
-    except Exception as e:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:
         return replace(made, error=_named(made.name, one_line(e)), exception=e)
 
 

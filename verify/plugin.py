@@ -224,7 +224,7 @@ class PortVerdict(_PortItem):
         if report.error is not None:
             lines.append(one_line(report.error))
         elif report.verdict is Verdict.UNJUDGED:
-            lines.append("nothing that was compared passed")
+            lines.append("its logits were not compared with the reference's")
         if report.first_divergence is not None:
             lines.append(f"first divergence: {report.first_divergence}")
         if report.explained_by:

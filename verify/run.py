@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from reference.weights import parameter_count
 from verify import __version__
+from verify.checkpoint.files import refusal, size_of
 from verify.findings import PortReport, Report
 from verify.inputs import Input
 from verify.judge import judge
@@ -171,6 +172,10 @@ def sha256(files: Sequence[Path]) -> dict[str, str]:
     """File name → the digest of its content."""
     found = {}
     for path in files:
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        size_of(path)  # nothing but a regular file is opened
+        try:
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise refusal(path, f"cannot be read: {error.strerror}") from None
     return found

@@ -75,7 +75,9 @@ def request(
     """
     from verify.checkpoint import open_checkpoint
     from verify.ports.registry import expand
+    from verify.scratch import sweep
 
+    sweep()  # what earlier runs that were killed have left
     opened = opened or open_checkpoint(path)
     chosen, missing = list(ports), list[str]()
     if by_default and not ports:

@@ -5,8 +5,8 @@ own. A request is one frame (see `verify.frames`). Its answer is any number of `
 the child computes them, and then one ``end`` or one ``error`` frame, so that large results are
 streamed and dropped.
 
-The child dies with the parent: it ends when its stdin closes, and while it computes a thread
-watches for the parent's death.
+The child dies with the parent, and what it has started dies with it (`verify.children`). It ends by
+itself, too, when its stdin closes, and while it computes a thread watches for its keeper's death.
 """
 
 from __future__ import annotations
@@ -14,28 +14,24 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
-import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, Any, NoReturn, Self
 
 from verify import errors
-from verify.errors import GptVerifyError, PortError
+from verify.children import Child, signal_name
+from verify.errors import LONGEST, GptVerifyError, PortError, shortened
 from verify.frames import Array, Buffer, Frame, encode, receive, send
+from verify.leaving import end_with
 
 #: What a command yields: JSON values by name, and arrays.
 Item = tuple[Mapping[str, Any], Iterable[Array]]
 #: A command takes the request's arrays and fields, and yields items (or returns None).
 Command = Callable[..., Iterable[Item] | None]
 
-#: Enough for a sentence; TensorFlow appends whole graphs to its messages.
-_LONGEST_MESSAGE = 400
 #: The child imports what the parent would, wherever that was found; nothing comes before that.
 _START = (
     "import sys; sys.path[:] = {path!r}; import runpy;"
@@ -70,28 +66,21 @@ class Worker:
         self._label, self._error, self._timeout = label, error, timeout
         self._last_id = 0
         self._answered = True
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # the finalizer closes it
         start = _START.format(path=[str(entry) for entry in sys.path], module=module)
-        self._process = subprocess.Popen(
+        try:
             # -P: the current directory may hold a module that hides one of ours.
-            [sys.executable, "-P", "-c", start, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            bufsize=0,
-            env={**os.environ, **(environment or {})},
-        )
-        assert self._process.stdin is not None and self._process.stdout is not None
+            words = [sys.executable, "-P", "-c", start]
+            self._child = Child(words, {**os.environ, **(environment or {})})
+        except OSError as problem:
+            raise error(f"{label} cannot be started: {problem.strerror}") from None
+        self._to_child, self._from_child = self._child.stdin, self._child.stdout
         with suppress(AttributeError, OSError):  # Linux alone; without it there are more switches
-            fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        self._to_child, self._from_child = self._process.stdin, self._process.stdout
-        # Also runs when the object is forgotten and when the interpreter exits.
-        self._finalizer = weakref.finalize(self, _end, self._process, self._stderr)
+            fcntl.fcntl(self._from_child, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     @property
     def pid(self) -> int:
         """Process id of the child."""
-        return self._process.pid
+        return self._child.pid
 
     def stream(self, command: str, *arrays: Array, **fields: Any) -> Iterator[Frame]:
         """Ask, and yield the items of the answer as they arrive.
@@ -101,7 +90,7 @@ class Worker:
         Raises:
             GptVerifyError: the child reported an error, died, or took too long.
         """
-        if not self._finalizer.alive:
+        if not self._child.end.alive:
             raise self._error(f"{self._label} is closed")
         while not self._answered:
             with self._guard():
@@ -123,7 +112,7 @@ class Worker:
 
     def close(self) -> None:
         """End the child. It keeps nothing that would need an orderly end. May be called again."""
-        self._finalizer()
+        self._child.end()
 
     def __enter__(self) -> Self:
         return self
@@ -138,7 +127,7 @@ class Worker:
 
     def _items(self, this: int) -> Iterator[Frame]:
         while True:
-            if this != self._last_id or not self._finalizer.alive:
+            if this != self._last_id or not self._child.end.alive:
                 raise self._error(f"{self._label}: this answer was given up")
             with self._guard():
                 frame = receive(self._from_child)
@@ -164,7 +153,7 @@ class Worker:
 
         def expire() -> None:
             expired.set()
-            self._process.kill()
+            self._child.kill()
 
         timer = threading.Timer(self._timeout, expire)
         timer.daemon = True
@@ -181,42 +170,31 @@ class Worker:
             timer.cancel()
 
     def _how(self) -> str:
-        try:
-            status = self._process.wait(5)
-        except subprocess.TimeoutExpired:
+        status = self._child.wait(5)
+        if status is None:
             return ""
         if status >= 0:
             return f" with exit status {status}"
-        name = signal.Signals(-status).name
+        name = signal_name(-status)
         return f" of {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
     def _fail(self, what: str) -> NoReturn:
-        self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - 4096))
-        lines = [line for line in self._stderr.read().decode(errors="replace").splitlines() if line]
+        said = self._child.last_words(LONGEST)
         self.close()
-        last = f"; it last said: {lines[-1].strip()[:_LONGEST_MESSAGE]}" if lines else ""
+        last = f"; it last said: {said}" if said else ""
         raise self._error(f"{self._label} {what}{last}") from None
-
-
-def _end(process: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
-    process.kill()
-    for stream in (process.stdin, process.stdout, stderr):
-        if stream is not None:
-            stream.close()
-    process.wait()
 
 
 def one_line(error: BaseException) -> str:
     """The message of an exception on one line, and not longer than is readable."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= _LONGEST_MESSAGE else words[:_LONGEST_MESSAGE] + " …"
+    return shortened(error) or type(error).__name__
 
 
 def serve(commands: Mapping[str, Command]) -> NoReturn:
     """The child's end: answer requests until stdin closes, then end the process."""
     requests, answers = _take_pipes()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
-    threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
+    end_with(os.getppid())
     try:
         while True:
             request = receive(requests)
@@ -235,12 +213,6 @@ def _take_pipes() -> tuple[IO[bytes], IO[bytes]]:
     os.close(nothing)
     os.dup2(2, 1)
     return requests, answers
-
-
-def _end_with(parent: int) -> None:
-    while os.name != "posix" or os.getppid() == parent:  # elsewhere a launcher may stand between
-        time.sleep(1.0)
-    os._exit(1)
 
 
 def _answer(commands: Mapping[str, Command], request: Frame) -> Iterator[list[Buffer]]:

@@ -88,7 +88,7 @@ def read_config(path: Path) -> Config:
     """
     stated = read_json(path)
     architecture = stated.pop("model_type", None)
-    if architecture not in ARCHITECTURE:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURE:
         raise refusal(path, f"model_type is not {_join(ARCHITECTURE, ' or ')}")
     sizes: dict[str, object] = {}
     for size, keys in SIZES.items():

@@ -7,6 +7,7 @@ its shards, ``pytorch_model.bin``. safetensors: README of huggingface/safetensor
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from verify.checkpoint.files import (
     refusal,
     size_of,
 )
-from verify.errors import MissingDependency
+from verify.errors import MissingDependency, shortened
 
 SINGLE, SHARDED, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 #: The header of the 1558M model takes 60 kB.
@@ -185,17 +186,22 @@ class _Pickled:
         try:
             with path.open("rb") as file:
                 zipped = file.read(2) == b"PK"  # torch maps only its newer, zipped format
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            with warnings.catch_warnings():  # about what is refused below
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except Exception as error:  # whatever a damaged pickle sets off
             first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise refusal(path, f"torch cannot load it: {first}") from None
+            raise refusal(path, f"torch cannot load it: {shortened(first)}") from None
         if not isinstance(state, dict):
             raise refusal(path, f"holds a {type(state).__name__}, not a mapping of tensors")
         self.stored: dict[str, tuple[str, tuple[int, ...]]] = {}
         for name, value in state.items():
-            if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            if not isinstance(name, str):
+                raise refusal(path, f"{name!r} is the name of a tensor, and no string")
+            if not isinstance(value, torch.Tensor):
                 raise refusal(path, f"{name!r} is a {type(value).__name__}, not a tensor")
-            if value.layout is not torch.strided or value.device.type != "cpu":
+            plain = value.layout is torch.strided and value.device.type == "cpu"
+            if not plain or value.is_nested or value.is_quantized:
                 raise refusal(path, f"{name} is not a plain tensor")
             self.stored[name] = (str(value.dtype).removeprefix("torch."), tuple(value.shape))
         self._state: dict[str, Any] = state

@@ -7,9 +7,11 @@ cascaded (from the tokens on). Nothing is kept but sums.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from functools import partial
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,12 +75,14 @@ class SiteComparison:
         self._names: list[str] = []
         self._oracles: list[LocalOracle] = []
         self._locksteps: list[Lockstep] = []
+        self._shown_logits: dict[int, int] = {}
 
     def begin(self, tokens_BT: Tokens, name: str = "input") -> None:
         """A new input is about to run."""
         self._input += 1
         self._names.append(name)
         self._layer = -1
+        self._shown_logits = {}
         self.logits.begin()
         self._tokens_BT = tokens_BT
         self._oracles = [
@@ -107,6 +111,18 @@ class SiteComparison:
                 else:
                     self._compare(row, name, value[row], precision)
         self._on_site(name)
+
+    def returned(self, logits_BTV: Floats) -> None:
+        """The logits that the run has returned, and that of those who call it is what counts.
+
+        They are compared by themselves unless they are, bit for bit, those that it has shown.
+        """
+        assert self._cascaded, "there is nothing to compare them with"
+        rows = range(len(self._tokens_BT))
+        if self.logits.accepts(self._tokens_BT, logits_BTV) and any(
+            self._shown_logits.get(row) != bits_of(logits_BTV[row]) for row in rows
+        ):
+            self.logits.add_again(self._tokens_BT, logits_BTV, self._locksteps)
 
     def _judged_as(self, name: str, narrowest: str | None) -> Precision:
         """The run's own precision, or a narrower one that a twin kept and the port declares."""
@@ -202,6 +218,7 @@ class SiteComparison:
         except NotShown as hidden:
             self.hidden_input["logits"] = str(hidden)
         if self._cascaded:
+            self._shown_logits[row] = bits_of(value_TV)
             tiles = self.logits.add_row(row, value_TV, self._locksteps[row])
             for i, (first, error, noise) in enumerate(tiles):
                 own = budgets[i].astype(np.float64) if budgets else None
@@ -271,6 +288,15 @@ class SiteComparison:
             message = f"{name}: RMS error since the tokens is {floors:.3g} noise floors"
             found.append(Finding(law, status, message, name, floors, LIMIT_FLOORS))
         return found
+
+
+def bits_of(value_TV: Floats) -> int:
+    """A checksum of the bits and of their format: what is large need not be kept to be known
+    again."""
+    crc = zlib.crc32(f"{value_TV.dtype} {value_TV.shape}".encode())
+    for row_V in value_TV:
+        crc = google_crc32c.extend(crc, np.ascontiguousarray(row_V).tobytes())
+    return crc
 
 
 def _budget(expected: Measured) -> Floats:

@@ -65,10 +65,13 @@ class Determinism:
         self._calls = 0
         self._difference: str | None = None
 
-    def add(self, name: str, first: Floats, second: Floats) -> None:
+    def add(self, name: str, first: Floats, second: Floats) -> bool:
+        """Whether the bits of two calls on one input are the same."""
         self._calls += 1
-        if self._difference is None and (words := _difference(first, second)):
+        words = _difference(first, second)
+        if self._difference is None and words:
             self._difference = f"{name}: {words}"
+        return not words
 
     def findings(self, port: Port, tokens: Tokens) -> list[Finding]:
         """``tokens``: of one more run of the port, made only where the bits differ, to say why."""

@@ -20,7 +20,7 @@ def check_device(subject: Subject) -> list[Finding]:
     if port.elsewhere is None:
         raise NotExamined("no other device")
     tokens = subject.tokens(1, min(LENGTH, subject.config.n_ctx))
-    here = port.logits(tokens)[0]
+    here = np.array(port.logits(tokens)[0])
     with port.elsewhere("cpu") as other:
         there = other.logits(tokens)[0]
     if same_bits(here, there):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +40,27 @@ class LogitsComparison:
     def add(self, tokens_BT: Tokens, logits_BTV: Floats) -> None:
         """Compare one call of a port that shows nothing else."""
         self.begin()
+        self.add_again(tokens_BT, logits_BTV)
+
+    def add_again(
+        self,
+        tokens_BT: Tokens,
+        logits_BTV: Floats,
+        locksteps: Sequence[Lockstep] | None = None,
+    ) -> None:
+        """Compare other logits of the input that was begun last.
+
+        Args:
+            locksteps: of its rows, where there are some; they may have been asked for logits
+                before.
+        """
         if not self.accepts(tokens_BT, logits_BTV):
             return
-        for row, tokens_T in enumerate(tokens_BT):
-            lockstep = Lockstep(self._config, self._weights, self._precision, tokens_T)
+        if locksteps is None:
+            locksteps = [
+                Lockstep(self._config, self._weights, self._precision, row) for row in tokens_BT
+            ]
+        for row, lockstep in enumerate(locksteps):
             with np.errstate(all="ignore"):  # what overflows is reported, not warned about
                 for _ in self.add_row(row, logits_BTV[row], lockstep):
                     pass

@@ -14,6 +14,7 @@ from reference.model import logits as reference_logits
 from reference.ops import unembed
 from verify.checks.agreement import logits_of, mean_squares, refuting
 from verify.checks.subject import NotExamined, Subject, same_bits
+from verify.errors import described
 from verify.findings import Finding, Status, naming
 from verify.numerics.cascade import LIMIT_FLOORS
 from verify.numerics.two_tables import last_state
@@ -184,5 +185,4 @@ def _beyond(subject: Subject, tokens_T: Tokens, row_D: Floats) -> Floats:
 
 def _one_line(error: BaseException) -> str:
     """Type and first line of an exception."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return described(error)

@@ -197,13 +197,13 @@ class Trial:
                 with port.float64() as twin:
                     self._twin = throughout(self._subject, twin, self._tokens)
                     if self._twin:
-                        every["float64"] = twin.logits(self._tokens)[0]
+                        every["float64"] = np.array(twin.logits(self._tokens)[0])
             except Exception:  # the law of architecture says that it does not run in float64
                 self._twin = False
         return every
 
     def _declared(self) -> Floats:
-        logits_TV: Floats = self._subject.port.logits(self._tokens)[0]
+        logits_TV: Floats = np.array(self._subject.port.logits(self._tokens)[0])
         return logits_TV
 
     def change(

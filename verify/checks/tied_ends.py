@@ -233,7 +233,7 @@ class _Trial:
         return np.asarray(scale * signs_D, np.float32)
 
     def _logits(self, tokens: Tokens) -> Floats:
-        value = self._port.logits(tokens)
+        value = np.array(self._port.logits(tokens))
         if not np.isfinite(value).all():
             raise NotExamined("its logits are not finite")
         return value
@@ -248,7 +248,7 @@ class _Trial:
         def overwrite(zeroed: Tokens, signed: Tokens) -> Floats:
             table.write(zeroed, np.zeros((), np.float32))
             table.write(signed, self._signs_D)
-            return self._port.logits(tokens)
+            return np.array(self._port.logits(tokens))
 
         try:
             yield overwrite

@@ -157,7 +157,7 @@ def check_tied_gradient(subject: Subject) -> Iterable[Finding]:
         along = _Along(tables.wte, drawn)
         assert port.gradients is not None, "the table of laws asks for it"
         along.apart = port.gradients(tokens, along)
-        return along, port.logits(tokens)
+        return along, np.array(port.logits(tokens))
 
     (along, logits), precision = _in_finest(subject, tokens, measure)
     measured = _Measured(along, logits, precision)

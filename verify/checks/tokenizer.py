@@ -25,7 +25,7 @@ from verify.checks.tokenizer_explained import (
     token_words,
 )
 from verify.checks.tokenizer_texts import id_lists, is_open, texts
-from verify.errors import CheckpointError
+from verify.errors import CheckpointError, described
 from verify.findings import Finding, Status, naming
 from verify.ports.port import Tokenizer
 
@@ -190,7 +190,4 @@ def _texts_differ(call: Call[list[int], str]) -> str:
 
 
 def _raised(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [""])[0]
-    return (
-        f" raised {type(error).__name__}: {first}" if first else f" raised {type(error).__name__}"
-    )
+    return f" raised {described(error)}"

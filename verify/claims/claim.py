@@ -115,7 +115,7 @@ class Decided:
     missing: str = ""
     answer: str = ""
     repeat: str = ""
-    exception: Exception | None = field(default=None, compare=False, repr=False)
+    exception: BaseException | None = field(default=None, compare=False, repr=False)
 
     @property
     def verdict(self) -> Verdict | None:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from verify.checkpoint import default_checkpoint
+from verify.children import output_of
 from verify.claims import first_gpt
-from verify.errors import PortError
+from verify.errors import PortError, shortened
+from verify.scratch import scratch
 
 #: Seconds that one examination may take; importing torch on a busy machine is most of it.
 TIMEOUT = 600
@@ -45,7 +45,7 @@ class TransformersCode:
         Raises:
             PortError: the interpreter cannot be run, or lacks transformers or torch.
         """
-        with TemporaryDirectory() as first:
+        with scratch() as first:
             return self._examined(default_checkpoint("huggingface"), first_gpt.write(Path(first)))
 
     def _examined(self, second: Path, first: Path) -> dict[str, Any]:
@@ -55,15 +55,12 @@ class TransformersCode:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         environment |= {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
         try:
-            done = subprocess.run(
-                words, capture_output=True, text=True, timeout=TIMEOUT, env=environment
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise PortError(f"{self.python}: {error}") from None
-        lines = done.stdout.strip().splitlines()
-        if done.returncode or not lines:
-            said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise PortError(f"{self.python}: {said[-1]}")
+            status, output, last = output_of(words, TIMEOUT, environment)
+        except OSError as error:  # TimeoutError is one
+            raise PortError(f"{self.python}: {shortened(error)}") from None
+        lines = output.strip().splitlines()
+        if status or not lines:
+            raise PortError(f"{self.python}: {shortened(last) or f'exit status {status}'}")
         facts: dict[str, Any] = json.loads(lines[-1])
         return facts
 

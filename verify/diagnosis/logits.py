@@ -63,7 +63,7 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
     tokens_ST[:, tokens_ST.shape[1] // 3] = 0
     tokens_ST[:, tokens_ST.shape[1] // 2] = subject.config.n_vocab - 1
     # One by one: a fault that mixes the rows of a batch is another law's.
-    logits = np.stack([subject.port.logits(row[None])[0] for row in tokens_ST])
+    logits = np.stack([np.array(subject.port.logits(row[None])[0]) for row in tokens_ST])
     if logits.shape[-1] != subject.config.n_vocab:
         message = "the logits have another shape"
         return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []

@@ -21,7 +21,7 @@ from verify.diagnosis.logits import filter_logits
 from verify.diagnosis.sites import SiteDiagnosis
 from verify.diagnosis.tensors import Difference, explain
 from verify.faults.catalogue import CATALOGUE, faults_of
-from verify.findings import Cause, Finding, Status
+from verify.findings import END_TO_END, Cause, Finding, Status
 from verify.numerics.precision import FLOAT64
 from verify.sites import sites
 
@@ -160,12 +160,12 @@ def diagnose(
     tensors, own = damaged_tensors(subject)
     from_logits: list[Cause] = []
     in_logits = None
-    if not comparisons and any(f.id == "logits" and f.score is not None for f in findings):
-        in_logits, from_logits = filter_logits(subject)
     failed = {
         law: [f.site for f in findings if f.id == law and f.status is Status.FAILED and f.site]
         for law in comparisons
     }
+    if _only_logits_tell(findings, failed):
+        in_logits, from_logits = filter_logits(subject)
     found: dict[str, Explanation] = {}
     for law, comparison in comparisons.items():
         # What the float64 run has explained need not be explained again, with less to see it by.
@@ -176,6 +176,18 @@ def diagnose(
     others = [*from_logits, *sorted_wrongly(comparisons)]
     explanations = [*tensors.values(), *found.values()]
     return Diagnosis(explanations, findings, others, subject.config, in_logits)
+
+
+def _only_logits_tell(findings: Sequence[Finding], failed: Mapping[str, Sequence[str]]) -> bool:
+    """The logits were compared, and no site was; or they are wrong, and no site that was shown is.
+
+    Args:
+        failed: the law of each comparison of sites that was made → the sites that failed it.
+    """
+    of_logits = next((f for f in findings if f.id == END_TO_END and f.score is not None), None)
+    if of_logits is None:
+        return False
+    return not failed or (of_logits.status is Status.FAILED and not any(failed.values()))
 
 
 def _explain_sites(

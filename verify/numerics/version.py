@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 4
-SOURCE = "593ec55722ab52f50ef6a3b695f08ba7ac0de949ec41db88302d948588e1a224"
+SOURCE = "6a8ddc70bc8e38087499411aaed2ecd002302c6502c676b0f993d1795f630bd3"

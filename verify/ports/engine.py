@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,10 @@ import numpy as np
 
 from verify.checkpoint import Checkpoint
 from verify.checkpoint.write import write_huggingface
-from verify.errors import MissingDependency, PortError
+from verify.children import output_of
+from verify.errors import MissingDependency, PortError, shortened
 from verify.ports.port import Dtype, Floats, Port, Tokens
+from verify.scratch import scratch
 from verify.worker import Worker
 
 #: Seconds that one answer may take.
@@ -69,7 +69,7 @@ def ctranslate2(checkpoint: Checkpoint, dtype: Dtype | None = None, device: str 
     _need("ctranslate2", "ctranslate2", "torch", "transformers")
     if checkpoint.encoder is None or checkpoint.merges is None:
         raise PortError("ctranslate2: its converter needs encoder.json and vocab.bpe")
-    with tempfile.TemporaryDirectory(prefix="gpt-verify-") as directory:
+    with scratch() as directory:
         source, made = Path(directory, "huggingface"), Path(directory, "ctranslate2")
         _write(checkpoint, source)
         words = ("--model", os.fspath(source), "--output_dir", os.fspath(made))
@@ -91,7 +91,7 @@ def keras_hub(checkpoint: Checkpoint, dtype: Dtype | None = None, device: str = 
         PortError: it cannot load the checkpoint.
     """
     _need("keras-hub", "keras_hub")
-    with tempfile.TemporaryDirectory(prefix="gpt-verify-") as directory:
+    with scratch() as directory:
         _write(checkpoint, Path(directory))
         return EnginePort(
             "keras_worker",
@@ -105,15 +105,15 @@ def keras_hub(checkpoint: Checkpoint, dtype: Dtype | None = None, device: str = 
 
 def run_child(name: str, module: str, *words: str) -> None:
     """``python -m module words…``; PortError with its last line where it fails."""
-    made = subprocess.run(
-        [sys.executable, "-m", module, *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    if made.returncode:
-        last = (made.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise PortError(f"{name}: {module} failed, and last said: {last[:300]}")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        command = [sys.executable, "-m", module, *words]
+        status, _, last = output_of(command, _TIMEOUT, environment)
+    except OSError as e:  # TimeoutError is one
+        raise PortError(f"{name}: {module}: {shortened(e)}") from None
+    if status:
+        said = shortened(last) or "nothing"
+        raise PortError(f"{name}: {module} failed, and last said: {said}")
 
 
 def _write(checkpoint: Checkpoint, directory: Path) -> None:

@@ -6,13 +6,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from reference.weights import tensor_table
 from verify.checkpoint import Checkpoint
-from verify.errors import MissingDependency, PortError
+from verify.checkpoint.files import size_of
+from verify.errors import MissingDependency, PortError, shortened
 from verify.ports.quiet import quiet
 from verify.ports.tokenizers import tokenizers
 
@@ -160,10 +162,15 @@ def _load(model_class: Any, source: str, options: dict[str, Any]) -> Any:
     is_directory = os.path.isdir(source)
     if not is_directory and source.startswith((".", "/", "~")):
         raise PortError(f"{source}: no such directory")
+    if is_directory:
+        # transformers opens whatever has the right name, and would wait for ever for a pipe.
+        for file in sorted(Path(source).iterdir()):
+            if not file.is_dir():
+                size_of(file)
     try:
         model, report = model_class.from_pretrained(source, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as e:
-        reason = str(e).strip().splitlines()[0]
+        reason = shortened((str(e).strip().splitlines() or [type(e).__name__])[0])
         kind = "cannot be loaded" if is_directory else "cannot be loaded from the hub"
         raise PortError(f"huggingface={source}: {kind}: {reason}") from e
     for problem in ("missing_keys", "mismatched_keys"):

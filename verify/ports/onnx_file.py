@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from verify.numerics.precision import PRECISIONS
 from verify.numerics.weights import DeclaredWeights
 from verify.ports.engine import run_child
 from verify.ports.port import Floats, Parameter, Port, Tokens, Visit
+from verify.scratch import scratch
 from verify.worker import Worker
 
 #: Seconds that one answer may take.
@@ -118,7 +118,7 @@ def exported(checkpoint: Checkpoint) -> Port:
         MissingDependency: torch, transformers, onnxscript or onnxruntime is not installed.
         PortError: the export fails.
     """
-    with tempfile.TemporaryDirectory(prefix="gpt-verify-") as directory:
+    with scratch() as directory:
         write_huggingface(directory, checkpoint.config, checkpoint.tensors)
         file = Path(directory, "model.onnx")
         run_child("onnx", "verify.engines.onnx_export", directory, os.fspath(file))

@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from reference import tensor_table
 from verify.checkpoint import Checkpoint
+from verify.checkpoint.files import size_of
 from verify.checkpoint.tensorflow import as_stored
 from verify.errors import PortError
 from verify.ports.openai_graph import OpenAIGraph, int32
 from verify.ports.port import Floats, Port, Tokens
+from verify.scratch import scratch
 from verify.tensorflow import ORIGINAL, start
 from verify.worker import Worker
 
@@ -113,14 +114,14 @@ class OpenAITensorFlow(OpenAIGraph):
                 copy.close()
 
     def _saved(self, copy: _Copy) -> None:
-        with TemporaryDirectory() as directory:
+        with scratch() as directory:
             prefix = f"{directory}/model.ckpt"
             self._call("save", prefix=prefix)
             copy._call("build", config=self._config.as_dict())
             copy._call("restore", prefix=prefix)
 
     def _imported(self, copy: _Copy) -> None:
-        with TemporaryDirectory() as directory:
+        with scratch() as directory:
             prefix = f"{directory}/model.ckpt"
             self._call("save", prefix=prefix)
             copy._call("import_graph", prefix=prefix)
@@ -189,6 +190,7 @@ def meta_graph(checkpoint: Checkpoint, tokens: Tokens) -> MetaGraph:
 def _meta_graph(worker: Worker, prefix: Path | None, tokens: Tokens) -> MetaGraph:
     if prefix is None or not Path(f"{prefix}.meta").exists():
         return MetaGraph(False, "the checkpoint has no .meta file")
+    size_of(Path(f"{prefix}.meta"))  # a pipe is not opened, by TensorFlow neither
     frame = worker.call("meta", int32(tokens), prefix=str(prefix))
     return MetaGraph(**frame.fields, logits=frame.arrays[0] if frame.arrays else None)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from verify.checkpoint import Checkpoint, Tensors
 from verify.checkpoint.handed import handed_out
-from verify.errors import GptVerifyError, MissingDependency, PortError, UsageError
+from verify.errors import GptVerifyError, MissingDependency, PortError, UsageError, described
 from verify.ports.builtin import BUILTIN, only_float32_on_cpu
 from verify.ports.builtin import PortInfo as PortInfo
 from verify.ports.builtin import builtin_ports as builtin_ports
@@ -68,7 +68,7 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
     if spec.startswith(("http://", "https://")):
         from verify.ports.remote.http import HttpPort
 
-        return HttpPort(spec, dtype)
+        return HttpPort(spec, dtype, vocabulary=checkpoint.config.n_vocab)
     if name == "process":
         from verify.ports.remote.process import ProcessPort
 
@@ -119,10 +119,10 @@ def _made(
 
     try:
         made = make()
-    except GptVerifyError:
+    except (GptVerifyError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as e:
-        raise PortError(f"{spec}: the factory raised {_one_line(e)}") from e
+    except BaseException as e:
+        raise PortError(f"{spec}: the factory raised {described(e)}") from e
     if isinstance(made, Port):
         if not getattr(made, "name", ""):
             made.name = spec
@@ -151,8 +151,10 @@ def _import_factory(spec: str) -> Callable[[Checkpoint], Any]:
         )
     except FileNotFoundError as e:
         raise PortError(f"{spec}: {where}: no such file") from e
-    except Exception as e:
-        raise PortError(f"{spec}: importing {where} raised {_one_line(e)}") from e
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:
+        raise PortError(f"{spec}: importing {where} raised {described(e)}") from e
     factory = getattr(module, name, None)
     if not callable(factory):
         names = sorted(n for n, _ in _functions(module))
@@ -182,8 +184,3 @@ def _functions(module: ModuleType) -> Iterator[tuple[str, Any]]:
     for name, value in vars(module).items():
         if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_":
             yield name, value
-
-
-def _one_line(e: BaseException) -> str:
-    first = (str(e).strip().splitlines() or [""])[0]
-    return f"{type(e).__name__}: {first}" if first else type(e).__name__

@@ -8,7 +8,6 @@ memory for that is free.
 from __future__ import annotations
 
 import sys
-import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -20,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from verify.errors import shortened
 from verify.memory import require
 from verify.ports.port import NotExamined, Port
 from verify.ports.torch_float64 import converted
 from verify.ports.torch_gradients import Differentiation, mean_loss
 from verify.ports.torch_skeleton import Skeleton, copies_itself, tensors_of
+from verify.scratch import scratch
 
 if TYPE_CHECKING:
     from verify.ports.torch_module import TorchModule
@@ -78,7 +79,7 @@ class Copies:
                 return str(error)
             # Whatever a class has against being copied like this is its own affair.
             except Exception as error:
-                reason = textwrap.shorten(f"{type(error).__name__}: {error}", 120)
+                reason = textwrap.shorten(f"{type(error).__name__}: {shortened(error)}", 120)
         return reason
 
     def _running(self, way: _Way, skeleton: Skeleton, stack: ExitStack) -> TorchModule:
@@ -178,7 +179,7 @@ def _state_dict(skeleton: Skeleton) -> torch.nn.Module:
 
 
 def _saved_state(skeleton: Skeleton) -> torch.nn.Module:
-    with tempfile.TemporaryDirectory() as directory:
+    with scratch() as directory:
         file = Path(directory) / "state.pt"
         torch.save(skeleton.in_place().state_dict(), file)
         made = _blank(skeleton)
@@ -187,7 +188,7 @@ def _saved_state(skeleton: Skeleton) -> torch.nn.Module:
 
 
 def _saved_whole(skeleton: Skeleton) -> torch.nn.Module:
-    with tempfile.TemporaryDirectory() as directory:
+    with scratch() as directory:
         file = Path(directory) / "module.pt"
         torch.save(skeleton.in_place(), file)
         # Written a moment ago, by this process.
@@ -198,7 +199,7 @@ def _saved_whole(skeleton: Skeleton) -> torch.nn.Module:
 def _safetensors(skeleton: Skeleton) -> torch.nn.Module:
     from safetensors.torch import load_model, save_model
 
-    with tempfile.TemporaryDirectory() as directory:
+    with scratch() as directory:
         file = Path(directory) / "model.safetensors"
         save_model(skeleton.in_place(), str(file))
         made = _blank(skeleton)
@@ -212,7 +213,7 @@ def _pretrained(skeleton: Skeleton) -> torch.nn.Module:
     saved: Any = _one_block(skeleton) if skeleton.partial else module
     attention = getattr(getattr(module, "config", None), "_attn_implementation", None)
     options = {} if attention is None else {"attn_implementation": attention}
-    with tempfile.TemporaryDirectory() as directory:
+    with scratch() as directory:
         saved.save_pretrained(directory)
         made: Any = type(module).from_pretrained(directory, **options)
     made = made.to(next(module.parameters()).dtype)

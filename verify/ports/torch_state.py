@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from verify.errors import described
 from verify.ports.port import NotExamined, Port
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ def elsewhere(port: TorchModule, device: str) -> Iterator[Port]:
         try:
             port.logits(np.zeros((1, min(2, port.config.n_ctx)), np.int64))
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise NotExamined(f"it does not run on {device}: {reason}") from error
+            raise NotExamined(f"it does not run on {device}: {described(error)}") from error
         yield port
     finally:
         port.device = here

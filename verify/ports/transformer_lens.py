@@ -7,15 +7,15 @@ changes every intermediate tensor and, by a constant at each position, the logit
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 from reference.weights import tensor_table
 from verify.checkpoint import Checkpoint
 from verify.checkpoint.write import write_huggingface
-from verify.errors import MissingDependency, PortError
+from verify.errors import MissingDependency, PortError, described
 from verify.ports.port import Dtype, Floats, Port, Tokens
 from verify.ports.quiet import quiet
+from verify.scratch import scratch
 
 
 def transformer_lens(
@@ -130,7 +130,7 @@ def _bridge(checkpoint: Checkpoint, dtype: Dtype | None) -> Any:
     if checkpoint.encoder is None or checkpoint.merges is None:
         raise PortError("transformer-lens: it loads no model without encoder.json and vocab.bpe")
     tensors = {name: checkpoint.tensors[name] for name in tensor_table(checkpoint.config)}
-    with tempfile.TemporaryDirectory(prefix="gpt-verify-") as directory, quiet(transformers):
+    with scratch() as directory, quiet(transformers):
         write_huggingface(
             directory, checkpoint.config, tensors, checkpoint.encoder, checkpoint.merges
         )
@@ -138,4 +138,6 @@ def _bridge(checkpoint: Checkpoint, dtype: Dtype | None) -> Any:
         try:
             return TransformerBridge.boot_transformers(directory, device="cpu", dtype=format_)
         except Exception as e:  # whatever a library of this size may raise
-            raise PortError(f"transformer-lens: it cannot load the checkpoint: {e}") from e
+            raise PortError(
+                f"transformer-lens: it cannot load the checkpoint: {described(e)}"
+            ) from e

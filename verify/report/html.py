@@ -139,7 +139,7 @@ def sentence(report: Report) -> str:
     name = one_line(at_fault[0].name)
     several = f"{len(at_fault)} of {len(ports)} ports"
     if report.verdict is Verdict.UNJUDGED:
-        why = one_line(at_fault[0].error or "nothing that was compared passed")
+        why = one_line(at_fault[0].error or "its logits were not compared")
         who = several if len(at_fault) > 1 else name
         return f"Not judged: {who} ({why.removeprefix(f'{name}: ')})."
     found = first_failure(at_fault[0])

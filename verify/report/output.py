@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from verify.errors import GptVerifyError, UsageError
@@ -40,6 +41,19 @@ class OutputFile:
             os.unlink(scratch)
         except OSError as error:
             raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def is_same(self, other: OutputFile) -> bool:
+        """Whether both write to one file, by whatever names. A device may take several."""
+        if self is other:
+            return True
+        return not self._in_place and (self._target == other._target or self.is_file(other._target))
+
+    def is_file(self, path: Path) -> bool:
+        """Whether this is that file, which need not be under the same name."""
+        try:
+            return os.path.samefile(self._target, path)
+        except OSError:  # one of them does not exist yet
+            return False
 
     def _create(self) -> Path:
         scratch = self._target.with_name(f".{secrets.token_hex(8)}.tmp")
@@ -83,10 +97,72 @@ def open_outputs(asked: Mapping[str, str | None]) -> dict[str, OutputFile]:
     for name, out in given.items():
         if out == "-" and name != "json":
             raise UsageError(f"--{name} needs a file")
-        other = next(n for n, o in given.items() if o == out)
+    files = {name: OutputFile(Path(out)) for name, out in given.items() if out != "-"}
+    for name, file in files.items():
+        other = next(n for n, o in files.items() if o.is_same(file))
         if other != name:
-            raise UsageError(f"{out}: --{other} and --{name} cannot share a file")
-    return {name: OutputFile(Path(out)) for name, out in given.items() if out != "-"}
+            raise UsageError(f"{file.path}: --{other} and --{name} cannot share a file")
+    return files
+
+
+#: What a directory of weights holds, by the ends of the names; all else in it is somebody's own.
+_OF_A_MODEL = [
+    "checkpoint",
+    "config.json",
+    "encoder.json",
+    "hparams.json",
+    "vocab.json",
+    "vocab.bpe",
+    "merges.txt",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    ".safetensors",
+    ".index.json",
+    ".index",
+    ".meta",
+    ".bin",
+    ".msgpack",
+    ".h5",
+]
+
+
+def spare_inputs(
+    outputs: Mapping[str, OutputFile],
+    checkpoint: Path | None,
+    ports: Sequence[str],
+    others: Sequence[str] = (),
+) -> None:
+    """No report replaces what the run is about.
+
+    Args:
+        outputs: of ``open_outputs``.
+        checkpoint, ports: as they were given.
+        others: whatever else was given that may be a file.
+
+    Raises:
+        UsageError: an output is a file of the checkpoint, or of a port.
+    """
+    named = [*others, *([] if checkpoint is None else [os.fspath(checkpoint)])]
+    for spec in ports:
+        kind, _, source = spec.partition("=")
+        named += [spec, spec.rpartition(":")[0], source]
+        if kind == "process":
+            with contextlib.suppress(ValueError):
+                named += shlex.split(source)
+    for name in filter(None, named):
+        with contextlib.suppress(OSError, ValueError):  # not every word is the name of a file
+            inputs = [Path(name)] if os.path.isfile(name) else []
+            if os.path.isdir(name):
+                inputs = [p for p in Path(name).iterdir() if _of_a_model(p.name)]
+            for option, output in outputs.items():
+                if any(output.is_file(path) for path in inputs):
+                    raise UsageError(
+                        f"{output.path}: --{option} would replace an input of the run, {name}"
+                    )
+
+
+def _of_a_model(name: str) -> bool:
+    return name.endswith(tuple(_OF_A_MODEL)) or ".data-" in name
 
 
 def write_outputs(

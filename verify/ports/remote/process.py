@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
-import subprocess
-import tempfile
-import threading
-import weakref
-from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from verify.checkpoint import Checkpoint
-from verify.errors import PortError, UsageError
+from verify.children import Child, signal_name
+from verify.errors import LONGEST, PortError, UsageError, shortened
 from verify.ports.port import Dtype, Floats, Port, Tokens
-from verify.ports.remote.protocol import answer, question
+from verify.ports.remote.protocol import Refused, answer, largest, question
+from verify.ports.remote.timed import Deadline, TimedPipes
+from verify.scratch import Scratch
 
 #: Seconds that one answer may take.
 TIMEOUT = 600.0
@@ -49,7 +45,8 @@ class ProcessPort(Port):
         self.name = name or f"process={command}"
         self.dtype = dtype or "float32"
         self._timeout = timeout
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._vocabulary = checkpoint.config.n_vocab
+        self._directory: Scratch | None = None
         try:
             words = shlex.split(command)
         except ValueError as e:
@@ -63,17 +60,22 @@ class ProcessPort(Port):
         if self._program is None:
             self._program = _Program(self._words, self.name)
         try:
-            return self._program.ask(tokens, self._timeout)
-        except _Ended as e:
+            return self._program.ask(tokens, self._timeout, largest(tokens, self._vocabulary))
+        except Refused:
+            raise
+        except BaseException:
+            # What it says next may belong to this question.
+            self._program.end()
             self._program = None
-            raise PortError(str(e)) from None
+            raise
 
     def close(self) -> None:
         if self._program is not None:
             self._program.end()
             self._program = None
         if self._directory is not None:
-            self._directory.cleanup()
+            self._directory.close()
+            self._directory = None
 
     def _filled(self, word: str, checkpoint: Checkpoint) -> str:
         if "{huggingface}" in word:
@@ -84,13 +86,9 @@ class ProcessPort(Port):
         from verify.checkpoint.write import write_huggingface
 
         if self._directory is None:
-            self._directory = tempfile.TemporaryDirectory(prefix="gpt-verify-")
-            write_huggingface(self._directory.name, checkpoint.config, checkpoint.tensors)
-        return Path(self._directory.name)
-
-
-class _Ended(Exception):
-    """The program is gone."""
+            self._directory = Scratch()
+            write_huggingface(self._directory.path, checkpoint.config, checkpoint.tensors)
+        return self._directory.path
 
 
 class _Program:
@@ -98,71 +96,33 @@ class _Program:
 
     def __init__(self, words: list[str], name: str) -> None:
         self._name = name
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # the finalizer closes it
         try:
-            self._process = subprocess.Popen(
-                words,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                # A program may start others; all of them end with it.
-                start_new_session=True,
-            )
+            self._child = Child(words)
         except OSError as e:
-            self._stderr.close()
             raise PortError(f"{name}: {words[0]} cannot be started: {e.strerror}") from None
-        self.end = weakref.finalize(self, _end, self._process, self._stderr)
+        self._pipes = TimedPipes(self._child.stdin.fileno(), self._child.stdout.fileno())
+        self.end = self._child.end
 
-    def ask(self, tokens: Tokens, timeout: float) -> Floats:
-        """One question; _Ended where there is no program any more."""
-        process, expired = self._process, threading.Event()
-        assert process.stdin is not None and process.stdout is not None
-
-        def expire() -> None:
-            expired.set()
-            _kill(process)
-
-        timer = threading.Timer(timeout, expire)
-        timer.daemon = True
-        timer.start()
+    def ask(self, tokens: Tokens, timeout: float, most: int) -> Floats:
+        """One question. After any error but Refused the program is of no use any more."""
+        self._pipes.deadline = Deadline(timeout)
         try:
-            process.stdin.write(question(tokens))
-            process.stdin.flush()
-            return answer(process.stdout, self._name)  # type: ignore[arg-type]  # a reader of bytes
+            self._pipes.write(question(tokens))
+            return answer(self._pipes, self._name, most)
+        except TimeoutError:
+            raise self._error(f"gave no answer within {timeout:g} s") from None
         except (EOFError, OSError):
-            if expired.is_set():
-                raise self._ended(f"gave no answer within {timeout:g} s") from None
-            raise self._ended(self._how()) from None
-        finally:
-            timer.cancel()
+            raise self._error(self._how()) from None
 
     def _how(self) -> str:
-        try:
-            status = self._process.wait(5)
-        except subprocess.TimeoutExpired:
+        status = self._child.wait(5)
+        if status is None:
             return "closed its output"
         if status >= 0:
             return f"ended with exit status {status}"
-        return f"died of {signal.Signals(-status).name}"
+        return f"died of {signal_name(-status)}"
 
-    def _ended(self, what: str) -> _Ended:
-        self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - 4096))
-        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
-        self.end()
-        last = f"; it last said: {lines[-1].strip()[:400]}" if lines else ""
-        return _Ended(f"{self._name}: the program {what}{last}")
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """The program and what it started."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _end(process: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
-    _kill(process)
-    for stream in (process.stdin, process.stdout, stderr):
-        if stream is not None:
-            with suppress(OSError):  # a question that was never read
-                stream.close()
-    process.wait()
+    def _error(self, what: str) -> PortError:
+        said = shortened(self._child.last_words(LONGEST))
+        last = f"; it last said: {said}" if said else ""
+        return PortError(f"{self._name}: the program {what}{last}")
