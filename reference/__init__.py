@@ -18,9 +18,9 @@ The mathematics has no batch axis: a batch is a property to check, not a dimensi
 The package imports NumPy and nothing else, and never learns from a port.
 """
 
-from reference.config import ARCHITECTURES, GPT1, RELEASED, Config, ConfigError
-from reference.model import Weights, forward, logits
-from reference.weights import TensorSpec, parameter_count, tensor_table
+from gpt_verify.reference.config import ARCHITECTURES, GPT1, RELEASED, Config, ConfigError
+from gpt_verify.reference.model import Weights, forward, logits
+from gpt_verify.reference.weights import TensorSpec, parameter_count, tensor_table
 
 __all__ = [
     "ARCHITECTURES",

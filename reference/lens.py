@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from reference.loss import log_softmax
-from reference.model import Weights, forward
-from reference.ops import Array, layer_norm, unembed
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.loss import log_softmax
+from gpt_verify.reference.model import Weights, forward
+from gpt_verify.reference.ops import Array, layer_norm, unembed
 
 #: Sites that are states of the residual stream, to which the lens applies.
 RESIDUAL = ("embed", ".resid_mid", ".resid_post")

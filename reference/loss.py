@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.ops import Array
+from gpt_verify.reference.ops import Array
 
 
 def log_softmax(x: Array) -> Array:

@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from reference.ops import (
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.ops import (
     Array,
     attention_mix,
     attention_scores,

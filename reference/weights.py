@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from reference.config import Config
+from gpt_verify.reference.config import Config
 
 
 @dataclass(frozen=True)

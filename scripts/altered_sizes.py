@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from verify.checkpoint import open_checkpoint
-from verify.findings import PortReport, Status
-from verify.inputs import seeded
-from verify.judge import judge
-from verify.ports.port import Port
-from verify.ports.registry import build
-from verify.run import Silent, environment
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.findings import PortReport, Status
+from gpt_verify.inputs import seeded
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent, environment
+from gpt_verify.port import Port
+from gpt_verify.ports.registry import build
 
 
 @dataclass(frozen=True)

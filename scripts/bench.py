@@ -24,8 +24,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from verify.checkpoint.synthetic import resolve_size, synthesize
-from verify.run import environment
+from gpt_verify.checkpoint.synthetic import resolve_size, synthesize
+from gpt_verify.judging.run import environment
 
 HERE = Path(__file__).resolve().parent
 #: Between two looks at the memory, in seconds.
@@ -33,8 +33,8 @@ INTERVAL_S = 0.02
 _OWN = """
 import sys
 import numpy as np
-from verify.checkpoint import open_checkpoint
-from verify.ports.registry import build
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.ports.registry import build
 port = build(sys.argv[2], open_checkpoint(sys.argv[1]), None, "cpu")
 port.logits(np.zeros((1, int(sys.argv[3])), np.int64))
 port.close()

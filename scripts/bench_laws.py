@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from verify.checkpoint.synthetic import resolve_size, synthesize
-from verify.checks.laws import LAWS
-from verify.findings import PortReport
-from verify.run import Options, environment, run
+from gpt_verify.checkpoint.synthetic import resolve_size, synthesize
+from gpt_verify.findings import PortReport
+from gpt_verify.judging.run import Options, environment, run
+from gpt_verify.laws.table import LAWS
 
 SITES, REST = "weights, sites, logits", "diagnosis, stored graph"
 NAMES = {law.id for law in LAWS}
@@ -29,7 +29,7 @@ Seconds = tuple[float, float]
 
 
 class Timed:
-    """``verify.run.Progress`` that keeps the time from step to step.
+    """``gpt_verify.judging.run.Progress`` that keeps the time from step to step.
 
     Attributes:
         ports: port → law → (wall seconds, processor seconds).

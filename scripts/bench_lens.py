@@ -52,7 +52,7 @@ def make(sizes: dict[str, Any]) -> tuple[list[np.ndarray], dict[str, np.ndarray]
 
 def streamed(engine: Any) -> Callable[..., object]:
     def run(states: Any, weights: Any, tokens: Any) -> object:
-        from verify.lens import lens
+        from gpt_verify.lens import lens
 
         named = ((f"h.{i}.resid_post", x) for i, x in enumerate(states))
         return lens(named, weights, tokens, k=K, engine=engine)
@@ -138,10 +138,10 @@ def _bridge(v: int, d: int, n_ctx: int) -> Any:
     """A model of one layer, of the sizes that matter, loaded as TransformerLens loads models."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    from reference import Config
-    from verify.checkpoint import default_checkpoint, open_checkpoint
-    from verify.checkpoint.synthetic import synthetic_tensors
-    from verify.checkpoint.write import write_huggingface
+    from gpt_verify.checkpoint import default_checkpoint, open_checkpoint
+    from gpt_verify.checkpoint.synthetic import synthetic_tensors
+    from gpt_verify.checkpoint.write import write_huggingface
+    from gpt_verify.reference import Config
 
     known = open_checkpoint(default_checkpoint())  # for its tokenizer, which must be one
     config = Config(v, n_ctx, d, d // 64, 1)
@@ -290,7 +290,7 @@ def main() -> None:
     for name, figures in summary.items():
         print(f"{name:26}" + "  ".join(f"{key} {value:.3g}" for key, value in figures.items()))
     if arguments.json:
-        from verify.run import environment
+        from gpt_verify.judging.run import environment
 
         result = {
             "sizes": sizes,

@@ -25,8 +25,8 @@ from typing import Any
 
 from bench import _OWN, measure
 
-from verify.checkpoint.synthetic import resolve_size, synthesize
-from verify.run import environment
+from gpt_verify.checkpoint.synthetic import resolve_size, synthesize
+from gpt_verify.judging.run import environment
 
 SIZES = ("124M", "355M", "774M", "1558M")
 #: Between two looks at the memory, in seconds. A look at gigabytes takes a hundredth of one.
@@ -50,7 +50,15 @@ def judged(openai: Path, port: str, length: int) -> dict[str, Any]:
     """One run of the command, and of the port alone."""
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
-        command = [sys.executable, "-m", "verify", "run", "--quiet", "--checkpoint", str(openai)]
+        command = [
+            sys.executable,
+            "-m",
+            "gpt_verify",
+            "run",
+            "--quiet",
+            "--checkpoint",
+            str(openai),
+        ]
         command += ["--port", port, "--length", str(length), "--json", str(report)]
         figures = measure(command, INTERVAL_S)
         found = json.loads(report.read_text())

@@ -12,8 +12,9 @@ Each configuration has random odd sizes, a random weight scale, weights with or 
 residual channels, and inputs of 1 to n_ctx tokens. transformers' GPT2LMHeadModel is judged on it in
 float32, bfloat16 and float16, with eager and with fused attention, and in float64 (architecture).
 Every one of these ports is correct, so that a score beyond its limit is a false alarm, and the
-script exits with status 1. Local limits are derived (``verify.numerics.scores``) and only tested
-here; the limit on noise floors (``verify.numerics.cascade.LIMIT_FLOORS``) is set from here.
+script exits with status 1. Local limits are derived (``gpt_verify.numerics.scores``) and only
+tested here; the limit on noise floors (``gpt_verify.numerics.cascade.LIMIT_FLOORS``) is set from
+here.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ import numpy as np
 from instructions import NAME, in_force, line
 from numpy.typing import NDArray
 
-from reference import Config, tensor_table
-from verify.checkpoint import Checkpoint
-from verify.checkpoint.synthetic import resolve_size, synthetic_tensors
-from verify.findings import Status
-from verify.inputs import Input
-from verify.judge import judge
-from verify.run import Silent, environment
-from verify.sites import sites
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.synthetic import resolve_size, synthetic_tensors
+from gpt_verify.findings import Status
+from gpt_verify.inputs import Input
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent, environment
+from gpt_verify.reference import Config, tensor_table
+from gpt_verify.sites import sites
 
 PORTS = ("huggingface-eager", "huggingface-sdpa")
 DTYPES = ("float32", "bfloat16", "float16")

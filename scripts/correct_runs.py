@@ -25,8 +25,8 @@ from typing import Any
 from figures import ROOT, marked
 from instructions import NAME, in_force
 
-from verify.checkpoint.synthetic import resolve_size, synthesize
-from verify.made_with import made_with
+from gpt_verify.checkpoint.synthetic import resolve_size, synthesize
+from gpt_verify.judging.made_with import made_with
 
 OUT = ROOT / "docs" / "results"
 #: Tiny, and no two dimensions are equal.
@@ -115,7 +115,7 @@ def made(size: str, first: int, seeds: int, runs: int, out: Path) -> Iterator[Pa
             synthesize(checkpoint, resolve_size(size), seed=number, format="openai")
             words = ["power", "--correct", "--quiet", "--checkpoint", str(checkpoint)]
             words += ["--seed", str(seed), "--seeds", str(seeds), "--json", str(path)]
-            command = [sys.executable, "-m", "verify", *words]
+            command = [sys.executable, "-m", "gpt_verify", *words]
             done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
         if done.returncode > 1 or not path.exists():
             sys.exit(f"gpt-verify power ended with {done.returncode}")

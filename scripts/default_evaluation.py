@@ -15,10 +15,10 @@ import default_text as text
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import Config, logits, parameter_count
-from reference.bpe import BPE
-from reference.loss import token_losses_nats
-from verify.checkpoint import open_checkpoint
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.reference import Config, logits, parameter_count
+from gpt_verify.reference.bpe import BPE
+from gpt_verify.reference.loss import token_losses_nats
 
 Ids = NDArray[np.int64]
 Losses = NDArray[np.float64]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reference import Config, tensor_table
+from gpt_verify.reference import Config, tensor_table
 
 Parameters = dict[str, Tensor]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.bpe import BPE, alphabet, split
+from gpt_verify.reference.bpe import BPE, alphabet, split
 
 #: ``bible -f "Gen1:1-Rev22:21"``: see ``scripts/data/README.md``.
 TEXT_PATH = Path(__file__).resolve().parent / "data" / "kjv.txt.xz"

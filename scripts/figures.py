@@ -6,7 +6,8 @@
     python scripts/figures.py --numerics same      # it was renamed, moved or made faster
 
 Every result in ``docs/results`` carries the laws and the version of the numerics that it was made
-with (``verify.made_with``). Above the figures of a page stands a comment that names their results:
+with (``gpt_verify.judging.made_with``). Above the figures of a page stands a comment that names
+their results:
 
     <!-- figures: bench-124M.json -->
 
@@ -29,12 +30,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from verify.made_with import made_with  # noqa: E402  # of this repository, installed or not
+from gpt_verify.judging.made_with import made_with  # noqa: E402  # of this repository, installed or not
 
 RESULTS = "docs/results"
 VERSION = ROOT / "verify" / "numerics" / "version.py"
 #: The code that decides numbers.
-DECIDE = ("reference", "verify/numerics", "verify/checks")
+DECIDE = ("reference", "verify/numerics", "verify/laws")
 ANCHOR = re.compile(r"^<!-- figures: (.+) -->$")
 MARK = "> **These figures are older than what they measure.**"
 

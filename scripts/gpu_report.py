@@ -116,7 +116,7 @@ def slug(name: str) -> str:
 
 def carried_out(planned: Planned, more: Sequence[str]) -> dict[str, Any]:
     """One run of the command, and whether it came out as it must."""
-    command = [sys.executable, "-m", "verify", "run", "--quiet", *planned.words, *more]
+    command = [sys.executable, "-m", "gpt_verify", "run", "--quiet", *planned.words, *more]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as made:
         out = Path(made) / "report.json"

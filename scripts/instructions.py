@@ -60,7 +60,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _ASK = """
 import json, sys
 import torch
-from verify.processor import processor
+from gpt_verify.process.processor import processor
 torch.ones(200, 200, dtype=torch.float64) @ torch.ones(200, 200, dtype=torch.float64)  # MKL
 torch.ones(4, 4).to_mkldnn().relu()  # oneDNN
 sys.stdout.flush()
@@ -85,8 +85,8 @@ def variables(name: str, threads: int | None = None) -> dict[str, str]:
 
 
 def in_force(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """``verify.processor.processor()`` of a process with these variables, besides ``mkl`` and
-    ``onednn``: what each says of itself when it computes, None where it says nothing."""
+    """``processor()`` of a process with these variables, besides ``mkl`` and ``onednn``: what each
+    says of itself when it computes, None where it says nothing."""
     asked = dict(os.environ if environment is None else environment)
     asked |= {"MKL_VERBOSE": "1", "ONEDNN_VERBOSE": "1"}
     asked["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), asked.get("PYTHONPATH")]))

@@ -25,9 +25,9 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "laws")]
 from strategies import Case, cases  # noqa: E402  # of the tests, not installed
 from subjects import port  # noqa: E402  # needs the path as well
 
-from verify.findings import PortReport, Status  # noqa: E402  # after the two above
-from verify.judge import judge  # noqa: E402  # after the two above
-from verify.run import Silent, environment  # noqa: E402  # after the two above
+from gpt_verify.findings import PortReport, Status  # noqa: E402  # after the two above
+from gpt_verify.judging.judge import judge  # noqa: E402  # after the two above
+from gpt_verify.judging.run import Silent, environment  # noqa: E402  # after the two above
 
 #: Cases that are drawn from one seed.
 BATCH = 20

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))  # run from a clone: reference and verify need not
 import default_text as text  # noqa: E402  # beside this script; needs the line above
 from default_batches import Batches  # noqa: E402  # the same
 
-from reference import Config, parameter_count, tensor_table  # noqa: E402  # after the two above
+from gpt_verify.reference import Config, parameter_count, tensor_table  # noqa: E402  # after the two above
 
 if TYPE_CHECKING:
     import torch
@@ -172,8 +172,8 @@ def restore(
 
 def write(work: Path) -> None:
     """Write both shipped directories, and read them back bit for bit."""
-    from verify.checkpoint import open_checkpoint
-    from verify.checkpoint.write import write_huggingface, write_openai
+    from gpt_verify.checkpoint import open_checkpoint
+    from gpt_verify.checkpoint.write import write_huggingface, write_openai
 
     with np.load(work / "tensors.npz") as file:
         tensors = {name: np.ascontiguousarray(file[name]) for name in tensor_table(CONFIG)}

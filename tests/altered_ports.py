@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from verify.checkpoint import Checkpoint
-from verify.ports.huggingface import huggingface
-from verify.ports.port import Port
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.port import Port
+from gpt_verify.ports.huggingface import huggingface
 
 Alter = Callable[[Any], None]
 ALTERATIONS: dict[str, Alter] = {}

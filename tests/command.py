@@ -19,7 +19,7 @@ def command(*words: object, **more: object) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-m", "verify", *map(str, words)],
+        [sys.executable, "-m", "gpt_verify", *map(str, words)],
         capture_output=True,
         text=True,
         env=environment,

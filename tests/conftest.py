@@ -12,7 +12,7 @@ from browser import Opener, chromium
 from command import PORTS, SIZE, Run
 from hypothesis import HealthCheck, settings
 
-from verify.cli import main
+from gpt_verify.command.cli import main
 
 # Time means nothing on a shared machine, and a check of the health of the data is one of time.
 settings.register_profile(

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch_styles import tensor
 
-from reference import tensor_table
-from verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.reference import tensor_table
 
 
 class Table(nn.Module):

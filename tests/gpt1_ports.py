@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from verify.checkpoint import Checkpoint
-from verify.ports.huggingface import huggingface
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.ports.huggingface import huggingface
 
 
 def right(checkpoint: Checkpoint) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from verify.checkpoint import Checkpoint
-from verify.ports.huggingface import huggingface
-from verify.ports.port import Port
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.port import Port
+from gpt_verify.ports.huggingface import huggingface
 
 
 def tf32(checkpoint: Checkpoint) -> Port:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from verify.ports import port as ports
-from verify.ports.port import End, Floats, GradientSink, Port, Tokens
+from gpt_verify import port as ports
+from gpt_verify.port import End, Floats, GradientSink, Port, Tokens
 
 
 @dataclass(frozen=True)

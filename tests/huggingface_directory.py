@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reference import Config, tensor_table
-from verify.checkpoint import open_checkpoint
-from verify.checkpoint.hf_weights import SINGLE
-from verify.checkpoint.huggingface import stored_name
-from verify.errors import CheckpointError
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.checkpoint.hf_weights import SINGLE
+from gpt_verify.checkpoint.huggingface import stored_name
+from gpt_verify.errors import CheckpointError
+from gpt_verify.reference import Config, tensor_table
 
 CONFIG = Config(n_vocab=11, n_ctx=7, n_embd=6, n_head=3, n_layer=2)
 SIZES = {"vocab_size": 11, "n_positions": 7, "n_embd": 6, "n_head": 3, "n_layer": 2}

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch_styles import FusedBlock, Model, SplitBlock, embedding, tensor
 
-from verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint import Checkpoint
 
 
 class ByHeadBlock(FusedBlock):

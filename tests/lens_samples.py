@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reference.lens import kl_nats, rank
-from reference.loss import log_softmax
-from verify.lens.statistics import UNDEFINED, Lens
-from verify.lens_run import LensReport, Reading
+from gpt_verify.judging.lens import LensReport, Reading
+from gpt_verify.lens.statistics import UNDEFINED, Lens
+from gpt_verify.reference.lens import kl_nats, rank
+from gpt_verify.reference.loss import log_softmax
 
 #: Texts of tokens, by id; those beyond are numbered.
 WORDS = (
@@ -92,7 +92,7 @@ def of_logits(
 
 
 def names(count: int) -> dict[int, str]:
-    from verify.report.lens.tokens import numbered, visible
+    from gpt_verify.lens.tokens import numbered, visible
 
     return {i: visible(WORDS[i]) if i < len(WORDS) else numbered(i) for i in range(count)}
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from reference import Config
-from verify.checkpoint import Checkpoint
-from verify.checkpoint.synthetic import synthetic_tensors
-from verify.findings import Finding, PortReport, Status
-from verify.inputs import Input, seeded
-from verify.judge import judge
-from verify.run import Silent
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.synthetic import synthetic_tensors
+from gpt_verify.findings import Finding, PortReport, Status
+from gpt_verify.inputs import Input, seeded
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.reference import Config
 
 TESTS = Path(__file__).resolve().parent
 

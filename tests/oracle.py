@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
-from reference import Config, forward
-from verify.checkpoint.synthetic import synthetic_tensors
+from gpt_verify.checkpoint.synthetic import synthetic_tensors
+from gpt_verify.reference import Config, forward
 
 #: No two of T, D, H, K, V, P, 3 D and 4 D are equal.
 CONFIG = Config(n_vocab=11, n_ctx=7, n_embd=12, n_head=3, n_layer=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verify.findings import Finding, PortReport, Report, Status
+from gpt_verify.findings import Finding, PortReport, Report, Status
 
 SITES = ("attn.qkv", "attn.pattern", "mlp.act")
 BUDGET = "h.0.mlp.act[0, 0, 3, 17] = -0.1588, should be -0.1587 ± 1.2e-08"

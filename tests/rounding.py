@@ -8,7 +8,7 @@ rounding, and how far depends on how the function amplifies it: a norm that does
 scores of thousands, and a softmax of those is moved a thousand times as far as one of scores near
 1. No number of units in the last place is right for all. So the same function is run in float32,
 with everything that it keeps moved at random by as much as its rounding may do
-(``verify.numerics.draws``), and parts from its own float64 run by float32's noise. Noise is
+(``gpt_verify.numerics.draws``), and parts from its own float64 run by float32's noise. Noise is
 proportional to u, so float64's is 2^-29 of that. The limit is the one that ports are judged by.
 """
 
@@ -23,12 +23,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from reference import Config, forward
-from reference.loss import token_losses_nats
-from verify.numerics.budgets import FUNCTION_ULP
-from verify.numerics.cascade import LIMIT_FLOORS, CascadeScores
-from verify.numerics.draws import OBSERVATIONS, Rounding
-from verify.numerics.precision import FLOAT32, FLOAT64, Precision
+from gpt_verify.numerics.budgets import FUNCTION_ULP
+from gpt_verify.numerics.cascade import LIMIT_FLOORS, CascadeScores
+from gpt_verify.numerics.draws import OBSERVATIONS, Rounding
+from gpt_verify.numerics.precision import FLOAT32, FLOAT64, Precision
+from gpt_verify.reference import Config, forward
+from gpt_verify.reference.loss import token_losses_nats
 
 Floats = NDArray[Any]
 #: A run: from the arithmetic that it is done in, and from what each value becomes before the next
@@ -140,7 +140,7 @@ def slope(
 ) -> Slope:
     """Along any direction, by a complex step, which has no truncation and no cancellation.
 
-    Its noise is measured as ``verify.numerics.derivative_noise`` does: both parts of everything
+    Its noise is measured as ``gpt_verify.numerics.derivative_noise`` does: both parts of everything
     that is kept are rounded, and the errors of the predictions may have one cause.
 
     Args:

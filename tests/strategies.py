@@ -16,11 +16,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from reference import Config
-from verify.checkpoint import Checkpoint
-from verify.checkpoint.synthetic import synthetic_tensors
-from verify.checks.laws import LAWS
-from verify.inputs import Input
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.synthetic import synthetic_tensors
+from gpt_verify.inputs import Input
+from gpt_verify.laws.table import LAWS
+from gpt_verify.reference import Config
 
 Tensors = dict[str, NDArray[np.float32]]
 

@@ -102,7 +102,7 @@ def main(directory: Path) -> None:
 
 def save_gpt2(directory: Path) -> None:
     """As OpenAI wrote theirs: variables in the scope ``model``, through the Saver."""
-    from reference import Config, tensor_table
+    from gpt_verify.reference import Config, tensor_table
 
     directory.mkdir()
     config = Config(n_vocab=11, n_ctx=7, n_embd=6, n_head=3, n_layer=2)

@@ -13,12 +13,12 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
-from verify.findings import PortReport, Status, Verdict
-from verify.inputs import seeded
-from verify.judge import judge
-from verify.ports.registry import build
-from verify.run import Options, Silent, run
+from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
+from gpt_verify.findings import PortReport, Status, Verdict
+from gpt_verify.inputs import seeded
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Options, Silent, run
+from gpt_verify.ports.registry import build
 
 HERE = [name for name in os.environ.get("GPT_VERIFY_ADAPTERS", "").split(",") if name]
 #: Adapter → what it must show beside the logits: laws that pass at least once.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from verify.ahead import read_ahead
+from gpt_verify.process.prefetch import read_ahead
 
 
 @pytest.mark.parametrize("depth", [1, 3, 100])

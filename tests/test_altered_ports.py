@@ -25,10 +25,10 @@ from models import (
     judged,
 )
 
-from verify.checkpoint import Checkpoint
-from verify.findings import PortReport, Status, Verdict
-from verify.numerics.cascade import LIMIT_FLOORS
-from verify.sites import sites
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.findings import PortReport, Status, Verdict
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.sites import sites
 
 LAYERS = range(CONFIG.n_layer)
 ACTIVATIONS = [f"h.{i}.mlp.act" for i in LAYERS]

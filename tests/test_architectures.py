@@ -11,7 +11,12 @@ import pytest
 from models import CONFIG
 from oracle import assert_agrees, sites_of, tokens_of, weights_of
 
-from reference import (
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.checkpoint.synthetic import resolve_size, synthetic_tensors
+from gpt_verify.checkpoint.write import write_huggingface, write_openai
+from gpt_verify.errors import CheckpointError, UsageError
+from gpt_verify.laws.decoding import RIGHT, decode
+from gpt_verify.reference import (
     ARCHITECTURES,
     GPT1,
     Config,
@@ -20,14 +25,9 @@ from reference import (
     parameter_count,
     tensor_table,
 )
-from reference.lens import lens
-from reference.ops import layer_norm
-from verify.checkpoint import open_checkpoint
-from verify.checkpoint.synthetic import resolve_size, synthetic_tensors
-from verify.checkpoint.write import write_huggingface, write_openai
-from verify.checks.decoding import RIGHT, decode
-from verify.errors import CheckpointError, UsageError
-from verify.sites import before_head, beginnings, readers, sites
+from gpt_verify.reference.lens import lens
+from gpt_verify.reference.ops import layer_norm
+from gpt_verify.sites import before_head, beginnings, readers, sites
 
 FIRST = replace(CONFIG, architecture="openai-gpt")
 UNTIED = replace(FIRST, tied=False)

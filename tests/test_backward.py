@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from models import checkpoint
 
-from reference import Config
-from verify.checks.gradient_mistakes import MISTAKES
-from verify.numerics.backward import RULES, Backward
-from verify.numerics.cascade import LIMIT_FLOORS
-from verify.numerics.derivatives import derivatives
-from verify.numerics.directions import WTE_READERS, Direction, draw
-from verify.numerics.precision import FLOAT32, FLOAT64
-from verify.numerics.weights import DeclaredWeights
+from gpt_verify.laws.gradient.hypotheses import MISTAKES
+from gpt_verify.numerics.backward import RULES, Backward
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.numerics.derivatives import derivatives
+from gpt_verify.numerics.directions import WTE_READERS, Direction, draw
+from gpt_verify.numerics.precision import FLOAT32, FLOAT64
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference import Config
 
 SIZES = {"n_vocab": 31, "n_ctx": 7, "n_embd": 12, "n_head": 3, "n_layer": 2}
 CONFIG = Config(**SIZES)

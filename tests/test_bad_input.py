@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command import SIZE, Run, complaint
 
-from verify.cli import main
+from gpt_verify.command.cli import main
 
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
 

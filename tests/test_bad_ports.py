@@ -15,10 +15,10 @@ from command import SIZE, Run, command, complaint
 from models import TESTS, checkpoint, failed, failures, finding, judged
 from safetensors.torch import load_file, save_file
 
-from verify.checkpoint import open_checkpoint
-from verify.cli import main
-from verify.findings import Status, Verdict
-from verify.inputs import seeded
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.command.cli import main
+from gpt_verify.findings import Status, Verdict
+from gpt_verify.inputs import seeded
 
 BROKEN = TESTS / "broken_ports.py"
 SOURCE = checkpoint()

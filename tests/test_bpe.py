@@ -16,7 +16,7 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from reference.bpe import BPE, WHITE_SPACE, alphabet, kind, split
+from gpt_verify.reference.bpe import BPE, WHITE_SPACE, alphabet, kind, split
 
 many = settings(max_examples=150, deadline=None)
 

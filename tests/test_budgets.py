@@ -16,15 +16,15 @@ import torch
 from oracle import assert_agrees
 from torch.nn import functional as F
 
-from reference import Config
-from verify.checkpoint.synthetic import synthetic_tensors
-from verify.numerics import budgets
-from verify.numerics.budgets import Measured, shown
-from verify.numerics.local import LocalOracle, NotShown
-from verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Precision
-from verify.numerics.scores import SiteScores
-from verify.numerics.weights import DeclaredWeights
-from verify.sites import sites
+from gpt_verify.checkpoint.synthetic import synthetic_tensors
+from gpt_verify.numerics import budgets
+from gpt_verify.numerics.budgets import Measured, shown
+from gpt_verify.numerics.local import LocalOracle, NotShown
+from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Precision
+from gpt_verify.numerics.scores import SiteScores
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference import Config
+from gpt_verify.sites import sites
 
 Array = np.ndarray
 TORCH = {
@@ -210,7 +210,7 @@ class TestLocalOracle:
         return LocalOracle(self.CONFIG, weights, p, self.TOKENS)
 
     def run(self) -> dict[str, Array]:
-        from reference import forward
+        from gpt_verify.reference import forward
 
         tensors = synthetic_tensors(self.CONFIG, 0)
         return dict(forward(dict(tensors), self.CONFIG, self.TOKENS))

@@ -20,8 +20,8 @@ from bundles import (
     written_by_tensorflow,
 )
 
-from verify.checkpoint.bundle import DTYPES, Bundle
-from verify.errors import CheckpointError
+from gpt_verify.checkpoint.bundle import DTYPES, Bundle
+from gpt_verify.errors import CheckpointError
 
 A = np.arange(4, dtype=np.float32)
 
@@ -173,7 +173,7 @@ def test_an_unknown_tensor(prefix: Path) -> None:
 def test_no_framework_is_imported() -> None:
     modules = "bundle, openai, huggingface, hf_config, hf_weights, tensors, files, table, write"
     code = (
-        f"import sys, verify; from verify.checkpoint import {modules}; "
+        f"import sys, verify; from gpt_verify.checkpoint import {modules}; "
         "print(*{'torch', 'tensorflow', 'transformers', 'jax'} & set(sys.modules))"
     )
     root = Path(__file__).resolve().parent.parent

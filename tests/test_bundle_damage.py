@@ -26,9 +26,9 @@ from bundles import (
     written_by_tensorflow,
 )
 
-from verify.checkpoint.bundle import Bundle
-from verify.checkpoint.table import read_table
-from verify.errors import CheckpointError
+from gpt_verify.checkpoint.bundle import Bundle
+from gpt_verify.checkpoint.table import read_table
+from gpt_verify.errors import CheckpointError
 
 A = np.arange(4, dtype=np.float32)
 

@@ -17,8 +17,8 @@ from bundles import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from verify.checkpoint.bundle import DTYPES, Bundle
-from verify.errors import CheckpointError
+from gpt_verify.checkpoint.bundle import DTYPES, Bundle
+from gpt_verify.errors import CheckpointError
 
 A = np.arange(4, dtype=np.float32)
 LIMITED = settings(

@@ -15,11 +15,11 @@ from bundles import write_bundle, written_by_tensorflow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference import Config, tensor_table
-from verify.checkpoint import open_checkpoint
-from verify.checkpoint.files import Malformed
-from verify.checkpoint.openai import parse_state
-from verify.errors import CheckpointError
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.checkpoint.files import Malformed
+from gpt_verify.checkpoint.openai import parse_state
+from gpt_verify.errors import CheckpointError
+from gpt_verify.reference import Config, tensor_table
 
 CONFIG = Config(n_vocab=11, n_ctx=7, n_embd=6, n_head=3, n_layer=2)
 Tensors = dict[str, np.ndarray]

@@ -14,8 +14,8 @@ import jsonschema
 import pytest
 from command import PORTS, ROOT, Run, command, complaint
 
-from verify.cli import main
-from verify.report import json as json_report
+from gpt_verify.command.cli import main
+from gpt_verify.report import json as json_report
 
 
 class TestVerdict:
@@ -86,7 +86,7 @@ class TestVerdict:
         )
         words = ["run", "--checkpoint", str(tiny), "--port", f"{tmp_path / 'slow.py'}:port"]
         with subprocess.Popen(
-            [sys.executable, "-m", "verify", *words],
+            [sys.executable, "-m", "gpt_verify", *words],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -104,7 +104,7 @@ class TestVerdict:
         def bug(*_: object) -> None:
             raise ZeroDivisionError("x")
 
-        monkeypatch.setattr("verify.run.run_request", bug)
+        monkeypatch.setattr("gpt_verify.judging.run.run_request", bug)
         status, _, err = run()
         assert status == 2
         assert "this is a bug in gpt-verify" in complaint(err)
@@ -172,7 +172,7 @@ class TestReports:
             raise AssertionError("the run has started")
 
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("verify.run.run_request", late)
+        monkeypatch.setattr("gpt_verify.judging.run.run_request", late)
         status, _, err = run(*words)
         assert status == 2
         assert says in complaint(err)
@@ -191,7 +191,7 @@ class TestReports:
         reader, writer = os.pipe()
         os.close(reader)
         done = subprocess.run(
-            [sys.executable, "-m", "verify", *wrong],
+            [sys.executable, "-m", "gpt_verify", *wrong],
             stdout=writer,
             stderr=subprocess.PIPE,
             text=True,
@@ -206,7 +206,7 @@ class TestReports:
     def test_a_full_disk_is_no_verdict(self, wrong: list[str]) -> None:
         with open("/dev/full", "w") as full:
             done = subprocess.run(
-                [sys.executable, "-m", "verify", *wrong],
+                [sys.executable, "-m", "gpt_verify", *wrong],
                 stdout=full,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -218,7 +218,7 @@ class TestReports:
 
     def test_a_terminal_without_the_signs_is_no_failure(self, wrong: list[str]) -> None:
         done = subprocess.run(
-            [sys.executable, "-m", "verify", *wrong],
+            [sys.executable, "-m", "gpt_verify", *wrong],
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
             capture_output=True,
             timeout=300,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from command import SIZE, Run, complaint
 
-from verify import __version__
-from verify.cli import main
+from gpt_verify import __version__
+from gpt_verify.command.cli import main
 
 
 class TestSynth:

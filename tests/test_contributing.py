@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from verify.checks.laws import LAWS, Law
+from gpt_verify.laws.table import LAWS, Law
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -28,7 +28,7 @@ from importlib import import_module
 from pathlib import Path
 
 HERE = Path(__file__).parent
-for folder in ("verify/ports", "verify/checks", "verify/faults", "verify/claims"):
+for folder in ("verify/ports", "verify/laws", "verify/faults", "verify/claims"):
     import_module(folder.replace("/", ".")).__path__.append(str(HERE / folder))
 sys.path.insert(0, str(HERE))
 """

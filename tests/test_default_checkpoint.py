@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reference import logits, parameter_count, tensor_table
-from reference.bpe import BPE
-from reference.loss import token_losses_nats
-from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
+from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
+from gpt_verify.reference import logits, parameter_count, tensor_table
+from gpt_verify.reference.bpe import BPE
+from gpt_verify.reference.loss import token_losses_nats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import default_evaluation as evaluation  # beside the training script, not installed

@@ -11,19 +11,19 @@ from oracle import CONFIG, weights_of
 from rounding import Noise, gamma, summed
 from transformers import GPT2LMHeadModel
 
-from reference import Config, forward, tensor_table
-from reference.loss import token_losses_nats
-from verify.numerics import backward, differences
-from verify.numerics import derivatives as numerics
-from verify.numerics.backward import RULES, Back
-from verify.numerics.cascade import LIMIT_FLOORS
-from verify.numerics.derivatives import Inconsistent, derivatives
-from verify.numerics.differences import difference
-from verify.numerics.directions import WTE_READERS, Direction, draw
-from verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
-from verify.numerics.scores import limit_max
-from verify.numerics.weights import DeclaredWeights
-from verify.ports.huggingface import huggingface
+from gpt_verify.numerics import backward, differences
+from gpt_verify.numerics import derivatives as numerics
+from gpt_verify.numerics.backward import RULES, Back
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.numerics.derivatives import Inconsistent, derivatives
+from gpt_verify.numerics.differences import difference
+from gpt_verify.numerics.directions import WTE_READERS, Direction, draw
+from gpt_verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
+from gpt_verify.numerics.scores import limit_max
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.ports.huggingface import huggingface
+from gpt_verify.reference import Config, forward, tensor_table
+from gpt_verify.reference.loss import token_losses_nats
 
 TOKENS = np.array([[3, 10, 0, 3, 7, 1], [5, 5, 2, 9, 0, 10]])
 #: A relative error of a derivative that must be seen in float64: a definition of fine enough.
@@ -126,7 +126,7 @@ def test_how_many_noisy_runs_are_made_side_by_side_does_not_matter(monkeypatch):
     for a, b in zip(together, alone, strict=True):
         assert a.direction is b.direction and a.value == b.value
         # Two estimates from a dozen observations each: neither is ten times too small (Student's
-        # distribution, as in ``verify.numerics.draws``), so they are no further apart.
+        # distribution, as in ``gpt_verify.numerics.draws``), so they are no further apart.
         assert 1 / LIMIT_FLOORS < a.floor / b.floor < LIMIT_FLOORS
 
 

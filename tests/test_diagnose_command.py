@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from models import CONFIG, TESTS, checkpoint
 
-from verify.checkpoint.synthetic import synthesize
-from verify.checkpoint.write import write_huggingface
-from verify.cli import main
+from gpt_verify.checkpoint.synthetic import synthesize
+from gpt_verify.checkpoint.write import write_huggingface
+from gpt_verify.command.cli import main
 
 PORTS = f"""
 import sys
 from dataclasses import replace
-from verify.numerics.precision import BFLOAT16
+from gpt_verify.numerics.precision import BFLOAT16
 sys.path.append({str(TESTS / "faults")!r})
 from fault_ports import planted
 

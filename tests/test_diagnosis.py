@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from models import CONFIG, TESTS, checkpoint, failures, finding, judged
 
-from reference.weights import tensor_table
-from verify.checks import expected_checks
-from verify.diagnosis import left_over
-from verify.diagnosis.cause import causes
-from verify.diagnosis.explanation import Candidate, Explanation
-from verify.diagnosis.filter import NEAR_ONE, MatchedFilter
-from verify.diagnosis.filter import Candidate as Deviation
-from verify.diagnosis.tensors import Difference, explain
-from verify.faults.catalogue import CATALOGUE
-from verify.findings import Status, Verdict
-from verify.numerics.scores import limit_max
+from gpt_verify.diagnosis import left_over
+from gpt_verify.diagnosis.cause import causes
+from gpt_verify.diagnosis.filter import NEAR_ONE, MatchedFilter
+from gpt_verify.diagnosis.filter import Candidate as Deviation
+from gpt_verify.diagnosis.tensors import Difference, explain
+from gpt_verify.explanation import Candidate, Explanation
+from gpt_verify.findings import Status, Verdict
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.expected import expected_checks
+from gpt_verify.numerics.scores import limit_max
+from gpt_verify.reference.weights import tensor_table
 
 SOURCE = checkpoint()
 GELU = [name for name, fault in CATALOGUE.items() if fault.family == "gelu"]
@@ -32,7 +32,7 @@ def factories(tmp_path: Path) -> Path:
     file.write_text(
         f"import sys; sys.path.append({str(TESTS / 'faults')!r})\n"
         "from fault_ports import planted\n"
-        "from verify.faults.catalogue import CATALOGUE\n"
+        "from gpt_verify.laws.catalogue import CATALOGUE\n"
         "def logits_only(port):\n"
         "    return lambda tokens: port.logits(tokens)\n"
         "def make(*faults, only=False):\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from verify.checks.laws import LAWS
+from gpt_verify.laws.table import LAWS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from verify import doctor
-from verify.cli import main
-from verify.errors import CheckpointError
+from gpt_verify.command import doctor
+from gpt_verify.command.cli import main
+from gpt_verify.errors import CheckpointError
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_damaged_checkpoint_is_2(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(
-        "verify.checkpoint.default_checkpoint", lambda format="openai": tmp_path / format
+        "gpt_verify.checkpoint.default_checkpoint", lambda format="openai": tmp_path / format
     )
     assert main(["doctor"]) == 2
     assert "default checkpoint: DAMAGED: " in capsys.readouterr().out

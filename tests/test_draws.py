@@ -7,20 +7,20 @@ import pytest
 from models import checkpoint
 from strategies import Model
 
-from reference import Config, parameter_count
-from verify.checkpoint import Checkpoint
-from verify.findings import Status
-from verify.inputs import given, seeded
-from verify.judge import judge
-from verify.numerics.cascade import Lockstep
-from verify.numerics.derivatives import derivatives
-from verify.numerics.differences import STEP, difference
-from verify.numerics.directions import WTE_READERS, draw
-from verify.numerics.draws import FOR_POSITIONS, OBSERVATIONS, Rounding, draws, moves
-from verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, Precision
-from verify.numerics.scores import limit_max
-from verify.numerics.weights import DeclaredWeights
-from verify.run import Silent
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.findings import Status
+from gpt_verify.inputs import given, seeded
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.numerics.cascade import Lockstep
+from gpt_verify.numerics.derivatives import derivatives
+from gpt_verify.numerics.differences import STEP, difference
+from gpt_verify.numerics.directions import WTE_READERS, draw
+from gpt_verify.numerics.draws import FOR_POSITIONS, OBSERVATIONS, Rounding, draws, moves
+from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, Precision
+from gpt_verify.numerics.scores import limit_max
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference import Config, parameter_count
 
 #: Correct ports that one draw of the noise had refuted: one token, or few channels.
 REFUTED_ONCE = [

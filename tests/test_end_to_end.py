@@ -11,11 +11,11 @@ from broken_ports import _correct
 from command import Run
 from models import checkpoint, failed_laws, failures, finding, judged
 
-from verify.checkpoint import Checkpoint
-from verify.errors import PortError
-from verify.findings import Finding, Status, Verdict, unanchored, verdict
-from verify.ports.huggingface import huggingface
-from verify.ports.port import Floats, Port, Tokens, Visit
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.errors import PortError
+from gpt_verify.findings import Finding, Status, Verdict, unanchored, verdict
+from gpt_verify.port import Floats, Port, Tokens, Visit
+from gpt_verify.ports.huggingface import huggingface
 
 HERE = Path(__file__)
 SOURCE = checkpoint()
@@ -167,7 +167,7 @@ def test_waived_logits_leave_nothing_judged(run: Run, port: str) -> None:
 
 def test_shown_logits_that_are_returned_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second comparison is for what the first has not seen; a correct module pays nothing."""
-    from verify.checks.logits import LogitsComparison
+    from gpt_verify.laws.logits.check import LogitsComparison
 
     again: list[object] = []
     monkeypatch.setattr(LogitsComparison, "add_again", lambda *args: again.append(args))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from models import checkpoint, finding, judged
 
-from verify.findings import Status, Verdict
+from gpt_verify.findings import Status, Verdict
 
 FOLDER = Path(__file__).parent.parent / "examples/python"
 NAMES = ("modules", "functional", "numpy_only")

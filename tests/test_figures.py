@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 import figures  # noqa: E402  # of the scripts, not installed
 
-from verify.checks.laws import LAWS  # noqa: E402  # after the one above
-from verify.made_with import made_with  # noqa: E402  # after the one above
-from verify.numerics.version import SOURCE, VERSION  # noqa: E402  # after the one above
-from verify.run import environment  # noqa: E402  # after the one above
+from gpt_verify.judging.made_with import made_with  # noqa: E402  # after the one above
+from gpt_verify.judging.run import environment  # noqa: E402  # after the one above
+from gpt_verify.laws.table import LAWS  # noqa: E402  # after the one above
+from gpt_verify.numerics.version import SOURCE, VERSION  # noqa: E402  # after the one above
 
 NOW = made_with()
 PAGE = "# Page\n\n<!-- figures: a.json -->\n\n| 1.36 |\n"
@@ -179,11 +179,11 @@ def test_how_it_reads_does_not(source: Path) -> None:
     path.write_text(text)
     assert figures.digest(source) == figures.digest()
     # Nor does the file that a function is in.
-    path.rename(source / "verify" / "checks" / "moved.py")
+    path.rename(source / "verify" / "laws" / "moved.py")
     assert figures.digest(source) == figures.digest()
 
 
 def test_code_that_is_not_there_is_no_code_of_no_consequence(source: Path) -> None:
-    shutil.rmtree(source / "verify" / "checks")
-    with pytest.raises(SystemExit, match="verify/checks: no code there"):
+    shutil.rmtree(source / "verify" / "laws")
+    with pytest.raises(SystemExit, match="verify/laws: no code there"):
         figures.digest(source)

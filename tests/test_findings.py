@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from verify.diagnosis.cause import causes
-from verify.diagnosis.explanation import Candidate, Explanation
-from verify.diagnosis.port import Diagnosis
-from verify.findings import Cause, Finding, Named, Status, concerns, naming
+from gpt_verify.diagnosis.cause import causes
+from gpt_verify.diagnosis.port import Diagnosis
+from gpt_verify.explanation import Candidate, Explanation
+from gpt_verify.findings import Cause, Finding, Named, Status, concerns, naming
 
 FAILED = Finding("tying.value", Status.FAILED, "it differs", "logits")
 

@@ -13,16 +13,16 @@ from command import command, complaint
 from models import CONFIG, INPUTS, TESTS, checkpoint, failed, failed_laws, finding, judged, statuses
 from oracle import tokens_of
 
-from reference import Config
-from verify.checkpoint import Checkpoint
-from verify.checkpoint.write import write_huggingface
-from verify.checks.symmetry_transforms import normed
-from verify.faults.catalogue import CATALOGUE, faults_of
-from verify.faults.oracle import run
-from verify.findings import PortReport, Status, Verdict
-from verify.judge import judge
-from verify.run import Silent
-from verify.sites import sites
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.write import write_huggingface
+from gpt_verify.faults.oracle import run
+from gpt_verify.findings import PortReport, Status, Verdict
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.laws.catalogue import CATALOGUE, faults_of
+from gpt_verify.laws.symmetry.transforms import normed
+from gpt_verify.reference import Config
+from gpt_verify.sites import sites
 
 FIRST = replace(CONFIG, architecture="openai-gpt")
 UNTIED = replace(FIRST, tied=False)

@@ -17,14 +17,14 @@ from models import checkpoint as in_memory
 from models import failures, finding, judged
 from safetensors.torch import save_file
 
-from reference import tensor_table
-from verify.checkpoint import Checkpoint, default_checkpoint, files, open_checkpoint
-from verify.checkpoint.handed import handed_out
-from verify.checkpoint.hf_weights import PICKLED, SHARDED, SINGLE
-from verify.checkpoint.synthetic import synthesize, synthetic_tensors
-from verify.findings import Status, Verdict
-from verify.inputs import seeded
-from verify.ports.huggingface import huggingface
+from gpt_verify.checkpoint import Checkpoint, default_checkpoint, files, open_checkpoint
+from gpt_verify.checkpoint.handed import handed_out
+from gpt_verify.checkpoint.hf_weights import PICKLED, SHARDED, SINGLE
+from gpt_verify.checkpoint.synthetic import synthesize, synthetic_tensors
+from gpt_verify.findings import Status, Verdict
+from gpt_verify.inputs import seeded
+from gpt_verify.ports.huggingface import huggingface
+from gpt_verify.reference import tensor_table
 
 HERE = Path(__file__)
 Make = Callable[[Path], Checkpoint]

@@ -114,8 +114,8 @@ def test_only_files_are_opened_of_a_port(run: Run, tiny: Path, tmp_path: Path, n
 
 
 def test_a_graph_is_a_file(tmp_path: Path) -> None:
-    from verify.errors import CheckpointError
-    from verify.ports.openai_tf import _meta_graph
+    from gpt_verify.errors import CheckpointError
+    from gpt_verify.ports.openai_tf import _meta_graph
 
     fifo(tmp_path / "model.ckpt.meta")
     with pytest.raises(CheckpointError, match="not a regular file"):
@@ -137,7 +137,7 @@ def test_streams_that_take_nothing(tiny: Path, redirection: str, port: str, stat
     """The verdict stands where it could be said, and is never 1 by accident."""
     words = ["run", "--checkpoint", str(tiny), "--length", "5", "--port", f"{PORTS}:{port}"]
     done = subprocess.run(
-        ["sh", "-c", f'exec "$0" -m verify "$@" {redirection}', sys.executable, *words],
+        ["sh", "-c", f'exec "$0" -m gpt_verify "$@" {redirection}', sys.executable, *words],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -152,7 +152,7 @@ def test_a_full_standard_error(tiny: Path) -> None:
     words = ["run", "--checkpoint", str(tiny), "--port", f"{PORTS}:raises"]
     for more in ([], ["--nonsense"], ["--debug"]):
         done = subprocess.run(
-            ["sh", "-c", 'exec "$0" -m verify "$@" 2>/dev/full', sys.executable, *words, *more],
+            ["sh", "-c", 'exec "$0" -m gpt_verify "$@" 2>/dev/full', sys.executable, *words, *more],
             capture_output=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             timeout=300,
@@ -199,8 +199,8 @@ def test_a_stored_value_that_is_no_plain_tensor(run: Run, damaged: Path, kind: s
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    from verify.errors import CheckpointError
-    from verify.run import sha256
+    from gpt_verify.errors import CheckpointError
+    from gpt_verify.judging.run import sha256
 
     link = tmp_path / "weights"
     link.symlink_to("/proc/self/mem")  # a regular file, whose first page is an error of reading

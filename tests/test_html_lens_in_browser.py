@@ -12,10 +12,10 @@ from lens_samples import lens, port, report
 from test_html_report import HOSTILE
 from test_html_report_in_browser import CONTRAST, boxes, tooltip
 
-from verify.lens_run import LensReport, Reading
-from verify.report.lens import html, picture
-from verify.report.lens.colours import palette
-from verify.report.lens.picture import PROBABILITY, VIEWS, Shade
+from gpt_verify.judging.lens import LensReport, Reading
+from gpt_verify.report.lens import html, picture
+from gpt_verify.report.lens.colours import palette
+from gpt_verify.report.lens.picture import PROBABILITY, VIEWS, Shade
 
 LAYERS, TOKENS = 48, 64
 

@@ -14,13 +14,12 @@ import pytest
 from command import Run
 from report_samples import broken, good, report, wrong
 
-from verify.faults.catalogue import CATALOGUE
-from verify.findings import Cause, Finding, PortReport, Report, Status, Waiver
-from verify.placement import Place
-from verify.report import html as html_report
-from verify.report.evidence import by_law, statistics
-from verify.report.strips import HEIGHT, LEAST, PADDING, Scale, chart
-from verify.report.text import one_line
+from gpt_verify.findings import Cause, Finding, Place, PortReport, Report, Status, Waiver
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.report import html as html_report
+from gpt_verify.report.evidence import by_law, statistics
+from gpt_verify.report.strips import HEIGHT, LEAST, PADDING, Scale, chart
+from gpt_verify.text import one_line
 
 HOSTILE = "</script><script>hacked=1</script>\"'><img src=x onerror=hacked=1>\x1b[2J\u202e\ud800"
 

@@ -13,8 +13,8 @@ from PIL import Image
 from report_samples import BUDGET, broken, good, report, wrong
 from test_html_report import HOSTILE
 
-from verify.findings import Finding, PortReport, Report, Status
-from verify.report import html
+from gpt_verify.findings import Finding, PortReport, Report, Status
+from gpt_verify.report import html
 
 DEEP = 48
 MARK = ".mark.failed"

@@ -14,19 +14,44 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAMEWORKS = ("torch", "tensorflow", "transformers")
-MATHEMATICS = ("reference.ops", "reference.model", "reference.lens", "reference.loss")
+MATHEMATICS = tuple(f"gpt_verify.reference.{name}" for name in ("ops", "model", "lens", "loss"))
 #: Written in a framework from end to end; what imports such a module does so in a function.
 FRAMEWORK_CODE = (
     "verify/claims/transformers_probe",
+    "verify/engines/tensorflow/cache",
+    "verify/engines/tensorflow/graph",
+    "verify/engines/tensorflow/meta",
+    "verify/engines/tensorflow/training",
+    "verify/engines/tensorflow/worker",
     "verify/faults/model",
-    "verify/ports/torch_",
-    "verify/tensorflow/cache",
-    "verify/tensorflow/graph",
-    "verify/tensorflow/meta",
-    "verify/tensorflow/training",
-    "verify/tensorflow/worker",
+    "verify/laws/gradient/injection",
+    "verify/laws/precision/injection",
+    "verify/laws/tying/injection",
+    "verify/ports/torch/",
 )
-ADAPTERS = ("verify/ports/", "verify/tensorflow/")
+ADAPTERS = ("verify/ports/", "verify/engines/")
+
+#: What each room of ``verify`` may import from, besides the nouns at its door and the reference.
+#: A room may import only from rooms above it, so that there is no circle.
+NOUNS = {"errors", "explanation", "findings", "inputs", "port", "sites", "text"}
+ROOMS: dict[str, set[str]] = {
+    "process": set(),
+    "engines": {"process"},
+    "checkpoint": {"engines", "process"},
+    "numerics": set(),
+    "matching": {"checkpoint", "numerics"},
+    "lens": set(),
+    "ports": {"checkpoint", "engines", "matching", "numerics", "process"},
+    "faults": {"checkpoint", "numerics"},
+    "laws": {"checkpoint", "faults", "lens", "matching", "numerics", "process"},
+    "diagnosis": {"faults", "laws", "matching", "numerics"},
+}
+ROOMS["judging"] = {*ROOMS}
+ROOMS["claims"] = {*ROOMS}
+ROOMS["power"] = {*ROOMS} - {"claims"}
+ROOMS["report"] = {*ROOMS}
+ROOMS["command"] = {*ROOMS}
+ROOMS["plugin"] = {*ROOMS} - {"command"}
 
 
 def imports(path: Path, *, top_level: bool = False, types: bool = True) -> Iterator[str]:
@@ -63,30 +88,38 @@ Rule = Callable[[str, Path], Iterator[str]]
 
 def reference_imports_numpy_only(where: str, path: Path) -> Iterator[str]:
     if where.startswith("reference/"):
+        allowed = {*sys.stdlib_module_names, "numpy"}
         for name in imports(path):
-            if name.split(".")[0] not in {*sys.stdlib_module_names, "numpy", "reference"}:
+            if name.split(".")[0] not in allowed and not inside(name, "gpt_verify.reference"):
                 yield name
 
 
-def nothing_imports_plugin_or_cli(where: str, path: Path) -> Iterator[str]:
-    if where not in ("verify/__main__.py", "verify/cli.py"):  # which are the command
-        ends = ("verify.plugin", "verify.cli", "verify.commands")
-        yield from (name for name in imports(path) if inside(name, *ends))
+def rooms_import_from_rooms_above_them(where: str, path: Path) -> Iterator[str]:
+    folder, _, inner = where.partition("/")
+    if folder != "verify" or inner in ("__init__.py", "__main__.py"):
+        return
+    room = inner.split("/")[0].removesuffix(".py")
+    allowed = NOUNS if room in NOUNS else {room, *NOUNS, *ROOMS[room]}
+    for name in imports(path):
+        package, _, rest = name.partition(".")
+        other = rest.split(".")[0]
+        if package == "gpt_verify" and other in {*NOUNS, *ROOMS, "plugin"} - allowed:
+            yield name
+
+
+def the_names_of_the_checkout_are_not_imported(where: str, path: Path) -> Iterator[str]:
+    yield from (name for name in imports(path) if inside(name, "verify", "reference"))
 
 
 def adapters_do_not_import_the_mathematics(where: str, path: Path) -> Iterator[str]:
     if where.startswith(ADAPTERS):
-        forbidden = (*MATHEMATICS, "reference.forward", "reference.logits")
-        yield from (name for name in imports(path) if inside(name, *forbidden))
+        functions = ("gpt_verify.reference.forward", "gpt_verify.reference.logits")
+        yield from (name for name in imports(path) if inside(name, *MATHEMATICS, *functions))
 
 
-def checks_import_no_adapter(where: str, path: Path) -> Iterator[str]:
-    if where.startswith("verify/checks/"):
-        for name in imports(path):
-            if inside(name, "verify.ports", "verify.tensorflow", *FRAMEWORKS) and not (
-                name == "verify.ports" or inside(name, "verify.ports.port")
-            ):
-                yield name
+def laws_import_no_framework(where: str, path: Path) -> Iterator[str]:
+    if where.startswith("verify/laws/") and not path.stem.startswith(("faults", "injection")):
+        yield from (name for name in imports(path) if inside(name, *FRAMEWORKS))
 
 
 def frameworks_are_imported_in_functions(where: str, path: Path) -> Iterator[str]:
@@ -96,15 +129,16 @@ def frameworks_are_imported_in_functions(where: str, path: Path) -> Iterator[str
 
 def framework_code_is_imported_in_functions(where: str, path: Path) -> Iterator[str]:
     if not where.startswith(FRAMEWORK_CODE):
-        packages = [prefix.replace("/", ".") for prefix in FRAMEWORK_CODE]
+        packages = [f"gpt_{prefix}".replace("/", ".") for prefix in FRAMEWORK_CODE]
         yield from (n for n in imports(path, top_level=True) if n.startswith(tuple(packages)))
 
 
 RULES: list[Rule] = [
     reference_imports_numpy_only,
-    nothing_imports_plugin_or_cli,
+    rooms_import_from_rooms_above_them,
+    the_names_of_the_checkout_are_not_imported,
     adapters_do_not_import_the_mathematics,
-    checks_import_no_adapter,
+    laws_import_no_framework,
     frameworks_are_imported_in_functions,
     framework_code_is_imported_in_functions,
 ]
@@ -130,18 +164,38 @@ def test_rule_holds(rule: Rule) -> None:
     ("rule", "where", "line"),
     [
         (reference_imports_numpy_only, "reference/x.py", "import scipy.linalg"),
-        (reference_imports_numpy_only, "reference/x.py", "def f():\n from verify import findings"),
-        (nothing_imports_plugin_or_cli, "verify/checks/x.py", "from verify import plugin"),
-        (nothing_imports_plugin_or_cli, "reference/x.py", "import verify.cli"),
-        (adapters_do_not_import_the_mathematics, "verify/ports/x.py", "from reference import ops"),
-        (adapters_do_not_import_the_mathematics, "verify/ports/x.py", "import reference.model"),
+        (
+            reference_imports_numpy_only,
+            "reference/x.py",
+            "def f():\n from gpt_verify import findings",
+        ),
+        (rooms_import_from_rooms_above_them, "verify/laws/x.py", "from gpt_verify import plugin"),
+        (rooms_import_from_rooms_above_them, "verify/numerics/x.py", "import gpt_verify.laws.y"),
+        (rooms_import_from_rooms_above_them, "verify/findings.py", "import gpt_verify.ports.y"),
+        (rooms_import_from_rooms_above_them, "verify/plugin.py", "import gpt_verify.command.cli"),
+        (
+            rooms_import_from_rooms_above_them,
+            "verify/laws/y/x.py",
+            "def f():\n from gpt_verify.ports.torch import module",
+        ),
+        (the_names_of_the_checkout_are_not_imported, "verify/x.py", "import verify.sites"),
+        (the_names_of_the_checkout_are_not_imported, "verify/x.py", "from reference import ops"),
         (
             adapters_do_not_import_the_mathematics,
             "verify/ports/x.py",
-            "from reference import logits",
+            "from gpt_verify.reference import ops",
         ),
-        (checks_import_no_adapter, "verify/checks/x.py", "from verify.ports import torch_module"),
-        (checks_import_no_adapter, "verify/checks/x.py", "def f():\n import torch"),
+        (
+            adapters_do_not_import_the_mathematics,
+            "verify/engines/x.py",
+            "import gpt_verify.reference.model",
+        ),
+        (
+            adapters_do_not_import_the_mathematics,
+            "verify/ports/x.py",
+            "from gpt_verify.reference import logits",
+        ),
+        (laws_import_no_framework, "verify/laws/x/check.py", "def f():\n import torch"),
         (frameworks_are_imported_in_functions, "verify/x.py", "import torch.nn as nn"),
         (
             frameworks_are_imported_in_functions,
@@ -149,11 +203,15 @@ def test_rule_holds(rule: Rule) -> None:
             "try:\n import tensorflow\nfinally: 1",
         ),
         (frameworks_are_imported_in_functions, "verify/x.py", "class A:\n import transformers"),
-        (framework_code_is_imported_in_functions, "verify/x.py", "import verify.tensorflow.graph"),
+        (
+            framework_code_is_imported_in_functions,
+            "verify/x.py",
+            "import gpt_verify.engines.tensorflow.graph",
+        ),
         (
             framework_code_is_imported_in_functions,
             "verify/ports/x.py",
-            "from verify.ports import torch_module",
+            "from gpt_verify.ports.torch import module",
         ),
     ],
 )
@@ -164,13 +222,22 @@ def test_rule_can_fail(rule: Rule, where: str, line: str, tmp_path: Path) -> Non
     assert len(violations(rule, tmp_path)) >= 1
 
 
+def modules(root: Path) -> dict[str, Path]:
+    """Every file by its dotted name: ``verify`` is installed as ``gpt_verify``, and the reference
+    within it."""
+    where = {"gpt_verify": root / "verify", "gpt_verify.reference": root / "reference"}
+    return {
+        ".".join((name, *path.relative_to(folder).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): path
+        for name, folder in where.items()
+        for path in folder.rglob("*.py")
+    }
+
+
 def circle(root: Path) -> list[str] | None:
     """Files that import each other, in functions too; None where there are none."""
-    files = {
-        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
-        for package in ("reference", "verify")
-        for path in (root / package).rglob("*.py")
-    }
+    files = modules(root)
     assert files
     graph = {
         name: {other for other in imports(path, types=False) if other in files and other != name}
@@ -190,14 +257,28 @@ def test_no_files_import_each_other() -> None:
 
 def test_a_circle_is_seen_also_in_a_function(tmp_path: Path) -> None:
     (tmp_path / "verify").mkdir()
-    (tmp_path / "verify" / "a.py").write_text("from verify import b\n")
-    inner = "def f():\n    from verify.a import x\n"
+    (tmp_path / "verify" / "a.py").write_text("from gpt_verify import b\n")
+    inner = "def f():\n    from gpt_verify.a import x\n"
     (tmp_path / "verify" / "b.py").write_text(inner)
     assert circle(tmp_path) is not None
     (tmp_path / "verify" / "b.py").write_text(
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from verify.a import x\n"
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from gpt_verify.a import x\n"
     )
     assert circle(tmp_path) is None
+
+
+def test_rooms_stand_in_an_order() -> None:
+    order = list(ROOMS)
+    for room, above in ROOMS.items():
+        assert above <= set(order[: order.index(room)]), room
+
+
+def test_at_the_door_stand_the_nouns() -> None:
+    top = ROOT / "verify"
+    files = {path.stem for path in top.glob("*.py")}
+    assert files == {*NOUNS, "__init__", "__main__", "plugin"}
+    folders = {path.name for path in top.iterdir() if any(path.glob("*.py"))}
+    assert folders == {*ROOMS, "reference"} - {"plugin"}
 
 
 def test_what_a_function_imports_is_not_imported_at_the_top(tmp_path: Path) -> None:
@@ -223,14 +304,14 @@ def _loaded(code: str) -> set[str]:
     return set(done.stdout.splitlines()) & set(HEAVY)
 
 
-def test_import_verify_is_light() -> None:
-    assert _loaded("import verify") == set()
+def test_import_gpt_verify_is_light() -> None:
+    assert _loaded("import gpt_verify") == set()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]], ids=" ".join)
 def test_help_is_light(arguments: list[str]) -> None:
     code = (
-        "from verify.cli import main\n"
+        "from gpt_verify.command.cli import main\n"
         f"try: main({arguments!r})\n"
         "except SystemExit as stop: assert stop.code == 0\n"
     )
@@ -242,7 +323,13 @@ def test_the_probe_for_loaded_packages_sees_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["verify.plugin", "verify.run", "verify.checkpoint", "verify.cli"]
+    "module",
+    [
+        "gpt_verify.plugin",
+        "gpt_verify.judging.run",
+        "gpt_verify.checkpoint",
+        "gpt_verify.command.cli",
+    ],
 )
 def test_no_framework_is_loaded_before_a_port_needs_it(module: str) -> None:
     assert not _loaded(f"import {module}") & set(FRAMEWORKS)
@@ -252,7 +339,10 @@ def test_help_takes_less_than_half_a_second() -> None:
     def seconds() -> float:
         start = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "verify", "--help"], cwd=ROOT, capture_output=True, check=True
+            [sys.executable, "-m", "gpt_verify", "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
         )
         return time.perf_counter() - start
 

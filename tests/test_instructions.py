@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 import instructions  # noqa: E402  # of the scripts, not installed
 
-from verify.processor import processor  # noqa: E402  # after the one above
-from verify.run import environment  # noqa: E402  # after the one above
+from gpt_verify.judging.run import environment  # noqa: E402  # after the one above
+from gpt_verify.process.processor import processor  # noqa: E402  # after the one above
 
 x86 = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="the sets are those of x86"
@@ -51,7 +51,8 @@ def test_a_report_names_the_processor() -> None:
 @x86
 @pytest.mark.parametrize("name", ["avx2", "baseline"])
 def test_a_set_is_in_force_in_the_command(name: str) -> None:
-    script = "from verify.processor import processor; print(processor()['blas'][0]['architecture'])"
+    script = "from gpt_verify.process.processor import processor\n"
+    script += "print(processor()['blas'][0]['architecture'])"
     command = [sys.executable, str(ROOT / "scripts" / "instructions.py"), name, "--threads", "1"]
     done = subprocess.run(
         [*command, "--", sys.executable, "-c", script],

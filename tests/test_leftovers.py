@@ -18,10 +18,10 @@ import pytest
 from command import ROOT
 from models import checkpoint
 
-from verify.children import Child, output_of
-from verify.errors import PortError
-from verify.ports.remote.process import ProcessPort
-from verify.scratch import Scratch, scratch, sweep
+from gpt_verify.errors import PortError
+from gpt_verify.ports.remote.process import ProcessPort
+from gpt_verify.process.children import Child, output_of
+from gpt_verify.process.scratch import Scratch, scratch, sweep
 
 TOKENS = np.array([[5, 9, 2], [1, 1, 7]])
 
@@ -104,7 +104,7 @@ def test_the_end_of_the_command_ends_all_of_it(
     spec = "process=" + starting(WAYS[how], ids) + " {huggingface}"
     words = ["run", "--checkpoint", str(tiny), "--length", "5", "--port", spec]
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-m", "verify", *words], env=environment) as command:
+    with subprocess.Popen([sys.executable, "-m", "gpt_verify", *words], env=environment) as command:
         assert soon(lambda: ids.exists() and ids.read_text().endswith("\n"), 120)
         assert running(ids)
         assert list(temporary.glob("gpt-verify-*/content/model.safetensors"))
@@ -112,7 +112,7 @@ def test_the_end_of_the_command_ends_all_of_it(
         assert command.wait(60) == -number
     assert soon(lambda: not running(ids))
     if number == signal.SIGKILL:
-        code = "from verify.scratch import sweep; sweep()"
+        code = "from gpt_verify.process.scratch import sweep; sweep()"
         subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert list(temporary.iterdir()) == []
 
@@ -123,8 +123,8 @@ def test_the_end_of_the_port_ends_all_of_it(tmp_path: Path, tiny: Path) -> None:
     temporary.mkdir()
     port.write_text(
         "import os, signal, time\n"
-        "from verify.children import Child\n"
-        "from verify.scratch import Scratch\n"
+        "from gpt_verify.process.children import Child\n"
+        "from gpt_verify.process.scratch import Scratch\n"
         "def port(checkpoint):\n"
         "    made = Scratch()\n"
         f"    child = Child({shlex.split(starting(WAYS['stays'], ids))!r})\n"
@@ -134,7 +134,10 @@ def test_the_end_of_the_port_ends_all_of_it(tmp_path: Path, tiny: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
     words = ["run", "--checkpoint", str(tiny), "--port", f"{port}:port"]
     done = subprocess.run(
-        [sys.executable, "-m", "verify", *words], env=environment, capture_output=True, timeout=300
+        [sys.executable, "-m", "gpt_verify", *words],
+        env=environment,
+        capture_output=True,
+        timeout=300,
     )
     assert done.returncode == 2
     assert soon(lambda: not running(ids))
@@ -218,7 +221,7 @@ class TestScratch:
         assert list(tmp_path.iterdir()) == []
 
     def test_what_is_in_use_stays(self, tmp_path: Path) -> None:
-        code = "import sys, time; from verify.scratch import Scratch; s = Scratch()\n"
+        code = "import sys, time; from gpt_verify.process.scratch import Scratch; s = Scratch()\n"
         code += "(s.path / 'x').touch(); print(s.path, flush=True); time.sleep(600)"
         environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
         with (

@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from oracle import CONFIG, assert_agrees, few, tokens_of, weights_of
 from safetensors.numpy import save_file
 
-from reference import Config, forward
-from reference import lens as definitions
-from verify.errors import CheckpointError
-from verify.lens import (
+from gpt_verify.errors import CheckpointError
+from gpt_verify.lens import (
     STATISTICS,
     UNDEFINED,
     FromBlock,
@@ -31,10 +29,12 @@ from verify.lens import (
     read_tuned,
     state_sites,
 )
-from verify.lens.engine_numpy import COLUMN, NumpyEngine, measure_logits
-from verify.lens.engine_torch import TorchEngine
-from verify.lens.rows import NEAR_NATS
-from verify.lens.stream import Engine
+from gpt_verify.lens.engine_numpy import COLUMN, NumpyEngine, measure_logits
+from gpt_verify.lens.engine_torch import TorchEngine
+from gpt_verify.lens.rows import NEAR_NATS
+from gpt_verify.lens.stream import Engine
+from gpt_verify.reference import Config, forward
+from gpt_verify.reference import lens as definitions
 
 Floats = NDArray[np.floating]
 Found = dict[str, Any]

@@ -15,12 +15,12 @@ from command import PORTS, complaint
 from PIL import Image
 from rounding import Noise, Run
 
-from reference import forward
-from reference.lens import RESIDUAL, entropy_nats, lens, lens_logits
-from reference.loss import log_softmax
-from verify.checkpoint import default_checkpoint, open_checkpoint
-from verify.cli import main
-from verify.numerics.precision import FLOAT32
+from gpt_verify.checkpoint import default_checkpoint, open_checkpoint
+from gpt_verify.command.cli import main
+from gpt_verify.numerics.precision import FLOAT32
+from gpt_verify.reference import forward
+from gpt_verify.reference.lens import RESIDUAL, entropy_nats, lens, lens_logits
+from gpt_verify.reference.loss import log_softmax
 
 TEXT = "And Zorbukel said, Zorbukel"
 

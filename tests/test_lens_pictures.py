@@ -20,14 +20,14 @@ from PIL import Image
 from rich.cells import cell_len
 from rounding import summed
 
-from verify.errors import MissingDependency, UsageError
-from verify.lens.statistics import STATISTICS, UNDEFINED
-from verify.lens_run import Reading
-from verify.report.lens import html, picture, png, terminal
-from verify.report.lens import json as lens_json
-from verify.report.lens.colours import LEVELS, ink, luminance, palette
-from verify.report.lens.picture import PROBABILITY, VIEWS, Shade
-from verify.report.lens.tokens import visible
+from gpt_verify.errors import MissingDependency, UsageError
+from gpt_verify.judging.lens import Reading
+from gpt_verify.lens.statistics import STATISTICS, UNDEFINED
+from gpt_verify.lens.tokens import visible
+from gpt_verify.report.lens import html, picture, png, terminal
+from gpt_verify.report.lens import json as lens_json
+from gpt_verify.report.lens.colours import LEVELS, ink, luminance, palette
+from gpt_verify.report.lens.picture import PROBABILITY, VIEWS, Shade
 
 FIRST = VIEWS[PROBABILITY]
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from models import INPUTS, checkpoint
 
-from reference import Config, tensor_table
-from verify.checks.weights import check_weights
-from verify.findings import Finding, Status
-from verify.judge import judge
-from verify.matching import Matching, match
-from verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, Precision
-from verify.numerics.weights import DeclaredWeights
-from verify.ports.port import Parameter
-from verify.ports.registry import build
-from verify.run import Silent
+from gpt_verify.findings import Finding, Status
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.laws.weights.check import check_weights
+from gpt_verify.matching.match import Matching, match
+from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, Precision
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.port import Parameter
+from gpt_verify.ports.registry import build
+from gpt_verify.reference import Config, tensor_table
 
 CONFIG = Config(n_vocab=31, n_ctx=7, n_embd=12, n_head=2, n_layer=3)
 TABLE = tensor_table(CONFIG)
@@ -156,7 +156,7 @@ class TestIdenticalContents:
         assert not failed(findings)
 
     def test_by_transformers_names_in_reverse(self, alike: Values) -> None:
-        from verify.ports.huggingface import parameter_name
+        from gpt_verify.ports.huggingface import parameter_name
 
         port = {parameter_name(n): alike[n] for n in reversed(list(TABLE))}
         matching, findings = matched(port, alike)

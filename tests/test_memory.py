@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from verify import memory
-from verify.memory import available_bytes, require
-from verify.ports.port import NotExamined
+from gpt_verify.port import NotExamined
+from gpt_verify.process import memory
+from gpt_verify.process.memory import available_bytes, require
 
 MEGABYTE = 2**20
 #: What a version 1 group without a limit says.
@@ -152,7 +152,7 @@ def test_too_much_is_refused(
 #: from then on glibc takes them from its heap, where they stay. Prints what is left of them.
 _FREED = """
 import ctypes, sys
-from verify.memory import give_back, spare
+from gpt_verify.process.memory import give_back, spare
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.memset.restype = ctypes.c_void_p

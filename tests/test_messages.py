@@ -20,7 +20,7 @@ RENDERERS = {
     "verify/report/json.py",
     "verify/report/junit.py",
     "verify/report/terminal.py",
-    "verify/report/text.py",
+    "verify/text.py",
 }
 #: What a renderer may do with a message: make it printable.
 PRINTS = {"one_line", "plain", "_clean"}
@@ -28,10 +28,13 @@ PRINTS = {"one_line", "plain", "_clean"}
 RECORD = "verify/findings.py"
 #: Messages that are no finding's.
 OTHERS = {
-    ("verify/checks/symmetry.py", "changes[worst].message"): "of a change of logits",
+    ("verify/laws/symmetry/check.py", "changes[worst].message"): "of a change of logits",
     ("verify/report/power.py", "o.message"): "of an outcome of gpt-verify power",
-    ("verify/tensorflow/meta.py", "getattr(error, 'message', str(error))"): "of TensorFlow's error",
-    ("verify/tensorflow/worker.py", "error.message"): "of TensorFlow's error",
+    (
+        "verify/engines/tensorflow/meta.py",
+        "getattr(error, 'message', str(error))",
+    ): "of TensorFlow's error",
+    ("verify/engines/tensorflow/worker.py", "error.message"): "of TensorFlow's error",
 }
 
 
@@ -92,7 +95,7 @@ def test_what_is_allowed_is_there() -> None:
         ("verify/diagnosis/x.py", "x = 'dropout' in f.message"),
         ("verify/diagnosis/x.py", "x = getattr(f, 'message')"),
         ("verify/diagnosis/x.py", "match f:\n case Finding(message=m): pass"),
-        ("verify/report/text.py", "x = finding.message.removeprefix('a')"),
+        ("verify/text.py", "x = finding.message.removeprefix('a')"),
         ("verify/report/json.py", "x = 'a' in finding.message"),
     ],
 )

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from models import CONFIG, checkpoint, finding, judged
 
-from verify.errors import PortError
-from verify.findings import Status, Verdict
-from verify.ports.port import Port
-from verify.ports.registry import build
+from gpt_verify.errors import PortError
+from gpt_verify.findings import Status, Verdict
+from gpt_verify.port import Port
+from gpt_verify.ports.registry import build
 
 if "onnx" not in os.environ.get("GPT_VERIFY_ADAPTERS", ""):
     pytest.skip("for tox's environment of onnx", allow_module_level=True)
@@ -25,13 +25,13 @@ from onnx import TensorProto, helper, numpy_helper
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of a tiny model."""
-    from verify.checkpoint.write import write_huggingface
-    from verify.ports.engine import run_child
+    from gpt_verify.checkpoint.write import write_huggingface
+    from gpt_verify.ports.engine import run_child
 
     folder = tmp_path_factory.mktemp("onnx")
     source = checkpoint()
     write_huggingface(folder, source.config, source.tensors)
-    run_child("onnx", "verify.engines.onnx_export", str(folder), str(folder / "model.onnx"))
+    run_child("onnx", "gpt_verify.engines.onnx_export", str(folder), str(folder / "model.onnx"))
     return folder / "model.onnx"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from verify.errors import UsageError
-from verify.report.output import OutputFile
+from gpt_verify.errors import UsageError
+from gpt_verify.report.output import OutputFile
 
 
 def test_writes_and_leaves_nothing_else(tmp_path: Path) -> None:

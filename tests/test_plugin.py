@@ -13,9 +13,9 @@ import jsonschema
 import pytest
 from command import PORTS, ROOT
 
-from reference import Config
-from verify.checks import expected_checks
-from verify.report import json as json_report
+from gpt_verify.laws.expected import expected_checks
+from gpt_verify.reference import Config
+from gpt_verify.report import json as json_report
 
 pytest_plugins = ["pytester"]
 
@@ -37,7 +37,7 @@ def user(pytester: pytest.Pytester, tiny: Path, monkeypatch: pytest.MonkeyPatch)
         ports = [] if port is None else ["--port", f"{PORTS}:{port}"]
         return pytester.runpytest_subprocess(
             "-p",
-            "verify.plugin",
+            "gpt_verify.plugin",
             f"--checkpoint={tiny}",
             "--gpt-verify-length",
             "5",
@@ -133,16 +133,16 @@ def test_selecting_nothing_is_no_success(user: Pytest) -> None:
 def test_a_port_that_shows_nothing_is_no_success(user: Pytest, pytester: pytest.Pytester) -> None:
     """Skips alone are green in pytest; the verdict is not."""
     pytester.makeconftest(
-        "import dataclasses, verify.run\n"
-        "from verify.findings import Finding, Status\n"
-        "judged = verify.run.run_request\n"
+        "import dataclasses, gpt_verify.judging.run\n"
+        "from gpt_verify.findings import Finding, Status\n"
+        "judged = gpt_verify.judging.run.run_request\n"
         "def run(*args):\n"
         "    report = judged(*args)\n"
         "    ports = [dataclasses.replace(port, findings=tuple(\n"
         "        dataclasses.replace(f, status=Status.NOT_EXAMINED) for f in port.findings))\n"
         "        for port in report.ports]\n"
         "    return dataclasses.replace(report, ports=tuple(ports))\n"
-        "verify.run.run_request = run\n"
+        "gpt_verify.judging.run.run_request = run\n"
     )
     result = user()
     assert result.ret == 1
@@ -168,15 +168,15 @@ def test_no_finding_is_lost(
     user: Pytest, pytester: pytest.Pytester, change: str, failed: int, says: str
 ) -> None:
     pytester.makeconftest(
-        "import dataclasses, verify.run\n"
-        "from verify.findings import Finding, Status\n"
-        "judged = verify.run.run_request\n"
+        "import dataclasses, gpt_verify.judging.run\n"
+        "from gpt_verify.findings import Finding, Status\n"
+        "judged = gpt_verify.judging.run.run_request\n"
         "def run(*args):\n"
         "    report = judged(*args)\n"
         "    findings = report.ports[0].findings\n"
         f"    port = dataclasses.replace(report.ports[0], findings={change})\n"
         "    return dataclasses.replace(report, ports=(port,))\n"
-        "verify.run.run_request = run\n"
+        "gpt_verify.judging.run.run_request = run\n"
     )
     result = user()
     assert result.ret == 1
@@ -258,7 +258,7 @@ def test_without_options_the_plugin_does_nothing(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile("def test_own(): pass")
-    result = pytester.runpytest_subprocess("-p", "verify.plugin")
+    result = pytester.runpytest_subprocess("-p", "gpt_verify.plugin")
     result.assert_outcomes(passed=1)
 
 
@@ -268,18 +268,20 @@ def test_the_plugin_is_registered_once(
 ) -> None:
     """A source checkout, one whose plugin is named too, and one that is installed as well."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{pytester.path}")
-    installed = any(e.value == "verify.plugin" for e in entry_points(group="pytest11"))
+    installed = any(e.value == "gpt_verify.plugin" for e in entry_points(group="pytest11"))
     if loaded == "as_installed" and not installed:
         # What an installer leaves: the distribution's entry point.
         information = pytester.mkdir("gpt_verify_installed-1.dist-info")
         (information / "METADATA").write_text(
             "Metadata-Version: 2.1\nName: gpt-verify-installed\nVersion: 1\n"
         )
-        (information / "entry_points.txt").write_text("[pytest11]\ngpt_verify_x = verify.plugin\n")
+        (information / "entry_points.txt").write_text(
+            "[pytest11]\ngpt_verify_x = gpt_verify.plugin\n"
+        )
     elif loaded != "as_installed":
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     (pytester.path / "conftest.py").write_text((ROOT / "conftest.py").read_text())
-    named = ["-p", "verify.plugin"] if loaded == "by_name_and_conftest" else []
+    named = ["-p", "gpt_verify.plugin"] if loaded == "by_name_and_conftest" else []
     result = pytester.runpytest_subprocess(
         *named, f"--checkpoint={tiny}", "--gpt-verify-length=5", f"--port={PORTS}:good"
     )

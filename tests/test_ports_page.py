@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from models import INPUTS, checkpoint
 
-from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
-from verify.findings import PortReport, Status, Verdict
-from verify.inputs import seeded
-from verify.judge import judge
-from verify.ports.port import Port
-from verify.run import Silent
+from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
+from gpt_verify.findings import PortReport, Status, Verdict
+from gpt_verify.inputs import seeded
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.port import Port
 
 PAGE = (Path(__file__).parent.parent / "docs" / "ports.md").read_text(encoding="utf-8")
 ONE_LINE, *BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)

@@ -12,15 +12,15 @@ import pytest
 from command import ROOT, command
 from models import CONFIG
 
-from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
-from verify.checkpoint.synthetic import synthesize
-from verify.checks.laws import LAWS
-from verify.cli import main
-from verify.faults.catalogue import CATALOGUE
-from verify.ports.port import Port
-from verify.power import peers, summary
-from verify.power.campaign import Campaign, Plan, chosen, run_campaign
-from verify.power.planting import (
+from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
+from gpt_verify.checkpoint.synthetic import synthesize
+from gpt_verify.command.cli import main
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.table import LAWS
+from gpt_verify.port import Port
+from gpt_verify.power import peers, summary
+from gpt_verify.power.campaign import Campaign, Plan, chosen, run_campaign
+from gpt_verify.power.planting import (
     EVERYWHERE,
     LOGITS,
     ONE_LAYER,
@@ -32,10 +32,10 @@ from verify.power.planting import (
     port_with,
     why_not_planted,
 )
-from verify.power.trial import Bench
-from verify.power.variants import VARIANTS
-from verify.process_state import changes, snapshot
-from verify.report import power as report
+from gpt_verify.power.trial import Bench
+from gpt_verify.power.variants import VARIANTS
+from gpt_verify.process.state import changes, snapshot
+from gpt_verify.report import power as report
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +271,7 @@ class TestTokenizers:
         assert not summary.holds(found)
 
     def test_no_library(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("verify.power.planting.find_spec", lambda name: None)
+        monkeypatch.setattr("gpt_verify.power.planting.find_spec", lambda name: None)
         why = why_not_planted(CATALOGUE[self.SHOWS], open_checkpoint(default_checkpoint()))
         assert why == "tokenizers is not installed"
         assert why_not_planted(CATALOGUE["gelu-erf"], open_checkpoint(model)) is None

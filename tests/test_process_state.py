@@ -19,8 +19,8 @@ import pytest
 import torch
 from torch.nn.modules import module as torch_module
 
-from verify.process_restored import restored
-from verify.process_state import INITIAL, RANDOM_STATES, TORCH, changes, snapshot
+from gpt_verify.process.restored import restored
+from gpt_verify.process.state import INITIAL, RANDOM_STATES, TORCH, changes, snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,7 +34,7 @@ def new_process(code: str) -> str:
 
 def test_no_library_is_imported() -> None:
     code = (
-        "import sys\nfrom verify.process_state import snapshot\n"
+        "import sys\nfrom gpt_verify.process.state import snapshot\n"
         "before = set(sys.modules)\nstate = snapshot()\n"
         "assert set(sys.modules) == before and 'torch' not in before\n"
         "assert not any('torch' in name or 'NumPy' in name for name in state)\n"
@@ -46,7 +46,7 @@ def test_no_library_is_imported() -> None:
 def test_initial_is_what_a_new_process_has() -> None:
     """Also after everything that the ports of transformers import."""
     code = (
-        "import torch\nfrom verify.process_state import INITIAL, snapshot\n"
+        "import torch\nfrom gpt_verify.process.state import INITIAL, snapshot\n"
         "def wrong():\n"
         "    state = snapshot()\n"
         "    assert INITIAL.keys() <= state.keys(), INITIAL.keys() - state.keys()\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from verify.arguments import build_parser
+from gpt_verify.command.arguments import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,7 +68,7 @@ def test_the_failing_report_is_what_the_command_prints(tmp_path: Path) -> None:
     assert wrong != source
     (tmp_path / "my_port.py").write_text(wrong, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "verify", *shlex.split(command.removeprefix("$ gpt-verify "))],
+        [sys.executable, "-m", "gpt_verify", *shlex.split(command.removeprefix("$ gpt-verify "))],
         cwd=tmp_path,
         env=os.environ | {"COLUMNS": "110", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

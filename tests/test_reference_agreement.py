@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from oracle import RELATIVE, assert_agrees, sites_of, tokens_of, weights_of
 
-from reference import Config, logits
-from reference.lens import kl_nats, lens, rank
-from reference.loss import loss_nats
-from verify.checkpoint import open_checkpoint
-from verify.checkpoint.synthetic import synthesize
-from verify.ports.openai_tf import openai_tf
-from verify.ports.port import Port
-from verify.sites import sites
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.checkpoint.synthetic import synthesize
+from gpt_verify.port import Port
+from gpt_verify.ports.openai_tf import openai_tf
+from gpt_verify.reference import Config, logits
+from gpt_verify.reference.lens import kl_nats, lens, rank
+from gpt_verify.reference.loss import loss_nats
+from gpt_verify.sites import sites
 
 #: V, P, D, H, L. Different in everything; one head, one layer, one channel a head among them.
 MODELS = {

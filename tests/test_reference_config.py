@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from oracle import CONFIG
 
-from reference import RELEASED, Config, ConfigError, parameter_count, tensor_table
+from gpt_verify.reference import RELEASED, Config, ConfigError, parameter_count, tensor_table
 
 SIZES = CONFIG.as_dict()
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from oracle import CONFIG, TOKENS, assert_agrees, few, models, sites_of, weights_of
 from rounding import gamma, nats_apart
 
-from reference.lens import kl_nats, lens, lens_logits, rank
-from reference.loss import log_softmax, loss_nats, token_losses_nats
-from reference.model import forward
+from gpt_verify.reference.lens import kl_nats, lens, lens_logits, rank
+from gpt_verify.reference.loss import log_softmax, loss_nats, token_losses_nats
+from gpt_verify.reference.model import forward
 
 V = 11
 rows = st.lists(st.floats(-30, 30), min_size=2, max_size=7)

@@ -20,9 +20,9 @@ from oracle import (
 )
 from rounding import Noise, reference_run
 
-from reference import Config, forward, logits, tensor_table
-from verify.numerics.precision import FLOAT32
-from verify.sites import sites
+from gpt_verify.numerics.precision import FLOAT32
+from gpt_verify.reference import Config, forward, logits, tensor_table
+from gpt_verify.sites import sites
 
 WEIGHTS = weights_of(CONFIG)
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from oracle import assert_agrees, few
 from rounding import gamma
 
-from reference import ops
-from verify.numerics import budgets
-from verify.numerics.budgets import shown
-from verify.numerics.precision import FLOAT64
-from verify.numerics.scores import limit_max
+from gpt_verify.numerics import budgets
+from gpt_verify.numerics.budgets import shown
+from gpt_verify.numerics.precision import FLOAT64
+from gpt_verify.numerics.scores import limit_max
+from gpt_verify.reference import ops
 
 #: Unit roundoff of float64.
 U = 2.0**-53

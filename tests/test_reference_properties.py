@@ -15,9 +15,9 @@ from oracle import sites_of
 from rounding import gamma, nats_apart
 from strategies import Model, models, scaled, tokens
 
-from reference import forward, logits
-from reference.loss import loss_nats
-from verify.sites import sites
+from gpt_verify.reference import forward, logits
+from gpt_verify.reference.loss import loss_nats
+from gpt_verify.sites import sites
 
 many = scaled(40)
 

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracle import assert_agrees, few, models, sites_of
 
-from reference import logits
+from gpt_verify.reference import logits
 
 #: Sites whose last axis is the position that is read.
 OVER_SOURCES = ("attn.scores", "attn.pattern")

@@ -22,16 +22,16 @@ import pytest
 from models import CONFIG, checkpoint, judged
 from rounding import Noise, reference_run
 
-from reference.model import logits as reference_logits
-from verify.checkpoint import open_checkpoint
-from verify.errors import PortError, UsageError
-from verify.findings import PortReport, Status, Verdict
-from verify.ports.port import Port
-from verify.ports.registry import build
-from verify.ports.remote.http import HttpPort
-from verify.ports.remote.process import ProcessPort
-from verify.ports.remote.protocol import Refused, largest
-from verify.run import Options, run
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.errors import PortError, UsageError
+from gpt_verify.findings import PortReport, Status, Verdict
+from gpt_verify.judging.run import Options, run
+from gpt_verify.port import Port
+from gpt_verify.ports.registry import build
+from gpt_verify.ports.remote.http import HttpPort
+from gpt_verify.ports.remote.process import ProcessPort
+from gpt_verify.ports.remote.protocol import Refused, largest
+from gpt_verify.reference.model import logits as reference_logits
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TOKENS = np.array([[5, 9, 2], [1, 1, 7]])

@@ -14,15 +14,14 @@ import numpy as np
 import pytest
 from report_samples import BUDGET, broken, good, report, wrong
 
-from verify.arguments import build_parser
-from verify.findings import Finding, PortReport, Report, Status
-from verify.placement import Place
-from verify.report import json as json_report
-from verify.report import junit, terminal
-from verify.report.mapping import mapping_lines
-from verify.report.repeat import repeat_command
-from verify.report.text import collapse_sites, first_failure, one_line, ratio
-from verify.run import Options
+from gpt_verify.command.arguments import build_parser
+from gpt_verify.findings import Finding, Place, PortReport, Report, Status
+from gpt_verify.judging.repeat import repeat_command
+from gpt_verify.judging.run import Options
+from gpt_verify.report import json as json_report
+from gpt_verify.report import junit, terminal
+from gpt_verify.report.mapping import mapping_lines
+from gpt_verify.text import collapse_sites, first_failure, one_line, ratio
 
 
 def parsed(made: Report) -> dict:

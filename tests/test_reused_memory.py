@@ -17,10 +17,10 @@ import torch
 from broken_ports import _correct
 from models import checkpoint, failures, judged, statuses
 
-from verify.checkpoint import Checkpoint
-from verify.findings import Status, Verdict
-from verify.ports.huggingface import huggingface
-from verify.ports.port import Floats, Port
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.findings import Status, Verdict
+from gpt_verify.port import Floats, Port
+from gpt_verify.ports.huggingface import huggingface
 
 HERE = Path(__file__)
 SOURCE = checkpoint()

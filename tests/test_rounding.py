@@ -7,9 +7,9 @@ import pytest
 from models import CONFIG, batch, checkpoint
 from rounding import LIMIT_FLOORS, Noise, gamma, nats_apart, reference_run, slope, summed
 
-from reference import forward, logits
-from reference.loss import loss_nats
-from verify.numerics.precision import BFLOAT16, FLOAT32, FLOAT64, Precision
+from gpt_verify.numerics.precision import BFLOAT16, FLOAT32, FLOAT64, Precision
+from gpt_verify.reference import forward, logits
+from gpt_verify.reference.loss import loss_nats
 
 SOURCE = checkpoint()
 TOKENS = batch(CONFIG, 2, 9).tokens

@@ -14,9 +14,9 @@ from huggingface_directory import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from verify.checkpoint import open_checkpoint
-from verify.checkpoint.hf_weights import SINGLE
-from verify.errors import CheckpointError
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.checkpoint.hf_weights import SINGLE
+from gpt_verify.errors import CheckpointError
 
 # --- damaged safetensors -------------------------------------------------------------------------
 

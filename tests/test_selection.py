@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from models import CONFIG, checkpoint
 
-import verify.checkpoint
-from verify.checkpoint.write import write_huggingface
-from verify.cli import main
-from verify.findings import Finding, PortReport, Status
-from verify.options import Options
-from verify.port_runs import PortRuns
-from verify.ports.port import Port
-from verify.prepare import prepare
-from verify.run import run
-from verify.selection import request
+import gpt_verify.checkpoint
+from gpt_verify.checkpoint.write import write_huggingface
+from gpt_verify.command.cli import main
+from gpt_verify.findings import Finding, PortReport, Status
+from gpt_verify.judging.options import Options
+from gpt_verify.judging.port_runs import PortRuns
+from gpt_verify.judging.prepare import prepare
+from gpt_verify.judging.run import run
+from gpt_verify.judging.selection import request
+from gpt_verify.port import Port
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         specs.append(spec)
         return PortReport(spec, "float32", "cpu", "checkpoint", (Finding("x", Status.PASSED, ""),))
 
-    monkeypatch.setattr("verify.run.judge", judge)
+    monkeypatch.setattr("gpt_verify.judging.run.judge", judge)
     return specs
 
 
@@ -38,13 +38,13 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The paths that were opened."""
     paths: list[object] = []
-    open_checkpoint = verify.checkpoint.open_checkpoint
+    open_checkpoint = gpt_verify.checkpoint.open_checkpoint
 
-    def counted(path: Path | None = None) -> verify.checkpoint.Checkpoint:
+    def counted(path: Path | None = None) -> gpt_verify.checkpoint.Checkpoint:
         paths.append(path)
         return open_checkpoint(path)
 
-    monkeypatch.setattr("verify.checkpoint.open_checkpoint", counted)
+    monkeypatch.setattr("gpt_verify.checkpoint.open_checkpoint", counted)
     return paths
 
 

@@ -33,7 +33,7 @@ WITHOUT: dict[str, tuple[str, str]] = {
         ENDS,
     ),
     "close": (
-        "from verify.ports.port import Port\n"
+        "from gpt_verify.port import Port\n"
         "class port(Port):\n"
         "    name = 'mine'\n"
         "    def __init__(self, checkpoint): self.logits = good(checkpoint)\n"
@@ -142,7 +142,7 @@ def test_so_are_the_other_commands_that_run_ports(tiny: Path, tmp_path: Path, na
 
 def test_a_port_may_run_the_command_itself(tiny: Path, tmp_path: Path) -> None:
     """What it starts is no child of ours."""
-    inner = "[sys.executable, '-m', 'verify', 'run', '--port', 'no-such-port']"
+    inner = "[sys.executable, '-m', 'gpt_verify', 'run', '--port', 'no-such-port']"
     source = (
         "import subprocess\n"
         "def port(checkpoint):\n"
@@ -164,7 +164,7 @@ def _started(tiny: Path, tmp_path: Path, waits: str) -> subprocess.Popen[str]:
     )
     words = ["run", "--checkpoint", str(tiny), "--port", written(tmp_path, source)]
     child = subprocess.Popen(
-        [sys.executable, "-m", "verify", *words],
+        [sys.executable, "-m", "gpt_verify", *words],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -209,7 +209,8 @@ def test_the_port_ends_with_the_command(
 
 
 def test_help_and_bad_words_need_no_second_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    from verify import cli, supervisor
+    from gpt_verify.command import cli
+    from gpt_verify.process import supervisor
 
     monkeypatch.setattr(supervisor, "supervise", lambda: pytest.fail("started a process"))
     monkeypatch.setattr(cli, "arrive", lambda: None)

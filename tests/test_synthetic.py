@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reference import RELEASED, Config, forward, tensor_table
-from verify.checkpoint import open_checkpoint
-from verify.checkpoint.synthetic import convert, resolve_size, synthesize, synthetic_tensors
-from verify.errors import CheckpointError, UsageError
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.checkpoint.synthetic import convert, resolve_size, synthesize, synthetic_tensors
+from gpt_verify.errors import CheckpointError, UsageError
+from gpt_verify.reference import RELEASED, Config, forward, tensor_table
 
 SMALL = Config(n_vocab=53, n_ctx=17, n_embd=24, n_head=3, n_layer=2)
 CONFIGS = [
@@ -119,7 +119,7 @@ def test_any_tensor_can_be_made_alone_and_in_another_process():
     script = f"""
 import hashlib
 from reference import Config
-from verify.checkpoint.synthetic import synthetic_tensors
+from gpt_verify.checkpoint.synthetic import synthetic_tensors
 value = synthetic_tensors({SMALL!r}, 7)["h1/mlp/c_fc/w"]
 print(hashlib.sha256(value.tobytes()).hexdigest())
 """

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from rounding import LIMIT_FLOORS, Noise, reference_run
 
-from reference import Config, tensor_table
-from verify.checkpoint import Checkpoint, open_checkpoint
-from verify.checkpoint.synthetic import synthetic_tensors
-from verify.checkpoint.tensorflow import (
+from gpt_verify.checkpoint import Checkpoint, open_checkpoint
+from gpt_verify.checkpoint.synthetic import synthetic_tensors
+from gpt_verify.checkpoint.tensorflow import (
     as_stored,
     checkpoint_prefix,
     filled_directory,
     read_with_tensorflow,
     write_openai,
 )
-from verify.errors import CheckpointError, PortError
-from verify.numerics.precision import PRECISIONS
-from verify.ports.openai_tf import OpenAITensorFlow, openai_tf
+from gpt_verify.errors import CheckpointError, PortError
+from gpt_verify.numerics.precision import PRECISIONS
+from gpt_verify.ports.openai_tf import OpenAITensorFlow, openai_tf
+from gpt_verify.reference import Config, tensor_table
 
 # No two sizes are equal, so that no transpose can hide.
 CONFIG = Config(n_vocab=11, n_ctx=7, n_embd=12, n_head=3, n_layer=2)

@@ -15,16 +15,16 @@ from models import CONFIG, checkpoint
 from oracle import assert_agrees, distance
 from rounding import LIMIT_FLOORS, Noise, reference_run, slope
 
-from reference import forward, logits, tensor_table
-from reference.loss import token_losses_nats
-from reference.ops import softmax
-from verify.checkpoint import Checkpoint
-from verify.checks.subject import same_bits
-from verify.errors import PortError
-from verify.numerics.precision import FLOAT32
-from verify.ports.openai_tf import openai_tf
-from verify.ports.port import IGNORED
-from verify.ports.registry import build
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.errors import PortError
+from gpt_verify.laws.subject import same_bits
+from gpt_verify.numerics.precision import FLOAT32
+from gpt_verify.port import IGNORED
+from gpt_verify.ports.openai_tf import openai_tf
+from gpt_verify.ports.registry import build
+from gpt_verify.reference import forward, logits, tensor_table
+from gpt_verify.reference.loss import token_losses_nats
+from gpt_verify.reference.ops import softmax
 
 WEIGHTS = checkpoint().tensors
 #: Filled tensor by tensor: no files are needed.
@@ -479,7 +479,7 @@ def test_dropout_is_named():
     code = """
 import json
 import tensorflow as tf
-from verify.tensorflow.meta import drawn
+from gpt_verify.engines.tensorflow.meta import drawn
 with tf.Graph().as_default():
     x = tf.compat.v1.placeholder(tf.float32, [3])
     kept = tf.nn.dropout(x, rate=0.1, name="embd_dropout")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rounding import Noise
 
-from verify.errors import CheckpointError
-from verify.numerics.precision import FLOAT32
-from verify.tensorflow import start
+from gpt_verify.engines.tensorflow import start
+from gpt_verify.errors import CheckpointError
+from gpt_verify.numerics.precision import FLOAT32
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ import pytest
 from models import CONFIG
 from models import checkpoint as in_memory
 
-from reference.bpe import BPE
-from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
-from verify.checkpoint.vocabulary import load
-from verify.ports.huggingface import huggingface
-from verify.ports.port import Tokenizer
-from verify.ports.tokenizers import _of_tiktoken, tokenizers
+from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
+from gpt_verify.checkpoint.vocabulary import load
+from gpt_verify.port import Tokenizer
+from gpt_verify.ports.huggingface import huggingface
+from gpt_verify.ports.tokenizers import _of_tiktoken, tokenizers
+from gpt_verify.reference.bpe import BPE
 
 DIRECTORY = default_checkpoint("huggingface")
 SOURCE = open_checkpoint(default_checkpoint())

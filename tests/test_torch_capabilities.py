@@ -25,15 +25,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
-from reference import Config, tensor_table
-from verify.checkpoint import Checkpoint
-from verify.numerics.derivatives import Derivative, derivatives
-from verify.numerics.directions import WTE_READERS, draw
-from verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
-from verify.numerics.weights import DeclaredWeights
-from verify.ports.huggingface import huggingface
-from verify.ports.port import NotExamined
-from verify.ports.torch_module import TorchModule
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.numerics.derivatives import Derivative, derivatives
+from gpt_verify.numerics.directions import WTE_READERS, draw
+from gpt_verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.port import NotExamined
+from gpt_verify.ports.huggingface import huggingface
+from gpt_verify.ports.torch.module import TorchModule
+from gpt_verify.reference import Config, tensor_table
 
 SOURCE = checkpoint()
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.n_vocab, (2, 11))

@@ -17,10 +17,10 @@ from models import CONFIG, checkpoint
 from test_torch_capabilities import STYLES, TOKENS, linear_of, with_forward, with_head
 from torch import nn
 
-from reference import Config
-from verify import memory
-from verify.ports.port import NotExamined, Port
-from verify.ports.torch_module import TorchModule
+from gpt_verify.port import NotExamined, Port
+from gpt_verify.ports.torch.module import TorchModule
+from gpt_verify.process import memory
+from gpt_verify.reference import Config
 
 SOURCE = checkpoint()
 CASTS = {"to(float64)", "to(bfloat16)"}

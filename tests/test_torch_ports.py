@@ -16,11 +16,11 @@ import torch
 import torch_styles
 from models import CONFIG, INPUTS, TESTS, checkpoint, failures, finding, judged, statuses
 
-from reference import Config, tensor_table
-from verify.checkpoint import Checkpoint
-from verify.findings import PortReport, Status, Verdict
-from verify.inputs import default_inputs
-from verify.ports.torch_module import TorchModule
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.findings import PortReport, Status, Verdict
+from gpt_verify.inputs import default_inputs
+from gpt_verify.ports.torch.module import TorchModule
+from gpt_verify.reference import Config, tensor_table
 
 #: What a fused or a hand-written softmax does not show, in every layer.
 HIDDEN = {f"h.{i}.attn.{what}" for i in range(CONFIG.n_layer) for what in ("scores", "pattern")}

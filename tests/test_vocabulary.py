@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from reference import Config
-from reference.bpe import alphabet
-from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
-from verify.checkpoint.vocabulary import encode, load
-from verify.errors import CheckpointError, UsageError
-from verify.run import Options, chosen_inputs
+from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
+from gpt_verify.checkpoint.vocabulary import encode, load
+from gpt_verify.errors import CheckpointError, UsageError
+from gpt_verify.judging.run import Options, chosen_inputs
+from gpt_verify.reference import Config
+from gpt_verify.reference.bpe import alphabet
 
 SYMBOLS = [*alphabet().values(), "ab", "abc", "<|endoftext|>"]
 IDS = {symbol: token for token, symbol in enumerate(SYMBOLS)}

@@ -11,10 +11,10 @@ import pytest
 from command import Run
 from waiving_ports import INFERENCE
 
-from verify.cli import main
-from verify.findings import Finding, Status, Waiver
-from verify.report import json as json_report
-from verify.waivers import waive
+from gpt_verify.command.cli import main
+from gpt_verify.findings import Finding, Status, Waiver
+from gpt_verify.judging.waivers import waive
+from gpt_verify.report import json as json_report
 
 PORTS = Path(__file__).with_name("waiving_ports.py")
 

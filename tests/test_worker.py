@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verify.errors import CheckpointError, MissingDependency, PortError
-from verify.frames import Frame, encode, receive
-from verify.tensorflow import start
-from verify.worker import Worker, one_line
+from gpt_verify.engines.tensorflow import start
+from gpt_verify.errors import CheckpointError, MissingDependency, PortError
+from gpt_verify.process.wire import Frame, encode, receive
+from gpt_verify.process.worker import Worker, one_line
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +162,8 @@ def test_the_child_dies_with_its_parent(command):
     parent = f"""
 import os, sys
 sys.path[:] = {sys.path!r}
-from verify.tensorflow import start
-from verify.worker import Worker
+from gpt_verify.engines.tensorflow import start
+from gpt_verify.process.worker import Worker
 worker = Worker("worker_child")
 worker.call("echo")
 worker.stream({command!r})
@@ -198,7 +198,7 @@ def test_messages_are_short_and_on_one_line():
 
 
 def test_without_tensorflow_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("verify.tensorflow.find_spec", lambda name: None)
+    monkeypatch.setattr("gpt_verify.engines.tensorflow.find_spec", lambda name: None)
     with pytest.raises(MissingDependency, match=r"pip install gpt-verify\[tensorflow\]"):
         start()
 
@@ -206,7 +206,7 @@ def test_without_tensorflow_the_message_says_what_to_install(monkeypatch):
 def test_the_main_process_imports_no_framework():
     script = """
 import sys
-import verify.checkpoint.synthetic, verify.ports.openai_tf
+import gpt_verify.checkpoint.synthetic, gpt_verify.ports.openai_tf
 assert not {"tensorflow", "torch", "transformers"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent.parent)

@@ -18,11 +18,11 @@ from huggingface_directory import (
 from rounding import Noise, reference_run
 from transformers import GPT2LMHeadModel
 
-from reference import Config, tensor_table
-from verify.checkpoint import open_checkpoint
-from verify.checkpoint.hf_weights import SINGLE
-from verify.checkpoint.write import write_huggingface
-from verify.errors import CheckpointError
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.checkpoint.hf_weights import SINGLE
+from gpt_verify.checkpoint.write import write_huggingface
+from gpt_verify.errors import CheckpointError
+from gpt_verify.reference import Config, tensor_table
 
 # --- writing -------------------------------------------------------------------------------------
 

@@ -22,11 +22,11 @@ from models import CONFIG, TESTS, checkpoint, failed, finding, judged
 from test_torch_ports import STYLES
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
-from reference import tensor_table
-from verify.errors import PortError
-from verify.findings import PortReport, Status, Verdict
-from verify.folding import HEAD_BIAS
-from verify.ports.torch_module import TorchModule
+from gpt_verify.errors import PortError
+from gpt_verify.findings import PortReport, Status, Verdict
+from gpt_verify.matching.folding import HEAD_BIAS
+from gpt_verify.ports.torch.module import TorchModule
+from gpt_verify.reference import tensor_table
 
 SOURCE = checkpoint()
 

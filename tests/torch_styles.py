@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
-from verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint import Checkpoint
 
 
 def tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from sample_ports import good
 
-from reference import tensor_table
-from verify.checkpoint import Checkpoint
-from verify.ports.port import Floats, Parameter, Port, Tokens
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.port import Floats, Parameter, Port, Tokens
+from gpt_verify.reference import tensor_table
 
 INFERENCE = "inference only: the head is a copy"
 
@@ -88,7 +88,7 @@ def a_module(checkpoint: Checkpoint):  # type: ignore[no-untyped-def]
     """A torch module has no place for waivers of its own."""
     import torch
 
-    from verify.ports.huggingface import huggingface
+    from gpt_verify.ports.huggingface import huggingface
 
     module = huggingface(checkpoint, "sdpa").module
     module.lm_head.weight = torch.nn.Parameter(module.lm_head.weight.detach().clone())

@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 
-from verify.errors import CheckpointError
-from verify.worker import serve
+from gpt_verify.errors import CheckpointError
+from gpt_verify.process.worker import serve
 
 
 def echo(*arrays, **fields):

@@ -1,6 +1,6 @@
-"""``python -m verify`` is ``gpt-verify``."""
+"""``python -m gpt_verify`` is ``gpt-verify``."""
 
-from verify.cli import entry
+from gpt_verify.command.cli import entry
 
 if __name__ == "__main__":
     entry()

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from verify.diagnosis.explanation import Explanation
-    from verify.placement import Place
+from gpt_verify.explanation import Explanation
 
 
 class Status(StrEnum):
@@ -183,6 +181,34 @@ def unanchored(findings: Iterable[Finding]) -> str | None:
         return None
     why = next((f.message for f in found if f.id == END_TO_END), "no logits were compared")
     return f"nothing is verified without its logits: {why}"
+
+
+def layer_of(tensor: str) -> int | None:
+    """The layer of ``h3/mlp/c_fc/w``; None of an embedding, the last norm or a head."""
+    scope, slash, _ = tensor.partition("/")
+    return int(scope[1:]) if slash and scope != "ln_f" else None
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a parameter of a port is in the checkpoint, for the report.
+
+    Attributes:
+        tensor: the checkpoint's name; None of a parameter that is no tensor.
+        note: words that follow it: the layout, and how the tensor was found.
+        sure: the values alone said which tensor it is, bit for bit.
+    """
+
+    tensor: str | None
+    note: str = ""
+    sure: bool = True
+
+    @property
+    def layer(self) -> int | None:
+        return None if self.tensor is None else layer_of(self.tensor)
+
+    def __str__(self) -> str:
+        return f"{self.tensor or ''}{self.note}"
 
 
 @dataclass(frozen=True)

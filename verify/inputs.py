@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from verify.errors import UsageError
+from gpt_verify.errors import UsageError
+from gpt_verify.reference.config import Config
 
 Tokens = NDArray[np.int64]
 

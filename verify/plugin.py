@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from verify.errors import GptVerifyError
-from verify.findings import Finding, PortReport, Status, Verdict
-from verify.port_runs import PortRuns
-from verify.report.output import OutputFile
-from verify.report.text import failures_by_check, first_failure, label, number, one_line
+from gpt_verify.errors import GptVerifyError
+from gpt_verify.findings import Finding, PortReport, Status, Verdict
+from gpt_verify.judging.port_runs import PortRuns
+from gpt_verify.report.output import OutputFile
+from gpt_verify.text import failures_by_check, first_failure, label, number, one_line
 
 if TYPE_CHECKING:
-    from verify.checkpoint import Checkpoint
+    from gpt_verify.checkpoint import Checkpoint
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -103,7 +103,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     report = runs.merged() if outputs else None
     if report is None:
         return
-    from verify.report import html, json
+    from gpt_verify.report import html, json
 
     if "json" in outputs:
         outputs["json"].write(json.render(report))
@@ -246,7 +246,7 @@ def _describe(finding: Finding) -> list[str]:
 @pytest.fixture(scope="session")
 def checkpoint(pytestconfig: pytest.Config) -> Checkpoint:
     """The checkpoint under test: ``--checkpoint``, or the one that ships with gpt-verify."""
-    from verify.checkpoint.handed import handed_out
+    from gpt_verify.checkpoint.handed import handed_out
 
     return handed_out(pytestconfig.stash[_RUNS].checkpoint)
 

@@ -1,7 +1,7 @@
 """The sites of the model: each with what goes into it and which operation makes it.
 
 This is the one place that knows the wiring. The mathematics of each operation is the oracle's
-(``reference.ops``); its error budget is in ``verify.numerics.budgets``.
+(``reference.ops``); its error budget is in ``gpt_verify.numerics.budgets``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from reference.config import Config
+from gpt_verify.reference.config import Config
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from verify.checkpoint import Checkpoint
-from verify.claims.case import Case
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.claims.case import Case
 
 
 @pytest.fixture(scope="session")

@@ -13,14 +13,14 @@ from typing import Any
 
 from models import CONFIG, checkpoint
 
-from reference.config import Config
-from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
-from verify.claims.case import Case
-from verify.claims.models import Model
-from verify.claims.oracle_port import OraclePort
-from verify.claims.transformers_code import TransformersCode, installed
-from verify.faults.oracle import Act
-from verify.ports.port import Port
+from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.models import Model
+from gpt_verify.claims.oracle_port import OraclePort
+from gpt_verify.claims.transformers_code import TransformersCode, installed
+from gpt_verify.faults.oracle import Act
+from gpt_verify.port import Port
+from gpt_verify.reference.config import Config
 
 HERE = Path(__file__).resolve().parent
 Make = Callable[[], Case]
@@ -71,7 +71,7 @@ def weights(source: Checkpoint) -> Case:
 
 def torch_model(alter: Callable[[Any], None]) -> Case:
     """transformers' model, altered after it was loaded."""
-    from verify.ports.huggingface import huggingface
+    from gpt_verify.ports.huggingface import huggingface
 
     source = checkpoint()
     port = huggingface(source, "eager")

@@ -8,10 +8,10 @@ import numpy as np
 from faulted_cases import altered, asked, code, faulted, torch_model
 from models import checkpoint
 
-from reference import ops
-from verify.claims.case import Case
-from verify.claims.oracle_port import OraclePort
-from verify.faults.oracle import Call
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.oracle_port import OraclePort
+from gpt_verify.faults.oracle import Call
+from gpt_verify.reference import ops
 
 Array = Any
 
@@ -117,8 +117,8 @@ def positions_stand_still() -> Case:
     """With a cache, every piece begins at position 0 again."""
     import torch
 
-    from verify.faults.model import build
-    from verify.ports.torch_module import TorchModule
+    from gpt_verify.faults.model import build
+    from gpt_verify.ports.torch.module import TorchModule
 
     source = checkpoint()
     model = build(source)

@@ -8,9 +8,9 @@ import numpy as np
 from faulted_cases import altered, faulted, torch_model, weights
 from models import checkpoint
 
-from reference import ops
-from verify.claims.case import Case
-from verify.faults.oracle import Call
+from gpt_verify.claims.case import Case
+from gpt_verify.faults.oracle import Call
+from gpt_verify.reference import ops
 
 Array = Any
 

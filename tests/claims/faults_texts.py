@@ -10,9 +10,9 @@ import numpy as np
 from faulted_cases import altered, code, faulted, weights, with_tensors
 from models import CONFIG
 
-from reference.bpe import BPE
-from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
-from verify.claims.case import Case
+from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
+from gpt_verify.claims.case import Case
+from gpt_verify.reference.bpe import BPE
 
 
 def default() -> Checkpoint:

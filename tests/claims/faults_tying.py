@@ -13,12 +13,12 @@ import numpy as np
 from faulted_cases import HERE, altered, asked, code, faulted, torch_model, weights, with_tensors
 from models import CONFIG, checkpoint
 
-from reference import ops
-from reference.config import Config
-from verify.checkpoint import open_checkpoint
-from verify.checkpoint.synthetic import synthesize
-from verify.claims.case import Case
-from verify.claims.mingpt import untied
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.checkpoint.synthetic import synthesize
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.mingpt import untied
+from gpt_verify.reference import ops
+from gpt_verify.reference.config import Config
 
 
 @faulted("tie-transpose")
@@ -73,7 +73,7 @@ def head_stored_transposed() -> Case:
 @faulted("tie-graph")
 def stored_graph_with_two_tables() -> Case:
     """The graph beside the weights reads another variable in its last product."""
-    from verify.ports.openai_tf import openai_tf
+    from gpt_verify.ports.openai_tf import openai_tf
 
     directory = Path(tempfile.mkdtemp())
     synthesize(directory, CONFIG, 0)

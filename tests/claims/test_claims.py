@@ -9,15 +9,15 @@ import faults_tying
 import pytest
 from faulted_cases import FAULTED, Make
 
-from verify.checkpoint import Checkpoint
-from verify.claims.case import Case
-from verify.claims.claim import Claim, Kind
-from verify.claims.evidence import EVIDENCE
-from verify.claims.ledger import ledger
-from verify.claims.released import released
-from verify.claims.run import decide
-from verify.errors import MissingDependency
-from verify.ports.port import NotExamined
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.claim import Claim, Kind
+from gpt_verify.claims.evidence import EVIDENCE
+from gpt_verify.claims.ledger import ledger
+from gpt_verify.claims.released import released
+from gpt_verify.claims.run import decide
+from gpt_verify.errors import MissingDependency
+from gpt_verify.port import NotExamined
 
 pytestmark = pytest.mark.claims
 
@@ -65,6 +65,6 @@ def test_faulted_model(claim: Claim, make: Make) -> None:
 
 
 def _default() -> Checkpoint:
-    from verify.checkpoint import default_checkpoint, open_checkpoint
+    from gpt_verify.checkpoint import default_checkpoint, open_checkpoint
 
     return open_checkpoint(default_checkpoint())

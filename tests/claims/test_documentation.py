@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from verify.checkpoint import Checkpoint
-from verify.claims.case import Case
-from verify.claims.run import report_on
-from verify.report.claims import markdown
-from verify.selection import is_default
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.run import report_on
+from gpt_verify.judging.selection import is_default
+from gpt_verify.report.claims import markdown
 
 pytestmark = pytest.mark.claims
 

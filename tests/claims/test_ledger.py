@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 from models import checkpoint
 
-from reference.bpe import alphabet
-from reference.config import RELEASED
-from verify.checkpoint import default_checkpoint, open_checkpoint
-from verify.checkpoint.synthetic import synthesize
-from verify.claims.case import Case
-from verify.claims.claim import Claim, Decided, Kind, Measured, Verdict
-from verify.claims.evidence import EVIDENCE, LedgerError, evidence, on_each_model
-from verify.claims.ledger import complete, ledger
-from verify.claims.models import Model
-from verify.claims.oracle_port import OraclePort
-from verify.claims.released import released
-from verify.claims.run import ClaimsReport, decide, report_on
-from verify.cli import main
-from verify.ports.port import NotExamined
-from verify.report.claims import html, markdown, terminal
-from verify.report.claims import json as as_json
-from verify.report.claims.words import summary
+from gpt_verify.checkpoint import default_checkpoint, open_checkpoint
+from gpt_verify.checkpoint.synthetic import synthesize
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.claim import Claim, Decided, Kind, Measured, Verdict
+from gpt_verify.claims.evidence import EVIDENCE, LedgerError, evidence, on_each_model
+from gpt_verify.claims.ledger import complete, ledger
+from gpt_verify.claims.models import Model
+from gpt_verify.claims.oracle_port import OraclePort
+from gpt_verify.claims.released import released
+from gpt_verify.claims.run import ClaimsReport, decide, report_on
+from gpt_verify.command.cli import main
+from gpt_verify.port import NotExamined
+from gpt_verify.reference.bpe import alphabet
+from gpt_verify.reference.config import RELEASED
+from gpt_verify.report.claims import html, markdown, terminal
+from gpt_verify.report.claims import json as as_json
+from gpt_verify.report.claims.words import summary
 
 pytestmark = pytest.mark.claims
 
@@ -174,7 +174,7 @@ def test_recognised_as_released(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def second_special(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with two special tokens, so that vocab-50257 is contradicted."""
-    from reference.config import Config
+    from gpt_verify.reference.config import Config
 
     directory = tmp_path_factory.mktemp("special") / "checkpoint"
     synthesize(directory, Config(n_vocab=258, n_ctx=19, n_embd=24, n_head=4, n_layer=2), 0)

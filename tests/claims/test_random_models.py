@@ -7,19 +7,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import checkpoint
 
-from reference.bpe import BPE, alphabet
-from reference.config import Config
-from verify.checkpoint import Checkpoint
-from verify.claims.case import Case
-from verify.claims.claim import Claim, Kind
-from verify.claims.evidence import EVIDENCE
-from verify.claims.ledger import ledger
-from verify.claims.models import Model
-from verify.claims.oracle_port import OraclePort
-from verify.claims.tokenizer import CLAIMS as ABOUT_TEXTS
-from verify.faults.model import build
-from verify.ports.port import NotExamined
-from verify.ports.torch_module import TorchModule
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.claim import Claim, Kind
+from gpt_verify.claims.evidence import EVIDENCE
+from gpt_verify.claims.ledger import ledger
+from gpt_verify.claims.models import Model
+from gpt_verify.claims.oracle_port import OraclePort
+from gpt_verify.claims.tokenizer import CLAIMS as ABOUT_TEXTS
+from gpt_verify.faults.model import build
+from gpt_verify.port import NotExamined
+from gpt_verify.ports.torch.module import TorchModule
+from gpt_verify.reference.bpe import BPE, alphabet
+from gpt_verify.reference.config import Config
 
 pytestmark = pytest.mark.claims
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fault_ports import planted
 
-from verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint import Checkpoint
 
 
 def __getattr__(name: str) -> Callable[[Checkpoint], Any]:

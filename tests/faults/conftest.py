@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from verify.diagnosis.logits import deviations_kept
+from gpt_verify.diagnosis.logits import deviations_kept
 
 
 @pytest.fixture(scope="session", autouse=True)

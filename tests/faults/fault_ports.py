@@ -8,15 +8,15 @@ from typing import Any
 
 from models import INPUTS, checkpoint
 
-from verify.checkpoint import Checkpoint
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.model import Options, build
-from verify.findings import PortReport
-from verify.inputs import Input
-from verify.judge import judge
-from verify.numerics.weights import SharedWeights
-from verify.ports.torch_module import TorchModule
-from verify.run import Silent
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.model import Options, build
+from gpt_verify.findings import PortReport
+from gpt_verify.inputs import Input
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.numerics.weights import SharedWeights
+from gpt_verify.ports.torch.module import TorchModule
 
 #: One checkpoint for all faults: what the oracle makes of the inputs is the same for each.
 SOURCE = checkpoint()

@@ -11,12 +11,12 @@ from fault_ports import float64_sites, planted
 from models import CONFIG, batch, checkpoint
 from rounding import LIMIT_FLOORS, Noise, Run
 
-from verify.diagnosis.sites import HIDDEN
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.fault import Fault
-from verify.faults.oracle import Act, right, run
-from verify.inputs import Input
-from verify.sites import sites
+from gpt_verify.diagnosis.sites import HIDDEN
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.oracle import Act, right, run
+from gpt_verify.inputs import Input
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.sites import sites
 
 SOURCE = checkpoint()
 #: Begins with the first token and ends with the last, which some faults confuse.
@@ -101,7 +101,7 @@ def floors(known: Noise, site: str, got: Any) -> float:
 
 
 def test_without_overrides_it_is_the_oracle() -> None:
-    from reference import forward
+    from gpt_verify.reference import forward
 
     ours = run(lambda name: SOURCE.tensors[name], CONFIG, INPUT.tokens[0], {})
     theirs = forward(SOURCE.tensors, CONFIG, INPUT.tokens[0])

@@ -12,24 +12,24 @@ import pytest
 from fault_ports import SHARED, SOURCE, planted
 from models import CONFIG, batch, checkpoint, failed, failures
 
-from reference import Config
-from verify.checks.activations import SiteComparison
-from verify.checks.laws import LAWS
-from verify.diagnosis.deviations import Deviations
-from verify.diagnosis.filter import Filtered
-from verify.diagnosis.layers import sorted_wrongly
-from verify.diagnosis.logits import LENGTH, SEQUENCES
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.fault import Fault
-from verify.faults.model import Options
-from verify.findings import PortReport, Verdict
-from verify.inputs import Input, seeded
-from verify.judge import judge
-from verify.numerics.cascade import LIMIT_FLOORS
-from verify.numerics.precision import FLOAT32
-from verify.numerics.weights import DeclaredWeights
-from verify.run import Silent
-from verify.sites import sites
+from gpt_verify.diagnosis.deviations import Deviations
+from gpt_verify.diagnosis.filter import Filtered
+from gpt_verify.diagnosis.layers import sorted_wrongly
+from gpt_verify.diagnosis.logits import LENGTH, SEQUENCES
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.model import Options
+from gpt_verify.findings import PortReport, Verdict
+from gpt_verify.inputs import Input, seeded
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.laws.activations.check import SiteComparison
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.table import LAWS
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.numerics.precision import FLOAT32
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference import Config
+from gpt_verify.sites import sites
 
 FAMILIES = ("gelu", "norm", "attention", "linear", "residual", "embeddings", "head")
 FAULTS = [f for f in CATALOGUE.values() if f.family in FAMILIES and f.plant is not None]
@@ -161,7 +161,7 @@ def deviations() -> tuple[Deviations, Any]:
 
 
 def filtered(fault: Fault, layers: Sequence[int]) -> Filtered:
-    """What the filter finds, as ``verify.diagnosis.logits`` asks it."""
+    """What the filter finds, as ``gpt_verify.diagnosis.logits`` asks it."""
     known, tokens_ST = deviations()
     port = planted(SOURCE, (fault.name, layers))
     error_SN = known.error(np.stack([port.logits(row[None])[0] for row in tokens_ST]))

@@ -9,15 +9,15 @@ import torch
 from fault_ports import ANY, SHARED, SOURCE, judged, planted
 from models import INPUTS, failed_laws, finding
 
-from verify.diagnosis.left_over import left_over
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.model_gradient import pulled
-from verify.faults.plant import wrap
-from verify.findings import Verdict
-from verify.judge import judge
-from verify.ports.torch_module import TorchModule
-from verify.process_restored import restored
-from verify.run import Silent
+from gpt_verify.diagnosis.left_over import left_over
+from gpt_verify.faults.plant import wrap
+from gpt_verify.findings import Verdict
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.gradient.injection import pulled
+from gpt_verify.ports.torch.module import TorchModule
+from gpt_verify.process.restored import restored
 
 FAMILIES = ("loss", "cache", "batch", "precision", "padding", "positions")
 FAMILIES += ("gradient", "determinism", "tying")

@@ -10,12 +10,12 @@ from fault_ports import planted
 from models import CONFIG, batch, checkpoint
 from rounding import LIMIT_FLOORS, Noise, reference_run
 
-from verify.diagnosis.sites import STEADY
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.fault import Fault
-from verify.faults.oracle import run
-from verify.numerics.precision import FLOAT32
-from verify.sites import sites
+from gpt_verify.diagnosis.sites import STEADY
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.oracle import run
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.numerics.precision import FLOAT32
+from gpt_verify.sites import sites
 
 SOURCE = checkpoint()
 INPUT = batch(CONFIG, 1, 17)

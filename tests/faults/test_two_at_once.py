@@ -6,8 +6,8 @@ import pytest
 from fault_ports import ANY, judged
 from models import failed_laws
 
-from verify.faults.catalogue import CATALOGUE
-from verify.findings import Verdict
+from gpt_verify.findings import Verdict
+from gpt_verify.laws.catalogue import CATALOGUE
 
 #: Drawn at random from the catalogue (``random.Random(1)``), two of different families, each in a
 #: layer of its own. Of what was drawn, what is random itself is left out (a loss that changes from

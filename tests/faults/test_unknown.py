@@ -10,7 +10,7 @@ from fault_ports import judged
 from models import failed_laws, failures, finding
 from unknown import UNKNOWN
 
-from verify.findings import Verdict
+from gpt_verify.findings import Verdict
 
 FILE = Path(__file__).with_name("unknown.py")
 SITED = [name for name, fault in UNKNOWN.items() if fault.site]

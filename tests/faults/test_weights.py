@@ -8,12 +8,12 @@ import pytest
 from fault_ports import ANY, judged
 from models import CONFIG, checkpoint, failures, finding
 
-from verify.diagnosis.tensors import Difference, explain
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.fault import Alter, Fault, Stored, tensors_of
-from verify.faults.weights import bit_flip, int8, rolled, scaled
-from verify.findings import Status, Verdict
-from verify.sites import sites
+from gpt_verify.diagnosis.tensors import Difference, explain
+from gpt_verify.faults.fault import Alter, Fault, Stored, tensors_of
+from gpt_verify.faults.weights import bit_flip, int8, rolled, scaled
+from gpt_verify.findings import Status, Verdict
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.sites import sites
 
 SOURCE = checkpoint()
 FAULTS = {name: fault for name, fault in CATALOGUE.items() if fault.family == "weights"}

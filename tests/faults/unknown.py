@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from verify.checkpoint import Checkpoint
-from verify.faults.model import build
-from verify.faults.plant import wrap
-from verify.ports.torch_module import TorchModule
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.model import build
+from gpt_verify.faults.plant import wrap
+from gpt_verify.ports.torch.module import TorchModule
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Unknown:
     """One fault.
 
     Attributes:
-        plant: puts it into a ``verify.faults.model.Model``.
+        plant: puts it into a ``gpt_verify.faults.model.Model``.
         law: what must refute it.
         site: where it must be found; None where it is not in a plain pass.
     """

@@ -1,4 +1,4 @@
-"""Ports that see what comes later. Each alters ``verify.faults.model``, in all layers or in one."""
+"""Ports that see what comes later: ``gpt_verify.faults.model``, altered in all layers or in one."""
 
 from __future__ import annotations
 

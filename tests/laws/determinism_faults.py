@@ -1,7 +1,7 @@
 """Ports that compute something else the second time, are left in training mode, or change the
 process that they run in. Each alters transformers' GPT-2 after it was loaded.
 
-Not here are those of the catalogue (``verify/faults/determinism.py``)."""
+Not here are those of the catalogue (``verify/laws/determinism/faults.py``)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verify.ports.port import Dtype, Floats, Port, Tokens
+from gpt_verify.port import Dtype, Floats, Port, Tokens
 
 Alter = Callable[[Any], None]
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from verify.ports.port import Floats, Port, Tokens
+from gpt_verify.port import Floats, Port, Tokens
 
 #: Of each state, its number and how many there are: what the last product reads.
 Decode = Callable[[Any, Tensor, int, int], Tensor]

@@ -7,11 +7,11 @@ from typing import Any
 
 from models import checkpoint
 
-from verify.checkpoint import Checkpoint
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.model import Options, build
-from verify.ports.port import Dtype
-from verify.ports.torch_module import TorchModule
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.model import Options, build
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.port import Dtype
+from gpt_verify.ports.torch.module import TorchModule
 
 
 def plain(
@@ -20,7 +20,7 @@ def plain(
     source: Checkpoint | None = None,
     options: Options | None = None,
 ) -> TorchModule:
-    """``verify.faults.model`` with the checkpoint's weights, altered after it was built."""
+    """``gpt_verify.faults.model`` with the checkpoint's weights, altered after it was built."""
     source = source or checkpoint()
     port = TorchModule(build(source, options), source, "plain", dtype)
     alter(port.module)

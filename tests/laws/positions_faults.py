@@ -1,7 +1,7 @@
 """Ports that are wrong at the end of a whole context. Those that are wrong beyond it are in the
 catalogue.
 
-Each alters ``verify.faults.model``.
+Each alters ``gpt_verify.faults.model``.
 """
 
 from __future__ import annotations

@@ -7,18 +7,18 @@ from typing import Any
 
 from models import checkpoint
 
-from verify.checkpoint import Checkpoint
-from verify.checks.laws import LACKS, LAWS
-from verify.checks.subject import NotExamined, Subject
-from verify.findings import Finding, Status
-from verify.matching import match
-from verify.numerics.precision import PRECISIONS
-from verify.numerics.weights import DeclaredWeights
-from verify.ports.port import Dtype, Port
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.subject import NotExamined, Subject
+from gpt_verify.laws.table import LACKS, LAWS
+from gpt_verify.matching.match import match
+from gpt_verify.numerics.precision import PRECISIONS
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.port import Dtype, Port
 
 
 def subject(port: Port, source: Checkpoint | None = None, seed: int = 0) -> Subject:
-    """What ``verify.judge`` hands to the laws."""
+    """What ``gpt_verify.judging.judge`` hands to the laws."""
     source = source or checkpoint()
     weights = DeclaredWeights(source.tensors, PRECISIONS[port.dtype])
     if port.parameters is None:
@@ -29,7 +29,7 @@ def subject(port: Port, source: Checkpoint | None = None, seed: int = 0) -> Subj
 
 
 def hold(law: str, port: Port, source: Checkpoint | None = None, seed: int = 0) -> list[Finding]:
-    """The findings of one law of the table, as ``verify.judge`` would make them."""
+    """The findings of one law of the table, as ``gpt_verify.judging.judge`` would make them."""
     entry = next(entry for entry in LAWS if entry.id == law)
     for need in entry.needs:
         if getattr(port, need, None) is None:
@@ -50,7 +50,7 @@ def port(
     device: str = "cpu",
 ) -> Port:
     """transformers' GPT-2 as a port, altered after it was loaded."""
-    from verify.ports.huggingface import huggingface
+    from gpt_verify.ports.huggingface import huggingface
 
     made = huggingface(source or checkpoint(), attention, dtype, device)  # type: ignore[arg-type]
     alter(made.module)

@@ -11,12 +11,12 @@ from models import checkpoint
 from plain_ports import faulty, plain
 from subjects import hold, port
 
-from reference import Config
-from verify.checks.agreement import LIMIT_PAIR
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.plant import wrap
-from verify.findings import Finding, Status
-from verify.ports.callable import CallablePort
+from gpt_verify.faults.plant import wrap
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.agreement import LIMIT_PAIR
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.ports.callable import CallablePort
+from gpt_verify.reference import Config
 
 #: Fault → what the finding says.
 NAMED = {

@@ -10,14 +10,14 @@ from models import CONFIG, checkpoint
 from plain_ports import faulty, plain
 from subjects import hold, port
 
-from reference import Config
-from verify.checks import cache
-from verify.checks.agreement import LIMIT_PAIR
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.model import Options
-from verify.findings import Finding, Status
-from verify.ports.callable import CallablePort
-from verify.ports.port import Floats, Port, Tokens
+from gpt_verify.faults.model import Options
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.agreement import LIMIT_PAIR
+from gpt_verify.laws.cache import check as cache
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.port import Floats, Port, Tokens
+from gpt_verify.ports.callable import CallablePort
+from gpt_verify.reference import Config
 
 #: Fault → what the finding says.
 NAMED = {

@@ -12,17 +12,17 @@ from models import CONFIG, checkpoint
 from plain_ports import faulty, plain
 from subjects import hold, message, port
 
-from reference import Config
-from verify.checkpoint import Checkpoint
-from verify.checks.agreement import LIMIT_PAIR
-from verify.checks.causality_boundaries import SHORT, cuts, edges
-from verify.checks.causality_words import Sight
-from verify.checks.laws import LACKS
-from verify.faults.model import Options
-from verify.findings import Finding, Status
-from verify.ports.callable import CallablePort
-from verify.ports.openai_tf import openai_tf
-from verify.ports.port import NOT_SHOWN
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.model import Options
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.agreement import LIMIT_PAIR
+from gpt_verify.laws.causality.boundaries import SHORT, cuts, edges
+from gpt_verify.laws.causality.words import Sight
+from gpt_verify.laws.table import LACKS
+from gpt_verify.port import NOT_SHOWN
+from gpt_verify.ports.callable import CallablePort
+from gpt_verify.ports.openai_tf import openai_tf
+from gpt_verify.reference import Config
 
 BITS, PATTERN, GRADIENT = "causality.bits", "causality.pattern", "causality.gradient"
 DTYPES = ["float64", "float32", "bfloat16", "float16"]

@@ -7,9 +7,9 @@ import pytest
 from models import CONFIG, checkpoint
 from rounding import LIMIT_FLOORS, Noise, reference_run
 
-from verify.checks.cache import splits_of
-from verify.checks.cache_mistakes import ways
-from verify.checks.decoding import Way, decode
+from gpt_verify.laws.cache.check import splits_of
+from gpt_verify.laws.cache.hypotheses import ways
+from gpt_verify.laws.decoding import Way, decode
 
 SOURCE = checkpoint()
 TOKENS = np.random.default_rng(3).integers(0, CONFIG.n_vocab, 7)

@@ -15,19 +15,19 @@ from models import INPUTS, checkpoint, finding
 from plain_ports import faulty, plain
 from subjects import hold, port
 
-from reference import Config
-from verify.checks.determinism import _SETS
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.model import build
-from verify.findings import Finding, PortReport, Status, Verdict
-from verify.judge import judge
-from verify.ports.callable import CallablePort
-from verify.ports.port import Port
-from verify.ports.torch_module import TorchModule
-from verify.power.planting import EVERYWHERE, Planting, port_with
-from verify.process_restored import restored
-from verify.process_state import snapshot
-from verify.run import Silent
+from gpt_verify.faults.model import build
+from gpt_verify.findings import Finding, PortReport, Status, Verdict
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.determinism.check import _SETS
+from gpt_verify.port import Port
+from gpt_verify.ports.callable import CallablePort
+from gpt_verify.ports.torch.module import TorchModule
+from gpt_verify.power.planting import EVERYWHERE, Planting, port_with
+from gpt_verify.process.restored import restored
+from gpt_verify.process.state import snapshot
+from gpt_verify.reference import Config
 
 SOURCE = checkpoint()
 MODE, STATE = "determinism.mode", "determinism.state"

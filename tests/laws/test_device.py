@@ -9,8 +9,8 @@ import pytest
 from models import checkpoint
 from subjects import hold, port
 
-from reference import Config
-from verify.findings import Finding, Status
+from gpt_verify.findings import Finding, Status
+from gpt_verify.reference import Config
 
 
 def met(alter: Any = lambda model: None, dtype: Any = None, source: Any = None) -> Finding:

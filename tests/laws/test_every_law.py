@@ -13,10 +13,10 @@ from hypothesis import example, given
 from strategies import Case, Model, cases, scaled
 from subjects import port
 
-from verify.checks.laws import LAWS
-from verify.findings import PortReport, Status
-from verify.judge import judge
-from verify.run import Silent
+from gpt_verify.findings import PortReport, Status
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.laws.table import LAWS
 
 #: What no such port can show: a GPU beside the CPU, and a vocabulary beside the weights.
 NOT_SHOWN = {"device", "tokenizer.encode", "tokenizer.decode"}

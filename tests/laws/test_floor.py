@@ -8,11 +8,11 @@ from models import CONFIG, checkpoint
 from rounding import Noise, reference_run, summed
 from subjects import port, subject
 
-from reference import Config
-from reference import logits as reference_logits
-from verify.checks.subject import NotExamined
-from verify.numerics.cascade import LIMIT_FLOORS
-from verify.numerics.weights import Widened
+from gpt_verify.laws.subject import NotExamined
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.numerics.weights import Widened
+from gpt_verify.reference import Config
+from gpt_verify.reference import logits as reference_logits
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 ODD = [

@@ -15,10 +15,10 @@ from gpu_ports import tf32
 from models import CONFIG, INPUTS, checkpoint, finding
 from subjects import hold, port
 
-from verify.findings import PortReport, Status, Verdict
-from verify.judge import judge
-from verify.ports.port import Port
-from verify.run import Silent
+from gpt_verify.findings import PortReport, Status, Verdict
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.port import Port
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SOURCE = checkpoint()

@@ -15,17 +15,17 @@ from models import CONFIG, checkpoint
 from plain_ports import plain
 from subjects import hold, message, port, subject
 
-from reference import Config
-from verify.checkpoint import Checkpoint
-from verify.checks.gradient import at_the_weights, check_gradient
-from verify.checks.gradient_mistakes import MISTAKES
-from verify.checks.reference_gradient import ReferenceGradient, reference_gradient
-from verify.checks.subject import NotExamined
-from verify.faults.catalogue import CATALOGUE
-from verify.findings import Finding, Status
-from verify.numerics.weights import SharedWeights
-from verify.ports.port import Port
-from verify.prepare import prepare
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.findings import Finding, Status
+from gpt_verify.judging.prepare import prepare
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.gradient.check import at_the_weights, check_gradient
+from gpt_verify.laws.gradient.hypotheses import MISTAKES
+from gpt_verify.laws.reference_gradient import ReferenceGradient, reference_gradient
+from gpt_verify.laws.subject import NotExamined
+from gpt_verify.numerics.weights import SharedWeights
+from gpt_verify.port import Port
+from gpt_verify.reference import Config
 
 ALL = [site for site in at_the_weights(CONFIG) if site is not None]
 

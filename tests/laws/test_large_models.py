@@ -14,42 +14,42 @@ import tying_faults
 from models import CONFIG, INPUTS, checkpoint, failed_laws, failures
 from subjects import port
 
-from reference import Config
-from verify.checkpoint import Checkpoint
-from verify.findings import PortReport, Status, Verdict
-from verify.judge import judge
-from verify.numerics import draws
-from verify.numerics.weights import DeclaredWeights
-from verify.run import Silent
-from verify.sites import sites
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.findings import PortReport, Status, Verdict
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.numerics import draws
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference import Config
+from gpt_verify.sites import sites
 
 #: Every number above which a model, an input or an array is treated in another way, and one that
 #: the tiny models exceed. A new threshold belongs here.
 THRESHOLDS: dict[str, Any] = {
-    "verify.checks.activations.LARGE": 1,
-    "verify.checks.agreement.TILE_ELEMENTS": 1,
-    "verify.checks.cache.FEWEST": 10,
-    "verify.checks.cache.READS": 0,
-    "verify.checks.cache.SPLIT_READS": 0,
-    "verify.checks.causality.ELEMENTS": 1,
-    "verify.checks.causality_boundaries.AFTER": 2,
-    "verify.checks.causality_boundaries.RUNGS": (6, 12),
-    "verify.checks.causality_boundaries.SHORT": 4,
-    "verify.checks.causality_boundaries.WORK": 0,
-    "verify.checks.lens.BLOCK_ELEMENTS": 1,
-    "verify.checks.lens.ELEMENTS": 1,
-    "verify.checks.loss.LOGITS": 1,
-    "verify.checks.table_rows.TILE": 64,
-    "verify.checks.unchanged.PIECE": 16,
-    "verify.checks.worst.TILE": 8,
-    "verify.matching._TILE": 8,
-    "verify.numerics.derivatives.ROOM_BYTES": 1,
-    "verify.numerics.floor.FOR_POSITIONS": 1,
-    "verify.numerics.local.HEAD_ELEMENTS": 1,
-    "verify.numerics.local.TABLE_ELEMENTS": 1,
-    "verify.numerics.local.TILE_ELEMENTS": 7,
-    "verify.numerics.loss.TILE": 1,
-    "verify.numerics.weights.TILE": 5,
+    "gpt_verify.laws.activations.check.LARGE": 1,
+    "gpt_verify.laws.agreement.TILE_ELEMENTS": 1,
+    "gpt_verify.laws.cache.check.FEWEST": 10,
+    "gpt_verify.laws.cache.check.READS": 0,
+    "gpt_verify.laws.cache.check.SPLIT_READS": 0,
+    "gpt_verify.laws.causality.check.ELEMENTS": 1,
+    "gpt_verify.laws.causality.boundaries.AFTER": 2,
+    "gpt_verify.laws.causality.boundaries.RUNGS": (6, 12),
+    "gpt_verify.laws.causality.boundaries.SHORT": 4,
+    "gpt_verify.laws.causality.boundaries.WORK": 0,
+    "gpt_verify.laws.lens.check.BLOCK_ELEMENTS": 1,
+    "gpt_verify.laws.lens.check.ELEMENTS": 1,
+    "gpt_verify.laws.loss.check.LOGITS": 1,
+    "gpt_verify.laws.table_rows.TILE": 64,
+    "gpt_verify.laws.unchanged.PIECE": 16,
+    "gpt_verify.laws.worst.TILE": 8,
+    "gpt_verify.matching.match._TILE": 8,
+    "gpt_verify.numerics.derivatives.ROOM_BYTES": 1,
+    "gpt_verify.numerics.floor.FOR_POSITIONS": 1,
+    "gpt_verify.numerics.local.HEAD_ELEMENTS": 1,
+    "gpt_verify.numerics.local.TABLE_ELEMENTS": 1,
+    "gpt_verify.numerics.local.TILE_ELEMENTS": 7,
+    "gpt_verify.numerics.loss.TILE": 1,
+    "gpt_verify.numerics.weights.TILE": 5,
 }
 
 Alter = Callable[[Any], None]

@@ -12,15 +12,15 @@ from plain_ports import plain
 from rounding import nats_apart
 from subjects import hold, port
 
-from reference import Config
-from reference import lens as definitions
-from verify.checks.laws import LAWS
-from verify.checks.lens_budgets import Block
-from verify.findings import Finding, Status
-from verify.lens.engine_numpy import measure_logits
-from verify.numerics.cascade import LIMIT_FLOORS
-from verify.numerics.precision import FLOAT64
-from verify.ports.callable import CallablePort
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.lens.budgets import Block
+from gpt_verify.laws.table import LAWS
+from gpt_verify.lens.engine_numpy import measure_logits
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.numerics.precision import FLOAT64
+from gpt_verify.ports.callable import CallablePort
+from gpt_verify.reference import Config
+from gpt_verify.reference import lens as definitions
 
 EMBED, *_, LAST = SITES = [
     "embed",

@@ -17,18 +17,18 @@ from rounding import nats_apart
 from subjects import hold, message, port
 from torch.nn import functional as F
 
-from reference import Config, logits
-from reference.loss import loss_nats
-from verify.checks.laws import LAWS
-from verify.checks.loss_mistakes import MISTAKES
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.loss import nats, plant_loss
-from verify.faults.loss import right as right_loss
-from verify.findings import Finding, Status
-from verify.numerics.loss import losses, mean_budget
-from verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, PRECISIONS
-from verify.numerics.scores import limit_max
-from verify.ports.port import Port
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.loss.faults import nats, plant_loss
+from gpt_verify.laws.loss.faults import right as right_loss
+from gpt_verify.laws.loss.hypotheses import MISTAKES
+from gpt_verify.laws.table import LAWS
+from gpt_verify.numerics.loss import losses, mean_budget
+from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, PRECISIONS
+from gpt_verify.numerics.scores import limit_max
+from gpt_verify.port import Port
+from gpt_verify.reference import Config, logits
+from gpt_verify.reference.loss import loss_nats
 
 PARTS = [law.id for law in LAWS if law.id.startswith("loss.")]
 OWN = ["loss.value", "loss.ignored", "loss.batch"]
@@ -279,7 +279,7 @@ def test_the_budget_holds_what_rounding_does(p: Any, loss: Callable[..., Any], s
 
 
 def test_losses_in_tiles_are_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("verify.numerics.loss.TILE", 3 * CONFIG.n_vocab)
+    monkeypatch.setattr("gpt_verify.numerics.loss.TILE", 3 * CONFIG.n_vocab)
     tokens = np.random.default_rng(3).integers(0, CONFIG.n_vocab, (2, 8))
     source = checkpoint()
     both = np.stack([logits(source.tensors, CONFIG, row) for row in tokens])

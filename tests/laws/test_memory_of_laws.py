@@ -7,13 +7,13 @@ import pytest
 from models import INPUTS, checkpoint, failures
 from subjects import port
 
-from reference import Config
-from verify import memory
-from verify.checks.laws import LAWS, a_whole_context, derivatives
-from verify.findings import Status, Verdict
-from verify.judge import judge
-from verify.ports.torch_module import TorchModule
-from verify.run import Silent
+from gpt_verify.findings import Status, Verdict
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.laws.table import LAWS, a_whole_context, derivatives
+from gpt_verify.ports.torch.module import TorchModule
+from gpt_verify.process import memory
+from gpt_verify.reference import Config
 
 #: OpenAI's largest.
 LARGEST = Config(n_vocab=50257, n_ctx=1024, n_embd=1600, n_head=25, n_layer=48)

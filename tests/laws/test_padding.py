@@ -13,14 +13,14 @@ from plain_ports import faulty, plain
 from strategies import Model
 from subjects import hold, port, subject
 
-from reference import Config
-from verify.checks.agreement import LIMIT_PAIR
-from verify.checks.padding import padded_batches
-from verify.checks.padding_mistakes import ways
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.plant import wrap
-from verify.findings import Finding, Status
-from verify.ports.callable import CallablePort
+from gpt_verify.faults.plant import wrap
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.agreement import LIMIT_PAIR
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.padding.check import padded_batches
+from gpt_verify.laws.padding.hypotheses import ways
+from gpt_verify.ports.callable import CallablePort
+from gpt_verify.reference import Config
 
 LAW = "positions.padding"
 DTYPES = ["float64", "float32", "bfloat16", "float16"]

@@ -13,13 +13,13 @@ from models import CONFIG, checkpoint
 from plain_ports import faulty, plain
 from subjects import hold, port
 
-from reference import Config
-from reference import logits as reference_logits
-from verify.errors import PortError
-from verify.findings import Finding, Status
-from verify.numerics.cascade import LIMIT_FLOORS
-from verify.ports.callable import CallablePort
-from verify.ports.port import Port
+from gpt_verify.errors import PortError
+from gpt_verify.findings import Finding, Status
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.port import Port
+from gpt_verify.ports.callable import CallablePort
+from gpt_verify.reference import Config
+from gpt_verify.reference import logits as reference_logits
 
 DTYPES = ["float64", "float32", "bfloat16", "float16"]
 ODD = [

@@ -9,10 +9,10 @@ from models import CONFIG, checkpoint
 from plain_ports import faulty, plain
 from subjects import hold, port
 
-from reference import Config
-from verify.faults.catalogue import CATALOGUE
-from verify.findings import Status
-from verify.sites import sites
+from gpt_verify.findings import Status
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.reference import Config
+from gpt_verify.sites import sites
 
 PRODUCTS = [s.name for s in sites(CONFIG).values() if s.operation in ("linear", "unembed")]
 

@@ -16,15 +16,15 @@ from gradients import Gradients, answering
 from models import checkpoint
 from subjects import hold, port, subject
 
-from reference import Config
-from verify.checkpoint import Checkpoint
-from verify.checks.laws import LAWS
-from verify.checks.subject import NotExamined
-from verify.errors import ToolError
-from verify.findings import Finding, Status
-from verify.ports.openai_tf import openai_tf
-from verify.ports.port import Parameter, Port, Tokens
-from verify.ports.torch_module import TorchModule
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.errors import ToolError
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.subject import NotExamined
+from gpt_verify.laws.table import LAWS
+from gpt_verify.port import Parameter, Port, Tokens
+from gpt_verify.ports.openai_tf import openai_tf
+from gpt_verify.ports.torch.module import TorchModule
+from gpt_verify.reference import Config
 
 Alter = Callable[[Any], None]
 OUTPUT = ("heads", "neurons", "scale", "rotate", "shift")
@@ -32,7 +32,7 @@ NAMES = (*OUTPUT, "gradient")
 
 
 def held(made: Port, source: Checkpoint | None = None) -> dict[str, Finding]:
-    """The findings of all six, by name; of one subject, as ``verify.judge`` holds them."""
+    """The findings of all six, by name; of one subject, as in a run."""
     judged, found = subject(made, source), {}
     for law in LAWS:
         if law.id.startswith("symmetry."):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from verify.checks.subject import NotExamined
-from verify.checks.table_rows import TableRows, row_tiles
-from verify.checks.worst import Worst
-from verify.ports.torch_module import _parameter
+from gpt_verify.laws.subject import NotExamined
+from gpt_verify.laws.table_rows import TableRows, row_tiles
+from gpt_verify.laws.worst import Worst
+from gpt_verify.ports.torch.module import _parameter
 
 SHAPE = (7, 4)
 #: Shape of a table in a port, and whether it is [D, V].
@@ -100,7 +100,7 @@ def test_a_tile_has_a_row_at_least() -> None:
 @pytest.mark.parametrize("tile", [1, 5, 12, 1000])
 class TestWorst:
     def test_the_first_of_the_greatest(self, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("verify.checks.worst.TILE", tile)
+        monkeypatch.setattr("gpt_verify.laws.worst.TILE", tile)
         expected = np.zeros((6, 4), np.float32)
         got = expected.copy()
         got[1, 2], got[3, 1], got[5, 3], got[0, 0] = 0.5, -2.0, 2.0, -0.0
@@ -111,19 +111,19 @@ class TestWorst:
             assert worst.count == "4 of 24 differ"
 
     def test_nan_is_the_greatest(self, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("verify.checks.worst.TILE", tile)
+        monkeypatch.setattr("gpt_verify.laws.worst.TILE", tile)
         worst = Worst()
         worst.see(np.array([1e30, 0.0, np.nan]), np.zeros(3), 10)
         assert str(worst) == "[12] = nan, should be 0"
 
     def test_one_number(self, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("verify.checks.worst.TILE", tile)
+        monkeypatch.setattr("gpt_verify.laws.worst.TILE", tile)
         worst = Worst()
         worst.see(np.array(1.0), np.array(2.0))
         assert (str(worst), worst.count) == ("[] = 1, should be 2", "1 of 1 differ")
 
     def test_equal(self, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("verify.checks.worst.TILE", tile)
+        monkeypatch.setattr("gpt_verify.laws.worst.TILE", tile)
         worst = Worst()
         worst.see(np.ones((3, 2)), np.ones((3, 2)))
         assert (worst.unequal, worst.size) == (0, 6)

@@ -20,19 +20,19 @@ from models import checkpoint
 from subjects import hold, message
 from tokenizer_ports import Rust, WithTokenizers, others, released_files
 
-from reference import Config
-from reference.bpe import BPE, alphabet, kind, split
-from verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
-from verify.checkpoint.vocabulary import load
-from verify.checks.tokenizer import _other_unicode
-from verify.checks.tokenizer_cuts import pattern
-from verify.checks.tokenizer_merges import OneByOne
-from verify.checks.tokenizer_mistakes import DECODING, ENCODING
-from verify.checks.tokenizer_texts import BATTERY, is_open, texts, with_one_open
-from verify.faults import tokenizer_changes
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.tokenizer_changes import Altered, Change
-from verify.findings import Finding, Status
+from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
+from gpt_verify.checkpoint.vocabulary import load
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.tokenizer import injection as tokenizer_changes
+from gpt_verify.laws.tokenizer.check import _other_unicode
+from gpt_verify.laws.tokenizer.cuts import pattern
+from gpt_verify.laws.tokenizer.hypotheses import DECODING, ENCODING
+from gpt_verify.laws.tokenizer.injection import Altered, Change
+from gpt_verify.laws.tokenizer.merges import OneByOne
+from gpt_verify.laws.tokenizer.texts import BATTERY, is_open, texts, with_one_open
+from gpt_verify.reference import Config
+from gpt_verify.reference.bpe import BPE, alphabet, kind, split
 
 BOTH = ["tokenizer.encode", "tokenizer.decode"]
 many = settings(max_examples=100, deadline=None)

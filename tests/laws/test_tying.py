@@ -13,15 +13,15 @@ from models import CONFIG, checkpoint, failed_laws, finding, judged
 from plain_ports import faulty, plain
 from subjects import hold, port, subject
 
-from reference import Config
-from reference.model import logits as reference_logits
-from reference.weights import tensor_table
-from verify.checkpoint import Checkpoint
-from verify.checks.tying import check_storage
-from verify.errors import ToolError
-from verify.faults.catalogue import CATALOGUE
-from verify.findings import Finding, Status, Verdict
-from verify.ports.port import Floats, Parameter, Port, Tokens
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.errors import ToolError
+from gpt_verify.findings import Finding, Status, Verdict
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.tying.check import check_storage
+from gpt_verify.port import Floats, Parameter, Port, Tokens
+from gpt_verify.reference import Config
+from gpt_verify.reference.model import logits as reference_logits
+from gpt_verify.reference.weights import tensor_table
 
 Alter = Callable[[Any], None]
 

@@ -16,11 +16,11 @@ from models import CONFIG, checkpoint
 from plain_ports import plain
 from subjects import hold, port
 
-from reference import Config
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.fault import Fault
-from verify.findings import Finding, Status
-from verify.ports.port import GradientSink, NotExamined, Port, Tokens
+from gpt_verify.faults.fault import Fault
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.port import GradientSink, NotExamined, Port, Tokens
+from gpt_verify.reference import Config
 
 Alter = Callable[[Any], None]
 LAW = "tying.gradient"

@@ -15,11 +15,11 @@ import tying_faults as faults
 from models import CONFIG, finding, judged
 from subjects import hold, port
 
-from verify.checkpoint import open_checkpoint
-from verify.checks.tying import with_stored_graph
-from verify.cli import main
-from verify.findings import Finding, Status, Verdict
-from verify.ports.port import NotExamined
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.command.cli import main
+from gpt_verify.findings import Finding, Status, Verdict
+from gpt_verify.laws.tying.check import with_stored_graph
+from gpt_verify.port import NotExamined
 
 Alter = Callable[[Any], None]
 LAW = "tying.graph"

@@ -13,12 +13,12 @@ from models import checkpoint
 from strategies import Model
 from subjects import hold, port
 
-from reference import Config
-from verify import memory
-from verify.checks import table_rows, worst
-from verify.findings import Finding, Status
-from verify.ports.port import Parameter, Port
-from verify.ports.torch_copies import Copies
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws import table_rows, worst
+from gpt_verify.port import Parameter, Port
+from gpt_verify.ports.torch.copies import Copies
+from gpt_verify.process import memory
+from gpt_verify.reference import Config
 
 Alter = Callable[[Any], None]
 LAW = "tying.persistence"

@@ -11,13 +11,13 @@ import pytest
 from models import INPUTS, checkpoint
 from subjects import port, subject
 
-from verify import judge as judging
-from verify.checks import laws
-from verify.checks.subject import NotExamined, Subject
-from verify.checks.unchanged import Weights
-from verify.errors import ToolError
-from verify.findings import Finding, Status, Verdict
-from verify.run import Silent
+from gpt_verify.errors import ToolError
+from gpt_verify.findings import Finding, Status, Verdict
+from gpt_verify.judging import judge as judging
+from gpt_verify.judging.run import Silent
+from gpt_verify.laws import table as laws
+from gpt_verify.laws.subject import NotExamined, Subject
+from gpt_verify.laws.unchanged import Weights
 
 
 def test_one_bit_of_one_weight_is_enough() -> None:

@@ -9,9 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from verify.checkpoint import Checkpoint
-from verify.checkpoint.vocabulary import load
-from verify.ports.port import Port, Tokenizer
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.vocabulary import load
+from gpt_verify.port import Port, Tokenizer
 
 #: As tiktoken has them for its encoding ``gpt2`` (``tiktoken_ext/openai_public.py``).
 RELEASED = {

@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from verify.checkpoint.record import Checkpoint as Checkpoint
-from verify.checkpoint.record import Tensors as Tensors
-from verify.errors import CheckpointError, UsageError
+from gpt_verify.checkpoint.record import Checkpoint as Checkpoint
+from gpt_verify.checkpoint.record import Tensors as Tensors
+from gpt_verify.errors import CheckpointError, UsageError
 
 
 def open_checkpoint(path: str | Path | None = None) -> Checkpoint:
@@ -24,7 +24,7 @@ def open_checkpoint(path: str | Path | None = None) -> Checkpoint:
     Raises:
         CheckpointError: no such directory, neither format, damaged, incomplete, or not a GPT-2.
     """
-    from verify.checkpoint import huggingface, openai
+    from gpt_verify.checkpoint import huggingface, openai
 
     path = default_checkpoint() if path is None else Path(path)
     if not path.is_dir():

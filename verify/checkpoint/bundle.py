@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import verify.checkpoint.protobuf as protobuf
-from verify.checkpoint.files import Malformed, MappedFile, listing, read_bytes, refusal
-from verify.checkpoint.protobuf import decode, last
-from verify.checkpoint.table import mask, read_table, varint
+import gpt_verify.checkpoint.protobuf as protobuf
+from gpt_verify.checkpoint.files import Malformed, MappedFile, listing, read_bytes, refusal
+from gpt_verify.checkpoint.protobuf import decode, last
+from gpt_verify.checkpoint.table import mask, read_table, varint
 
 #: About 160,000 tensors; the 580 of the 1558M model take 40 kB.
 LARGEST_INDEX = 1 << 24

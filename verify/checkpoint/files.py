@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.errors import CheckpointError
+from gpt_verify.errors import CheckpointError
 
 #: Large enough for the vocabulary of any GPT-2 and the index of any sharded one.
 LARGEST_JSON = 1 << 26

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.checkpoint.record import Checkpoint, Tensors
+from gpt_verify.checkpoint.record import Checkpoint, Tensors
 
 Array = NDArray[np.float32]
 

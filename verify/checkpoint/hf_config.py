@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from reference import Config, ConfigError
-from verify.checkpoint.files import listing, read_json, refusal
+from gpt_verify.checkpoint.files import listing, read_json, refusal
+from gpt_verify.reference import Config, ConfigError
 
 #: Size → the keys that may state it: GPT2Config's own first, then its ``attribute_map``.
 SIZES = {

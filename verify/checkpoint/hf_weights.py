@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.checkpoint.bundle import widen_bfloat16
-from verify.checkpoint.files import (
+from gpt_verify.checkpoint.bundle import widen_bfloat16
+from gpt_verify.checkpoint.files import (
     Malformed,
     MappedFile,
     listing,
@@ -26,7 +26,7 @@ from verify.checkpoint.files import (
     refusal,
     size_of,
 )
-from verify.errors import MissingDependency, shortened
+from gpt_verify.errors import MissingDependency, shortened
 
 SINGLE, SHARDED, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 #: The header of the 1558M model takes 60 kB.

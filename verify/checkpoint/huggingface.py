@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from reference import Config, tensor_table
-from verify.checkpoint.files import refusal, size_of
-from verify.checkpoint.hf_config import SIZES, read_config
-from verify.checkpoint.hf_weights import READABLE, Weights, open_weights
-from verify.checkpoint.record import Checkpoint
-from verify.checkpoint.tensors import Format, LazyTensors, Stored, check_tensors
+from gpt_verify.checkpoint.files import refusal, size_of
+from gpt_verify.checkpoint.hf_config import SIZES, read_config
+from gpt_verify.checkpoint.hf_weights import READABLE, Weights, open_weights
+from gpt_verify.checkpoint.record import Checkpoint
+from gpt_verify.checkpoint.tensors import Format, LazyTensors, Stored, check_tensors
+from gpt_verify.reference import Config, tensor_table
 
 PREFIX = "transformer."
 HEAD = "lm_head.weight"

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import Config, ConfigError, tensor_table
-from verify.checkpoint.bundle import Bundle
-from verify.checkpoint.files import Malformed, read_bytes, read_json, refusal, size_of
-from verify.checkpoint.record import Checkpoint
-from verify.checkpoint.tensors import Format, LazyTensors, Stored, check_tensors
+from gpt_verify.checkpoint.bundle import Bundle
+from gpt_verify.checkpoint.files import Malformed, read_bytes, read_json, refusal, size_of
+from gpt_verify.checkpoint.record import Checkpoint
+from gpt_verify.checkpoint.tensors import Format, LazyTensors, Stored, check_tensors
+from gpt_verify.reference import Config, ConfigError, tensor_table
 
 #: gpt-2 ``src/model.py:149``: everything is in ``variable_scope("model")``.
 SCOPE = "model/"

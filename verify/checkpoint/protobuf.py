@@ -8,8 +8,8 @@ below is refused rather than skipped: it may change what the others mean.
 
 from __future__ import annotations
 
-from verify.checkpoint.files import Malformed
-from verify.checkpoint.table import varint
+from gpt_verify.checkpoint.files import Malformed
+from gpt_verify.checkpoint.table import varint
 
 VARINT, BYTES, FIXED32 = 0, 2, 5
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import Config
+from gpt_verify.reference import Config
 
 Tensors = Mapping[str, NDArray[np.float32]]
 
@@ -25,7 +25,7 @@ class Checkpoint:
         config: sizes.
         tensors: name → float32 array, read when it is looked up and not kept. Matrices have the
             shape ``[in, out]``; names and shapes are those of ``reference.tensor_table``. What a
-            port is handed is its own, to keep and to change (``verify.checkpoint.handed``).
+            port is handed is its own, to keep and to change (``gpt_verify.checkpoint.handed``).
         files: every file that was used, for the report's checksums.
         encoder: ``encoder.json``, where there is one.
         merges: ``vocab.bpe``, where there is one.

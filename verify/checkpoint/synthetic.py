@@ -25,10 +25,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import GPT1, RELEASED, Config, ConfigError, TensorSpec, tensor_table
-from verify.checkpoint import open_checkpoint
-from verify.checkpoint.write import write_huggingface, write_openai
-from verify.errors import CheckpointError, UsageError
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.checkpoint.write import write_huggingface, write_openai
+from gpt_verify.errors import CheckpointError, UsageError
+from gpt_verify.reference import GPT1, RELEASED, Config, ConfigError, TensorSpec, tensor_table
 
 Format = Literal["openai", "huggingface", "both"]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from verify.checkpoint.files import Malformed
+from gpt_verify.checkpoint.files import Malformed
 
 FOOTER = 48
 MAGIC = 0xDB4775248B80FB57

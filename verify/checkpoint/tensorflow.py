@@ -18,12 +18,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import Config, tensor_table
-from reference.weights import TensorSpec
-from verify.checkpoint.record import Checkpoint
-from verify.errors import CheckpointError
-from verify.tensorflow import start
-from verify.worker import Worker
+from gpt_verify.checkpoint.record import Checkpoint
+from gpt_verify.engines.tensorflow import start
+from gpt_verify.errors import CheckpointError
+from gpt_verify.process.worker import Worker
+from gpt_verify.reference import Config, tensor_table
+from gpt_verify.reference.weights import TensorSpec
 
 #: As in the released models: ``model.ckpt.index``, ``model.ckpt.data-00000-of-00001``, …
 PREFIX = "model.ckpt"

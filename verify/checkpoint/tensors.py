@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import Config, tensor_table
-from verify.checkpoint.files import listing, refusal
+from gpt_verify.checkpoint.files import listing, refusal
+from gpt_verify.reference import Config, tensor_table
 
 LAYER = re.compile(r"h(0|[1-9][0-9]{0,5})/")
 
@@ -40,7 +40,7 @@ class LazyTensors(Mapping[str, NDArray[np.float32]]):
         return self._read(name)
 
     def own(self, name: str) -> NDArray[np.float32]:
-        """See ``verify.checkpoint.handed``."""
+        """See ``gpt_verify.checkpoint.handed``."""
         if name not in self._names:
             raise KeyError(name)
         return self._own(name)

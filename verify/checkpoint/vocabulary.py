@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from reference.bpe import BPE, alphabet
-from verify.checkpoint.files import LARGEST_JSON, listing, read_bytes, read_json, refusal
-from verify.checkpoint.record import Checkpoint
-from verify.errors import UsageError
+from gpt_verify.checkpoint.files import LARGEST_JSON, listing, read_bytes, read_json, refusal
+from gpt_verify.checkpoint.record import Checkpoint
+from gpt_verify.errors import UsageError
+from gpt_verify.reference.bpe import BPE, alphabet
 
 #: Tokens that no merge makes, because they never come from text: ``<|endoftext|>``, ``[PAD]``.
 SPECIAL = re.compile(r"<.+>|\[.+\]")

@@ -18,10 +18,10 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import Config, TensorSpec, tensor_table
-from verify.checkpoint.huggingface import PREFIX, stored_name
-from verify.checkpoint.tensorflow import write_openai as write_openai
-from verify.errors import CheckpointError
+from gpt_verify.checkpoint.huggingface import PREFIX, stored_name
+from gpt_verify.checkpoint.tensorflow import write_openai as write_openai
+from gpt_verify.errors import CheckpointError
+from gpt_verify.reference import Config, TensorSpec, tensor_table
 
 END_OF_TEXT = "<|endoftext|>"
 #: Architecture → what its ``config.json`` says and that of another does not.

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.ops import gelu
-from verify.claims.claim import Claim, Kind, Measured, Verdict
-from verify.claims.evidence import evidence, on_each_model
-from verify.claims.models import Model
-from verify.claims.sources import AR, CODE, GELU, LW
-from verify.faults.gelu import erf
-from verify.faults.oracle import Act
-from verify.ports.port import NotExamined
+from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
+from gpt_verify.claims.evidence import evidence, on_each_model
+from gpt_verify.claims.models import Model
+from gpt_verify.claims.sources import AR, CODE, GELU, LW
+from gpt_verify.faults.gelu import erf
+from gpt_verify.faults.oracle import Act
+from gpt_verify.port import NotExamined
+from gpt_verify.reference.ops import gelu
 
 Floats = NDArray[np.floating]
 Function = Callable[[Floats], Floats]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.checks.subject import same_bits
-from verify.claims.case import Case
-from verify.claims.claim import Claim, Kind, Measured, Verdict
-from verify.claims.evidence import evidence, on_each_model
-from verify.claims.models import Model
-from verify.claims.sources import AR, CODE, GPT3, OE
-from verify.ports.port import NotExamined
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
+from gpt_verify.claims.evidence import evidence, on_each_model
+from gpt_verify.claims.models import Model
+from gpt_verify.claims.sources import AR, CODE, GPT3, OE
+from gpt_verify.laws.subject import same_bits
+from gpt_verify.port import NotExamined
 
 Tokens = NDArray[np.int64]
 

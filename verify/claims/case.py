@@ -16,19 +16,19 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.bpe import BPE
-from reference.config import Config
-from verify.checkpoint import Checkpoint
-from verify.checkpoint.vocabulary import load
-from verify.claims.mingpt import untied
-from verify.claims.models import Model
-from verify.claims.oracle_port import OraclePort
-from verify.claims.transformers_code import TransformersCode, installed
-from verify.errors import CheckpointError, MissingDependency
-from verify.lens import Lens, lens, oracle_states
-from verify.numerics.weights import SharedWeights
-from verify.ports import registry
-from verify.ports.port import NotExamined, Port
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.vocabulary import load
+from gpt_verify.claims.mingpt import untied
+from gpt_verify.claims.models import Model
+from gpt_verify.claims.oracle_port import OraclePort
+from gpt_verify.claims.transformers_code import TransformersCode, installed
+from gpt_verify.errors import CheckpointError, MissingDependency
+from gpt_verify.lens import Lens, lens, oracle_states
+from gpt_verify.numerics.weights import SharedWeights
+from gpt_verify.port import NotExamined, Port
+from gpt_verify.ports import registry
+from gpt_verify.reference.bpe import BPE
+from gpt_verify.reference.config import Config
 
 #: The ports that are asked beside the reference, where they are installed.
 PORTS = ("huggingface-eager", "openai-tf")
@@ -179,4 +179,4 @@ class Case:
         return lens(whole, self.checkpoint.tensors, tokens_T, dtype=np.float64, engine="numpy")
 
 
-TEXTS_FOLDER: Any = resources.files("verify.claims") / "texts"
+TEXTS_FOLDER: Any = resources.files("gpt_verify.claims") / "texts"

@@ -1,8 +1,8 @@
 """What a claim is: a sentence that people say about GPT-2, what we expect of it, and the answer.
 
 A claim is data. The function that decides it is registered beside it under the same id
-(``verify.claims.evidence``); what it measured is a ``Measured``, and what became of the claim in
-one run is a ``Decided``.
+(``gpt_verify.claims.evidence``); what it measured is a ``Measured``, and what became of the claim
+in one run is a ``Decided``.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Decided:
     Attributes:
         claim: which.
         measured: None where it could not be judged.
-        evidence: the function that decided it, ``verify.claims.tying:transpose``.
+        evidence: the function that decided it, ``gpt_verify.claims.tying:transpose``.
         asserted: of a claim about weights, whether ``claim.released`` was asserted.
         missing: why it could not be judged, in one line.
         answer: the paragraph, numbers filled in.

@@ -6,15 +6,15 @@ import math
 
 import numpy as np
 
-from reference import ops
-from reference.lens import entropy_nats
-from reference.loss import log_softmax
-from verify.claims.claim import Claim, Kind, Measured, Verdict
-from verify.claims.evidence import evidence, on_each_model
-from verify.claims.models import Model
-from verify.claims.same import SAME, SAME_FLOAT32, distance
-from verify.claims.sources import AR, CODE, LW, SE, TRANSFORMER
-from verify.numerics.precision import FLOAT64
+from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
+from gpt_verify.claims.evidence import evidence, on_each_model
+from gpt_verify.claims.models import Model
+from gpt_verify.claims.same import SAME, SAME_FLOAT32, distance
+from gpt_verify.claims.sources import AR, CODE, LW, SE, TRANSFORMER
+from gpt_verify.numerics.precision import FLOAT64
+from gpt_verify.reference import ops
+from gpt_verify.reference.lens import entropy_nats
+from gpt_verify.reference.loss import log_softmax
 
 CLAIMS = (
     Claim(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 
-from verify.claims.case import Case
-from verify.claims.claim import Measured
-from verify.claims.models import Model
-from verify.ports.port import NotExamined
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.claim import Measured
+from gpt_verify.claims.models import Model
+from gpt_verify.port import NotExamined
 
 Evidence = Callable[[Case], Measured]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from reference import Config, logits
-from verify.checkpoint.synthetic import synthetic_tensors
-from verify.checkpoint.write import write_huggingface
+from gpt_verify.checkpoint.synthetic import synthetic_tensors
+from gpt_verify.checkpoint.write import write_huggingface
+from gpt_verify.reference import Config, logits
 
 CONFIG = Config(
     n_vocab=31, n_ctx=8, n_embd=12, n_head=3, n_layer=2, architecture="openai-gpt", tied=True

@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 
-from reference import ops
-from verify.claims.claim import Claim, Kind, Measured, Verdict
-from verify.claims.evidence import evidence, on_each_model
-from verify.claims.models import Model
-from verify.claims.sources import AR, CODE, TRANSFORMER
-from verify.faults.oracle import Act, Call
-from verify.numerics.precision import FLOAT64
-from verify.ports.port import NotExamined
+from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
+from gpt_verify.claims.evidence import evidence, on_each_model
+from gpt_verify.claims.models import Model
+from gpt_verify.claims.sources import AR, CODE, TRANSFORMER
+from gpt_verify.faults.oracle import Act, Call
+from gpt_verify.numerics.precision import FLOAT64
+from gpt_verify.port import NotExamined
+from gpt_verify.reference import ops
 
 Array = ops.Array
 

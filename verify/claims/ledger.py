@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 
-from verify.claims import (
+from gpt_verify.claims import (
     activation,
     attention,
     embedding,
@@ -20,10 +20,10 @@ from verify.claims import (
     tying_code,
     undecidable,
 )
-from verify.claims.claim import Claim
-from verify.claims.evidence import EVIDENCE, Evidence, LedgerError
-from verify.errors import UsageError
-from verify.report.text import one_line
+from gpt_verify.claims.claim import Claim
+from gpt_verify.claims.evidence import EVIDENCE, Evidence, LedgerError
+from gpt_verify.errors import UsageError
+from gpt_verify.text import one_line
 
 #: One file for each topic, in the order in which they are printed.
 TOPICS: tuple[ModuleType, ...] = (

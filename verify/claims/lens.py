@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from reference.lens import kl_nats, lens_logits
-from reference.loss import log_softmax
-from verify.checkpoint import open_checkpoint
-from verify.claims.case import Case
-from verify.claims.claim import Claim, Kind, Measured, Verdict
-from verify.claims.evidence import evidence, on_each_model
-from verify.claims.models import Model
-from verify.claims.same import SAME, distance
-from verify.claims.sources import HF, LW
-from verify.lens import is_state, lens, oracle_states
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
+from gpt_verify.claims.evidence import evidence, on_each_model
+from gpt_verify.claims.models import Model
+from gpt_verify.claims.same import SAME, distance
+from gpt_verify.claims.sources import HF, LW
+from gpt_verify.lens import is_state, lens, oracle_states
+from gpt_verify.reference.lens import kl_nats, lens_logits
+from gpt_verify.reference.loss import log_softmax
 
 CLAIMS = (
     Claim(

@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.claims.case import Case
-from verify.claims.claim import Claim, Kind, Measured, Verdict
-from verify.claims.evidence import evidence
-from verify.claims.sources import LW
-from verify.lens import Lens
-from verify.ports.port import NotExamined
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
+from gpt_verify.claims.evidence import evidence
+from gpt_verify.claims.sources import LW
+from gpt_verify.lens import Lens
+from gpt_verify.port import NotExamined
 
 Ints = NDArray[np.integer]
 

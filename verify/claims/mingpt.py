@@ -2,7 +2,7 @@
 
 minGPT (Karpathy, 2020) is no package that could be installed; like it, this model has an embedding
 and, apart from it, a linear layer of the same dimensions without bias. The rest is the plain model
-of ``verify.faults.model``.
+of ``gpt_verify.faults.model``.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from types import MethodType
 from typing import Any
 
-from verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint import Checkpoint
 
 
 def untied(checkpoint: Checkpoint) -> Any:
     """The model; its parameter ``head`` holds wte's values in memory of its own."""
     import torch
 
-    from verify.faults.model import build
+    from gpt_verify.faults.model import build
 
     model: Any = build(checkpoint)
     model.head_weight = torch.nn.Parameter(model.wte.detach().clone())

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from verify.checkpoint import Checkpoint
-from verify.checks.laws import LACKS, LAWS
-from verify.checks.subject import Subject
-from verify.faults.oracle import Act, Call, right
-from verify.findings import Finding, Status
-from verify.inputs import seeded
-from verify.numerics.local import LocalOracle
-from verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
-from verify.numerics.scores import SiteScores
-from verify.numerics.weights import DeclaredWeights, SharedWeights
-from verify.ports.port import Floats, NotExamined, Port
-from verify.prepare import prepare
-from verify.sites import Site, sites
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.oracle import Act, Call, right
+from gpt_verify.findings import Finding, Status
+from gpt_verify.inputs import seeded
+from gpt_verify.judging.prepare import prepare
+from gpt_verify.laws.subject import Subject
+from gpt_verify.laws.table import LACKS, LAWS
+from gpt_verify.numerics.local import LocalOracle
+from gpt_verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
+from gpt_verify.numerics.scores import SiteScores
+from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights
+from gpt_verify.port import Floats, NotExamined, Port
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import Site, sites
 
 Tokens = NDArray[np.int64]
 

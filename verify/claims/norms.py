@@ -7,15 +7,15 @@ from collections import deque
 
 import numpy as np
 
-from reference import ops
-from reference.lens import total_variation
-from reference.loss import log_softmax
-from verify.claims.claim import Claim, Kind, Measured, Verdict
-from verify.claims.evidence import evidence, on_each_model
-from verify.claims.models import Model
-from verify.claims.sources import AR, CODE, LW, PAPER, TRANSFORMER
-from verify.faults.oracle import Act, Call, run
-from verify.ports.port import NotExamined
+from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
+from gpt_verify.claims.evidence import evidence, on_each_model
+from gpt_verify.claims.models import Model
+from gpt_verify.claims.sources import AR, CODE, LW, PAPER, TRANSFORMER
+from gpt_verify.faults.oracle import Act, Call, run
+from gpt_verify.port import NotExamined
+from gpt_verify.reference import ops
+from gpt_verify.reference.lens import total_variation
+from gpt_verify.reference.loss import log_softmax
 
 Array = ops.Array
 

@@ -1,6 +1,6 @@
 """The oracle as a port, so that a claim is put to it as to any other model.
 
-Any of its operations can be replaced (``verify.faults.oracle``): that is how a model is made of
+Any of its operations can be replaced (``gpt_verify.faults.oracle``): that is how a model is made of
 which a claim is not so.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from reference.loss import log_softmax
-from reference.weights import tensor_table
-from verify.checkpoint import Checkpoint
-from verify.faults.oracle import Act, run
-from verify.ports.port import IGNORED, Floats, Parameter, Port, Tokens, Visit
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.oracle import Act, run
+from gpt_verify.port import IGNORED, Floats, Parameter, Port, Tokens, Visit
+from gpt_verify.reference.loss import log_softmax
+from gpt_verify.reference.weights import tensor_table
 
 
 class OraclePort(Port):

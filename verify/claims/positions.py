@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from reference.lens import total_variation
-from reference.loss import log_softmax
-from verify.claims.claim import Claim, Kind, Measured, Verdict
-from verify.claims.evidence import evidence, on_each_model
-from verify.claims.models import Model
-from verify.claims.sources import CODE, HF, OE
-from verify.numerics.cascade import LIMIT_FLOORS
-from verify.ports.port import NotExamined
+from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
+from gpt_verify.claims.evidence import evidence, on_each_model
+from gpt_verify.claims.models import Model
+from gpt_verify.claims.sources import CODE, HF, OE
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.port import NotExamined
+from gpt_verify.reference.lens import total_variation
+from gpt_verify.reference.loss import log_softmax
 
 #: Tokens of the sequence that is padded, and tokens of padding.
 PADDED, PADDING = 8, 3

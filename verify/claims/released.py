@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from reference.config import RELEASED
-from verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.reference.config import RELEASED
 
 #: sha256 of the vocabulary files that all four released models came with. (Those of the weights
 #: are recorded in each report; a synthetic model of the same size has no such vocabulary.)

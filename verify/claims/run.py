@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reference.weights import parameter_count
-from verify.checkpoint import need_gpt2, open_checkpoint
-from verify.claims.case import Case
-from verify.claims.claim import Claim, Decided, Kind, Measured
-from verify.claims.evidence import EVIDENCE
-from verify.claims.ledger import chosen
-from verify.claims.released import released
-from verify.claims.transformers_code import TransformersCode, installed
-from verify.errors import GptVerifyError
-from verify.judge import one_blas_thread, one_line
-from verify.ports.port import NotExamined
-from verify.report.text import number
-from verify.run import environment, sha256
+from gpt_verify.checkpoint import need_gpt2, open_checkpoint
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.claim import Claim, Decided, Kind, Measured
+from gpt_verify.claims.evidence import EVIDENCE
+from gpt_verify.claims.ledger import chosen
+from gpt_verify.claims.released import released
+from gpt_verify.claims.transformers_code import TransformersCode, installed
+from gpt_verify.errors import GptVerifyError
+from gpt_verify.judging.judge import one_blas_thread, one_line
+from gpt_verify.judging.run import environment, sha256
+from gpt_verify.port import NotExamined
+from gpt_verify.reference.weights import parameter_count
+from gpt_verify.text import number
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verify.claims.claim import Source
+from gpt_verify.claims.claim import Source
 
 _LENS = "interpreting GPT: the logit lens"
 _LENS_LINK = "https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from reference.bpe import alphabet
-from verify.claims.case import Case
-from verify.claims.claim import Claim, Kind, Measured, Verdict
-from verify.claims.evidence import evidence
-from verify.claims.sources import ENCODER, HF, PAPER
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
+from gpt_verify.claims.evidence import evidence
+from gpt_verify.claims.sources import ENCODER, HF, PAPER
+from gpt_verify.reference.bpe import alphabet
 
 #: Characters that hardly any text of training has: scripts, signs, control codes, and U+10FFFF.
 SAMPLES = (

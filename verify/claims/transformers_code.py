@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from verify.checkpoint import default_checkpoint
-from verify.children import output_of
-from verify.claims import first_gpt
-from verify.errors import PortError, shortened
-from verify.scratch import scratch
+from gpt_verify.checkpoint import default_checkpoint
+from gpt_verify.claims import first_gpt
+from gpt_verify.errors import PortError, shortened
+from gpt_verify.process.children import output_of
+from gpt_verify.process.scratch import scratch
 
 #: Seconds that one examination may take; importing torch on a busy machine is most of it.
 TIMEOUT = 600

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 
-from reference.config import RELEASED
-from reference.weights import parameter_count
-from verify.checks.tying import tables_of
-from verify.claims.claim import Claim, Kind, Measured, Verdict
-from verify.claims.evidence import evidence, on_each_model
-from verify.claims.models import Model
-from verify.claims.sources import LW, OE, SE
-from verify.ports.port import NotExamined
+from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
+from gpt_verify.claims.evidence import evidence, on_each_model
+from gpt_verify.claims.models import Model
+from gpt_verify.claims.sources import LW, OE, SE
+from gpt_verify.laws.tying.check import tables_of
+from gpt_verify.port import NotExamined
+from gpt_verify.reference.config import RELEASED
+from gpt_verify.reference.weights import parameter_count
 
 #: Parameters of the released models, as OpenAI's names of them and the files' sizes imply.
 PUBLISHED = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from verify.claims import first_gpt
-from verify.claims.case import Case
-from verify.claims.claim import Claim, Kind, Measured, Verdict
-from verify.claims.evidence import evidence
-from verify.claims.same import SAME
-from verify.claims.sources import GPT1, HF, MINGPT, OE, SE
+from gpt_verify.claims import first_gpt
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
+from gpt_verify.claims.evidence import evidence
+from gpt_verify.claims.same import SAME
+from gpt_verify.claims.sources import GPT1, HF, MINGPT, OE, SE
 
 CLAIMS = (
     Claim(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from reference.weights import tensor_table
-from verify.claims.case import Case
-from verify.claims.claim import Claim, Kind, Measured, Verdict
-from verify.claims.evidence import evidence, on_each_model
-from verify.claims.models import Model
-from verify.claims.sources import LW
+from gpt_verify.claims.case import Case
+from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
+from gpt_verify.claims.evidence import evidence, on_each_model
+from gpt_verify.claims.models import Model
+from gpt_verify.claims.sources import LW
+from gpt_verify.reference.weights import tensor_table
 
 CLAIMS = (
     Claim(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from verify.diagnosis.explanation import UNKNOWN_DAMAGE, Candidate, Explanation
-from verify.findings import Cause
+from gpt_verify.explanation import UNKNOWN_DAMAGE, Candidate, Explanation
+from gpt_verify.findings import Cause
 
 #: A fault and where it was accepted → how many sites it would have changed as well, that are right.
 Denied = Callable[[str, Collection[str]], int]

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from verify.diagnosis.filter import Candidate, MatchedFilter
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.fault import Fault
-from verify.faults.oracle import Act, Call, right, run
-from verify.numerics.precision import FLOAT32, Precision
-from verify.numerics.weights import DeclaredWeights, Widened
-from verify.sites import sites
+from gpt_verify.diagnosis.filter import Candidate, MatchedFilter
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.oracle import Act, Call, right, run
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.numerics.precision import FLOAT32, Precision
+from gpt_verify.numerics.weights import DeclaredWeights, Widened
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import sites
 
 Floats = NDArray[np.float64]
 Tokens = NDArray[np.int64]

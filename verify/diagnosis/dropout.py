@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from verify.findings import Cause, Finding, Status
-from verify.sites import Site
+from gpt_verify.findings import Cause, Finding, Status
+from gpt_verify.sites import Site
 
 _LAW = "determinism.mode"
 #: Where a dropout shows first → which it is. What is dropped on its way into the stream is seen in

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.numerics.scores import limit_max
+from gpt_verify.numerics.scores import limit_max
 
 Floats = NDArray[np.float64]
 

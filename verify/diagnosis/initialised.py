@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.diagnosis.explanation import Candidate
-from verify.numerics.scores import limit_max
+from gpt_verify.explanation import Candidate
+from gpt_verify.numerics.scores import limit_max
 
 Array = NDArray[np.floating]
 

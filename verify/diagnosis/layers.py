@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from verify.findings import Cause
+from gpt_verify.findings import Cause
 
 if TYPE_CHECKING:
-    from verify.checks.activations import SiteComparison
+    from gpt_verify.laws.activations.check import SiteComparison
 
 
 def sorted_wrongly(comparisons: Mapping[str, SiteComparison]) -> list[Cause]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from verify.diagnosis.proof import OWN, Proof, is_coarse
-from verify.faults.catalogue import CATALOGUE
-from verify.findings import Finding, PortReport, Status
+from gpt_verify.diagnosis.proof import OWN, Proof, is_coarse
+from gpt_verify.findings import Finding, PortReport, Status
+from gpt_verify.laws.catalogue import CATALOGUE
 
 #: Laws that compare with the right reference, and so fail wherever something is wrong before.
 FOLLOW = frozenset(

@@ -8,12 +8,12 @@ from functools import partial
 
 import numpy as np
 
-from verify.checks.subject import Subject, Tokens
-from verify.diagnosis.deviations import Deviations
-from verify.diagnosis.filter import Filtered, Match
-from verify.faults.catalogue import faults_of
-from verify.findings import Cause, Finding, Status
-from verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.diagnosis.deviations import Deviations
+from gpt_verify.diagnosis.filter import Filtered, Match
+from gpt_verify.findings import Cause, Finding, Status
+from gpt_verify.laws.catalogue import faults_of
+from gpt_verify.laws.subject import Subject, Tokens
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
 
 #: Sequences, and tokens of each: enough for a standard error, and for every distance that matters.
 SEQUENCES, LENGTH = 8, 24

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.diagnosis.explanation import Candidate, Explanation
+from gpt_verify.explanation import Candidate, Explanation
 
 Array = NDArray[np.floating]
 

@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from verify.diagnosis import own_head
-from verify.diagnosis.cause import causes
-from verify.diagnosis.dropout import dropouts
-from verify.diagnosis.explanation import UNKNOWN_DAMAGE, Candidate, Explanation
-from verify.diagnosis.layers import sorted_wrongly
-from verify.diagnosis.logits import filter_logits
-from verify.diagnosis.sites import SiteDiagnosis
-from verify.diagnosis.tensors import Difference, explain
-from verify.faults.catalogue import CATALOGUE, faults_of
-from verify.findings import END_TO_END, Cause, Finding, Status
-from verify.numerics.precision import FLOAT64
-from verify.sites import sites
+from gpt_verify.diagnosis import own_head
+from gpt_verify.diagnosis.cause import causes
+from gpt_verify.diagnosis.dropout import dropouts
+from gpt_verify.diagnosis.layers import sorted_wrongly
+from gpt_verify.diagnosis.logits import filter_logits
+from gpt_verify.diagnosis.sites import SiteDiagnosis
+from gpt_verify.diagnosis.tensors import Difference, explain
+from gpt_verify.explanation import UNKNOWN_DAMAGE, Candidate, Explanation
+from gpt_verify.findings import END_TO_END, Cause, Finding, Status
+from gpt_verify.laws.catalogue import CATALOGUE, faults_of
+from gpt_verify.numerics.precision import FLOAT64
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import sites
 
 if TYPE_CHECKING:
-    from verify.checks.activations import SiteComparison
-    from verify.checks.subject import Subject
-    from verify.inputs import Input
-    from verify.matching import Placement
-    from verify.ports.port import Port
+    from gpt_verify.inputs import Input
+    from gpt_verify.laws.activations.check import SiteComparison
+    from gpt_verify.laws.subject import Subject
+    from gpt_verify.matching.match import Placement
+    from gpt_verify.port import Port
 
 Array = NDArray[np.floating]
 

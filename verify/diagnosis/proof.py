@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from verify.checks.subject import NotExamined, Subject
-from verify.diagnosis.port import damaged_tensors
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.fault import OUTSIDE
-from verify.faults.oracle import Act, right, run
-from verify.findings import PortReport, Status
-from verify.inputs import Input
-from verify.numerics.cascade import LIMIT_FLOORS
-from verify.numerics.precision import FLOAT32, FLOAT64, Precision
-from verify.numerics.weights import Widened
-from verify.ports.port import Port
-from verify.sites import sites
+from gpt_verify.diagnosis.port import damaged_tensors
+from gpt_verify.faults.fault import OUTSIDE
+from gpt_verify.faults.oracle import Act, right, run
+from gpt_verify.findings import PortReport, Status
+from gpt_verify.inputs import Input
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.subject import NotExamined, Subject
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.numerics.precision import FLOAT32, FLOAT64, Precision
+from gpt_verify.numerics.weights import Widened
+from gpt_verify.port import Port
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import sites
 
 Floats = NDArray[np.floating]
 Tokens = NDArray[np.integer]

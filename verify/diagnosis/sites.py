@@ -14,16 +14,16 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from verify.diagnosis.explanation import Candidate, Explanation
-from verify.faults.fault import Fault
-from verify.faults.oracle import Act, Call, right
-from verify.numerics.budgets import Measured
-from verify.numerics.cascade import LIMIT_FLOORS
-from verify.numerics.local import BRIDGED, LocalOracle, NotShown
-from verify.numerics.precision import FLOAT32, Precision
-from verify.numerics.weights import DeclaredWeights
-from verify.sites import Site, sites
+from gpt_verify.explanation import Candidate, Explanation
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.oracle import Act, Call, right
+from gpt_verify.numerics.budgets import Measured
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.numerics.local import BRIDGED, LocalOracle, NotShown
+from gpt_verify.numerics.precision import FLOAT32, Precision
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import Site, sites
 
 Floats = NDArray[np.floating]
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from verify.diagnosis.explanation import Candidate, Explanation
-from verify.diagnosis.initialised import initialised
-from verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32
+from gpt_verify.diagnosis.initialised import initialised
+from gpt_verify.explanation import Candidate, Explanation
+from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32
+from gpt_verify.reference.config import Config
 
 Array = NDArray[np.floating]
 

@@ -1,4 +1,4 @@
-"""CTranslate2, asked through pipes (``verify.worker``). Run, not imported."""
+"""CTranslate2, asked through pipes (``gpt_verify.process.worker``). Run, not imported."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import ctranslate2
 import numpy as np
 
-from verify.errors import PortError
-from verify.frames import Array
-from verify.worker import Item, serve
+from gpt_verify.errors import PortError
+from gpt_verify.process.wire import Array
+from gpt_verify.process.worker import Item, serve
 
 
 class _Generator:

@@ -1,4 +1,4 @@
-"""KerasHub's GPT-2, asked through pipes (``verify.worker``). Run, not imported."""
+"""KerasHub's GPT-2, asked through pipes (``gpt_verify.process.worker``). Run, not imported."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import keras
 import keras_hub
 import numpy as np
 
-from verify.frames import Array
-from verify.worker import Item, serve
+from gpt_verify.process.wire import Array
+from gpt_verify.process.worker import Item, serve
 
 
 class _Model:

@@ -1,4 +1,5 @@
-"""Export transformers' model to ONNX: ``python -m verify.engines.onnx_export DIRECTORY FILE``.
+"""Export transformers' model to ONNX: ``python -m gpt_verify.engines.onnx_export DIRECTORY
+FILE``.
 
 In a process of its own, so that torch and ONNX Runtime do not share one.
 """

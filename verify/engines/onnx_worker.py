@@ -1,4 +1,4 @@
-"""ONNX Runtime, asked through pipes (``verify.worker``). Run, not imported."""
+"""ONNX Runtime, asked through pipes (``gpt_verify.process.worker``). Run, not imported."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from verify.engines.onnx_graph import find_sites
-from verify.errors import PortError
-from verify.frames import Array
-from verify.worker import Item, serve
+from gpt_verify.engines.onnx_graph import find_sites
+from gpt_verify.errors import PortError
+from gpt_verify.process.wire import Array
+from gpt_verify.process.worker import Item, serve
 
 #: How values of other formats travel: widened, which is exact.
 _WIDER = {"float16": np.float32, "bfloat16": np.float32}

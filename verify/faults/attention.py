@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from reference.ops import Array, attention_mix, causal_softmax
-from verify.faults.fault import Fault
-from verify.faults.later import torch
-from verify.faults.oracle import Act, Call, right
-from verify.faults.plant import replace
-from verify.numerics.precision import BFLOAT16, FLOAT16, Precision
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.later import torch
+from gpt_verify.faults.oracle import Act, Call, right
+from gpt_verify.faults.plant import replace
+from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, Precision
+from gpt_verify.reference.ops import Array, attention_mix, causal_softmax
 
 Steps = Mapping[str, Callable[..., Any]]
 
 
 def plant_steps(steps: Steps, model: Any, layers: Sequence[int]) -> None:
-    """Replace methods of ``verify.faults.model.Attention``: name → ``function(attention, …)``."""
+    """Replace methods of ``model.Attention``: name → ``function(attention, …)``."""
     for block in model.blocks(layers):
         for method, function in steps.items():
             replace(block.attn, method, function)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from reference.ops import Array, attention_mix, attention_scores
-from verify.faults.attention import attention, plant_steps
-from verify.faults.fault import Fault
-from verify.faults.oracle import Act, Call
+from gpt_verify.faults.attention import attention, plant_steps
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.oracle import Act, Call
+from gpt_verify.reference.ops import Array, attention_mix, attention_scores
 
 #: One call → q, k and v, each [H, T, K].
 Cut = Callable[[Call], tuple[Array, Array, Array]]

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.ops import Array, attention_mix, attention_scores, softmax
-from verify.faults.attention import attention
-from verify.faults.fault import Fault
-from verify.faults.later import torch
-from verify.faults.oracle import Act, Call, right
+from gpt_verify.faults.attention import attention
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.later import torch
+from gpt_verify.faults.oracle import Act, Call, right
+from gpt_verify.reference.ops import Array, attention_mix, attention_scores, softmax
 
 #: [T, 1] targets and [1, S] sources → which source a target may see.
 Allowed = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]

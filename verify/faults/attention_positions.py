@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from reference.ops import Array, attention_scores, layer_norm
-from verify.faults.attention import attention
-from verify.faults.fault import Fault
-from verify.faults.later import torch
-from verify.faults.oracle import Call, right
+from gpt_verify.faults.attention import attention
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.later import torch
+from gpt_verify.faults.oracle import Call, right
+from gpt_verify.reference.ops import Array, attention_scores, layer_norm
 
 
 def _changed_queries(change: Callable[[Array], Array], call: Call) -> Array:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.ops import Array, layer_norm
-from verify.faults.fault import Fault
-from verify.faults.later import torch
-from verify.faults.oracle import Act, Call, right
-from verify.faults.plant import replace
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.later import torch
+from gpt_verify.faults.oracle import Act, Call, right
+from gpt_verify.faults.plant import replace
+from gpt_verify.reference.ops import Array, layer_norm
 
 Ids = NDArray[np.integer]
 

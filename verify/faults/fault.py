@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from verify.checkpoint import Checkpoint
-from verify.faults.oracle import Act, Call, right
-from verify.sites import sites
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.oracle import Act, Call, right
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import sites
 
 Array = NDArray[np.floating]
-#: Changes a ``verify.faults.model.Model`` in the given layers.
+#: Changes a ``gpt_verify.faults.model.Model`` in the given layers.
 Plant = Callable[[Any, Sequence[int]], None]
 #: What a port made of a site, and the operation → what it would be with the mistake, where a number
 #: of it is known from there alone; ValueError where it cannot be found out.
@@ -108,7 +108,7 @@ class Fault:
     norm_first: bool | None = None
 
     def overrides(self, config: Config, layers: Sequence[int] | None = None) -> dict[str, Act]:
-        """Site → what it becomes, for ``verify.faults.oracle.run``; all layers where None.
+        """Site → what it becomes, for ``gpt_verify.faults.oracle.run``; all layers where None.
 
         What lies outside the blocks is concerned where all layers are, or where nothing in the
         blocks is: an ε in one layer leaves the last norm as it is.

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from reference.ops import SQRT_2_OVER_PI, Array
-from verify.faults.fault import Fault
-from verify.faults.later import torch
-from verify.faults.oracle import Call
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.later import torch
+from gpt_verify.faults.oracle import Call
+from gpt_verify.reference.ops import SQRT_2_OVER_PI, Array
 
 
 def tanh_gelu(x: Array, cubic: float = 0.044715, scale: float = SQRT_2_OVER_PI) -> Array:

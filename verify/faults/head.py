@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from reference.ops import Array, softmax
-from verify.faults.fault import Fault
-from verify.faults.later import torch
-from verify.faults.oracle import Act, Call, right
-from verify.faults.plant import replace
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.later import torch
+from gpt_verify.faults.oracle import Act, Call, right
+from gpt_verify.faults.plant import replace
+from gpt_verify.reference.ops import Array, softmax
 
 #: Positions from which a bias is told.
 FEWEST = 4

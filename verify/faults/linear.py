@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from reference.ops import Array
-from verify.faults.fault import Fault, Stored
-from verify.faults.later import torch
-from verify.faults.oracle import Act, Call
-from verify.faults.plant import replace
+from gpt_verify.faults.fault import Fault, Stored
+from gpt_verify.faults.later import torch
+from gpt_verify.faults.oracle import Act, Call
+from gpt_verify.faults.plant import replace
+from gpt_verify.reference.ops import Array
 
 #: Site → where the model keeps the map that makes it.
 _MAPS = {

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reference.config import Config
-from verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.reference.config import Config
 
 Cache = list[tuple[Tensor, Tensor]]
 

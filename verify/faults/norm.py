@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from reference.ops import LAYER_NORM_EPSILON as EPS
-from reference.ops import Array
-from verify.faults.fault import Fault
-from verify.faults.later import torch
-from verify.faults.oracle import Act, Call
-from verify.faults.plant import replace
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.later import torch
+from gpt_verify.faults.oracle import Act, Call
+from gpt_verify.faults.plant import replace
+from gpt_verify.reference.ops import LAYER_NORM_EPSILON as EPS
+from gpt_verify.reference.ops import Array
 
 #: x [T, D], gain [D], bias [D] → the normalised stream, [T, D].
 Formula = Callable[[Array, Array, Array], Array]

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from reference.ops import Array, layer_norm, linear
-from verify.faults.fault import Fault
-from verify.faults.norm import plant_norms, whole
-from verify.faults.oracle import Act, Call, right
-from verify.faults.plant import replace
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.norm import plant_norms, whole
+from gpt_verify.faults.oracle import Act, Call, right
+from gpt_verify.faults.plant import replace
+from gpt_verify.reference.ops import Array, layer_norm, linear
 
 # With the other norm's tensors
 

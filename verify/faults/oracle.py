@@ -1,8 +1,8 @@
 """The oracle with some operations replaced: what a model with a fault would compute.
 
-It runs the table of sites (``verify.sites``), each with the reference's own operation unless it is
-overridden. An override sees what the operation sees, and everything that was computed before it, so
-that wrong wiring can be written as well.
+It runs the table of sites (``gpt_verify.sites``), each with the reference's own operation unless it
+is overridden. An override sees what the operation sees, and everything that was computed before it,
+so that wrong wiring can be written as well.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import ops
-from reference.config import Config
-from verify.sites import Site, sites
+from gpt_verify.reference import ops
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import Site, sites
 
 Array = NDArray[np.floating]
 

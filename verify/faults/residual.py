@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from reference.ops import Array, layer_norm
-from verify.faults.fault import Fault
-from verify.faults.later import torch
-from verify.faults.oracle import Act, Call
-from verify.faults.plant import replace
-from verify.numerics.precision import BFLOAT16, FLOAT16, Precision
+from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.later import torch
+from gpt_verify.faults.oracle import Act, Call
+from gpt_verify.faults.plant import replace
+from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, Precision
+from gpt_verify.reference.ops import Array, layer_norm
 
 #: What is joined: the stream and what a branch has made of it.
 Sum = Callable[[Array, Array], Array]

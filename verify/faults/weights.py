@@ -1,7 +1,7 @@
 """Faults of the weights: what can happen to a tensor between the checkpoint and the port.
 
-``verify.diagnosis.tensors`` knows the same damage by the same names, and finds out on its own where
-it struck: which bit, which layer, which row.
+``gpt_verify.diagnosis.tensors`` knows the same damage by the same names, and finds out on its own
+where it struck: which bit, which layer, which row.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from verify.faults.fault import Alter, Array, Fault, Stored, tensors_of
-from verify.faults.later import torch
+from gpt_verify.faults.fault import Alter, Array, Fault, Stored, tensors_of
+from gpt_verify.faults.later import torch
 
 _UPPER_HALF = np.uint32(0xFFFF0000)
 
 
 def plant_tensors(alter: Alter, kinds: Sequence[str], model: Any, layers: Sequence[int]) -> None:
-    """Damage the tensors of these kinds in some layers of a ``verify.faults.model.Model``.
+    """Damage the tensors of these kinds in some layers of a ``gpt_verify.faults.model.Model``.
 
     All of them are computed before the first is written, so that they can be exchanged.
     """

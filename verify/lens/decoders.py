@@ -12,10 +12,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from reference.model import block
-from reference.ops import gelu, layer_norm, linear
-from verify.lens.states import place
+from gpt_verify.lens.states import place
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.model import block
+from gpt_verify.reference.ops import gelu, layer_norm, linear
 
 Floats = NDArray[np.floating]
 Weights = Mapping[str, NDArray[np.floating]]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from verify.lens.rows import Measured, Rows
+from gpt_verify.lens.rows import Measured, Rows
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]

@@ -1,7 +1,7 @@
 """The lens on a device of torch: whole blocks at a time, nothing of the size of logits comes back.
 
-The arithmetic is that of ``verify.lens.rows``, as on the processor. torch is imported by whoever
-makes an engine.
+The arithmetic is that of ``gpt_verify.lens.rows``, as on the processor. torch is imported by
+whoever makes an engine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from verify.lens.rows import Measured, Rows
+from gpt_verify.lens.rows import Measured, Rows
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]

@@ -14,7 +14,7 @@ the first state, everything that is wanted is one of a few sums over V:
 What cancels is as large as an entropy, and the error is some tens of units of rounding, absolute.
 That is too much where the distance itself is so small, more so for a square root. Pairs that turn
 out to be near (``NEAR_NATS``) are therefore measured once more, in float64, from the same logits,
-by forms in which every term is small by itself (``verify.lens.near``). A state is at distance 0
+by forms in which every term is small by itself (``gpt_verify.lens.near``). A state is at distance 0
 from itself.
 
 Ranks and the top k are those of y, which is x rounded once more where its maximum is subtracted.
@@ -31,8 +31,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.lens.near import Distances, distances
-from verify.lens.statistics import UNDEFINED
+from gpt_verify.lens.near import Distances, distances
+from gpt_verify.lens.statistics import UNDEFINED
 
 #: An array of NumPy, or a tensor of torch.
 Array = Any

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from reference.lens import RESIDUAL
-from reference.model import Weights, forward
-from verify.ports.port import Dtype, Floats, Port, Tokens
+from gpt_verify.port import Dtype, Floats, Port, Tokens
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.lens import RESIDUAL
+from gpt_verify.reference.model import Weights, forward
 
 
 def is_state(site: str) -> bool:

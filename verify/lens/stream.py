@@ -22,11 +22,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from verify.lens.decoders import Decoder, LnF
-from verify.lens.engine_numpy import NumpyEngine
-from verify.lens.engine_torch import TorchEngine
-from verify.lens.rows import Measured
-from verify.lens.statistics import STATISTICS, UNDEFINED, Lens
+from gpt_verify.lens.decoders import Decoder, LnF
+from gpt_verify.lens.engine_numpy import NumpyEngine
+from gpt_verify.lens.engine_torch import TorchEngine
+from gpt_verify.lens.rows import Measured
+from gpt_verify.lens.statistics import STATISTICS, UNDEFINED, Lens
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
@@ -82,7 +82,7 @@ def lens(
 
     Args:
         states: ``(site, x[T, D])`` in order of computation, the last one being the model's own;
-            ``verify.lens.states`` has them from the oracle and from ports.
+            ``gpt_verify.lens.states`` has them from the oracle and from ports.
         weights: of the checkpoint: ``wte``, ``ln_f/g``, ``ln_f/b``.
         tokens_T: the ids that were read.
         decoder: how a state becomes what wte is multiplied with; ln_f if not given. States that it

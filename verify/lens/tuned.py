@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from reference.config import Config
-from verify.errors import CheckpointError
-from verify.lens.decoders import LnF
-from verify.lens.states import state_sites
+from gpt_verify.errors import CheckpointError
+from gpt_verify.lens.decoders import LnF
+from gpt_verify.lens.states import state_sites
+from gpt_verify.reference.config import Config
 
 Floats = NDArray[np.floating]
 

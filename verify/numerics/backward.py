@@ -1,9 +1,9 @@
 """The backward pass of the reference: from the mean loss to the tokens, rule by rule.
 
 One pass has the derivatives of every tensor. It is itself held to central differences, which know
-no rule of differentiation (``verify.numerics.differences``). With noise, it says what rounding in a
-port's precision does to each derivative. And each rule can be replaced by another one: once a port
-is refuted, what a wrong rule would have given says which rule it was.
+no rule of differentiation (``gpt_verify.numerics.differences``). With noise, it says what rounding
+in a port's precision does to each derivative. And each rule can be replaced by another one: once a
+port is refuted, what a wrong rule would have given says which rule it was.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from reference.ops import (
+from gpt_verify.numerics.directions import Direction
+from gpt_verify.numerics.draws import moves
+from gpt_verify.numerics.local import vocabulary_tiles
+from gpt_verify.numerics.precision import Precision
+from gpt_verify.numerics.runs import Alter, of_row, side_by_side, tensor
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.ops import (
     GELU_CUBIC,
     LAYER_NORM_EPSILON,
     SQRT_2_OVER_PI,
     split_heads,
 )
-from verify.numerics.directions import Direction
-from verify.numerics.draws import moves
-from verify.numerics.local import vocabulary_tiles
-from verify.numerics.precision import Precision
-from verify.numerics.runs import Alter, of_row, side_by_side, tensor
-from verify.numerics.weights import DeclaredWeights
-from verify.sites import Site, sites
+from gpt_verify.sites import Site, sites
 
 Array = NDArray[np.floating]
 #: What is left of a number where a port would keep it.
@@ -263,7 +263,7 @@ class Noise:
 
     Args:
         precision: of the port, float32 or narrower.
-        rng: of the random moves (``verify.numerics.draws``).
+        rng: of the random moves (``gpt_verify.numerics.draws``).
     """
 
     def __init__(self, precision: Precision, rng: np.random.Generator) -> None:

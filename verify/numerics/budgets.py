@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import ops
-from verify.numerics.parallel import both
-from verify.numerics.precision import Precision
+from gpt_verify.numerics.parallel import both
+from gpt_verify.numerics.precision import Precision
+from gpt_verify.reference import ops
 
 Floats = NDArray[np.floating]
 
@@ -258,7 +258,7 @@ def _heads_side_by_side(x_HTK: Floats) -> Floats:
     return x_HTK.transpose(1, 0, 2).reshape(t, h * k)
 
 
-#: Operation name → function. The arguments differ, and ``verify.numerics.local`` supplies them.
+#: Operation name → function. The arguments differ, and ``gpt_verify.numerics.local`` supplies them.
 OPERATIONS: dict[str, Callable[..., Measured]] = {
     "embed": embed,
     "add": add,

@@ -16,18 +16,18 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from reference.model import forward
-from reference.ops import unembed
-from reference.weights import parameter_count
-from verify.numerics.draws import Rounding, draws
-from verify.numerics.local import vocabulary_tiles
-from verify.numerics.parallel import both
-from verify.numerics.precision import FLOAT32, Precision
-from verify.numerics.recording import Pair
-from verify.numerics.runs import side_by_side
-from verify.numerics.weights import DeclaredWeights, Widened
-from verify.sites import before_head, sites
+from gpt_verify.numerics.draws import Rounding, draws
+from gpt_verify.numerics.local import vocabulary_tiles
+from gpt_verify.numerics.parallel import both
+from gpt_verify.numerics.precision import FLOAT32, Precision
+from gpt_verify.numerics.recording import Pair
+from gpt_verify.numerics.runs import side_by_side
+from gpt_verify.numerics.weights import DeclaredWeights, Widened
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.model import forward
+from gpt_verify.reference.ops import unembed
+from gpt_verify.reference.weights import parameter_count
+from gpt_verify.sites import before_head, sites
 
 Floats = NDArray[np.floating]
 
@@ -41,7 +41,7 @@ LAST = 1
 class Lockstep:
     """The oracle in float64 and in the port's precision, one sequence, advanced site by site.
 
-    In the port's precision it runs as often as ``verify.numerics.draws`` says, R times below.
+    In the port's precision it runs as often as ``gpt_verify.numerics.draws`` says, R times below.
 
     Args:
         count: R, where it is not that of a sequence whose positions are taken together. Such a run

@@ -2,8 +2,8 @@
 
 The values come from the reference's own backward pass in float64, whose time does not grow with
 the number of tensors. It is held to central differences of the same loss, in which all tensors move
-at once (``verify.numerics.differences``): a wrong rule would show there. The noise is measured with
-the same backward pass, in the port's precision. Derived in docs/numerics.md.
+at once (``gpt_verify.numerics.differences``): a wrong rule would show there. The noise is measured
+with the same backward pass, in the port's precision. Derived in docs/numerics.md.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from reference.weights import parameter_count
-from verify.numerics.backward import Backward, Noise
-from verify.numerics.cascade import LIMIT_FLOORS
-from verify.numerics.differences import difference
-from verify.numerics.directions import Direction
-from verify.numerics.draws import OBSERVATIONS
-from verify.numerics.precision import FLOAT32, FLOAT64, Precision
-from verify.numerics.recording import run_bytes
-from verify.numerics.weights import DeclaredWeights
+from gpt_verify.numerics.backward import Backward, Noise
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.numerics.differences import difference
+from gpt_verify.numerics.directions import Direction
+from gpt_verify.numerics.draws import OBSERVATIONS
+from gpt_verify.numerics.precision import FLOAT32, FLOAT64, Precision
+from gpt_verify.numerics.recording import run_bytes
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import parameter_count
 
 #: What the noisy runs that are made side by side may take, at most, and however small the model;
 #: in between half of what its weights take. Another number, other noise, but of the same size.

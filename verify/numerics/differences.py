@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import ops
-from reference.config import Config
-from verify.numerics.directions import Direction
-from verify.numerics.precision import FLOAT64
-from verify.numerics.runs import Array, side_by_side
-from verify.numerics.weights import DeclaredWeights
-from verify.sites import Site
+from gpt_verify.numerics.directions import Direction
+from gpt_verify.numerics.precision import FLOAT64
+from gpt_verify.numerics.runs import Array, side_by_side
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference import ops
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import Site
 
 #: Steps of the three differences, in units of h.
 LADDER = np.array([1.0, 2.0, 4.0])

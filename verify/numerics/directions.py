@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from reference.weights import tensor_table
-from verify.numerics.local import vocabulary_tiles
-from verify.sites import readers
+from gpt_verify.numerics.local import vocabulary_tiles
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import tensor_table
+from gpt_verify.sites import readers
 
 Array = NDArray[Any]
 

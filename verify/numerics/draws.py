@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.numerics.precision import Precision
+from gpt_verify.numerics.precision import Precision
 
 Floats = NDArray[np.floating]
 

@@ -2,8 +2,8 @@
 
 The floor is measured: the oracle in the port's precision against the oracle in float64. But one
 measurement is one draw, and what happens at a position may hang on one number. So the noise is
-drawn several times (``verify.numerics.draws``), that of a position counts as no less than that of
-the sequence (root mean square), and what the last two operations may do by themselves is added:
+drawn several times (``gpt_verify.numerics.draws``), that of a position counts as no less than that
+of the sequence (root mean square), and what the last two operations may do by themselves is added:
 arithmetic as wide as the port's accumulators, of a residual stream, a norm and logits that are each
 rounded to the port's format.
 """
@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from reference.weights import parameter_count
-from verify.numerics import budgets
-from verify.numerics.budgets import Measured
-from verify.numerics.cascade import Lockstep
-from verify.numerics.draws import FOR_POSITIONS, draws
-from verify.numerics.local import vocabulary_tiles
-from verify.numerics.precision import Precision
-from verify.numerics.weights import DeclaredWeights
-from verify.sites import before_head, sites
+from gpt_verify.numerics import budgets
+from gpt_verify.numerics.budgets import Measured
+from gpt_verify.numerics.cascade import Lockstep
+from gpt_verify.numerics.draws import FOR_POSITIONS, draws
+from gpt_verify.numerics.local import vocabulary_tiles
+from gpt_verify.numerics.precision import Precision
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import parameter_count
+from gpt_verify.sites import before_head, sites
 
 Floats = NDArray[np.floating]
 

@@ -14,13 +14,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from verify.numerics import budgets
-from verify.numerics.budgets import EVERY, Measured
-from verify.numerics.parallel import by_twos
-from verify.numerics.precision import Precision
-from verify.numerics.weights import DeclaredWeights
-from verify.sites import Site, before_head, sites
+from gpt_verify.numerics import budgets
+from gpt_verify.numerics.budgets import EVERY, Measured
+from gpt_verify.numerics.parallel import by_twos
+from gpt_verify.numerics.precision import Precision
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import Site, before_head, sites
 
 #: Tokens × vocabulary elements handled at a time: 2 MB in float64, which a core's cache holds.
 TILE_ELEMENTS = 1 << 18

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.loss import log_softmax
-from verify.numerics.budgets import FUNCTION_ULP
-from verify.numerics.precision import Precision
+from gpt_verify.numerics.budgets import FUNCTION_ULP
+from gpt_verify.numerics.precision import Precision
+from gpt_verify.reference.loss import log_softmax
 
 Floats = NDArray[np.floating]
 Tokens = NDArray[np.integer]

@@ -1,7 +1,8 @@
 """Two products side by side.
 
-The oracle's BLAS is held to one thread (``verify.judge.one_blas_thread``). Where two independent
-products are due, the second core takes one of them; NumPy releases the interpreter for both.
+The oracle's BLAS is held to one thread (``gpt_verify.judging.judge.one_blas_thread``). Where two
+independent products are due, the second core takes one of them; NumPy releases the interpreter for
+both.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from reference.weights import parameter_count
-from verify.numerics.draws import draws
+from gpt_verify.numerics.draws import draws
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import parameter_count
 
 #: A site, its value in float64, and its values in the port's precision, one for each draw.
 Pair = tuple[str, NDArray[np.floating], NDArray[np.floating]]

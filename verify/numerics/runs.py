@@ -2,7 +2,7 @@
 
 A large model's time goes into reading its weights. Runs that differ in their tokens, their noise or
 in a small step of the weights can share that. The operations are the oracle's own
-(``reference.ops``), wired as ``verify.sites`` says.
+(``reference.ops``), wired as ``gpt_verify.sites`` says.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import ops
-from reference.config import Config
-from verify.numerics.local import vocabulary_tiles
-from verify.numerics.weights import DeclaredWeights
-from verify.sites import Site, sites
+from gpt_verify.numerics.local import vocabulary_tiles
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference import ops
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import Site, sites
 
 Array = NDArray[Any]
 #: The site, its value as computed, and its inputs → the value that is used from there on.

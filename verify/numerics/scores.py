@@ -2,7 +2,7 @@
 
 A score is |error| / budget. Its maximum finds a single wrong element, its root mean square a tiny
 error everywhere; the same by position, by head and by channel finds an error that lives in one of
-them. The limits follow from the budgets' meaning (``verify.numerics.budgets``) and one number:
+them. The limits follow from the budgets' meaning (``gpt_verify.numerics.budgets``) and one number:
 ``FALSE_ALARM``, the probability with which a correct port may exceed any one of them.
 """
 

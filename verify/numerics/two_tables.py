@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.config import Config
-from reference.model import forward
-from verify.sites import before_head
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.model import forward
+from gpt_verify.sites import before_head
 
 Floats = NDArray[np.floating]
 

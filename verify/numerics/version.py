@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 4
-SOURCE = "6a8ddc70bc8e38087499411aaed2ecd002302c6502c676b0f993d1795f630bd3"
+SOURCE = "6cf18729d4d9940a6ec367c92eaa5c2d5a2392e81fade16b3d2f6e0d8dd44f9b"

@@ -10,8 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.numerics.precision import Precision
-from verify.numerics.recording import Recording
+from gpt_verify.numerics.precision import Precision
+from gpt_verify.numerics.recording import Recording
 
 Array = NDArray[np.floating]
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reference.config import Config
-from verify.checkpoint import Checkpoint
-from verify.errors import PortError
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.errors import PortError
+from gpt_verify.reference.config import Config
 
 if TYPE_CHECKING:
-    from verify.ports.port import Dtype, Port
+    from gpt_verify.port import Dtype, Port
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Adapter:
 
 
 def _openai_tf(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-    from verify.ports.openai_tf import openai_tf
+    from gpt_verify.ports.openai_tf import openai_tf
 
     if dtype not in (None, "float32"):
         raise PortError(f"openai-tf: computes in float32; {dtype} was asked for")
@@ -92,7 +92,7 @@ def _openai_tf(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port
 
 def _huggingface(attention: str) -> Build:
     def build(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-        from verify.ports.huggingface import huggingface
+        from gpt_verify.ports.huggingface import huggingface
 
         return huggingface(checkpoint, attention, dtype, device)  # type: ignore[arg-type]
 
@@ -100,13 +100,13 @@ def _huggingface(attention: str) -> Build:
 
 
 def _compiled(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-    from verify.ports.compiled import compiled
+    from gpt_verify.ports.compiled import compiled
 
     return compiled(checkpoint, dtype, device)
 
 
 def _onnx(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-    from verify.ports.onnx_file import exported
+    from gpt_verify.ports.onnx_file import exported
 
     only_float32_on_cpu("onnx", dtype, device)
     return exported(checkpoint)
@@ -118,13 +118,13 @@ def only_float32_on_cpu(name: str, dtype: Dtype | None, device: str) -> None:
 
 
 def _ctranslate2(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-    from verify.ports.engine import ctranslate2
+    from gpt_verify.ports.engine import ctranslate2
 
     return ctranslate2(checkpoint, dtype, device)
 
 
 def _keras_hub(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-    from verify.ports.engine import keras_hub
+    from gpt_verify.ports.engine import keras_hub
 
     only_float32_on_cpu("keras-hub", dtype, device)
     return keras_hub(checkpoint, dtype, device)
@@ -132,7 +132,7 @@ def _keras_hub(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port
 
 def _transformer_lens(processed: bool) -> Build:
     def build(checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
-        from verify.ports import transformer_lens
+        from gpt_verify.ports import transformer_lens
 
         make = transformer_lens.processed if processed else transformer_lens.transformer_lens
         return make(checkpoint, dtype, device)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from verify.errors import PortError
-from verify.ports.port import Dtype, Floats, Port, Tokens
+from gpt_verify.errors import PortError
+from gpt_verify.port import Dtype, Floats, Port, Tokens
 
 
 class CallablePort(Port):

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from verify.checkpoint import Checkpoint
-from verify.ports.huggingface import huggingface
-from verify.ports.port import Dtype, Floats, Parameter, Port, Tokens
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.port import Dtype, Floats, Parameter, Port, Tokens
+from gpt_verify.ports.huggingface import huggingface
 
 
 def compiled(checkpoint: Checkpoint, dtype: Dtype | None = None, device: str = "cpu") -> Port:
@@ -39,7 +39,7 @@ class Compiled(Port):
         self.tokenizers = self._eager.tokenizers
 
     def logits(self, tokens: Tokens) -> Floats:
-        from verify.ports.torch_trace import to_numpy
+        from gpt_verify.ports.torch.trace import to_numpy
 
         return to_numpy(self._run(tokens).logits)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from verify.checkpoint import Checkpoint
-from verify.checkpoint.write import write_huggingface
-from verify.children import output_of
-from verify.errors import MissingDependency, PortError, shortened
-from verify.ports.port import Dtype, Floats, Port, Tokens
-from verify.scratch import scratch
-from verify.worker import Worker
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.write import write_huggingface
+from gpt_verify.errors import MissingDependency, PortError, shortened
+from gpt_verify.port import Dtype, Floats, Port, Tokens
+from gpt_verify.process.children import output_of
+from gpt_verify.process.scratch import scratch
+from gpt_verify.process.worker import Worker
 
 #: Seconds that one answer may take.
 _TIMEOUT = 1800.0
@@ -26,7 +26,7 @@ class EnginePort(Port):
     """A worker that answers ``open``, with a remark, and ``logits``. Close it, or it stays.
 
     Args:
-        worker: a module of ``verify.engines``.
+        worker: a module of ``gpt_verify.engines``.
         name, dtype, device: as in ``Port``.
         opened: fields of ``open``.
         environment: additions to that of the process.
@@ -43,7 +43,10 @@ class EnginePort(Port):
     ) -> None:
         self.name, self.dtype, self.device = name, dtype, device
         self._worker = Worker(
-            f"verify.engines.{worker}", label=name, timeout=_TIMEOUT, environment=environment
+            f"gpt_verify.engines.{worker}",
+            label=name,
+            timeout=_TIMEOUT,
+            environment=environment,
         )
         try:
             self.remarks = (self._worker.call("open", **opened).fields["remark"],)

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from reference.weights import tensor_table
-from verify.checkpoint import Checkpoint
-from verify.checkpoint.files import size_of
-from verify.errors import MissingDependency, PortError, shortened
-from verify.ports.quiet import quiet
-from verify.ports.tokenizers import tokenizers
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.files import size_of
+from gpt_verify.errors import MissingDependency, PortError, shortened
+from gpt_verify.ports.quiet import quiet
+from gpt_verify.ports.tokenizers import tokenizers
+from gpt_verify.reference.weights import tensor_table
 
 if TYPE_CHECKING:
-    from verify.ports.port import Dtype
-    from verify.ports.torch_module import TorchModule
+    from gpt_verify.port import Dtype
+    from gpt_verify.ports.torch.module import TorchModule
 
 Attention = Literal["eager", "sdpa"]
 
@@ -81,7 +81,7 @@ def huggingface(
         raise MissingDependency(
             f"{e.name} is not installed: pip install 'gpt-verify[torch]'"
         ) from None
-    from verify.ports.torch_module import TorchModule
+    from gpt_verify.ports.torch.module import TorchModule
 
     classes = _CLASSES[checkpoint.config.architecture]
     if attention not in classes.attention:

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from verify.checkpoint import Checkpoint
-from verify.checkpoint.write import write_huggingface
-from verify.errors import MissingDependency
-from verify.matching import Matching, match
-from verify.numerics.precision import PRECISIONS
-from verify.numerics.weights import DeclaredWeights
-from verify.ports.engine import run_child
-from verify.ports.port import Floats, Parameter, Port, Tokens, Visit
-from verify.scratch import scratch
-from verify.worker import Worker
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.write import write_huggingface
+from gpt_verify.errors import MissingDependency
+from gpt_verify.matching.match import Matching, match
+from gpt_verify.numerics.precision import PRECISIONS
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.port import Floats, Parameter, Port, Tokens, Visit
+from gpt_verify.ports.engine import run_child
+from gpt_verify.process.scratch import scratch
+from gpt_verify.process.worker import Worker
 
 #: Seconds that one answer may take.
 _TIMEOUT = 1800.0
@@ -51,7 +51,7 @@ class OnnxPort(Port):
                 )
         self.name, self.weights_from = name, weights_from
         self._checkpoint = checkpoint
-        self._worker = Worker("verify.engines.onnx_worker", label=name, timeout=_TIMEOUT)
+        self._worker = Worker("gpt_verify.engines.onnx_worker", label=name, timeout=_TIMEOUT)
         try:
             opened = self._worker.call("open", path=os.fspath(file)).fields
         except BaseException:
@@ -121,5 +121,5 @@ def exported(checkpoint: Checkpoint) -> Port:
     with scratch() as directory:
         write_huggingface(directory, checkpoint.config, checkpoint.tensors)
         file = Path(directory, "model.onnx")
-        run_child("onnx", "verify.engines.onnx_export", directory, os.fspath(file))
+        run_child("onnx", "gpt_verify.engines.onnx_export", directory, os.fspath(file))
         return OnnxPort(file, checkpoint, "onnx", "checkpoint")

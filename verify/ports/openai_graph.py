@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.ahead import read_ahead
-from verify.errors import PortError
-from verify.frames import Array, Frame
-from verify.ports.port import Dtype, End, Floats, GradientSink, Parameter, Port, Tokens, Visit
-from verify.worker import Worker
+from gpt_verify.errors import PortError
+from gpt_verify.port import Dtype, End, Floats, GradientSink, Parameter, Port, Tokens, Visit
+from gpt_verify.process.prefetch import read_ahead
+from gpt_verify.process.wire import Array, Frame
+from gpt_verify.process.worker import Worker
 
 #: Sites that wait to be looked at: about one block, so that memory is still a layer's.
 SITES_AHEAD = 12

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from reference import tensor_table
-from verify.checkpoint import Checkpoint
-from verify.checkpoint.files import size_of
-from verify.checkpoint.tensorflow import as_stored
-from verify.errors import PortError
-from verify.ports.openai_graph import OpenAIGraph, int32
-from verify.ports.port import Floats, Port, Tokens
-from verify.scratch import scratch
-from verify.tensorflow import ORIGINAL, start
-from verify.worker import Worker
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.files import size_of
+from gpt_verify.checkpoint.tensorflow import as_stored
+from gpt_verify.engines.tensorflow import ORIGINAL, start
+from gpt_verify.errors import PortError
+from gpt_verify.port import Floats, Port, Tokens
+from gpt_verify.ports.openai_graph import OpenAIGraph, int32
+from gpt_verify.process.scratch import scratch
+from gpt_verify.process.worker import Worker
+from gpt_verify.reference import tensor_table
 
 #: Of the one step of training: enough to move every variable that the loss depends on.
 _STEP_RATE, _STEP_LENGTH = 0.1, 8

@@ -13,15 +13,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from verify.checkpoint import Checkpoint, Tensors
-from verify.checkpoint.handed import handed_out
-from verify.errors import GptVerifyError, MissingDependency, PortError, UsageError, described
-from verify.ports.builtin import BUILTIN, only_float32_on_cpu
-from verify.ports.builtin import PortInfo as PortInfo
-from verify.ports.builtin import builtin_ports as builtin_ports
+from gpt_verify.checkpoint import Checkpoint, Tensors
+from gpt_verify.checkpoint.handed import handed_out
+from gpt_verify.errors import GptVerifyError, MissingDependency, PortError, UsageError, described
+from gpt_verify.ports.builtin import BUILTIN, only_float32_on_cpu
+from gpt_verify.ports.builtin import PortInfo as PortInfo
+from gpt_verify.ports.builtin import builtin_ports as builtin_ports
 
 if TYPE_CHECKING:
-    from verify.ports.port import Dtype, Port
+    from gpt_verify.port import Dtype, Port
 
 
 @runtime_checkable
@@ -61,20 +61,20 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
     """
     name, _, source = spec.partition("=")
     if source and name.startswith("huggingface-") and name in BUILTIN:
-        from verify.ports.huggingface import huggingface
+        from gpt_verify.ports.huggingface import huggingface
 
         attention = name.removeprefix("huggingface-")
         return huggingface(checkpoint, attention, dtype, device, source)  # type: ignore[arg-type]
     if spec.startswith(("http://", "https://")):
-        from verify.ports.remote.http import HttpPort
+        from gpt_verify.ports.remote.http import HttpPort
 
         return HttpPort(spec, dtype, vocabulary=checkpoint.config.n_vocab)
     if name == "process":
-        from verify.ports.remote.process import ProcessPort
+        from gpt_verify.ports.remote.process import ProcessPort
 
         return ProcessPort(source, checkpoint, spec, dtype)
     if name == "onnx" and source:
-        from verify.ports.onnx_file import OnnxPort
+        from gpt_verify.ports.onnx_file import OnnxPort
 
         only_float32_on_cpu(spec, dtype, device)
         if not Path(source).is_file():
@@ -115,7 +115,7 @@ def _made(
     dtype: Dtype | None,
     device: str,
 ) -> Port:
-    from verify.ports.port import Port
+    from gpt_verify.port import Port
 
     try:
         made = make()
@@ -130,11 +130,11 @@ def _made(
     # A module can only have come from an imported torch, which need not be imported to ask.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(made, torch.nn.Module):
-        from verify.ports.torch_module import TorchModule
+        from gpt_verify.ports.torch.module import TorchModule
 
         return TorchModule(made, checkpoint, spec, dtype, device)
     if callable(made):
-        from verify.ports.callable import CallablePort
+        from gpt_verify.ports.callable import CallablePort
 
         return CallablePort(made, spec, dtype)
     raise PortError(

@@ -11,10 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from reference.bpe import alphabet
-from verify.checkpoint import Checkpoint
-from verify.checkpoint.vocabulary import load
-from verify.ports.port import Tokenizer
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.vocabulary import load
+from gpt_verify.port import Tokenizer
+from gpt_verify.reference.bpe import alphabet
 
 #: Special tokens in a text are text, and no text is too long.
 _OPTIONS: dict[str, Any] = {"split_special_tokens": True, "model_max_length": 10**9}
@@ -98,7 +98,7 @@ class _Transformers:
 def _of_transformers(build: Callable[[Any], Any]) -> Iterator[tuple[str, Tokenizer]]:
     import transformers
 
-    from verify.ports.quiet import quiet
+    from gpt_verify.ports.quiet import quiet
 
     # In transformers 5 the two names stand for one class.
     for cls in dict.fromkeys((transformers.GPT2TokenizerFast, transformers.GPT2Tokenizer)):

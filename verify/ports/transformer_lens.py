@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference.weights import tensor_table
-from verify.checkpoint import Checkpoint
-from verify.checkpoint.write import write_huggingface
-from verify.errors import MissingDependency, PortError, described
-from verify.ports.port import Dtype, Floats, Port, Tokens
-from verify.ports.quiet import quiet
-from verify.scratch import scratch
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.write import write_huggingface
+from gpt_verify.errors import MissingDependency, PortError, described
+from gpt_verify.port import Dtype, Floats, Port, Tokens
+from gpt_verify.ports.quiet import quiet
+from gpt_verify.process.scratch import scratch
+from gpt_verify.reference.weights import tensor_table
 
 
 def transformer_lens(
@@ -27,7 +27,7 @@ def transformer_lens(
         MissingDependency: TransformerLens is not installed, or is older than version 4.
         PortError: it cannot load the checkpoint.
     """
-    from verify.ports.torch_module import TorchModule
+    from gpt_verify.ports.torch.module import TorchModule
 
     port = TorchModule(
         _bridge(checkpoint, dtype),
@@ -69,7 +69,7 @@ class _Processed(Port):
     def logits(self, tokens: Tokens) -> Floats:
         import torch
 
-        from verify.ports.torch_trace import to_numpy
+        from gpt_verify.ports.torch.trace import to_numpy
 
         with torch.no_grad():
             ids = torch.as_tensor(tokens, device=self.device)

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from verify.checkpoint import Checkpoint
-from verify.faults.later import F, torch
-from verify.ports.callable import CallablePort
-from verify.ports.port import Dtype, Port
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.later import F, torch
+from gpt_verify.port import Dtype, Port
+from gpt_verify.ports.callable import CallablePort
 
 
 def _model(checkpoint: Checkpoint) -> Any:
-    from verify.faults.model import build
+    from gpt_verify.faults.model import build
 
     return build(checkpoint)
 

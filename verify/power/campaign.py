@@ -15,14 +15,13 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
 
-from reference.config import Config
-from verify.checkpoint import need_gpt2, open_checkpoint
-from verify.checks.laws import LAWS
-from verify.diagnosis.logits import deviations_kept
-from verify.errors import MissingDependency, UsageError
-from verify.faults.catalogue import CATALOGUE
-from verify.numerics.parallel import work_alone
-from verify.power.planting import (
+from gpt_verify.checkpoint import need_gpt2, open_checkpoint
+from gpt_verify.diagnosis.logits import deviations_kept
+from gpt_verify.errors import MissingDependency, UsageError
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.table import LAWS
+from gpt_verify.numerics.parallel import work_alone
+from gpt_verify.power.planting import (
     EVERYWHERE,
     LOGITS,
     ONE_LAYER,
@@ -31,8 +30,9 @@ from verify.power.planting import (
     plantings,
     why_not_planted,
 )
-from verify.power.trial import Bench, CorrectOutcome, FaultOutcome
-from verify.power.variants import VARIANTS, unavailable
+from gpt_verify.power.trial import Bench, CorrectOutcome, FaultOutcome
+from gpt_verify.power.variants import VARIANTS, unavailable
+from gpt_verify.reference.config import Config
 
 #: Of correct variants: how many seeds, and in a quick run.
 SEEDS, QUICK_SEEDS = 10, 1

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.inputs import Input
-from verify.ports.port import Port
+from gpt_verify.inputs import Input
+from gpt_verify.port import Port
 
 Floats = NDArray[np.floating]
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reference.config import Config
-from reference.weights import tensor_table
-from verify.checkpoint import Checkpoint
-from verify.faults.fault import Fault, Stored, tensors_of
-from verify.sites import sites
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.fault import Fault, Stored, tensors_of
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import tensor_table
+from gpt_verify.sites import sites
 
 if TYPE_CHECKING:
-    from verify.ports.port import Port
-    from verify.worker import Worker
+    from gpt_verify.port import Port
+    from gpt_verify.process.worker import Worker
 
 #: How a fault is shown to the suite.
 EVERYWHERE, ONE_LAYER = "all layers", "one layer"
@@ -85,7 +85,7 @@ def port_with(
         worker: of a port in TensorFlow, the process that it is built in; one of its own where None.
     """
     if planting.form == TENSORFLOW:
-        from verify.ports.openai_tf import openai_tf
+        from gpt_verify.ports.openai_tf import openai_tf
 
         return openai_tf(damaged(fault, checkpoint, planting.layers), worker=worker)
     port = _torch_port(fault, planting.layers, checkpoint)
@@ -113,14 +113,14 @@ def damaged(fault: Fault, checkpoint: Checkpoint, layers: Sequence[int]) -> Chec
 
 def logits_only(port: Port) -> Port:
     """Nothing else of a port is shown."""
-    from verify.ports.callable import CallablePort
+    from gpt_verify.ports.callable import CallablePort
 
     return CallablePort(lambda tokens: port.logits(tokens), port.name, port.dtype)
 
 
 def _torch_port(fault: Fault | None, layers: Sequence[int], checkpoint: Checkpoint) -> Port:
-    from verify.faults.model import build
-    from verify.ports.torch_module import TorchModule
+    from gpt_verify.faults.model import build
+    from gpt_verify.ports.torch.module import TorchModule
 
     model: Any = build(checkpoint)
     if fault is not None and fault.plant is not None:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from verify.checkpoint import Checkpoint
-from verify.checkpoint.vocabulary import load
-from verify.checks.tokenizer_texts import id_lists, texts
-from verify.faults.tokenizer_changes import Altered, right
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.vocabulary import load
+from gpt_verify.laws.tokenizer.injection import Altered, right
+from gpt_verify.laws.tokenizer.texts import id_lists, texts
 
 if TYPE_CHECKING:
-    from verify.ports.port import Port
+    from gpt_verify.port import Port
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")

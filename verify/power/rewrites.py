@@ -1,4 +1,4 @@
-"""Steps of ``verify.faults.model.Model``, written in other ways that are as right."""
+"""Steps of ``gpt_verify.faults.model.Model``, written in other ways that are as right."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from verify.faults.later import F, torch
-from verify.faults.plant import replace
+from gpt_verify.faults.later import F, torch
+from gpt_verify.faults.plant import replace
 
 #: Changes how a correct model computes, not what.
 Rewrite = Callable[[Any], None]

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from verify.power.campaign import Campaign, distinct
-from verify.power.peers import COMPARISONS
-from verify.power.planting import EVERYWHERE, LOGITS, ONE_LAYER, TENSORFLOW
-from verify.power.trial import CorrectOutcome, FaultOutcome
+from gpt_verify.power.campaign import Campaign, distinct
+from gpt_verify.power.peers import COMPARISONS
+from gpt_verify.power.planting import EVERYWHERE, LOGITS, ONE_LAYER, TENSORFLOW
+from gpt_verify.power.trial import CorrectOutcome, FaultOutcome
 
 #: Least part that must be explained, where the sites are shown and where only logits are.
 EXPLAINED, EXPLAINED_LOGITS = 0.95, 0.80

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import forward
-from verify import tensorflow
-from verify.checkpoint import Checkpoint
-from verify.checks.laws import LAWS
-from verify.errors import GptVerifyError
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.fault import Fault
-from verify.findings import Finding, PortReport, Status, Verdict, concerns
-from verify.inputs import Input, default_inputs, seeded
-from verify.judge import judge
-from verify.numerics.cascade import LIMIT_FLOORS
-from verify.numerics.floor import measure_floor
-from verify.numerics.precision import FLOAT32
-from verify.numerics.weights import DeclaredWeights, SharedWeights, Widened
-from verify.power import peers
-from verify.power.planting import (
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.engines import tensorflow
+from gpt_verify.errors import GptVerifyError
+from gpt_verify.faults.fault import Fault
+from gpt_verify.findings import Finding, PortReport, Status, Verdict, concerns
+from gpt_verify.inputs import Input, default_inputs, seeded
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.table import LAWS
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.numerics.floor import measure_floor
+from gpt_verify.numerics.precision import FLOAT32
+from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights, Widened
+from gpt_verify.power import peers
+from gpt_verify.power.planting import (
     EVERYWHERE,
     LOGITS,
     TENSORFLOW,
@@ -34,15 +34,15 @@ from verify.power.planting import (
     damaged,
     port_with,
 )
-from verify.power.reading import reads_otherwise
-from verify.power.variants import VARIANTS
-from verify.process_restored import restored
-from verify.run import Silent
-from verify.sites import sites
+from gpt_verify.power.reading import reads_otherwise
+from gpt_verify.power.variants import VARIANTS
+from gpt_verify.process.restored import restored
+from gpt_verify.reference import forward
+from gpt_verify.sites import sites
 
 if TYPE_CHECKING:
-    from verify.ports.port import Port
-    from verify.worker import Worker
+    from gpt_verify.port import Port
+    from gpt_verify.process.worker import Worker
 
 Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]

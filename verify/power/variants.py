@@ -1,6 +1,6 @@
 """Correct ports, written in every way that is in use. None of them may be refuted.
 
-Each is ``verify.faults.model.Model`` with some steps written differently (``rewrites.py``), or
+Each is ``gpt_verify.faults.model.Model`` with some steps written differently (``rewrites.py``), or
 called differently (``calls.py``); the last ones are other people's. torch is imported when one is
 built.
 """
@@ -15,10 +15,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from verify.checkpoint import Checkpoint
-from verify.ports import registry
-from verify.ports.port import Dtype, Port
-from verify.power import calls, rewrites
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.port import Dtype, Port
+from gpt_verify.ports import registry
+from gpt_verify.power import calls, rewrites
 
 
 def _module(
@@ -29,8 +29,8 @@ def _module(
     rewrite: rewrites.Rewrite = lambda model: None,
     dtype: Dtype | None = None,
 ) -> Port:
-    from verify.faults.model import Options, build
-    from verify.ports.torch_module import TorchModule
+    from gpt_verify.faults.model import Options, build
+    from gpt_verify.ports.torch.module import TorchModule
 
     model = build(checkpoint, Options(**options or {}))
     rewrite(model)

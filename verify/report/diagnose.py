@@ -6,12 +6,12 @@ import json as json_module
 from collections.abc import Iterable
 from typing import Any
 
-from verify.diagnose_run import Diagnosed
-from verify.diagnosis.explanation import Candidate, Explanation
-from verify.faults.catalogue import CATALOGUE
-from verify.findings import Cause, Finding, Verdict
-from verify.report.json import finding_as_dict, plain
-from verify.report.text import number, one_line
+from gpt_verify.explanation import Candidate, Explanation
+from gpt_verify.findings import Cause, Finding, Verdict
+from gpt_verify.judging.diagnose import Diagnosed
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.report.json import finding_as_dict, plain
+from gpt_verify.text import number, one_line
 
 SCHEMA_VERSION = "1.1"
 #: Failures that are listed; the rest is counted.

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from verify.findings import Finding, Status
-from verify.report.text import ratio
+from gpt_verify.findings import Finding, Status
+from gpt_verify.text import ratio
 
 
 @dataclass(frozen=True)

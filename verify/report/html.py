@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from reference.config import Config
-from verify.faults.catalogue import CATALOGUE
-from verify.faults.fault import Fault
-from verify.findings import Cause, Finding, PortReport, Report, Status, Verdict
-from verify.report.evidence import Law, Numbered, by_law, statistics
-from verify.report.page import assemble
-from verify.report.strips import Chart, chart
-from verify.report.text import (
+from gpt_verify.faults.fault import Fault
+from gpt_verify.findings import Cause, Finding, PortReport, Report, Status, Verdict
+from gpt_verify.judging.selection import is_default
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.reference.config import Config
+from gpt_verify.report.evidence import Law, Numbered, by_law, statistics
+from gpt_verify.report.page import assemble
+from gpt_verify.report.strips import Chart, chart
+from gpt_verify.sites import Site, sites
+from gpt_verify.text import (
     collapse_sites,
     failures_by_check,
     first_failure,
@@ -27,8 +29,6 @@ from verify.report.text import (
     was_compared,
     worst,
 )
-from verify.selection import is_default
-from verify.sites import Site, sites
 
 #: Laws that judge an operation on the port's own input: what fails there is wrong there.
 _LOCAL = ("architecture", "activations.local")

@@ -12,7 +12,7 @@ import math
 from importlib import resources
 from typing import Any
 
-from verify.findings import Finding, PortReport, Report
+from gpt_verify.findings import Finding, PortReport, Report
 
 #: ``major.minor``: a key that is added raises the minor number, any other change the major one.
 SCHEMA_VERSION = "1.4"
@@ -98,6 +98,6 @@ def render(report: Report) -> str:
 
 def schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of what :func:`render` writes."""
-    text = resources.files("verify.report").joinpath("schema.json").read_text(encoding="utf-8")
+    text = resources.files("gpt_verify.report").joinpath("schema.json").read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded

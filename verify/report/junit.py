@@ -6,8 +6,8 @@ import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 
-from verify.findings import Finding, PortReport, Report, Status
-from verify.report.text import label, number
+from gpt_verify.findings import Finding, PortReport, Report, Status
+from gpt_verify.text import label, number
 
 #: XML 1.0 has no form, escaped or not, for these; a port's message may hold any of them.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from verify.placement import Place
-from verify.report.text import ranges
+from gpt_verify.findings import Place
+from gpt_verify.text import ranges
 
 #: Of lines that cannot be drawn together (names without a layer) so many are printed.
 _MOST = 60

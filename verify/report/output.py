@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from verify.errors import GptVerifyError, UsageError
+from gpt_verify.errors import GptVerifyError, UsageError
 
 
 class OutputFile:

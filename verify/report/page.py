@@ -22,9 +22,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from verify import __version__
-from verify.report.json import plain
-from verify.report.text import number
+from gpt_verify import __version__
+from gpt_verify.report.json import plain
+from gpt_verify.text import number
 
 
 def printable(value: object) -> object:
@@ -51,7 +51,7 @@ def figure(value: object) -> object:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("verify.report", "pages"),
+        loader=PackageLoader("gpt_verify.report", "pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -63,7 +63,7 @@ def _environment() -> Environment:
 
 
 def _read(names: Iterable[str]) -> Markup:
-    folder = resources.files("verify.report").joinpath("pages")
+    folder = resources.files("gpt_verify.report").joinpath("pages")
     return Markup("\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names))
 
 

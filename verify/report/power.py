@@ -10,17 +10,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from verify.faults.catalogue import CATALOGUE
-from verify.power import summary as sums
-from verify.power.campaign import Campaign, distinct
-from verify.power.peers import COMPARISONS
-from verify.power.planting import EVERYWHERE, why_no_tensorflow
-from verify.power.trial import CorrectOutcome, FaultOutcome
-from verify.report.json import plain
-from verify.report.terminal import WIDTH
-from verify.report.text import one_line
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.power import summary as sums
+from gpt_verify.power.campaign import Campaign, distinct
+from gpt_verify.power.peers import COMPARISONS
+from gpt_verify.power.planting import EVERYWHERE, why_no_tensorflow
+from gpt_verify.power.trial import CorrectOutcome, FaultOutcome
+from gpt_verify.report.json import plain
+from gpt_verify.report.terminal import WIDTH
+from gpt_verify.text import one_line
 
-#: ``major.minor``, as in ``verify.report.json``.
+#: ``major.minor``, as in ``gpt_verify.report.json``.
 SCHEMA_VERSION = "1.0"
 Rows = list[list[str]]
 
@@ -222,7 +222,7 @@ def _table(head: Sequence[str], rows: Rows) -> Table:
 
 def markdown(campaign: Campaign) -> str:
     """The page of the documentation."""
-    from verify import __version__
+    from gpt_verify import __version__
 
     parts = [
         "# How well it finds what is wrong",
@@ -326,7 +326,7 @@ def _list(lines: Iterable[str]) -> str:
 
 def as_dict(campaign: Campaign) -> dict[str, Any]:
     """Everything, in JSON's own types (docs/report.md)."""
-    from verify.run import environment
+    from gpt_verify.judging.run import environment
 
     plan = campaign.plan
     return {

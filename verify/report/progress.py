@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
-from verify.findings import PortReport
-from verify.report.text import one_line
+from gpt_verify.findings import PortReport
+from gpt_verify.text import one_line
 
 
 class Bars:

@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from verify.findings import Status
-from verify.report.evidence import Check, Numbered
-from verify.report.text import layer_and_kind
+from gpt_verify.findings import Status
+from gpt_verify.report.evidence import Check, Numbered
+from gpt_verify.text import layer_and_kind
 
 #: Pixels.
 HEIGHT, HEIGHT_WITHOUT_SCORES, GAP, PADDING = 26, 14, 4, 4

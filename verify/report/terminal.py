@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from verify.findings import Finding, PortReport, Report, Status, Verdict
-from verify.report.mapping import mapping_lines
-from verify.report.text import (
+from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict
+from gpt_verify.judging.selection import is_default
+from gpt_verify.report.mapping import mapping_lines
+from gpt_verify.text import (
     failures_by_check,
     first_failure,
     label,
@@ -24,7 +25,6 @@ from verify.report.text import (
     was_compared,
     worst,
 )
-from verify.selection import is_default
 
 #: Of the table, always: it never grows wider, so that it survives a CI log, and in a narrower
 #: terminal it folds at the edge, where rich would leave out the last column without a word.

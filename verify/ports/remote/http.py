@@ -8,11 +8,11 @@ import ssl
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from urllib.parse import urlsplit
 
-from verify.errors import PortError, UsageError, shortened
-from verify.ports.port import Dtype, Floats, Port, Tokens
-from verify.ports.remote.process import TIMEOUT
-from verify.ports.remote.protocol import LARGEST_VOCABULARY, Refused, answer, largest, question
-from verify.ports.remote.timed import Deadline, TimedSocket
+from gpt_verify.errors import PortError, UsageError, shortened
+from gpt_verify.port import Dtype, Floats, Port, Tokens
+from gpt_verify.ports.remote.process import TIMEOUT
+from gpt_verify.ports.remote.protocol import LARGEST_VOCABULARY, Refused, answer, largest, question
+from gpt_verify.ports.remote.timed import Deadline, TimedSocket
 
 _PORTS = {"http": 80, "https": 443}
 #: Bytes of an answer without logits that are read, to quote some of them.

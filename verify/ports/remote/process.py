@@ -6,13 +6,13 @@ import os
 import shlex
 from pathlib import Path
 
-from verify.checkpoint import Checkpoint
-from verify.children import Child, signal_name
-from verify.errors import LONGEST, PortError, UsageError, shortened
-from verify.ports.port import Dtype, Floats, Port, Tokens
-from verify.ports.remote.protocol import Refused, answer, largest, question
-from verify.ports.remote.timed import Deadline, TimedPipes
-from verify.scratch import Scratch
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.errors import LONGEST, PortError, UsageError, shortened
+from gpt_verify.port import Dtype, Floats, Port, Tokens
+from gpt_verify.ports.remote.protocol import Refused, answer, largest, question
+from gpt_verify.ports.remote.timed import Deadline, TimedPipes
+from gpt_verify.process.children import Child, signal_name
+from gpt_verify.process.scratch import Scratch
 
 #: Seconds that one answer may take.
 TIMEOUT = 600.0
@@ -83,7 +83,7 @@ class ProcessPort(Port):
         return word.replace("{checkpoint}", os.path.abspath(checkpoint.path))
 
     def _huggingface(self, checkpoint: Checkpoint) -> Path:
-        from verify.checkpoint.write import write_huggingface
+        from gpt_verify.checkpoint.write import write_huggingface
 
         if self._directory is None:
             self._directory = Scratch()

@@ -15,8 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from verify.errors import PortError, described, shortened
-from verify.ports.port import Floats, Tokens
+from gpt_verify.errors import PortError, described, shortened
+from gpt_verify.port import Floats, Tokens
 
 #: Where the port's is not known: more than any model has.
 LARGEST_VOCABULARY = 1 << 20

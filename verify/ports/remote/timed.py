@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from verify.children import ready
+from gpt_verify.process.children import ready
 
 #: Bytes that are read at a time.
 _PIECE = 1 << 16

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from verify.claims.run import ClaimsReport
-from verify.report.claims import words
-from verify.report.claims.markdown import KINDS
-from verify.report.page import assemble
+from gpt_verify.claims.run import ClaimsReport
+from gpt_verify.report.claims import words
+from gpt_verify.report.claims.markdown import KINDS
+from gpt_verify.report.page import assemble
 
 
 def render(report: ClaimsReport) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from verify.claims.claim import Decided
-from verify.claims.run import ClaimsReport
-from verify.report.claims.words import complaint
-from verify.report.json import plain
+from gpt_verify.claims.claim import Decided
+from gpt_verify.claims.run import ClaimsReport
+from gpt_verify.report.claims.words import complaint
+from gpt_verify.report.json import plain
 
 #: ``major.minor``: a key that is added raises the minor number, any other change the major one.
 SCHEMA_VERSION = "1.0"

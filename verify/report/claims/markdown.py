@@ -5,9 +5,9 @@ No times, no versions of what happens to be installed beyond what an answer is a
 
 from __future__ import annotations
 
-from verify.claims.claim import Decided, Kind
-from verify.claims.run import ClaimsReport
-from verify.report.claims.words import answer, checkpoint, state, summary, verdict
+from gpt_verify.claims.claim import Decided, Kind
+from gpt_verify.claims.run import ClaimsReport
+from gpt_verify.report.claims.words import answer, checkpoint, state, summary, verdict
 
 KINDS = {
     Kind.ARCHITECTURE: "follows from the architecture: decided on any checkpoint",

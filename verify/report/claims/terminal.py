@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import textwrap
 
-from verify.claims.claim import Decided
-from verify.claims.run import ClaimsReport
-from verify.report.claims.words import (
+from gpt_verify.claims.claim import Decided
+from gpt_verify.claims.run import ClaimsReport
+from gpt_verify.report.claims.words import (
     answer,
     checkpoint,
     complaint,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from verify.claims.claim import Decided, Source, Verdict
-from verify.claims.run import ClaimsReport
-from verify.report.text import one_line
-from verify.selection import is_default
+from gpt_verify.claims.claim import Decided, Source, Verdict
+from gpt_verify.claims.run import ClaimsReport
+from gpt_verify.judging.selection import is_default
+from gpt_verify.text import one_line
 
 
 def verdict(decided: Decided) -> str:

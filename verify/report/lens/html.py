@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from verify.lens.statistics import UNDEFINED, Lens
-from verify.lens_run import LensReport
-from verify.report.lens.colours import hexadecimal, ink, palette
-from verify.report.lens.picture import (
+from gpt_verify.judging.lens import LensReport
+from gpt_verify.judging.selection import is_default
+from gpt_verify.lens.statistics import UNDEFINED, Lens
+from gpt_verify.report.lens.colours import hexadecimal, ink, palette
+from gpt_verify.report.lens.picture import (
     VIEWS,
     Panel,
     Shade,
@@ -31,9 +32,8 @@ from verify.report.lens.picture import (
     rows,
     shade,
 )
-from verify.report.page import assemble
-from verify.report.text import one_line
-from verify.selection import is_default
+from gpt_verify.report.page import assemble
+from gpt_verify.text import one_line
 
 #: Of a level that does not exist, in the bytes that are handed to the script.
 NO_LEVEL = 255

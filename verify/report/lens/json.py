@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from verify.lens_run import LensReport, Reading
-from verify.report.json import plain
+from gpt_verify.judging.lens import LensReport, Reading
+from gpt_verify.report.json import plain
 
 #: ``major.minor``: a key that is added raises the minor number, any other change the major one.
 SCHEMA_VERSION = "1.0"

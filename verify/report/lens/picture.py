@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.errors import UsageError
-from verify.lens.statistics import STATISTICS, UNDEFINED, Lens
-from verify.report.lens.colours import LEVELS
-from verify.report.text import layer_and_kind
+from gpt_verify.errors import UsageError
+from gpt_verify.lens.statistics import STATISTICS, UNDEFINED, Lens
+from gpt_verify.report.lens.colours import LEVELS
+from gpt_verify.text import layer_and_kind
 
 if TYPE_CHECKING:
-    from verify.lens_run import LensReport
+    from gpt_verify.judging.lens import LensReport
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.integer]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from verify.errors import MissingDependency
-from verify.lens.statistics import UNDEFINED
-from verify.lens_run import LensReport
-from verify.report.lens.colours import LEVELS, hexadecimal, ink, palette
-from verify.report.lens.picture import (
+from gpt_verify.errors import MissingDependency
+from gpt_verify.judging.lens import LensReport
+from gpt_verify.lens.statistics import UNDEFINED
+from gpt_verify.report.lens.colours import LEVELS, hexadecimal, ink, palette
+from gpt_verify.report.lens.picture import (
     Panel,
     Shade,
     View,
@@ -24,7 +24,7 @@ from verify.report.lens.picture import (
     said,
     shade,
 )
-from verify.report.text import number
+from gpt_verify.text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from verify.lens.statistics import UNDEFINED
-from verify.lens_run import LensReport
-from verify.report.lens.colours import LEVELS, ink, palette
-from verify.report.lens.picture import (
+from gpt_verify.judging.lens import LensReport
+from gpt_verify.lens.statistics import UNDEFINED
+from gpt_verify.report.lens.colours import LEVELS, ink, palette
+from gpt_verify.report.lens.picture import (
     Panel,
     Shade,
     View,
@@ -33,7 +33,7 @@ from verify.report.lens.picture import (
     said,
     shade,
 )
-from verify.report.text import number, one_line
+from gpt_verify.text import number, one_line
 
 LABEL, LOSS = 8, 7
 NARROWEST, WIDEST = 80, 200

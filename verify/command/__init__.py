@@ -1,0 +1,1 @@
+"""The command ``gpt-verify``. Nothing else imports this."""

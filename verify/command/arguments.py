@@ -1,0 +1,236 @@
+"""What ``gpt-verify`` takes on its command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from gpt_verify import __version__
+
+COULD_NOT_JUDGE = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error of this command does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(COULD_NOT_JUDGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+    return value
+
+
+def _natural(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _positive(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _token_ids(text: str) -> tuple[int, ...]:
+    return tuple(_natural(part.strip()) for part in text.split(","))
+
+
+def _add_ports(command: argparse.ArgumentParser, default: str) -> None:
+    """What is looked at: a checkpoint, ports, and how they run."""
+    command.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="default: the one that ships with this tool"
+    )
+    command.add_argument(
+        "--port",
+        action="append",
+        metavar="SPEC",
+        help="FILE.py:factory, package.module:factory, a built-in name (gpt-verify ports), "
+        f"huggingface=DIR|HUB-ID, process=COMMAND, or http://…; repeatable; {default}",
+    )
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    command.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="default: what each port declares",
+    )
+
+
+def _add_inputs(command: argparse.ArgumentParser) -> None:
+    """What the ports are run on."""
+    inputs = command.add_mutually_exclusive_group()
+    inputs.add_argument(
+        "--length",
+        action="append",
+        type=_positive,
+        metavar="N",
+        help="judge on seeded samples of this many tokens; repeatable",
+    )
+    inputs.add_argument("--tokens", type=_token_ids, metavar="IDS", help="judge on 1,2,3")
+    inputs.add_argument("--text", metavar="TEXT", help="judge on this text")
+    command.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the samples")
+
+
+def _add_lens(lens: argparse.ArgumentParser) -> None:
+    what = lens.add_mutually_exclusive_group(required=True)
+    what.add_argument("text", nargs="?", metavar="TEXT", help="what is read")
+    what.add_argument("--tokens", type=_token_ids, metavar="IDS", help="read 1,2,3")
+    _add_ports(lens, "default: the float64 reference alone, which is shown always")
+    lens.add_argument(
+        "--statistic",
+        default="probability",
+        metavar="NAME",
+        help="what the cells are shaded by; a name that does not exist lists those that do; "
+        "default: probability (of the top-1)",
+    )
+    lens.add_argument(
+        "--sub-blocks", action="store_true", help="show the states after attention too"
+    )
+    lens.add_argument(
+        "--decoder",
+        default="ln_f",
+        metavar="HOW",
+        help="ln_f (default), none (no layer norm), block:J (through blocks J to the last), or "
+        "the file of a tuned lens",
+    )
+    lens.add_argument(
+        "--top", type=_positive, default=5, metavar="K", help="tokens kept of each state; default 5"
+    )
+    lens.add_argument("--json", metavar="OUT", help="write the numbers; - is standard output")
+    lens.add_argument("--html", metavar="OUT", help="write one HTML page")
+    lens.add_argument("--png", metavar="OUT", help="write a picture (gpt-verify[png])")
+    lens.add_argument("--quiet", action="store_true", help="print no table")
+
+
+def _add_claims(claims: argparse.ArgumentParser) -> None:
+    claims.add_argument(
+        "ids", nargs="*", metavar="ID", help="tie-transpose …: with the whole answer; default: all"
+    )
+    claims.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="default: the one that ships with this tool"
+    )
+    claims.add_argument(
+        "--text", metavar="TEXT", help="measure claims about weights on this prose, not on ours"
+    )
+    claims.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        metavar="PYTHON",
+        help="another interpreter, whose transformers is examined too; repeatable",
+    )
+    claims.add_argument("--json", metavar="OUT", help="write the JSON report; - is standard output")
+    claims.add_argument("--html", metavar="OUT", help="write one HTML page")
+    claims.add_argument("--markdown", metavar="OUT", help="write the page of the documentation")
+    claims.add_argument("--quiet", action="store_true", help="print the summary alone")
+
+
+def _add_power(power: argparse.ArgumentParser) -> None:
+    power.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="default: the one that ships with this tool"
+    )
+    power.add_argument(
+        "--quick", action="store_true", help="a part of it in a minute; the output says which"
+    )
+    power.add_argument(
+        "--family", action="append", metavar="NAME", help="faults of this family alone; repeatable"
+    )
+    power.add_argument("--fault", action="append", metavar="NAME", help="this fault; repeatable")
+    power.add_argument(
+        "--correct", action="store_true", help="the correct variants alone, each by every law"
+    )
+    power.add_argument(
+        "--every-law",
+        action="store_true",
+        help="hold all laws against every fault in all layers, not the one that must refute it "
+        "alone, and against every correct variant on every seed, not in turn",
+    )
+    power.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the inputs")
+    power.add_argument(
+        "--seeds", type=_positive, metavar="N", help="of each correct variant; default 10"
+    )
+    power.add_argument(
+        "--jobs", type=_positive, metavar="N", help="processes; default: one a core, at most 4"
+    )
+    power.add_argument("--json", metavar="OUT", help="write every trial; - is standard output")
+    power.add_argument("--markdown", metavar="OUT", help="write the page of the documentation")
+    power.add_argument("--quiet", action="store_true", help="print the last line alone")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="gpt-verify",
+        description="Prove or refute that an implementation of GPT-2 is the model that OpenAI "
+        "released.",
+        epilog="Exit status: 0 verified, 1 refuted, 2 could not judge.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gpt-verify {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, summary: str, epilog: str | None = None) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=summary, description=summary, epilog=epilog, allow_abbrev=False
+        )
+        command.add_argument(
+            "--debug", action="store_true", help="show the traceback of what went wrong"
+        )
+        return command
+
+    run = add("run", "Judge ports against a checkpoint.", epilog=parser.epilog)
+    _add_ports(run, "default: every built-in port that is installed")
+    _add_inputs(run)
+    run.add_argument("--json", metavar="OUT", help="write the JSON report; - is standard output")
+    run.add_argument("--junit", metavar="OUT", help="write a JUnit XML report")
+    run.add_argument("--html", metavar="OUT", help="write the report as one HTML page")
+    run.add_argument("--quiet", action="store_true", help="print the verdict alone")
+
+    _add_lens(add("lens", "Show what each layer would predict if it were the last."))
+    _add_claims(
+        add(
+            "claims",
+            "Decide by tests what people say of GPT-2.",
+            epilog="Exit status: 0 all as expected, 1 the evidence contradicts what a claim is "
+            "expected to be, 2 could not judge.",
+        )
+    )
+
+    diagnose = add(
+        "diagnose",
+        "Say what is wrong with a port, and prove that nothing else is.",
+        epilog="Exit status: 0 nothing is wrong, 1 refuted, 2 could not judge.",
+    )
+    _add_ports(diagnose, "one is needed")
+    _add_inputs(diagnose)
+    diagnose.add_argument("--json", metavar="OUT", help="write all of it; - is standard output")
+    diagnose.add_argument("--quiet", action="store_true", help="print the statement alone")
+
+    _add_power(
+        add(
+            "power",
+            "Plant every known fault, judge every correct variant, and say what is found.",
+            epilog="Exit status: 0 every statement holds, 1 one does not, 2 could not judge.",
+        )
+    )
+
+    synth = add("synth", "Write a synthetic checkpoint, or convert one to Hugging Face's format.")
+    what = synth.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--size",
+        metavar="SIZE",
+        help="124M, 355M, 774M, 1558M, openai-gpt, or [openai-gpt:]V,P,D,H,L",
+    )
+    what.add_argument(
+        "--convert", type=Path, metavar="OPENAI_DIR", help="convert this checkpoint instead"
+    )
+    synth.add_argument("--seed", type=_natural, default=0, metavar="N")
+    synth.add_argument("--format", choices=("openai", "huggingface", "both"), default="openai")
+    synth.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+
+    add("ports", "List the built-in ports.")
+    add("doctor", "Say what this installation can do.")
+    return parser

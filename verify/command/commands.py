@@ -1,0 +1,298 @@
+"""What each command of ``gpt-verify`` does.
+
+Everything that is slow to import is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, TextIO
+
+from gpt_verify.command.arguments import COULD_NOT_JUDGE
+from gpt_verify.errors import UsageError
+
+if TYPE_CHECKING:
+    from gpt_verify.judging.options import Options
+    from gpt_verify.judging.run import Progress
+
+
+def _options(args: argparse.Namespace) -> Options:
+    from gpt_verify.judging.options import Options
+
+    return Options(
+        device=args.device,
+        dtype=args.dtype,
+        seed=args.seed,
+        lengths=tuple(args.length) if args.length else None,
+        tokens=args.tokens,
+        text=args.text,
+    )
+
+
+@contextlib.contextmanager
+def _standard_output_for_the_report() -> Iterator[None]:
+    """Whatever a port prints goes to standard error, also from C, so that the JSON stays whole."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Progress | None]:
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from gpt_verify.report.progress import Bars
+
+    with Bars() as bars:
+        yield bars
+
+
+def _run(args: argparse.Namespace) -> int:
+    from gpt_verify.judging.run import run_request
+    from gpt_verify.judging.selection import request
+    from gpt_verify.report import html, json, junit, terminal
+    from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
+    from gpt_verify.text import one_line
+
+    outputs = open_outputs({"json": args.json, "junit": args.junit, "html": args.html})
+    spare_inputs(outputs, args.checkpoint, args.port or ())
+    asked = request(args.checkpoint, args.port or (), _options(args))
+    for line in asked.missing:
+        print(f"gpt-verify: not compared: {line}", file=sys.stderr)
+
+    to_stdout = args.json == "-"
+    with contextlib.ExitStack() as stack:
+        if to_stdout:
+            stack.enter_context(_standard_output_for_the_report())
+        progress = stack.enter_context(_progress(args.quiet))
+        report = run_request(asked, progress)
+    for port in report.ports:
+        if args.debug and port.exception is not None:
+            traceback.print_exception(port.exception)
+    # Ports that break for one reason, as two that miss the same files, say it once.
+    for error in dict.fromkeys(port.error for port in report.ports if port.error is not None):
+        print(f"gpt-verify: {one_line(error)}", file=sys.stderr)
+    repeats = asked.repeats()
+    unwritten = write_outputs(
+        outputs,
+        {
+            "json": lambda: json.render(report),
+            "junit": lambda: junit.render(report),
+            "html": lambda: html.render(report, repeats),
+        },
+    )
+    stream = sys.stderr if to_stdout else sys.stdout
+    if args.quiet:
+        text = terminal.summary(report) + "\n"
+    else:
+        text = terminal.render(report, colour=stream.isatty(), repeats=repeats)
+    _say(text, stream, json.render(report) if to_stdout else "")
+    if unwritten is not None:
+        raise unwritten
+    return report.exit_status
+
+
+def _lens(args: argparse.Namespace) -> int:
+    from gpt_verify.judging.lens import lens_run
+    from gpt_verify.judging.options import Options
+    from gpt_verify.judging.repeat import lens_command
+    from gpt_verify.report.lens import html, json, picture, png, terminal
+    from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
+    from gpt_verify.text import one_line
+
+    view = picture.view(args.statistic)
+    if args.png is not None:
+        png.require()
+    outputs = open_outputs({"json": args.json, "html": args.html, "png": args.png})
+    spare_inputs(outputs, args.checkpoint, args.port or (), [args.decoder])
+    options = Options(args.device, args.dtype, tokens=args.tokens, text=args.text)
+    to_stdout = args.json == "-"
+    with contextlib.ExitStack() as stack:
+        if to_stdout:
+            stack.enter_context(_standard_output_for_the_report())
+        report = lens_run(args.checkpoint, args.port or (), options, args.top, args.decoder)
+    more = [f"--decoder={args.decoder}"] * (args.decoder != "ln_f")
+    more += [f"--statistic={args.statistic}"] * (args.statistic != "probability")
+    more += [f"--top={args.top}"] * (args.top != 5) + ["--sub-blocks"] * args.sub_blocks
+    report = replace(report, repeat=lens_command(args.checkpoint, args.port or (), options, *more))
+    for reading in report.readings:
+        if args.debug and reading.exception is not None:
+            traceback.print_exception(reading.exception)
+        if reading.error is not None:
+            print(f"gpt-verify: {one_line(reading.error)}", file=sys.stderr)
+    unwritten = write_outputs(
+        outputs,
+        {
+            "json": lambda: json.render(report),
+            "html": lambda: html.render(report, view),
+            "png": lambda: png.render(report, view, sub_blocks=args.sub_blocks),
+        },
+    )
+    stream = sys.stderr if to_stdout else sys.stdout
+    text = ""
+    if not args.quiet:
+        text = terminal.render(
+            report,
+            view,
+            colours=terminal.colours_of(stream),
+            width=terminal.width_of(stream),
+            sub_blocks=args.sub_blocks,
+        )
+    _say(text, stream, json.render(report) if to_stdout else "")
+    if unwritten is not None:
+        raise unwritten
+    return report.exit_status
+
+
+def _claims(args: argparse.Namespace) -> int:
+    from gpt_verify.claims.run import claims_run
+    from gpt_verify.report.claims import html, json, markdown, terminal, words
+    from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
+
+    asked = {"json": args.json, "html": args.html, "markdown": args.markdown}
+    outputs = open_outputs(asked)
+    spare_inputs(outputs, args.checkpoint, (), args.python)
+    to_stdout = args.json == "-"
+    with contextlib.ExitStack() as stack:
+        if to_stdout:
+            stack.enter_context(_standard_output_for_the_report())
+        report = claims_run(args.checkpoint, args.ids, args.text, args.python)
+    for decided in report.claims:
+        if args.debug and decided.exception is not None:
+            traceback.print_exception(decided.exception)
+    unwritten = write_outputs(
+        outputs,
+        {
+            "json": lambda: json.render(report),
+            "html": lambda: html.render(report),
+            "markdown": lambda: markdown.render(report),
+        },
+    )
+    stream = sys.stderr if to_stdout else sys.stdout
+    if args.quiet:
+        text = words.summary(report) + "\n"
+    else:
+        text = terminal.render(report, full=bool(args.ids))
+    _say(text, stream, json.render(report) if to_stdout else "")
+    if unwritten is not None:
+        raise unwritten
+    return report.exit_status
+
+
+def _diagnose(args: argparse.Namespace) -> int:
+    from gpt_verify.judging.diagnose import diagnose_run
+    from gpt_verify.judging.selection import request
+    from gpt_verify.report import diagnose as report
+    from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
+
+    asked = request(args.checkpoint, args.port or (), _options(args), by_default=False)
+    if len(asked.specs) != 1:
+        raise UsageError(f"diagnose takes one --port; {len(asked.specs)} were given")
+    outputs = open_outputs({"json": args.json})
+    spare_inputs(outputs, args.checkpoint, args.port or ())
+    to_stdout = args.json == "-"
+    with contextlib.ExitStack() as stack:
+        if to_stdout:
+            stack.enter_context(_standard_output_for_the_report())
+        progress = stack.enter_context(_progress(args.quiet))
+        diagnosed = diagnose_run(asked, progress)
+    if args.debug and diagnosed.port.exception is not None:
+        traceback.print_exception(diagnosed.port.exception)
+    unwritten = write_outputs(outputs, {"json": lambda: report.json(diagnosed)})
+    text = f"{report.statement(diagnosed)}\n" if args.quiet else report.terminal(diagnosed)
+    stream = sys.stderr if to_stdout else sys.stdout
+    _say(text, stream, report.json(diagnosed) if to_stdout else "")
+    if unwritten is not None:
+        raise unwritten
+    return diagnosed.exit_status
+
+
+def _power(args: argparse.Namespace) -> int:
+    from gpt_verify.command.power import power
+
+    return power(args)
+
+
+def _synth(args: argparse.Namespace) -> int:
+    from gpt_verify.checkpoint import synthetic
+
+    if args.out_dir.exists() and (not args.out_dir.is_dir() or any(args.out_dir.iterdir())):
+        raise UsageError(f"{args.out_dir}: exists and is not an empty directory")
+    if args.convert is not None:
+        synthetic.convert(args.convert, args.out_dir)
+        print(f"{args.out_dir}: converted from {args.convert}")
+    else:
+        config = synthetic.resolve_size(args.size)
+        synthetic.synthesize(args.out_dir, config, args.seed, format=args.format)
+        print(f"{args.out_dir}: {args.size}, seed {args.seed}")
+    return 0
+
+
+def _ports(args: argparse.Namespace) -> int:
+    from gpt_verify.ports.registry import builtin_ports
+
+    ports = builtin_ports()
+    width = max(len(port.name) for port in ports)
+    for port in ports:
+        state = "" if port.by_default else "; runs when it is named"
+        if port.missing is not None:
+            state = f" (not available: {port.missing})"
+        print(f"{port.name:<{width}}  {port.summary}{state}")
+    print(f"{'huggingface':<{width}}  both of the above that begin so")
+    print("\nhuggingface=DIR|HUB-ID  the same with weights of its own")
+    print("FILE.py:factory, package.module:factory  a port of yours")
+    print("process=COMMAND, http://…  a port in another language (docs/other-languages.md)")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from gpt_verify.command.doctor import doctor
+
+    lines, well = doctor()
+    print("\n".join(lines))
+    return 0 if well else COULD_NOT_JUDGE
+
+
+def _say(text: str, stream: TextIO, written: str) -> None:
+    """Print words, and a report that was asked for on standard output.
+
+    A reader that goes away changes nothing: the verdict stands.
+    """
+    name = "standard error" if stream is sys.stderr else "standard output"
+    try:
+        print(text, end="", file=stream, flush=True)
+        name = "standard output"
+        if written:
+            sys.stdout.buffer.write(written.encode())
+            sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror}") from error
+
+
+#: By the name that is typed; each returns the exit status.
+COMMANDS = {
+    "run": _run,
+    "lens": _lens,
+    "diagnose": _diagnose,
+    "power": _power,
+    "claims": _claims,
+    "synth": _synth,
+    "ports": _ports,
+    "doctor": _doctor,
+}

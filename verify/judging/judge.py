@@ -1,0 +1,368 @@
+"""One port, all the laws: from a spec to a report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.diagnosis.port import Diagnosis, diagnose
+from gpt_verify.errors import LONGEST_REFUSAL, GptVerifyError, PortError, described, shortened
+from gpt_verify.findings import Finding, Place, PortReport, Status, concerns, unanchored
+from gpt_verify.inputs import Input
+from gpt_verify.judging.prepare import Prepared, prepare
+from gpt_verify.judging.waivers import waive
+from gpt_verify.laws.activations.check import SiteComparison
+from gpt_verify.laws.determinism.check import Determinism
+from gpt_verify.laws.expected import expected_checks
+from gpt_verify.laws.logits.check import LogitsComparison
+from gpt_verify.laws.subject import NotExamined, Subject
+from gpt_verify.laws.table import LAWS, Law
+from gpt_verify.laws.tying.check import with_stored_graph
+from gpt_verify.laws.unchanged import Weights
+from gpt_verify.laws.weights.check import check_weights
+from gpt_verify.matching.folding import NOT_TIED
+from gpt_verify.numerics.precision import FLOAT64, PRECISIONS, Precision
+from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights
+from gpt_verify.ports import registry
+from gpt_verify.process.memory import give_back, require, spare
+from gpt_verify.process.state import Loading, snapshot
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import sites
+
+if TYPE_CHECKING:
+    from gpt_verify.port import Port
+
+
+Floats = NDArray[np.floating]
+
+
+class Steps(Protocol):
+    """The part of ``gpt_verify.judging.run.Progress`` that is needed here."""
+
+    def port(self, name: str, steps: int) -> None: ...
+
+    def step(self, what: str) -> None: ...
+
+
+def judge(
+    spec: str,
+    checkpoint: Checkpoint,
+    inputs: Sequence[Input],
+    dtype: str | None,
+    device: str,
+    progress: Steps,
+    seed: int = 0,
+    *,
+    build: Callable[[], Port] | None = None,
+    laws: Collection[str] | None = None,
+    shared: SharedWeights | None = None,
+) -> PortReport:
+    """Build a port, hold every law against it, and close it.
+
+    Whatever the port raises ends up in the report's ``error``, in one line, with the traceback
+    chained for ``--debug``; findings made before that are kept.
+
+    Args:
+        build: makes the port, where it is made by no spec; ``spec`` is its name then.
+        laws: ids of the laws to hold against it (``gpt_verify.laws.table``) beside its weights, its
+            sites and its logits; all where None. The others are reported as not examined.
+        shared: where several ports are judged against one checkpoint: what one has had measured,
+            the next one need not.
+    """
+    start = time.perf_counter()
+    spare()
+    work = _Work(checkpoint, inputs, progress, seed, laws, shared)
+    error = name = None
+    waivers: Mapping[str, str] = {}
+    remarks: tuple[str, ...] = ()
+    declared, where, source = dtype or "float32", device, "checkpoint"
+    try:
+        before = snapshot()
+        made = build or partial(registry.build, spec, checkpoint, dtype, device)  # type: ignore[arg-type]
+        port = made()
+        name, declared, where, source = port.name, port.dtype, port.device, port.weights_from
+        waivers, remarks = port.waivers, tuple(port.remarks)
+        work.loading = Loading(before, snapshot())
+        progress.port(name, work.steps(port))
+        try:
+            with one_blas_thread():
+                work.examine(port)
+        finally:
+            port.close()
+    except GptVerifyError as e:
+        error, work.exception = shortened(e, LONGEST_REFUSAL), e
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # GeneratorExit and CancelledError of a port among them
+        error, work.exception = f"{name or spec}: {one_line(e)}", e
+    findings, waived, unused = waive(work.diagnosis.annotated(work.complete(error)), waivers)
+    if unused and error is None:
+        error = f"{name}: {unused}"
+    if error is None and (missing := unanchored(findings)):
+        error = f"{name}: {missing}"
+    return PortReport(
+        name=name or spec,
+        dtype=declared,
+        device=where,
+        weights_from=source,
+        findings=tuple(findings),
+        waived=waived,
+        remarks=(*remarks, *work.remarks),
+        error=error,
+        first_divergence=first_divergence(findings, checkpoint.config),
+        explained_by=tuple(dict.fromkeys(cause.fault for cause in work.diagnosis.causes)),
+        causes=tuple(work.diagnosis.causes),
+        explanations=tuple(work.diagnosis.explanations.values()),
+        mapping=work.mapping,
+        logits_floors=work.logits_floors,
+        seconds=round(time.perf_counter() - start, 2),
+        exception=work.exception,
+    )
+
+
+def first_divergence(findings: Sequence[Finding], config: Config) -> str | None:
+    """The earliest site at which something is wrong by itself; else where it first shows."""
+    order = {name: i for i, name in enumerate(sites(config))}
+    failed = [f for f in findings if f.status is Status.FAILED and f.site in order]
+    own = [f for f in failed if f.id in ("architecture", "activations.local", "weights.values")]
+    return min((f.site for f in own or failed if f.site), key=order.__getitem__, default=None)
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Leave the cores to the port.
+
+    NumPy's BLAS and torch each keep a pool of threads that wait by spinning. Taking turns, as the
+    oracle and a port do, each spins while the other works: measured, that doubles the time.
+    """
+    limits: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    return limits
+
+
+def one_line(e: BaseException) -> str:
+    """Type and first line of an exception."""
+    return described(e)
+
+
+def _kept(port: Port, returned: object) -> Floats:
+    """A copy of logits, because a port may use its memory again."""
+    kept: Floats = np.array(returned)
+    if kept.dtype == object:
+        raise PortError(f"{port.name}: returned {type(returned).__name__}, not an array of numbers")
+    return kept
+
+
+def _again(
+    port: Port, item: Input, first: Floats, repeats: Determinism, logits: LogitsComparison
+) -> None:
+    """Run a port for the second time; what differs from the first is compared as well."""
+    second = port.logits(item.tokens)
+    if not repeats.add(item.name, first, second):
+        logits.add_again(item.tokens, second)
+
+
+def _failures(findings: Sequence[Finding]) -> list[Finding]:
+    """Of a run that broke off, what had failed by then; the rest was not examined in full."""
+    return [finding for finding in findings if finding.status is Status.FAILED]
+
+
+class _Work:
+    """The state of one port's examination: what was found so far."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        inputs: Sequence[Input],
+        progress: Steps,
+        seed: int,
+        laws: Collection[str] | None = None,
+        shared: SharedWeights | None = None,
+    ) -> None:
+        self.shared = shared or SharedWeights(checkpoint.tensors, record=False)
+        self.checkpoint, self.inputs, self.progress = checkpoint, inputs, progress
+        self.seed, self.laws = seed, laws
+        self.findings: list[Finding] = []
+        self.mapping: dict[str, Place] = {}
+        self.remarks: tuple[str, ...] = ()
+        self.tied = checkpoint.config.tied
+        self.logits_floors: float | None = None
+        self.exception: BaseException | None = None
+        self.diagnosis = Diagnosis()
+        self.loading: Loading | None = None
+        self._comparisons: dict[str, SiteComparison] = {}
+        self._why: dict[str, str] = {}
+
+    def steps(self, port: Port) -> int:
+        """How often ``progress.step`` will be called."""
+        passes = (port.activations is not None) * (1 + (port.float64 is not None))
+        sited = max(1, passes * len(sites(self.checkpoint.config)))
+        return len(self.inputs) * sited + len(LAWS)
+
+    def examine(self, port: Port) -> None:
+        """Weights, then architecture in float64, then the numbers in the declared precision; then
+        everything that follows from them alone, the laws."""
+        prepared = prepare(port, self.checkpoint, self.shared)
+        self.checkpoint, weights = prepared.checkpoint, prepared.weights
+        self._weights(prepared)
+        self._architecture(port, weights)
+        give_back()
+        self._numbers(port, weights)
+        give_back()
+        subject = prepared.subject(self.seed, self.loading)
+        held = Weights(port.name, prepared.parameters)
+        for law in LAWS:
+            self._law(law, subject, held)
+            give_back()
+            self.progress.step(law.id)
+        if self.checkpoint.config.tied != self.tied:
+            self._why |= {law.id: NOT_TIED for law in LAWS if concerns("tying", law.id)}
+        self.diagnosis = diagnose(subject, self.inputs, self._comparisons, tuple(self.findings))
+        self._stored_graph(port, weights)
+
+    def _weights(self, prepared: Prepared) -> None:
+        """Hold the port's weights against the checkpoint's."""
+        matching, folding = prepared.matching, prepared.folding
+        if matching is None:
+            self._why["weights"] = "the port does not show its weights"
+            return
+        self.mapping = matching.places()
+        if folding is not None:
+            self.remarks = (folding.remark,)
+            self.mapping |= folding.places(matching)
+        config, weights = self.checkpoint.config, prepared.weights
+        self.findings += check_weights(prepared.parameters, matching, config, weights, folding)
+
+    def _architecture(self, port: Port, weights: DeclaredWeights) -> None:
+        law = "architecture"
+        if port.activations is None or port.float64 is None:
+            self._why[law] = "the port cannot be run in float64 with its sites shown"
+            return
+        comparison = self._comparison(weights, port, FLOAT64, cascaded=False)
+        try:
+            with port.float64() as twin:
+                assert twin.activations is not None, "the twin shows what the port shows"
+                for item in self.inputs:
+                    comparison.begin(item.tokens, item.name)
+                    twin.activations(item.tokens, comparison)
+        except NotExamined as missing:
+            self._why[law] = str(missing)
+            return
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as e:
+            self._why[law] = f"the port does not run in float64: {one_line(e)}"
+            self.findings += _failures(comparison.local_findings(law))
+            return
+        self._comparisons[law] = comparison
+        self.findings += comparison.local_findings(law)
+
+    def _numbers(self, port: Port, weights: DeclaredWeights) -> None:
+        repeats = Determinism()
+        if port.activations is None:
+            self._why["activations"] = "the port shows nothing but logits"
+            logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
+            for item in self.inputs:
+                first = _kept(port, port.logits(item.tokens))
+                logits.add(item.tokens, first)
+                _again(port, item, first, repeats, logits)
+                self.progress.step(item.name)
+        else:
+            comparison = self._comparison(weights, port, PRECISIONS[port.dtype], cascaded=True)
+            logits = comparison.logits
+            try:
+                for item in self.inputs:
+                    comparison.begin(item.tokens, item.name)
+                    first = _kept(port, port.activations(item.tokens, comparison))
+                    comparison.returned(first)
+                    # The second run is not watched: an instrument that changes what it measures
+                    # would show here.
+                    _again(port, item, first, repeats, logits)
+            except BaseException:
+                self.findings += _failures(comparison.local_findings("activations.local"))
+                raise
+            self._comparisons["activations.local"] = comparison
+            self.findings += comparison.local_findings("activations.local")
+            self.findings += comparison.cascaded_findings("activations.cascaded")
+        self.logits_floors = logits.floors
+        shortest = min(self.inputs, key=lambda item: item.tokens.size)
+        self.findings += logits.findings()
+        self.findings += repeats.findings(port, shortest.tokens)
+
+    def _law(self, law: Law, subject: Subject, held: Weights) -> None:
+        if self.laws is not None and law.id not in self.laws:
+            self._why[law.id] = "not asked for"
+            return
+        if why := law.lacking(subject):
+            self._why[law.id] = why
+            return
+        if law.writes:
+            held.note()
+        try:
+            require(law.takes(subject.config))
+            self.findings += law.check(subject)
+        except NotExamined as missing:
+            self._why[law.id] = str(missing)
+        except (GptVerifyError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as e:
+            places = law.sites(self.checkpoint.config)
+            site = places[0] if len(places) == 1 else None
+            message = f"the port raised {one_line(e)}"
+            self.findings.append(Finding(law.id, Status.FAILED, message, site))
+        if law.writes:
+            held.hold(law.id)
+
+    def _stored_graph(self, port: Port, weights: DeclaredWeights) -> None:
+        """A forward graph that came with the checkpoint computes the same logits, and is tied."""
+        if port.meta_graph is None:
+            return
+        law, item = "graph.meta", max(self.inputs, key=lambda item: item.tokens.shape[1])
+        graph = port.meta_graph(item.tokens)
+        self.findings = with_stored_graph(self.findings, graph)
+        if not graph.found or graph.logits is None:
+            self.findings.append(Finding(law, Status.NOT_EXAMINED, graph.description, "logits"))
+            return
+        logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
+        logits.add(item.tokens, graph.logits)
+        self.findings += [
+            replace(finding.saying(before=f"{graph.description}: "), id=law)
+            for finding in logits.findings()
+        ]
+
+    def _comparison(
+        self, weights: DeclaredWeights, port: Port, precision: Precision, cascaded: bool
+    ) -> SiteComparison:
+        return SiteComparison(
+            self.checkpoint.config,
+            weights,
+            precision,
+            declared=PRECISIONS[port.dtype],
+            cascaded=cascaded,
+            on_site=self.progress.step,
+        )
+
+    def complete(self, error: str | None) -> list[Finding]:
+        """Every expected check has its finding: what was not reached is named as such."""
+        found = {(f.id, f.site): f for f in self.findings}
+        complete = []
+        for check in expected_checks(self.checkpoint.config):
+            law, site = check
+            if check in found:
+                complete.append(found.pop(check))
+                continue
+            of_law = (why for name, why in self._why.items() if concerns(name, law))
+            why = self._why.get(law) or next(of_law, error)
+            complete.append(
+                Finding(
+                    law, Status.NOT_EXAMINED, why or "this part of the run was not reached", site
+                )
+            )
+        return complete + list(found.values())

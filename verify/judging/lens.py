@@ -1,0 +1,233 @@
+"""The lens of the reference, and of ports, on one text: gathered, so that it can be shown.
+
+A port's states are its own, as it shows them while it runs. They are decoded like the reference's,
+from the checkpoint's own tensors in float64, so that what differs is the state alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_verify.checkpoint import Checkpoint, Tensors
+from gpt_verify.errors import GptVerifyError, PortError, UsageError
+from gpt_verify.judging.judge import one_line
+from gpt_verify.judging.options import Options, chosen_inputs
+from gpt_verify.judging.selection import request
+from gpt_verify.laws.table import if_read_through_ln_f
+from gpt_verify.lens import (
+    UNDEFINED,
+    Decoder,
+    FromBlock,
+    Lens,
+    LnF,
+    WithoutLnF,
+    lens,
+    oracle_states,
+    port_states,
+    read_tuned,
+    state_sites,
+)
+from gpt_verify.lens.tokens import numbered, visible
+from gpt_verify.numerics.two_tables import OtherLookup
+from gpt_verify.ports import registry
+from gpt_verify.reference.weights import parameter_count
+
+REFERENCE = "reference"
+
+Floats = NDArray[np.floating]
+Tokens = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The lens of the reference or of one port.
+
+    Attributes:
+        name: ``reference``, or the port's.
+        dtype, device, weights_from: as the port declares them.
+        lens: what was read, or None where nothing could be.
+        error: why not, in one line.
+        exception: what ``error`` words; not part of any file.
+    """
+
+    name: str
+    dtype: str = "float64"
+    device: str = "cpu"
+    weights_from: str = "checkpoint"
+    lens: Lens | None = None
+    error: str | None = None
+    exception: BaseException | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class LensReport:
+    """Everything that is shown.
+
+    Attributes:
+        checkpoint: ``path``, ``format``, ``config``, ``parameters``.
+        text: what was read, as text; its ids where the checkpoint has no vocabulary.
+        names: token id → its text, every byte visible (``gpt_verify.lens.tokens``), for
+        every
+            id that occurs.
+        readings: the reference first.
+        repeat: the command line that reads it again.
+    """
+
+    checkpoint: dict[str, Any]
+    text: str
+    names: dict[int, str]
+    readings: tuple[Reading, ...]
+    repeat: str = ""
+
+    @property
+    def reference(self) -> Lens:
+        """The reading that the others are compared with."""
+        own = self.readings[0].lens
+        assert own is not None, "the reference can always be read"
+        return own
+
+    @property
+    def exit_status(self) -> int:
+        """0 where everything that was asked for is shown, 2 otherwise."""
+        return 2 if any(reading.error for reading in self.readings) else 0
+
+
+def lens_run(
+    checkpoint: Path | None,
+    ports: Sequence[str],
+    options: Options,
+    top: int = 5,
+    decoder: str = "ln_f",
+) -> LensReport:
+    """Read one text through the lens.
+
+    Args:
+        checkpoint: a directory of either format; None takes the one that ships with the package.
+        ports: as after ``--port``; the reference is read in any case.
+        options: ``text`` or ``tokens``, ``device`` and ``dtype``.
+        top: how many tokens are kept of each state.
+        decoder: ``ln_f``, ``none``, ``block:J``, or the file of a tuned lens.
+
+    Raises:
+        CheckpointError: the checkpoint or the tuned lens cannot be read, or there is no vocabulary
+            for a text.
+        UsageError: too few or too many tokens, an id outside the vocabulary, no such decoder.
+        A port that cannot be read is no exception: its reading carries the error.
+    """
+    asked = request(checkpoint, ports, options, by_default=False)
+    opened = asked.checkpoint
+    if why := if_read_through_ln_f(opened.config):
+        raise UsageError(why)
+    (item,) = chosen_inputs(opened, options)
+    (tokens_T,) = item.tokens
+    read = partial(
+        lens,
+        weights=_with_its_head(opened),
+        tokens_T=tokens_T,
+        decoder=_decoder(decoder, opened),
+        k=top,
+        # What ports differ by is smaller than what float32 would add to it.
+        dtype=np.float64,
+    )
+    own = read(oracle_states(opened.tensors, opened.config, tokens_T))
+    readings = [Reading(REFERENCE, lens=own)]
+    for spec in asked.specs:
+        reading = _read_port(spec, opened, tokens_T, options, read)
+        if any(reading.name == other.name for other in readings):
+            reading = replace(reading, name=f"{reading.name} ({spec})")
+        readings.append(reading)
+    text, names = _texts(opened, tokens_T, [r.lens for r in readings if r.lens is not None])
+    return LensReport(
+        checkpoint={
+            "path": str(opened.path),
+            "format": opened.format,
+            "config": opened.config.as_dict(),
+            "parameters": parameter_count(opened.config),
+        },
+        text=options.text if options.text is not None else text,
+        names=names,
+        readings=tuple(readings),
+    )
+
+
+def _with_its_head(checkpoint: Checkpoint) -> Tensors:
+    """The lens multiplies with what is called wte: in an untied model, with its head."""
+    tensors, head = checkpoint.tensors, checkpoint.config.head
+    return tensors if head == "wte" else OtherLookup(tensors, tensors[head])
+
+
+def _decoder(name: str, checkpoint: Checkpoint) -> Decoder:
+    """What ``--decoder`` names."""
+    weights, config = checkpoint.tensors, checkpoint.config
+    if name == "ln_f":
+        return LnF(weights)
+    if name == "none":
+        return WithoutLnF()
+    kind, _, block = name.partition(":")
+    if kind == "block":
+        try:
+            return FromBlock(weights, config, int(block))
+        except ValueError:
+            raise UsageError(
+                f"--decoder {name}: there is no such block; the model has 0 … {config.n_layer - 1}"
+            ) from None
+    if not Path(name).is_file():
+        raise UsageError(f"--decoder {name}: not ln_f, none, block:J, or the file of a tuned lens")
+    return read_tuned(Path(name), weights, config)
+
+
+def _read_port(
+    spec: str,
+    checkpoint: Checkpoint,
+    tokens_T: Tokens,
+    options: Options,
+    read: Callable[[Iterable[tuple[str, Floats]]], Lens],
+) -> Reading:
+    """One port. Whatever it raises ends up in ``error``."""
+    made = Reading(spec, options.dtype or "float32", options.device)
+    try:
+        port = registry.build(spec, checkpoint, options.dtype, options.device)  # type: ignore[arg-type]
+        made = Reading(port.name, port.dtype, port.device, str(port.weights_from))
+        try:
+            (states,) = port_states(port, tokens_T[None])
+        finally:
+            port.close()
+        ends = state_sites(checkpoint.config)
+        shown = [site for site, _ in states]
+        if not shown or (shown[0], shown[-1]) != (ends[0], ends[-1]):
+            what = ", ".join(site for site in (ends[0], ends[-1]) if site not in shown)
+            raise PortError(f"{what}: not shown by the port, and there is no lens without")
+        return replace(made, lens=read(states))
+    except GptVerifyError as e:
+        return replace(made, error=_named(made.name, str(e)), exception=e)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:
+        return replace(made, error=_named(made.name, one_line(e)), exception=e)
+
+
+def _named(name: str, complaint: str) -> str:
+    return complaint if complaint.startswith(name) else f"{name}: {complaint}"
+
+
+def _texts(
+    checkpoint: Checkpoint, tokens_T: Tokens, lenses: Iterable[Lens]
+) -> tuple[str, dict[int, str]]:
+    """What was read, as text, and every id that occurs as a visible token."""
+    ids = {int(token) for token in tokens_T}
+    for read in lenses:
+        ids |= {int(token) for token in np.unique(read.top_ids)} - {UNDEFINED}
+    if checkpoint.encoder is None or checkpoint.merges is None:
+        return " ".join(map(str, tokens_T)), {token: numbered(token) for token in ids}
+    from gpt_verify.checkpoint.vocabulary import load
+
+    bpe = load(checkpoint)
+    names = {token: visible(bpe.decode_bytes([token])) for token in ids}
+    return bpe.decode(map(int, tokens_T)), names

@@ -1,0 +1,29 @@
+"""What a figure measures: the laws that there were, the numerics, the known faults.
+
+Whoever writes figures down stores this beside them (``gpt_verify.judging.run.environment``). A
+figure whose laws or numerics are not those of today is older than what it measures, and its page
+says so (``scripts/figures.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.expected import expected_checks
+from gpt_verify.numerics.version import VERSION
+from gpt_verify.reference.config import Config
+
+#: Any model has every law; this one is small.
+_CONFIG = Config(n_vocab=3, n_ctx=2, n_embd=2, n_head=1, n_layer=1)
+
+
+def made_with() -> dict[str, Any]:
+    """Plain data: ids of all laws, the version of the numerics, a digest of the faults' names."""
+    names = "\n".join(sorted(CATALOGUE))
+    return {
+        "laws": sorted({law for law, _ in expected_checks(_CONFIG)}),
+        "numerics": VERSION,
+        "faults": hashlib.sha256(names.encode()).hexdigest()[:12],
+    }

@@ -1,0 +1,108 @@
+"""Runs each port once, when somebody first asks for its report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt_verify.errors import GptVerifyError, PortError
+from gpt_verify.findings import PortReport, Report
+
+if TYPE_CHECKING:
+    from gpt_verify.checkpoint import Checkpoint
+    from gpt_verify.judging.selection import Request
+
+
+class PortRuns:
+    """What is asked for, and the reports of the ports that have run so far.
+
+    Args:
+        checkpoint: the directory, or None for the default checkpoint.
+        ports: specifications, or None for every built-in port that is installed.
+        options: keyword arguments of ``gpt_verify.judging.options.Options``.
+    """
+
+    def __init__(
+        self, checkpoint: Path | None, ports: Sequence[str] | None, **options: Any
+    ) -> None:
+        self._path, self._ports = checkpoint, tuple(ports or ())
+        self._options = options
+        self._reports: dict[str, Report | GptVerifyError] = {}
+
+    @cached_property
+    def request(self) -> Request:
+        """The checkpoint and the ports.
+
+        Raises:
+            GptVerifyError: the checkpoint cannot be read, or no port can run.
+        """
+        from gpt_verify.judging.options import Options
+        from gpt_verify.judging.selection import request
+
+        return request(self._path, self._ports, Options(**self._options), opened=self.checkpoint)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint under test; it is there also where no port can run."""
+        from gpt_verify.checkpoint import open_checkpoint
+
+        return open_checkpoint(self._path)
+
+    def ports(self) -> list[str]:
+        """Specifications, each of exactly one port."""
+        return list(dict.fromkeys(self.request.specs))
+
+    def expected(self) -> list[tuple[str, str | None]]:
+        from gpt_verify.laws.expected import expected_checks
+
+        return expected_checks(self.checkpoint.config)
+
+    def report(self, port: str) -> PortReport:
+        """Run a port, the first time that it is asked for.
+
+        Raises:
+            GptVerifyError: nothing could be judged.
+        """
+        if port not in self._reports:
+            self._reports[port] = self._run(port)
+        outcome = self._reports[port]
+        if isinstance(outcome, GptVerifyError):
+            raise outcome
+        if len(outcome.ports) != 1:
+            raise PortError(f"{port}: {len(outcome.ports)} ports were judged instead of one")
+        return outcome.ports[0]
+
+    def _run(self, port: str) -> Report | GptVerifyError:
+        from gpt_verify.judging.run import run_request
+
+        try:
+            return run_request(self.request.alone(port))
+        except GptVerifyError as error:
+            return error
+
+    def repeat(self, port: str) -> str:
+        """The command line that judges this port again."""
+        return self.request.alone(port).repeat()
+
+    def _done(self) -> dict[str, Report]:
+        """The ports that have run, in that order."""
+        return {k: report for k, report in self._reports.items() if isinstance(report, Report)}
+
+    def repeats(self) -> list[str]:
+        """For each port of ``merged`` the command line that judges it alone."""
+        return [self.repeat(port) for port in self._done()]
+
+    def merged(self) -> Report | None:
+        """One report of every port that has run, or None where none has."""
+        done = self._done()
+        if not done:
+            return None
+        asked = dataclasses.replace(self.request, ports=tuple(done))
+        return dataclasses.replace(
+            next(iter(done.values())),
+            ports=tuple(port for report in done.values() for port in report.ports),
+            repeat=asked.repeat(),
+        )

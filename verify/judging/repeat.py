@@ -1,0 +1,64 @@
+"""The command line that repeats a run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpt_verify.judging.options import Options
+
+
+def repeat_command(
+    checkpoint: Path | None, ports: Sequence[str], options: Options, command: str = "run"
+) -> str:
+    """``gpt-verify run …`` with everything that is not a default, quoted for a shell.
+
+    Args:
+        checkpoint: the directory, or None for the default checkpoint.
+        ports: port specifications as they are given on the command line.
+        options: of the run.
+        command: another one that takes the same: ``diagnose``.
+    """
+    words = _words(command, checkpoint, ports, options)
+    for length in options.lengths or ():
+        words += ["--length", str(length)]
+    if options.tokens is not None:
+        words += ["--tokens", ",".join(str(token) for token in options.tokens)]
+    if options.text is not None:
+        # One word, so that a text that begins with a dash is not read as an option.
+        words += [f"--text={options.text}"]
+    return shlex.join(words)
+
+
+def lens_command(
+    checkpoint: Path | None, ports: Sequence[str], options: Options, *more: str
+) -> str:
+    """``gpt-verify lens …``, in the same way; ``more`` are options of its own."""
+    words = [*_words("lens", checkpoint, ports, options), *more]
+    if options.tokens is not None:
+        words += ["--tokens", ",".join(str(token) for token in options.tokens)]
+    if options.text is not None:
+        # After this sign nothing is read as an option.
+        words += ["--"] * options.text.startswith("-") + [options.text]
+    return shlex.join(words)
+
+
+def _words(
+    command: str, checkpoint: Path | None, ports: Sequence[str], options: Options
+) -> list[str]:
+    """What both commands say alike."""
+    words = ["gpt-verify", command]
+    if checkpoint is not None:
+        words += ["--checkpoint", str(checkpoint)]
+    for port in ports:
+        words += ["--port", port]
+    defaults = {field.name: field.default for field in fields(options)}
+    for name in ("device", "dtype", "seed"):
+        value = getattr(options, name)
+        if value != defaults[name]:
+            words += [f"--{name}", str(value)]
+    return words

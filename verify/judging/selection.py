@@ -1,0 +1,127 @@
+"""From what a user asks for to a request: the checkpoint, opened once, and the ports to run on it.
+
+Every command and the pytest plugin come this way, so that the same words mean the same ports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt_verify.errors import MissingDependency
+from gpt_verify.judging.options import Options
+from gpt_verify.judging.repeat import repeat_command
+
+if TYPE_CHECKING:
+    from gpt_verify.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        checkpoint: opened.
+        specs: the ports, each specification of exactly one.
+        options: what to run them on, and how.
+        path: the directory of the checkpoint as it was given; None where the default one is taken.
+        ports: the specifications as they were given; empty where the default ones are taken.
+        missing: a line for each default port that cannot run.
+    """
+
+    checkpoint: Checkpoint
+    specs: tuple[str, ...]
+    options: Options
+    path: Path | None = None
+    ports: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    def alone(self, spec: str) -> Request:
+        """The same for one port."""
+        return replace(self, specs=(spec,), ports=(spec,), missing=())
+
+    def repeat(self, command: str = "run") -> str:
+        """The command line that asks for the same. It is as short as what was typed: ports that
+        were chosen for the user are chosen again."""
+        return repeat_command(self.path, self.ports, self.options, command)
+
+    def repeats(self) -> list[str]:
+        """The command line of each port alone."""
+        return [self.alone(spec).repeat() for spec in self.specs]
+
+
+def request(
+    path: Path | None,
+    ports: Sequence[str],
+    options: Options,
+    *,
+    by_default: bool = True,
+    opened: Checkpoint | None = None,
+) -> Request:
+    """Open the checkpoint and choose the ports.
+
+    Args:
+        path: a directory of either format; None takes the one that ships with the package.
+        ports: as after ``--port``. A specification may stand for several ports.
+        options: what to run them on, and how.
+        by_default: whether no port stands for the default ones.
+        opened: the checkpoint in that directory, where it has been opened before.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        MissingDependency: no port was given, and no built-in one can run.
+    """
+    from gpt_verify.checkpoint import open_checkpoint
+    from gpt_verify.ports.registry import expand
+    from gpt_verify.process.scratch import sweep
+
+    sweep()  # what earlier runs that were killed have left
+    opened = opened or open_checkpoint(path)
+    chosen, missing = list(ports), list[str]()
+    if by_default and not ports:
+        chosen, missing = default_ports(opened, options.dtype)
+    specs = expand(chosen, opened.config.architecture)
+    return Request(opened, tuple(specs), options, path, tuple(ports), tuple(missing))
+
+
+def is_default(checkpoint: Path) -> bool:
+    """Whether this directory is the checkpoint that ships with the package."""
+    from gpt_verify.checkpoint import default_checkpoint
+
+    return checkpoint.resolve() == default_checkpoint().resolve()
+
+
+def default_ports(checkpoint: Checkpoint, dtype: str | None) -> tuple[list[str], list[str]]:
+    """``(specifications to run, one line for each built-in port that cannot run)``.
+
+    On the default checkpoint the Hugging Face directory beside it is a port too, with weights of
+    its own, so that two sides are really loaded side by side.
+
+    Raises:
+        MissingDependency: no built-in port can run, so that nothing would be compared.
+    """
+    from gpt_verify.checkpoint import default_checkpoint
+    from gpt_verify.ports.registry import builtin_ports
+
+    installed, missing, extras = [], [], []
+    for port in builtin_ports(checkpoint.config):
+        if not port.by_default:
+            continue
+        why = port.missing
+        if why is None and port.name == "openai-tf" and dtype not in (None, "float32"):
+            why = f"computes in float32, and {dtype} was asked for"
+        if why is None:
+            installed.append(port.name)
+        elif port.extra not in ("torch", "tensorflow"):  # nobody has all of these
+            extras.append(port.name)
+        else:
+            missing.append(f"{port.name}: {why}")
+    if not installed:
+        raise MissingDependency(f"no built-in port can run ({'; '.join(missing)})")
+    if extras:
+        missing.append(f"{', '.join(extras)}: not installed (gpt-verify ports)")
+    if is_default(checkpoint.path) and any(name.startswith("huggingface") for name in installed):
+        installed.append(f"huggingface={default_checkpoint('huggingface')}")
+    return installed, missing

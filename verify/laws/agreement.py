@@ -1,0 +1,198 @@
+"""Two ways to the same logits: same bits, within rounding, or apart.
+
+Most laws of this package compare a port with itself: with a cache and without, in a batch and
+alone, padded and not. Engines choose their kernels by shape, so that the bits may differ where both
+are right; how far, is measured in noise floors at each position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import wraps
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_verify.findings import Finding, Named, Status
+from gpt_verify.laws.subject import Subject, same_bits
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.numerics.local import TILE_ELEMENTS
+
+Tokens = NDArray[np.int64]
+Floats = NDArray[np.floating]
+
+#: Each of two runs may be off by the limit, in directions of its own.
+LIMIT_PAIR = math.sqrt(2.0) * LIMIT_FLOORS
+
+
+class Malformed(Exception):
+    """What a port returned is no logits; the message says why."""
+
+
+def refuting(
+    law: str,
+) -> Callable[[Callable[[Subject], Iterable[Finding]]], Callable[[Subject], list[Finding]]]:
+    """Make a check whose port returns no logits a failure of that law."""
+
+    def wrap(check: Callable[[Subject], Iterable[Finding]]) -> Callable[[Subject], list[Finding]]:
+        @wraps(check)
+        def checked(subject: Subject) -> list[Finding]:
+            try:
+                return list(check(subject))
+            except Malformed as e:
+                return [Finding(law, Status.FAILED, str(e))]
+
+        return checked
+
+    return wrap
+
+
+def logits_of(subject: Subject, tokens_BT: Tokens, keep: bool = True) -> Floats:
+    """A plain run of the port: [B, T, V], of the right shape and finite.
+
+    Args:
+        keep: a copy; otherwise the port's own memory, to be looked at before it runs again.
+    """
+    what = f"of {tokens_BT.shape[1]} tokens"
+    return checked(subject, subject.port.logits(tokens_BT), tokens_BT, what, keep=keep)
+
+
+def checked(
+    subject: Subject,
+    logits_BTV: Floats,
+    tokens_BT: Tokens,
+    what: str,
+    where: NDArray[np.bool_] | None = None,
+    keep: bool = True,
+) -> Floats:
+    """A copy of what a port returned, because it may use its memory again.
+
+    Args:
+        where: bool[B, T], the positions that are looked at; all where None.
+        keep: whether it is copied.
+
+    Raises:
+        Malformed: a wrong shape or dtype, or something that is not finite.
+    """
+    shape = (*tokens_BT.shape, subject.config.n_vocab)
+    if logits_BTV.shape != shape:
+        raise Malformed(f"logits {what} have shape {list(logits_BTV.shape)}, not {list(shape)}")
+    if not np.issubdtype(logits_BTV.dtype, np.floating):
+        raise Malformed(f"logits {what} have dtype {logits_BTV.dtype}, not a floating-point type")
+    bad = np.isfinite(logits_BTV)
+    np.logical_not(bad, out=bad)
+    if where is not None:
+        bad &= where[..., None]
+    if bad.any():
+        at = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), shape))
+        index = ", ".join(map(str, at))
+        raise Malformed(f"logits[{index}] = {logits_BTV[at]} {what}: not a finite number")
+    return np.array(logits_BTV) if keep else logits_BTV
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Where two versions of the same logits differ most.
+
+    Attributes:
+        what: the way to the first version.
+        position, token: index of the largest difference at the worst position.
+        got, expected: the two values there.
+        floors: how far they are apart at that position (RMS over the vocabulary).
+        first_wrong: the first position that is beyond the limit, or None.
+    """
+
+    what: str
+    position: int
+    token: int
+    got: float
+    expected: float
+    floors: float
+    first_wrong: int | None
+
+
+class Agreement:
+    """Gathers comparisons of one law."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self.compared = self.unequal = 0
+        self.worst: Apart | None = None
+
+    def compare(
+        self, what: str, got_TV: Floats, expected_TV: Floats, tokens_T: Tokens, first: int = 0
+    ) -> Floats:
+        """How many floors two versions are apart, [T], at the positions from ``first`` on."""
+        self.compared += 1
+        if same_bits(got_TV, expected_TV):
+            return np.zeros(len(got_TV))
+        self.unequal += 1
+        squares_T = mean_squares(got_TV, expected_TV)
+        floors_T = self._subject.position_floors(squares_T, tokens_T, first)
+        at = int(np.argmax(floors_T))
+        if self.worst is None or floors_T[at] > self.worst.floors:
+            got, expected = got_TV[at].astype(np.float64), expected_TV[at].astype(np.float64)
+            token = int(np.argmax(np.abs(got - expected)))
+            wrong = np.flatnonzero(floors_T > LIMIT_PAIR)
+            self.worst = Apart(
+                what,
+                first + at,
+                token,
+                float(got[token]),
+                float(expected[token]),
+                float(floors_T[at]),
+                first + int(wrong[0]) if len(wrong) else None,
+            )
+        return floors_T
+
+    @property
+    def floors(self) -> float:
+        """The largest distance at any position."""
+        return 0.0 if self.worst is None else self.worst.floors
+
+    def holds(self) -> bool:
+        """Everything so far is within the limit."""
+        return self.floors <= LIMIT_PAIR
+
+    def passed(self, law: str, what: str, **details: object) -> Finding:
+        """``what`` was compared, and how equal it was."""
+        assert self.compared, f"{law} compared nothing"
+        if not self.unequal:
+            words = "same bits"
+        else:
+            words = f"within rounding, at most {self.floors:.2g} noise floors apart"
+        details |= {"comparisons": self.compared, "same_bits": self.compared - self.unequal}
+        message = f"{what}: {words}"
+        return Finding(law, Status.PASSED, message, None, self.floors, LIMIT_PAIR, details)
+
+    def failed(self, law: str, why: str, named: Named | None = None, **details: object) -> Finding:
+        """The worst difference, where it first shows, and what it comes from."""
+        apart = self.worst
+        assert apart is not None, f"{law} failed without a difference"
+        message = (
+            f"logits[{apart.position}, {apart.token}] = {apart.got:.9g}, should be "
+            f"{apart.expected:.9g} ({apart.what}; {apart.floors:.3g} noise floors); {why}"
+        )
+        details |= {"comparisons": self.compared, "first_wrong": apart.first_wrong}
+        return Finding(
+            law,
+            Status.FAILED,
+            message,
+            None,
+            apart.floors,
+            LIMIT_PAIR,
+            named=named,
+            details=details,
+        )
+
+
+def mean_squares(a_TV: Floats, b_TV: Floats) -> Floats:
+    """Mean over the vocabulary of the squared difference, [T], a few rows at a time."""
+    step = max(1, TILE_ELEMENTS // a_TV.shape[-1])
+    parts = [
+        np.mean((a_TV[i : i + step].astype(np.float64) - b_TV[i : i + step]) ** 2, axis=-1)
+        for i in range(0, len(a_TV), step)
+    ]
+    return np.concatenate(parts)

@@ -1,0 +1,237 @@
+"""The law of the cache: a sequence decoded in pieces has the logits of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_verify.findings import Finding, naming
+from gpt_verify.laws.agreement import (
+    LIMIT_PAIR,
+    Agreement,
+    checked,
+    logits_of,
+    mean_squares,
+    refuting,
+)
+from gpt_verify.laws.cache.hypotheses import last_clipped, ways, window
+from gpt_verify.laws.decoding import Before, Case, Way, recognise, right_positions
+from gpt_verify.laws.subject import NotExamined, Subject
+from gpt_verify.reference.weights import parameter_count
+
+Tokens = NDArray[np.int64]
+Floats = NDArray[np.floating]
+Lengths = tuple[int, ...]
+
+LAW = "cache"
+#: Tokens of the sequence that is split in every way into two and into three: as many as the first
+#: number, and no fewer than the second.
+SHORT, SHORTEST = 8, 4
+#: How many parameters are read at most (a step reads all of them) while a short sequence is split
+#: in every way, and while a long one is decoded one by one, of which so many tokens are at least.
+SPLIT_READS, READS, FEWEST = 32_000_000_000, 8_000_000_000, 32
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One sequence, decoded in pieces of these lengths."""
+
+    lengths: Lengths
+    tokens_T: Tokens
+    got_TV: Floats
+    expected_TV: Floats
+    floors_T: Floats
+
+    def case(self, subject: Subject) -> Case:
+        """For recognising what went wrong."""
+        cuts = np.cumsum(self.lengths)[:-1]
+        pieces = np.split(self.tokens_T, cuts)
+        rows = np.arange(len(self.tokens_T))
+        floor_T = subject.floor(self.tokens_T)
+        return Case(pieces, rows, self.got_TV, self.expected_TV, floor_T)
+
+
+@refuting(LAW)
+def check_cache(subject: Subject) -> Iterator[Finding]:
+    """Short sequences split in every way, a long one token by token, and the last position."""
+    n_ctx = subject.config.n_ctx
+    if n_ctx == 1:
+        raise NotExamined("a context of one token cannot be split")
+    agreement = Agreement(subject)
+    short = min(n_ctx, _affordable(parameter_count(subject.config)))
+    splits = _splits(subject, agreement, short)
+    if not agreement.holds():
+        yield _failed(agreement, *_named(subject, splits))
+        return
+    said = [f"{len(splits)} splits of {short} tokens"]
+    del splits  # all their logits
+    exchanged = _two_rows(subject, agreement, short)
+    if not agreement.holds():
+        words = "one row alone is decoded as it should be: rows are mixed up"
+        if exchanged:
+            words += ", each reads the other's cache"
+        yield _failed(agreement, words, "cache-rows-exchanged" if exchanged else "")
+        return
+    said.append("two rows at once")
+    count = min(n_ctx, max(FEWEST, READS // parameter_count(subject.config)))
+    if count > short:
+        tokens = subject.tokens(1, count)
+        whole_TV = logits_of(subject, tokens)[0]
+        long = _compare(subject, agreement, tokens, (1,) * count, whole_TV)
+        if not agreement.holds():
+            yield _failed(agreement, *_limited(subject, long))
+            return
+        del whole_TV, long
+        said.append(f"{count} tokens one by one")
+    if count < n_ctx:
+        last = _last_positions(subject, agreement)
+        if not agreement.holds():
+            yield _failed(agreement, *_clipped(subject, last))
+            return
+        said.append(f"the last two of {n_ctx}")
+    yield agreement.passed(LAW, ", ".join(said))
+
+
+def _affordable(parameters: int) -> int:
+    """Tokens that can be split in every way."""
+    steps = {n: sum(map(len, splits_of(n))) for n in range(SHORTEST, SHORT + 1)}
+    return max(n for n in steps if n == SHORTEST or steps[n] * parameters <= SPLIT_READS)
+
+
+def splits_of(n: int) -> list[Lengths]:
+    """The whole in one call, every way into two and into three, and one by one."""
+    found = {(n,): None, (1,) * n: None}
+    for count in (2, 3):
+        for cuts in combinations(range(1, n), count - 1):
+            found[tuple(b - a for a, b in pairwise((0, *cuts, n)))] = None
+    return list(found)
+
+
+def _words(lengths: Lengths) -> str:
+    if len(lengths) > 3 and set(lengths) == {1}:
+        return "decoded one by one"
+    return "decoded as " + " + ".join(map(str, lengths))
+
+
+def _decode(
+    subject: Subject, tokens_BT: Tokens, lengths: Lengths, keep: bool = True
+) -> Iterator[Floats]:
+    """Logits of each piece, [B, n, V], made with the cache of those before it.
+
+    Args:
+        keep: copies; otherwise the port's own memory, to be looked at before it runs again.
+    """
+    step = subject.port.step
+    assert step is not None, "the table says that the law needs it"
+    cache = None
+    for piece in np.split(tokens_BT, np.cumsum(lengths)[:-1], axis=1):
+        logits, cache = step(piece, cache)
+        logits = checked(subject, logits, piece, _words(lengths), keep=keep)
+        yield logits
+        del logits  # of a whole context: large, while the next piece is computed
+
+
+def _splits(subject: Subject, agreement: Agreement, n: int) -> list[Decoded]:
+    tokens = subject.tokens(1, n)
+    whole_TV = logits_of(subject, tokens)[0]
+    return [_compare(subject, agreement, tokens, lengths, whole_TV) for lengths in splits_of(n)]
+
+
+def _compare(
+    subject: Subject, agreement: Agreement, tokens: Tokens, lengths: Lengths, whole_TV: Floats
+) -> Decoded:
+    got_TV = np.concatenate(list(_decode(subject, tokens, lengths)), axis=1)[0]
+    floors_T = agreement.compare(_words(lengths), got_TV, whole_TV, tokens[0])
+    return Decoded(lengths, tokens[0], got_TV, whole_TV, floors_T)
+
+
+def _two_rows(subject: Subject, agreement: Agreement, n: int) -> bool:
+    """Whether each row is decoded as if the tokens before the second call were the other's."""
+    tokens = subject.tokens(2, n)
+    whole_BTV = logits_of(subject, tokens)
+    halves = (n - n // 2, n // 2)
+    for lengths in {halves, (1,) * n}:
+        got_BTV = np.concatenate(list(_decode(subject, tokens, lengths)), axis=1)
+        for row in range(2):
+            what = f"row {row} of two, {_words(lengths)}"
+            agreement.compare(what, got_BTV[row], whole_BTV[row], tokens[row])
+        if lengths == halves:
+            halved_BTV = got_BTV
+    if agreement.holds():
+        return False
+    first = halves[0]
+    mixed = np.concatenate([tokens[::-1, :first], tokens[:, first:]], axis=1)
+    expected_BTV = logits_of(subject, mixed)
+    squares = (mean_squares(halved_BTV[b, first:], expected_BTV[b, first:]) for b in range(2))
+    floors = [subject.position_floors(s, mixed[b], first).max() for b, s in enumerate(squares)]
+    return bool(max(floors) <= LIMIT_PAIR)
+
+
+def _last_positions(subject: Subject, agreement: Agreement) -> Case:
+    """Most of a whole context in one call, then its last two tokens."""
+    n_ctx = subject.config.n_ctx
+    tokens, lengths = subject.tokens(1, n_ctx), (n_ctx - 2, 1, 1)
+    whole_TV = logits_of(subject, tokens, keep=False)[0, -2:].copy()
+    ends = []
+    for piece_BTV in _decode(subject, tokens, lengths, keep=False):
+        ends.append(piece_BTV[0, -1].copy())
+        del piece_BTV  # the first is as large as the whole
+    got_TV = np.stack(ends[-2:])
+    agreement.compare(_words(lengths), got_TV, whole_TV, tokens[0], n_ctx - 2)
+    rows = np.array([n_ctx - 2, n_ctx - 1])
+    return Case([tokens[0]], rows, got_TV, whole_TV, subject.floor(tokens[0], n_ctx - 2))
+
+
+def _clipped(subject: Subject, last: Case) -> tuple[str, str]:
+    """Is it that the last position is taken for the one before?"""
+    way = recognise(subject, [last], [last_clipped(subject.config.n_ctx)])
+    if way is None:
+        return "shorter sequences are decoded as they should be", ""
+    return way.words, way.fault
+
+
+def _failed(agreement: Agreement, why: str, fault: str) -> Finding:
+    """The failure, with the name of a known fault where it is one."""
+    return agreement.failed(LAW, why, naming(fault))
+
+
+def _named(subject: Subject, splits: Sequence[Decoded]) -> tuple[str, str]:
+    """Which mistake it is, where the oracle that makes it departs in the same way: in words, and
+    by its name in the catalogue of faults."""
+    n = len(splits[0].tokens_T)
+    telling = {(n // 2, n - n // 2), (1, n - 1), (n - 1, 1), (1, n - 2, 1), (1,) * n}
+    cases = [split.case(subject) for split in splits if split.lengths in telling]
+    way = recognise(subject, cases, ways(subject.config.n_layer, n))
+    wrong = [split for split in splits if split.floors_T.max() > LIMIT_PAIR]
+    if way is None:
+        return f"{len(wrong)} of {len(splits)} splits are wrong", ""
+    return _displaced(way, wrong) + way.words, way.fault
+
+
+def _displaced(way: Way, wrong: Sequence[Decoded]) -> str:
+    """The first position that is decoded at another one's place, if that is the mistake."""
+    for split in wrong:
+        before: Before = ()
+        for length in split.lengths:
+            asked, used = right_positions(before, length), way.positions(before, length)
+            if (asked != used).any():
+                at = int(np.argmax(asked != used))
+                return f"position {asked[at]} is decoded at position {used[at]}: "
+            before = (*before, length)
+    return ""
+
+
+def _limited(subject: Subject, long: Decoded) -> tuple[str, str]:
+    """A mistake that a short sequence does not show: is it that so many tokens are kept?"""
+    first = int(np.argmax(long.floors_T > LIMIT_PAIR))
+    rows, floor_T = np.arange(len(long.tokens_T)), subject.floor(long.tokens_T)
+    case = Case([long.tokens_T], rows, long.got_TV, long.expected_TV, floor_T)
+    tried = [*(window(first - i) for i in range(3)), last_clipped(subject.config.n_ctx)]
+    way = recognise(subject, [case], tried)
+    if way is None:
+        return f"the first {first} tokens are decoded as they should be", ""
+    return way.words, way.fault

@@ -1,0 +1,273 @@
+"""The oracle, decoding a sequence in pieces with one mistake or another.
+
+A port that decodes wrongly is told what it does wrong only where the oracle with that mistake
+departs from the right logits as the port does: same direction, same size, to within rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_verify.laws.agreement import LIMIT_PAIR
+from gpt_verify.laws.subject import Subject
+from gpt_verify.numerics.draws import FOR_POSITIONS, draws, moves
+from gpt_verify.numerics.weights import Widened
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.model import Weights
+from gpt_verify.reference.ops import (
+    attention_mix,
+    attention_scores,
+    gelu,
+    layer_norm,
+    linear,
+    softmax,
+    split_heads,
+    unembed,
+)
+from gpt_verify.reference.weights import parameter_count
+
+Tokens = NDArray[np.int64]
+Floats = NDArray[np.floating]
+#: How far from 1 the coefficient of a recognised mistake may be.
+NEAR = 0.1
+#: Lengths of the pieces before this one.
+Before = tuple[int, ...]
+#: Rows of wpe for a piece of n tokens, int[n].
+Positions = Callable[[Before, int], NDArray[np.integer]]
+#: Which tokens each of them sees, bool[n, past + n].
+Sources = Callable[[Before, int], NDArray[np.bool_]]
+#: [H, n, K] each.
+KeysValues = tuple[Floats, Floats]
+
+
+def right_positions(before: Before, n: int) -> NDArray[np.integer]:
+    return np.arange(n) + sum(before)
+
+
+def right_sources(before: Before, n: int) -> NDArray[np.bool_]:
+    """Every earlier token and itself: a triangle in the lower right corner."""
+    past = sum(before)
+    return np.tri(n, past + n, past, dtype=np.bool_)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the pieces of a sequence are decoded; what is left out is right.
+
+    Attributes:
+        words: what a port that decodes so does wrong.
+        positions: where the tokens of a piece are taken to be.
+        sources: what they see.
+        layer: the layer whose cached keys and values a layer reads.
+        kept: what becomes of keys and values, those of all tokens so far, when a call ends.
+        normalise: a layer norm without gain and bias, [n, D]; None is right.
+        fault: the name of this mistake in the catalogue of faults, where it has one.
+        coarse: it rounds in steps that are far above the noise, not always to the same side.
+    """
+
+    words: str
+    positions: Positions = right_positions
+    sources: Sources = right_sources
+    layer: Callable[[int], int] = lambda layer: layer
+    kept: Callable[[KeysValues], KeysValues] = lambda kept: kept
+    normalise: Callable[[Floats], Floats] | None = None
+    fault: str = ""
+    coarse: bool = False
+
+
+def decode(weights: Weights, config: Config, pieces: Sequence[Tokens], way: Way) -> Floats | None:
+    """Logits of all pieces, float64[T, V]; None where a position does not exist."""
+    past: list[tuple[Floats, Floats]] = []
+    before: Before = ()
+    logits = []
+    for tokens_n in pieces:
+        positions = way.positions(before, len(tokens_n))
+        if positions.min() < 0 or positions.max() >= config.n_ctx:
+            return None
+        x_nD: Floats = weights["wte"][tokens_n].astype(np.float64) + weights["wpe"][positions]
+        seen = way.sources(before, len(tokens_n))
+        present = []
+        for layer in range(config.n_layer):
+            cached = past[way.layer(layer)] if past else None
+            x_nD, own = _block(weights, config, layer, x_nD, cached, seen, way)
+            if past:
+                own = _joined(past[layer], own)
+            present.append(way.kept(own))
+        past, before = present, (*before, len(tokens_n))
+        if config.norm_last:
+            x_nD = _norm(weights, "ln_f", x_nD, way)
+        logits.append(unembed(x_nD, weights[config.head]))
+    return np.concatenate(logits)
+
+
+def _block(
+    weights: Weights,
+    config: Config,
+    layer: int,
+    x_nD: Floats,
+    cached: tuple[Floats, Floats] | None,
+    seen: NDArray[np.bool_],
+    way: Way,
+) -> tuple[Floats, tuple[Floats, Floats]]:
+    """One block; the keys and values that it makes, [H, n, K] each."""
+    at = f"h{layer}"
+
+    def attend(x_nD: Floats) -> tuple[Floats, KeysValues]:
+        qkv_nC = _linear(weights, f"{at}/attn/c_attn", x_nD)
+        q_HnK, k_HnK, v_HnK = split_heads(qkv_nC, config.n_head)
+        k_HSK, v_HSK = _joined(cached, (k_HnK, v_HnK)) if cached else (k_HnK, v_HnK)
+        scores = np.where(seen, attention_scores(q_HnK, k_HSK), -np.inf)
+        mix_nD = attention_mix(softmax(scores), v_HSK)
+        return _linear(weights, f"{at}/attn/c_proj", mix_nD), (k_HnK, v_HnK)
+
+    def think(x_nD: Floats) -> Floats:
+        return _linear(weights, f"{at}/mlp/c_proj", gelu(_linear(weights, f"{at}/mlp/c_fc", x_nD)))
+
+    def norm(name: str, x_nD: Floats) -> Floats:
+        return _norm(weights, f"{at}/{name}", x_nD, way)
+
+    if config.norm_first:
+        out_nD, own = attend(norm("ln_1", x_nD))
+        x_nD = x_nD + out_nD
+        return x_nD + think(norm("ln_2", x_nD)), own
+    out_nD, own = attend(x_nD)
+    x_nD = norm("ln_1", x_nD + out_nD)
+    return norm("ln_2", x_nD + think(x_nD)), own
+
+
+def _joined(past: tuple[Floats, Floats], own: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+    return np.concatenate([past[0], own[0]], axis=1), np.concatenate([past[1], own[1]], axis=1)
+
+
+def _norm(weights: Weights, at: str, x: Floats, way: Way) -> Floats:
+    if way.normalise is not None:
+        scaled: Floats = weights[f"{at}/g"] * way.normalise(x) + weights[f"{at}/b"]
+        return scaled
+    return layer_norm(x, weights[f"{at}/g"], weights[f"{at}/b"])
+
+
+def _linear(weights: Weights, at: str, x: Floats) -> Floats:
+    return linear(x, weights[f"{at}/w"], weights[f"{at}/b"])
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a port made of a sequence, and what it should have made.
+
+    Attributes:
+        pieces: the tokens as they were decoded.
+        rows: which positions of them were compared, int[R].
+        got_RV: what the port made there.
+        expected_RV: the same port, used in a way that it is right in.
+        floor_R: noise floors of these positions.
+    """
+
+    pieces: Sequence[Tokens]
+    rows: NDArray[np.integer]
+    got_RV: Floats
+    expected_RV: Floats
+    floor_R: Floats
+
+
+#: Nothing is wrong.
+RIGHT = Way("")
+
+
+def recognise(
+    subject: Subject, cases: Sequence[Case], ways: Iterable[Way], right_way: Way = RIGHT
+) -> Way | None:
+    """The way that departs from the right one as the port does, in every case; of several the
+    closest, of equally close ones the first.
+
+    As the port does: to within the noise of the right run, or to within that of the mistaken one,
+    whose softmax may hang on the last bit where the right one's does not.
+    """
+    weights, config = Widened(subject.weights), subject.config
+    rights = [decode(weights, config, case.pieces, right_way) for case in cases]
+    best, closest = None, np.inf
+    for way in ways:
+        remainders = []
+        for case, right in zip(cases, rights, strict=True):
+            with np.errstate(all="ignore"):  # a token that sees nothing has no softmax
+                wrong = decode(weights, config, case.pieces, way)
+            if right is None or wrong is None:
+                break
+            predicted_RV = (wrong - right)[case.rows]
+            remainder = _remainder(predicted_RV, case, way.coarse)
+            if remainder is None and not way.coarse and _near(predicted_RV, case):
+                floor_R = np.hypot(case.floor_R, _noise(subject, case, way, wrong))
+                remainder = _remainder(predicted_RV, replace(case, floor_R=floor_R), way.coarse)
+            if remainder is None:
+                break
+            remainders.append(remainder)
+        if len(remainders) == len(cases) and sum(remainders) < closest:
+            best, closest = way, sum(remainders)
+    return best
+
+
+def _remainder(predicted_RV: Floats, case: Case, coarse: bool) -> float | None:
+    """What a mistake leaves unexplained of the port's departure, in noise floors (RMS).
+
+    None where it does not explain it: the remainder is above the noise at some position (of a
+    coarse one, above a tenth of what there is), or the coefficient is not near 1.
+    """
+    if not np.isfinite(predicted_RV).all():
+        return None
+    measured_RV = case.got_RV.astype(np.float64) - case.expected_RV
+    left_R = _floors(measured_RV - predicted_RV, case)
+    steps_R = NEAR * _floors(measured_RV, case) if coarse else np.zeros_like(left_R)
+    if (left_R > np.maximum(LIMIT_PAIR, steps_R)).any():
+        return None
+    if max(_floors(measured_RV, case).max(), _floors(predicted_RV, case).max()) > LIMIT_PAIR:
+        size = float((predicted_RV**2).sum())
+        if not size or abs(float((measured_RV * predicted_RV).sum()) / size - 1) > NEAR:
+            return None
+    return float(np.sqrt(np.mean(left_R**2)))
+
+
+def _near(predicted_RV: Floats, case: Case) -> bool:
+    """Whether little is left of the port's departure."""
+    measured_RV = case.got_RV.astype(np.float64) - case.expected_RV
+    left = float(np.linalg.norm(measured_RV - predicted_RV))
+    return left <= NEAR * float(np.linalg.norm(measured_RV))
+
+
+def _noise(subject: Subject, case: Case, way: Way, exact_TV: Floats) -> Floats:
+    """RMS over the vocabulary of what rounding does to a mistaken run, [R]: as much as moving all
+    weights by a rounding does, drawn as ``gpt_verify.numerics.draws`` says."""
+    config, squares_R = subject.config, np.zeros(len(case.rows))
+    work = len(exact_TV) * parameter_count(config)
+    count = draws(len(case.rows), work, FOR_POSITIONS)
+    for draw in range(count):
+        moved = decode(_Moved(subject, draw), config, case.pieces, way)
+        assert moved is not None, "the positions of this way exist"
+        squares_R += np.mean((moved - exact_TV)[case.rows] ** 2, axis=-1) / count
+    return np.sqrt(squares_R)
+
+
+class _Moved(Mapping[str, Floats]):
+    """The weights, each moved at random by as much as rounding may do."""
+
+    def __init__(self, subject: Subject, draw: int) -> None:
+        self._weights, self._precision = Widened(subject.weights), subject.precision
+        self._seed = subject.seed, draw
+
+    def __getitem__(self, name: str) -> Floats:
+        rng = np.random.default_rng([*self._seed, *name.encode()])
+        value = self._weights[name].astype(np.float64)
+        return value + moves(value, self._precision, rng)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def _floors(difference_RV: Floats, case: Case) -> Floats:
+    floors_R: Floats = np.sqrt(np.mean(difference_RV**2, axis=-1)) / case.floor_R
+    return floors_R

@@ -1,0 +1,140 @@
+"""The law of the logits: the whole model, from the tokens to the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_verify.findings import Finding, Status
+from gpt_verify.numerics.cascade import LIMIT_FLOORS, Lockstep
+from gpt_verify.numerics.precision import Precision
+from gpt_verify.numerics.scores import Worst
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference.config import Config
+
+Floats = NDArray[np.floating]
+Tokens = NDArray[np.integer]
+
+
+class LogitsComparison:
+    """Squared error and squared noise of the logits over a run, with and without their mean.
+
+    Softmax does not see a constant added to all logits of a position, and ports that centre
+    their unembedding add one. It is told apart from an error by comparing both ways.
+    """
+
+    def __init__(self, config: Config, weights: DeclaredWeights, precision: Precision) -> None:
+        self._config, self._weights, self._precision = config, weights, precision
+        self._error = self._noise = self._centred_error = self._centred_noise = 0.0
+        self._largest_shift = 0.0
+        self._worst: Worst | None = None
+        self._input = -1
+        self.complaint: str | None = None
+
+    def begin(self) -> None:
+        """A new input is about to be compared."""
+        self._input += 1
+
+    def add(self, tokens_BT: Tokens, logits_BTV: Floats) -> None:
+        """Compare one call of a port that shows nothing else."""
+        self.begin()
+        self.add_again(tokens_BT, logits_BTV)
+
+    def add_again(
+        self,
+        tokens_BT: Tokens,
+        logits_BTV: Floats,
+        locksteps: Sequence[Lockstep] | None = None,
+    ) -> None:
+        """Compare other logits of the input that was begun last.
+
+        Args:
+            locksteps: of its rows, where there are some; they may have been asked for logits
+                before.
+        """
+        if not self.accepts(tokens_BT, logits_BTV):
+            return
+        if locksteps is None:
+            locksteps = [
+                Lockstep(self._config, self._weights, self._precision, row) for row in tokens_BT
+            ]
+        for row, lockstep in enumerate(locksteps):
+            with np.errstate(all="ignore"):  # what overflows is reported, not warned about
+                for _ in self.add_row(row, logits_BTV[row], lockstep):
+                    pass
+
+    def accepts(self, tokens_BT: Tokens, logits_BTV: Floats) -> bool:
+        """Shape and dtype first; a complaint is a finding, and nothing further is compared."""
+        shape = (*tokens_BT.shape, self._config.n_vocab)
+        if logits_BTV.shape != shape:
+            self.complaint = f"logits have shape {list(logits_BTV.shape)}, should be {list(shape)}"
+        elif not np.issubdtype(logits_BTV.dtype, np.floating):
+            self.complaint = (
+                f"logits have dtype {logits_BTV.dtype}, should be a floating-point type"
+            )
+        return self.complaint is None
+
+    def add_row(
+        self, row: int, logits_TV: Floats, lockstep: Lockstep
+    ) -> Iterator[tuple[int, Floats, Floats]]:
+        """Compare one sequence tile by tile, yielding ``(first token, error, noise)`` of each.
+
+        Of the noise R draws, with the error R + 1 deviations.
+        """
+        sums: Floats = np.zeros(0)
+        squares: Floats = np.zeros(0)
+        for first, exact, noise in lockstep.logits():
+            got = np.asarray(logits_TV[:, first : first + exact.shape[-1]], np.float64)
+            error = np.where(np.isfinite(got), got - exact, np.inf)
+            deviations = np.concatenate([error[None], noise])
+            sums = deviations.sum(axis=-1) + (sums if sums.size else 0.0)
+            squares = (deviations**2).sum(axis=-1) + (squares if squares.size else 0.0)
+            at = np.unravel_index(int(np.argmax(np.abs(error))), error.shape)
+            size = float(np.abs(error[at]))
+            if self._worst is None or size > self._worst.score:
+                index = (self._input, row, int(at[0]), first + int(at[1]))
+                self._worst = Worst(index, float(got[at]), float(exact[at]), 0.0, size)
+            yield first, error, noise
+        n = self._config.n_vocab
+        self._error += float(squares[0].sum())
+        self._noise += float(squares[1:].mean(axis=0).sum())
+        centred = np.maximum(squares - sums**2 / n, 0.0)
+        self._centred_error += float(centred[0].sum())
+        self._centred_noise += float(centred[1:].mean(axis=0).sum())
+        self._largest_shift = max(self._largest_shift, float(np.max(np.abs(sums[0] / n))))
+
+    @property
+    def floors(self) -> float | None:
+        """RMS error of the logits in noise floors."""
+        if self._worst is None:
+            return None
+        return _ratio(self._error, self._noise)
+
+    def findings(self) -> list[Finding]:
+        if self.complaint:
+            return [Finding("logits", Status.FAILED, self.complaint, "logits")]
+        floors = self.floors
+        if floors is None or self._worst is None:
+            return [Finding("logits", Status.NOT_EXAMINED, "no logits were compared", "logits")]
+        index = ", ".join(map(str, self._worst.index))
+        message = (
+            f"logits[{index}] = {self._worst.got:.9g}, should be {self._worst.expected:.9g}; "
+            f"RMS error {floors:.3g} noise floors"
+        )
+        centred = _ratio(self._centred_error, self._centred_noise)
+        if floors > LIMIT_FLOORS and centred <= LIMIT_FLOORS:
+            message = (
+                f"equal up to a constant for each position (at most {self._largest_shift:.3g}): "
+                f"RMS error apart from it {centred:.3g} noise floors"
+            )
+            return [Finding("logits", Status.PASSED, message, "logits", centred, LIMIT_FLOORS)]
+        status = Status.PASSED if floors <= LIMIT_FLOORS else Status.FAILED
+        return [Finding("logits", status, message, "logits", floors, LIMIT_FLOORS)]
+
+
+def _ratio(error: float, noise: float) -> float:
+    if error == 0.0:
+        return 0.0
+    return float(np.sqrt(error / noise)) if noise > 0 else float("inf")

@@ -1,0 +1,260 @@
+"""The laws of the loss: shifted by one, the mean over the predicted tokens, in nats.
+
+The port's loss is compared with the loss of *its own logits*, in float64, so that a wrong logit is
+no wrong loss, and only the rounding of a log-softmax and a mean lies between the two. A port that
+rounds coarsely is run in float64 first, where it can be: a wrong formula has nothing to hide under
+there. One law compares end to end, with the loss of the oracle's logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_verify.findings import Finding, Status, naming
+from gpt_verify.laws.loss.hypotheses import SHIFTS, Case, aligned, mean_loss, names
+from gpt_verify.laws.subject import NotExamined, Subject
+from gpt_verify.numerics.cascade import LIMIT_FLOORS, Lockstep
+from gpt_verify.numerics.loss import Losses, loss_noise, losses, mean_budget
+from gpt_verify.numerics.precision import FLOAT32, Precision
+from gpt_verify.numerics.scores import limit_max
+from gpt_verify.port import IGNORED, Port
+from gpt_verify.reference.loss import log_softmax, loss_nats
+
+Tokens = NDArray[np.int64]
+Floats = NDArray[np.floating]
+
+#: Tokens of a sequence whose every prediction is looked at alone.
+SHORT = 9
+#: Tokens of the sequence that is compared end to end.
+ORACLE = 17
+#: Logits of the longest sequence: all of n_ctx for a small model, 333 tokens for a released one.
+LOGITS = 1 << 24
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """What a port's loss is asked of."""
+
+    name: str
+    tokens: Tokens
+    labels: Tokens
+
+
+def check_loss(subject: Subject) -> list[Finding]:
+    """Nothing ignored: sequences of several lengths, and a batch of equal ones."""
+    n_ctx, n_vocab = subject.config.n_ctx, subject.config.n_vocab
+    longest = min(n_ctx, max(SHORT, LOGITS // n_vocab))
+    inputs = []
+    for length in sorted({n for n in (2, 3, SHORT, longest) if n <= n_ctx}):
+        tokens = subject.tokens(1, length, 31)
+        inputs.append(_Labelled(f"length {length}", tokens, tokens))
+    tokens = subject.tokens(3, min(n_ctx, 5), 31)
+    inputs.append(_Labelled(f"3 × {tokens.shape[1]}", tokens, tokens))
+    return _judge(subject, "loss.value", inputs)
+
+
+def check_loss_ignored(subject: Subject) -> list[Finding]:
+    """Labels of -100: each prediction alone, every other one, and the first label, which nothing
+    predicts anyway."""
+    tokens = subject.tokens(1, min(subject.config.n_ctx, SHORT), 32)
+    length = tokens.shape[1]
+    inputs = []
+    for kept in range(1, length):
+        labels = np.full_like(tokens, IGNORED)
+        labels[:, kept] = tokens[:, kept]
+        inputs.append(_Labelled(f"only label {kept} of {length}", tokens, labels))
+    first, other = tokens.copy(), tokens.copy()
+    first[:, 0] = IGNORED
+    other[:, 0::2] = IGNORED
+    inputs.append(_Labelled(f"label 0 of {length} ignored", tokens, first))
+    if length > 3:
+        inputs.append(_Labelled(f"every other of {length} labels", tokens, other))
+    return _judge(subject, "loss.ignored", inputs)
+
+
+def check_loss_batch(subject: Subject) -> list[Finding]:
+    """Rows of unequal lengths, the rest of each padded and ignored, in two orders."""
+    width = min(subject.config.n_ctx, SHORT)
+    lengths = (width, width // 2 + 1, 2) if width > 2 else (width, 1)
+    inputs = []
+    for order, seed in ((lengths, 33), (lengths[::-1], 34)):
+        tokens = subject.tokens(len(order), width, seed)
+        labels = tokens.copy()
+        for row, length in enumerate(order):
+            labels[row, length:] = IGNORED
+            # As GPT-2 is padded: with its end of text, the last id.
+            tokens[row, length:] = subject.config.n_vocab - 1
+        inputs.append(_Labelled(f"rows of {', '.join(map(str, order))}", tokens, labels))
+    return _judge(subject, "loss.batch", inputs)
+
+
+def check_loss_reference(subject: Subject) -> list[Finding]:
+    """End to end: the loss of the oracle's logits, to within what the noise of logits does."""
+    _something_predicted(subject)
+    tokens = subject.tokens(1, min(subject.config.n_ctx, ORACLE), 35)
+    (case,) = _measure(
+        subject.port, [_Labelled(f"length {tokens.shape[1]}", tokens, tokens)], subject.precision
+    )
+    exact, noise = _oracle(subject, tokens[0])
+    allowed = case.allowed + LIMIT_FLOORS * noise
+    whole = replace(case, expected=exact, allowed=allowed)
+    message = _worded(whole)
+    score = _ratio(whole) * LIMIT_FLOORS
+    if whole.right:
+        message = f"{tokens.shape[1]} tokens: {message}"
+        return [Finding("loss.reference", Status.PASSED, message, None, score, LIMIT_FLOORS)]
+    if case.right:
+        message += ": it is the loss of the port's own logits, which are not the reference's"
+    return [Finding("loss.reference", Status.FAILED, message, None, score, LIMIT_FLOORS)]
+
+
+def _judge(subject: Subject, law: str, inputs: Sequence[_Labelled]) -> list[Finding]:
+    _something_predicted(subject)
+    port = subject.port
+    twin = None
+    if subject.precision.u > FLOAT32.u and port.float64 is not None:
+        twin = _in_float64(subject, law, inputs)
+        if twin is not None and twin.status is Status.FAILED:
+            return [twin]
+    cases = _measure(port, inputs, subject.precision)
+    finding = _finding(law, _with_noise(subject, inputs, cases, subject.precision), cases, "")
+    if twin is not None and finding.status is Status.PASSED:
+        finding = finding.saying(after=f"; {twin.details['furthest']}")
+    return [finding]
+
+
+def _something_predicted(subject: Subject) -> None:
+    if subject.config.n_ctx < 2:
+        raise NotExamined("one position: nothing is predicted")
+
+
+def _in_float64(subject: Subject, law: str, inputs: Sequence[_Labelled]) -> Finding | None:
+    """The same in float64, where the rounding of the declared format hides nothing.
+
+    A loss is often computed in float32 there too. One whose every value is a number of the
+    declared format was stored in it, and float64 says nothing more about it.
+    """
+    assert subject.port.float64 is not None
+    try:
+        with subject.port.float64() as twin:
+            if twin.loss is None:
+                return None
+            cases = _measure(twin, inputs, FLOAT32)
+    except Exception:
+        return None  # the law of architecture says why it does not run in float64
+    values = np.array([case.measured for case in cases])
+    if np.array_equal(subject.precision.round(values), values, equal_nan=True):
+        return None
+    return _finding(law, _with_noise(subject, inputs, cases, FLOAT32), cases, " in float64")
+
+
+def _measure(port: Port, inputs: Sequence[_Labelled], p: Precision) -> list[Case]:
+    """Ask for each loss, and what it should be from the port's own logits."""
+    assert port.loss is not None, "the law needs it"
+    # Nobody computes a loss in more than float32, whatever the logits are kept in.
+    p = p if p.u > FLOAT32.u else FLOAT32
+    cases: list[Case] = []
+    tokens: Tokens | None = None
+    own: Losses | None = None
+    for item in inputs:
+        if own is None or item.tokens is not tokens:
+            tokens, own = item.tokens, _own_losses(port, item.tokens, p)
+        counted = item.labels != IGNORED
+        expected = mean_loss(own, counted)
+        measured = float(port.loss(item.tokens, item.labels))
+        of = counted & ~np.isnan(aligned(own.nats[1], 1))
+        nats, budget = aligned(own.nats[1], 1)[of], aligned(own.budget, 1)[of]
+        allowed = limit_max(len(inputs)) * mean_budget(p, nats, budget)
+        cases.append(Case(item.name, own, counted, measured, expected, allowed))
+    return cases
+
+
+def _own_losses(port: Port, tokens: Tokens, p: Precision) -> Losses:
+    logits = port.logits(tokens)
+    ids = (0, IGNORED) if logits.shape[-1] >= -IGNORED else (0,)
+    with np.errstate(all="ignore"):  # what is not finite is reported, not warned about
+        return losses(logits, tokens, p, SHIFTS, ids)
+
+
+def _with_noise(
+    subject: Subject, inputs: Sequence[_Labelled], cases: Sequence[Case], p: Precision
+) -> list[Case]:
+    """The loss may be computed in a pass of its own, whose logits differ by their noise.
+
+    Measured only where the logits of the other pass do not explain the loss to the last digit.
+    """
+    found = []
+    for item, case in zip(inputs, cases, strict=True):
+        if not case.right and math.isfinite(case.error):
+            floor_BT = np.array([subject.floor(row) for row in item.tokens])
+            floor_BT *= max(p.u, FLOAT32.u) / subject.precision.u
+            of = case.counted & ~np.isnan(aligned(case.losses.nats[1], 1))
+            noise = aligned(floor_BT * case.losses.slope, 1)[of]
+            case = replace(case, allowed=case.allowed + LIMIT_FLOORS * float(np.mean(noise)))
+        found.append(case)
+    return found
+
+
+def _finding(law: str, cases: Sequence[Case], exact: Sequence[Case], where: str) -> Finding:
+    """The verdict on all cases.
+
+    Args:
+        cases: with what noise may do.
+        exact: the same without it, for the name of a mistake.
+        where: added to the name of a case.
+    """
+    limit = limit_max(len(cases))
+    worst = max(cases, key=_ratio)
+    details: dict[str, Any] = {
+        "losses": {c.name: {"got": c.measured, "expected": c.expected} for c in cases}
+    }
+    score = _ratio(worst) * limit
+    message = _worded(worst, where)
+    wrong = [case for case in cases if not case.right]
+    if not wrong:
+        details["furthest"] = message
+        message = f"{len(cases)} calls, the loss of the port's own logits; the furthest {message}"
+        return Finding(law, Status.PASSED, message, None, score, limit, details)
+    fitting = names(exact) or names(cases)
+    named = None
+    if len(fitting) == 1:
+        message += f": {fitting[0].words}"
+        named = naming(fitting[0].fault)
+    else:
+        message += ": unexplained"
+        details["fits"] = [mistake.words for mistake in fitting]
+    if len(cases) > 1:
+        message += f" [{len(wrong)} of {len(cases)} calls]"
+    return Finding(law, Status.FAILED, message, None, score, limit, named=named, details=details)
+
+
+def _ratio(case: Case) -> float:
+    """Error over what is allowed."""
+    ratio = abs(case.error) / case.allowed if case.allowed else math.inf
+    return math.inf if math.isnan(ratio) else ratio
+
+
+def _worded(case: Case, where: str = "") -> str:
+    text = f"loss[{case.name}{where}] = {case.measured:.9g}, should be {case.expected:.9g}"
+    text += f" ± {case.allowed:.2g} nats"
+    if math.isfinite(case.error) and not case.right:
+        text += f" ({'too low' if case.error < 0 else 'too high'} by {abs(case.error):.3g})"
+    return text
+
+
+def _oracle(subject: Subject, tokens_T: Tokens) -> tuple[float, float]:
+    """The loss of the oracle's logits, and what the noise of its logits does to it, in nats."""
+    with np.errstate(all="ignore"):
+        lockstep = Lockstep(subject.config, subject.weights, subject.precision, tokens_T)
+        tiles: Iterator[tuple[int, Floats, Floats]] = lockstep.logits()
+        exact, noise = (np.concatenate(x, axis=-1) for x in list(zip(*tiles, strict=True))[1:])
+    return (
+        loss_nats(exact, tokens_T),
+        loss_noise(log_softmax(exact[:-1]), noise[:, :-1], tokens_T[1:]),
+    )

@@ -1,0 +1,135 @@
+"""Faults of padding: a sequence that is padded on the left has not the logits that it has alone.
+
+The oracle makes the same mistakes in ``gpt_verify.laws.padding.hypotheses``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from gpt_verify.faults.fault import Fault, Plant
+from gpt_verify.faults.later import torch
+from gpt_verify.faults.plant import wrap
+
+
+def _plant_mask(change: Callable[[Any], Any], model: Any, layers: Sequence[int]) -> None:
+    """``change(mask)`` in place of the mask that the attention sees."""
+
+    def forward(self: Any, right: Any, x: Any, past: Any, real: Any) -> Any:
+        return right(x, past, None if real is None else change(real))
+
+    for block in model.blocks(layers):
+        wrap(block.attn, "forward", forward)
+
+
+def _no_causal_mask(model: Any, layers: Sequence[int]) -> None:
+    """Where a mask of padding is handed over, it is the only one."""
+
+    def forward(self: Any, right: Any, x: Any, past: Any, real: Any) -> Any:
+        self.padded = real is not None
+        return right(x, past, real)
+
+    def allowed(self: Any, right: Any, targets: Any, sources: Any) -> Any:
+        seen = right(targets, sources)
+        return torch.ones_like(seen) if self.padded else seen
+
+    for block in model.blocks(layers):
+        wrap(block.attn, "forward", forward)
+        wrap(block.attn, "allowed", allowed)
+
+
+def _positions_from_1(model: Any, layers: Sequence[int]) -> None:
+    """The sum of the mask without the minus one, and what is handed over is raised as well."""
+
+    def forward(self: Any, right: Any, *args: Any, **kwargs: Any) -> Any:
+        self.padded = kwargs.get("attention_mask") is not None
+        return right(*args, **kwargs)
+
+    wrap(model, "forward", forward)
+    wrap(model, "embed", lambda self, right, ids, at: right(ids, at + self.padded))
+
+
+def _positions_of_first_row(model: Any, layers: Sequence[int]) -> None:
+    def embed(self: Any, right: Any, ids: Any, at: Any) -> Any:
+        return right(ids, at if at.ndim == 1 else at[:1].expand_as(at))
+
+    wrap(model, "embed", embed)
+
+
+def _positions_counted(model: Any, layers: Sequence[int]) -> None:
+    def positions(self: Any, right: Any, ids: Any, past: int, real: Any) -> Any:
+        return right(ids, past, None)
+
+    wrap(model, "positions", positions)
+
+
+def _padding(name: str, summary: str, plant: Plant, seen: str = "", needs: str = "") -> Fault:
+    law = None if needs else "positions.padding"
+    return Fault(
+        f"padding-{name}",
+        "padding",
+        summary,
+        seen,
+        plant=plant,
+        law=law,
+        layered=False,
+        needs=needs,
+    )
+
+
+FAULTS = (
+    _padding(
+        "attended",
+        "ignores the mask, and attends to padding like to any token",
+        partial(_plant_mask, lambda real: torch.ones_like(real)),
+    ),
+    _padding(
+        "mask-of-first-row",
+        "uses the mask of the first row for all",
+        partial(_plant_mask, lambda real: real[:1].expand_as(real)),
+    ),
+    _padding(
+        "mask-inverted",
+        "takes 1 for masked, as torch's key_padding_mask has it",
+        partial(_plant_mask, lambda real: 1 - real),
+    ),
+    _padding(
+        "mask-mirrored",
+        "takes the mask for one of padding on the right",
+        partial(_plant_mask, lambda real: real.flip(1)),
+    ),
+    _padding(
+        "mask-early",
+        "begins the mask one token early, so that the last padding is seen",
+        partial(_plant_mask, lambda real: torch.cat([real[:, 1:], real[:, -1:]], 1)),
+    ),
+    _padding(
+        "mask-late",
+        "begins the mask one token late, so that the first real token is not seen",
+        partial(_plant_mask, lambda real: torch.cat([real[:, :1], real[:, :-1]], 1)),
+    ),
+    _padding(
+        "no-causal-mask",
+        "has no causal mask where it is handed one of padding",
+        _no_causal_mask,
+    ),
+    _padding(
+        "positions-from-1",
+        "begins to count positions at 1 after padding",
+        _positions_from_1,
+    ),
+    _padding(
+        "positions-of-first-row",
+        "uses the positions of the first row for all",
+        _positions_of_first_row,
+    ),
+    _padding(
+        "positions-counted",
+        "does not derive positions from the mask; positions.padding passes, and says so",
+        _positions_counted,
+        "transformers' GPT2LMHeadModel, whose generate() derives them instead",
+        needs="positions can be handed over, so that it is a trap and no fault",
+    ),
+)

@@ -1,0 +1,188 @@
+"""The laws of the position table's end: n_ctx tokens are taken, one more is refused."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_verify.errors import described
+from gpt_verify.findings import Finding, Status, naming
+from gpt_verify.laws.agreement import logits_of, mean_squares, refuting
+from gpt_verify.laws.subject import NotExamined, Subject, same_bits
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.numerics.two_tables import last_state
+from gpt_verify.numerics.weights import Widened
+from gpt_verify.port import Port
+from gpt_verify.reference.model import logits as reference_logits
+from gpt_verify.reference.ops import unembed
+
+Tokens = NDArray[np.int64]
+Floats = NDArray[np.floating]
+
+LIMIT, BEYOND = "positions.limit", "positions.beyond"
+#: Tokens at the beginning, by which it is seen whether only the end is wrong.
+BEGINNING = 8
+
+
+@refuting(LIMIT)
+def check_limit(subject: Subject) -> Iterator[Finding]:
+    """A whole context is taken, and its last position is what the reference says."""
+    n_ctx = subject.config.n_ctx
+    tokens = subject.tokens(1, n_ctx)
+    logits_TV = logits_of(subject, tokens)[0]
+    # The floors that the law of the cache asks for as well.
+    last = subject.measured(tokens[0], max(0, n_ctx - 2))
+    got_V = logits_TV[-1].astype(np.float64)
+    floors = _floors(got_V - last.last_V, last.rms_T[-1])
+    if floors > LIMIT_FLOORS and not _beginning_is_right(subject, tokens[0], logits_TV):
+        raise NotExamined("the logits are wrong from the beginning on, not only at the end")
+    token = int(np.argmax(np.abs(got_V - last.last_V)))
+    message = (
+        f"{n_ctx} tokens: logits[{n_ctx - 1}, {token}] = {got_V[token]:.9g}, should be "
+        f"{last.last_V[token]:.9g}; {floors:.3g} noise floors from the reference"
+    )
+    status = Status.PASSED if floors <= LIMIT_FLOORS else Status.FAILED
+    yield Finding(LIMIT, status, message, None, floors, LIMIT_FLOORS)
+
+
+def _floors(difference_V: Floats, floor: float) -> float:
+    return float(np.sqrt(np.mean(difference_V**2)) / floor)
+
+
+def _beginning_is_right(subject: Subject, tokens_T: Tokens, logits_TV: Floats) -> bool:
+    """Whether the first tokens are right; of a context too short to have some, nothing is known."""
+    count = min(BEGINNING, len(tokens_T) // 2)
+    if not count:
+        return True
+    first_T = tokens_T[:count]
+    exact_TV = reference_logits(Widened(subject.weights), subject.config, first_T)
+    squares_T = mean_squares(logits_TV[:count], exact_TV)
+    return bool(subject.position_floors(squares_T, first_T).max() <= LIMIT_FLOORS)
+
+
+def check_beyond(subject: Subject) -> Iterator[Finding]:
+    """One token more is refused, in one call and by the cache, and the port survives that."""
+    n_ctx = subject.config.n_ctx
+    tokens = subject.tokens(1, n_ctx + 1)
+    where = "" if subject.port.device == "cpu" else " (on the CPU)"
+    with _on_cpu(subject.port) as port:
+        probe = _Probe(port, tokens[:, : min(2, n_ctx)])
+        taken = _refused(lambda: port.logits(tokens))
+        if not isinstance(taken, Refusal):
+            what, fault = _what_it_does(subject, port, tokens, np.array(taken))
+            words = f"{n_ctx + 1} tokens are not refused{where}, n_ctx is {n_ctx}: {what}"
+            yield Finding(BEYOND, Status.FAILED, words, named=naming(fault))
+            return
+        said, harm = taken.words, probe.harm()
+        if port.step is not None and not harm:
+            step, (_, cache) = port.step, port.step(tokens[:, :n_ctx], None)
+            after = _refused(lambda: step(tokens[:, n_ctx:], cache))
+            if not isinstance(after, Refusal):
+                words = f"with a cache of {n_ctx} tokens, one more is not refused{where}"
+                named = naming("positions-cache-rolls-on")
+                yield Finding(BEYOND, Status.FAILED, words, named=named)
+                return
+            said, harm = f"{said}; with a cache: {after.words}", probe.harm()
+        status = Status.FAILED if harm else Status.PASSED
+        said += f"; afterwards {harm}" if harm else ""
+        words = f"{n_ctx + 1} tokens are refused{where}: {said}"
+        named = naming("positions-refusal-breaks" if harm else None)
+        yield Finding(BEYOND, status, words, named=named)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a port raised."""
+
+    words: str
+
+
+def _refused(call: Callable[[], object]) -> object:
+    """A ``Refusal``, or what the call returned."""
+    try:
+        return call()
+    except NotExamined:
+        raise
+    except Exception as error:
+        return Refusal(_one_line(error))
+
+
+class _Probe:
+    """A port that refuses must be usable afterwards."""
+
+    def __init__(self, port: Port, tokens: Tokens) -> None:
+        self._port, self._tokens = port, tokens
+        self._before = np.array(port.logits(tokens))
+        self._repeats = same_bits(np.array(port.logits(tokens)), self._before)
+
+    def harm(self) -> str:
+        """What is no longer as it was, or nothing."""
+        after = _refused(lambda: self._port.logits(self._tokens))
+        if isinstance(after, Refusal):
+            return f"the port cannot be used any more: {after.words}"
+        if self._repeats and not same_bits(np.array(after), self._before):
+            return "the same tokens no longer have the logits that they had before"
+        return ""
+
+
+def _on_cpu(port: Port) -> AbstractContextManager[Port]:
+    """Where a lookup beyond a table's end is an exception. On a GPU it is an assertion of the
+    device, after which the process cannot use it any more."""
+    if port.device == "cpu":
+        return nullcontext(port)
+    if port.elsewhere is None:
+        raise NotExamined(f"on {port.device} it could end the process, and there is no CPU copy")
+    return port.elsewhere("cpu")
+
+
+def _what_it_does(subject: Subject, port: Port, tokens: Tokens, taken: Floats) -> tuple[str, str]:
+    """What a port makes of the token that it should have refused; the fault, where it is known."""
+    n_ctx, n_vocab = subject.config.n_ctx, subject.config.n_vocab
+    if taken.shape == (1, n_ctx, n_vocab):
+        for kept, words, name in (
+            (tokens[:, 1:], "first", "oldest"),
+            (tokens[:, :-1], "last", "newest"),
+        ):
+            squares_T = mean_squares(port.logits(kept)[0], taken[0])
+            if subject.position_floors(squares_T, kept[0]).max() <= LIMIT_FLOORS:
+                fault = f"positions-beyond-{name}-dropped"
+                return f"the {words} one is dropped without a word", fault
+    if taken.shape != (1, n_ctx + 1, n_vocab):
+        return f"logits of shape {list(taken.shape)} are returned", ""
+    if not np.isfinite(taken).all():
+        return "logits that are not finite are returned", ""
+    floor = float(subject.floor(tokens[0, :n_ctx], n_ctx - 1)[-1])
+    for words, fault, row_D in _rows(subject):
+        if _floors(taken[0, -1] - _beyond(subject, tokens[0], row_D), floor) <= LIMIT_FLOORS:
+            return f"position {n_ctx} is given {words}", fault
+    return f"position {n_ctx} is given no row of wpe that could be recognised", ""
+
+
+def _rows(subject: Subject) -> Iterator[tuple[str, str, Floats]]:
+    """What a lookup beyond the end of wpe may find."""
+    wpe_PD = subject.weights["wpe"]
+    last = len(wpe_PD) - 1
+    clipped = f"row {last} of wpe, the last, once more (clipped)"
+    yield clipped, "positions-beyond-clipped", wpe_PD[-1]
+    yield "row 0 of wpe (wrapped round)", "positions-beyond-wrapped", wpe_PD[0]
+    zeros = "zeros (what a GPU's gather returns beyond the end)"
+    yield zeros, "positions-beyond-zero", np.zeros_like(wpe_PD[0])
+
+
+def _beyond(subject: Subject, tokens_T: Tokens, row_D: Floats) -> Floats:
+    """The oracle's last logits, with one row more in its table."""
+    wpe_PD = np.concatenate([subject.weights["wpe"], row_D[None]])
+    weights = ChainMap({"wpe": wpe_PD}, Widened(subject.weights))  # type: ignore[arg-type]  # only read
+    config = replace(subject.config, n_ctx=len(wpe_PD))
+    state_D = last_state(weights, config, tokens_T)[-1:]
+    return np.asarray(unembed(state_D, subject.weights[subject.config.head])[0])
+
+
+def _one_line(error: BaseException) -> str:
+    """Type and first line of an exception."""
+    return described(error)

@@ -1,0 +1,142 @@
+"""What a law is handed: one port, and what is needed to judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.vocabulary import load
+from gpt_verify.matching.match import Matching
+from gpt_verify.numerics.floor import Floor, measure_floor
+from gpt_verify.numerics.precision import PRECISIONS, Precision
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.port import NotExamined as NotExamined
+from gpt_verify.port import Parameter, Port
+from gpt_verify.process.memory import give_back
+from gpt_verify.process.state import Loading
+from gpt_verify.reference.bpe import BPE
+from gpt_verify.reference.config import Config
+
+Tokens = NDArray[np.int64]
+Floats = NDArray[np.floating]
+
+
+@dataclass
+class Subject:
+    """One port under test.
+
+    Attributes:
+        port: what is judged.
+        checkpoint: what it is judged against.
+        weights: the checkpoint's tensors as the port's precision holds them.
+        seed: of everything that is drawn.
+        parameters: what the port shows of its weights; empty where it shows none.
+        matching: which of them is which tensor; None where it shows none.
+        loading: the state of the process before and after the port was built; None where nobody
+            looked.
+        memo: what a law has measured of the port, for the next law; each has keys of its own.
+    """
+
+    port: Port
+    checkpoint: Checkpoint
+    weights: DeclaredWeights
+    seed: int = 0
+    parameters: Sequence[Parameter] = ()
+    matching: Matching | None = None
+    loading: Loading | None = None
+    memo: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def config(self) -> Config:
+        return self.checkpoint.config
+
+    @property
+    def precision(self) -> Precision:
+        """The one that the port declares."""
+        return PRECISIONS[self.port.dtype]
+
+    @cached_property
+    def bpe(self) -> BPE:
+        """The tokenizer that lies beside the checkpoint; CheckpointError where there is none."""
+        return load(self.checkpoint)
+
+    def rng(self, *key: int) -> np.random.Generator:
+        """A stream of its own for each key, the same for the same seed."""
+        return np.random.default_rng([self.seed, *key])
+
+    def tokens(self, rows: int, length: int, *key: int) -> Tokens:
+        """Random ids int64[rows, length], rows that differ."""
+        return self.rng(rows, length, *key).integers(
+            0, self.config.n_vocab, (rows, length), dtype=np.int64
+        )
+
+    def other_tokens(self, tokens: Tokens, *key: int) -> Tokens:
+        """Random ids of the same shape, each different from the given one (where V > 1)."""
+        n = self.config.n_vocab
+        if n == 1:
+            return tokens.copy()
+        step = self.rng(tokens.size, *key).integers(1, n, tokens.shape, dtype=np.int64)
+        return np.asarray((tokens + step) % n, np.int64)
+
+    def measured(self, tokens_T: Tokens, first: int = 0) -> Floor:
+        """What rounding does to the logits from position ``first`` on; kept with the weights.
+
+        NotExamined where the oracle overflows in the port's precision: it has no floor.
+        """
+        key = "floor", self.precision.name, np.ascontiguousarray(tokens_T, np.int64).tobytes()
+        measured = self.weights.memo
+        floor = measured.get(key)
+        if floor is None or len(floor.rms_T) < len(tokens_T) - first:
+            give_back()  # what the port's run has freed: the oracle's takes as much
+            floor = measure_floor(self.config, self.weights, self.precision, tokens_T, first)
+            measured[key] = floor
+        if not np.isfinite(floor.rms_T).all():
+            raise NotExamined(f"the reference overflows in {self.precision.name}")
+        return floor
+
+    def floor(self, tokens_T: Tokens, first: int = 0) -> Floats:
+        """RMS noise of the logits at each position from ``first`` on, [T - first]: what rounding
+        in the port's precision does to the oracle."""
+        return self.measured(tokens_T, first).rms_T[first - len(tokens_T) :]
+
+    def position_floors(self, squares_T: Floats, tokens_T: Tokens, first: int = 0) -> Floats:
+        """How many noise floors two versions of the same logits are apart at each position.
+
+        Args:
+            squares_T: mean over the vocabulary of their squared difference, at the positions from
+                ``first`` on, not necessarily to the end; infinite where one is not finite.
+            tokens_T: the whole sequence.
+        """
+        if not squares_T.any():
+            return np.zeros(len(squares_T))
+        return np.sqrt(squares_T) / self.floor(tokens_T, first)[: len(squares_T)]
+
+    def floors(self, difference_TV: Floats, tokens_T: Tokens, first: int = 0) -> float:
+        """The same over all positions (RMS); infinite where something is not finite.
+
+        Args:
+            difference_TV: of the positions from ``first`` on, not necessarily to the end.
+            tokens_T: the whole sequence.
+            first: position of the first row of ``difference_TV``.
+        """
+        if not np.isfinite(difference_TV).all():
+            return float("inf")
+        squares_T = np.mean(np.asarray(difference_TV, np.float64) ** 2, axis=-1)
+        return float(np.sqrt(np.mean(self.position_floors(squares_T, tokens_T, first) ** 2)))
+
+
+def same_bits(a: Floats, b: Floats) -> bool:
+    """Equal bit for bit, shape and dtype included; NaN equals the same NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.dtype.itemsize not in (2, 4, 8):  # text, or whatever else a port may return
+        return a.tobytes() == b.tobytes()
+    bits = np.dtype(f"u{a.dtype.itemsize}")
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    return bool(np.array_equal(a.view(bits), b.view(bits)))

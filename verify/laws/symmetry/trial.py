@@ -1,0 +1,236 @@
+"""A port before and after its weights were rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_verify.laws.subject import NotExamined, Subject, same_bits
+from gpt_verify.laws.symmetry.floor import symmetry_floor
+from gpt_verify.laws.symmetry.transforms import Symmetry, kind_of, together
+from gpt_verify.laws.symmetry.writes import Stored
+from gpt_verify.laws.twin import throughout
+from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.numerics.precision import PRECISIONS
+from gpt_verify.port import Floats
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import tensor_table
+
+Array = NDArray[Any]
+Result = TypeVar("Result")
+
+#: Positions of the input.
+_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One rewriting of one port.
+
+    Attributes:
+        symmetry: the rewriting.
+        places: tensor → where it is, ``layer 3``, of all that are rewritten.
+        left_out: tensors that are not, because they may be others.
+    """
+
+    symmetry: Symmetry
+    places: dict[str, str]
+    left_out: tuple[str, ...]
+
+    @property
+    def in_one_place(self) -> list[str]:
+        """The tensors of one layer."""
+        last = list(self.places.values())[-1]
+        return [tensor for tensor, place in self.places.items() if place == last]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a rewriting did to the logits in one arithmetic.
+
+    Attributes:
+        floors: RMS change in noise floors; NaN where nothing can be said.
+        message: of the logit that changed most.
+    """
+
+    floors: float
+    message: str
+
+    @property
+    def wrong(self) -> bool:
+        return self.floors > LIMIT_FLOORS
+
+
+def prepare(subject: Subject, symmetry: Symmetry, stored: Stored) -> Prepared:
+    """Which tensors are rewritten.
+
+    Raises:
+        NotExamined: one of them cannot be found for certain, or not be written to.
+    """
+    places = tensors_of(symmetry, subject.config)
+    left_out = []
+    for tensor in list(places):
+        if not stored.doubtful(tensor):
+            continue
+        if not symmetry.steps[kind_of(tensor)].linear:
+            left_out.append(tensor)
+            del places[tensor]
+        # Zeros stay zeros, whatever they are zeros of, where nothing is added.
+        elif stored.original(tensor).any():
+            raise NotExamined(f"{tensor} looks like another tensor, or like itself transposed")
+    if not places:
+        raise NotExamined("no tensor can be told from others that are all alike")
+    return Prepared(symmetry, places, tuple(left_out))
+
+
+def whole(some: Sequence[Prepared]) -> Prepared:
+    """All of them at once."""
+    places = {tensor: place for one in some for tensor, place in one.places.items()}
+    return Prepared(together([one.symmetry for one in some]), places, ())
+
+
+def tensors_of(symmetry: Symmetry, config: Config) -> dict[str, str]:
+    """Tensor → where it is."""
+    return {
+        name: name if kind_of(name) == name else f"layer {name[1 : name.index('/')]}"
+        for name in tensor_table(config)
+        if kind_of(name) in symmetry.steps
+    }
+
+
+class Trial:
+    """Runs a port on one sequence, with its weights as they are at the moment."""
+
+    def __init__(self, subject: Subject, stored: Stored) -> None:
+        self._subject, self._stored = subject, stored
+        length = min(subject.config.n_ctx, _LENGTH)
+        self._tokens = subject.tokens(1, length, *b"symmetry")
+        self._twin = True
+
+    def changes(
+        self, prepared: Prepared, between: Callable[[Floats], Result]
+    ) -> tuple[Result, dict[str, Change]]:
+        """What the rewriting changes, by arithmetic. The weights are left as they are after it.
+
+        Args:
+            prepared: the rewriting.
+            between: called before it is made, with the logits in the declared precision; its
+                result is handed on.
+
+        Raises:
+            NotExamined: the logits are not finite.
+        """
+        self.base(prepared)
+        before = self.logits()
+        result = between(before[self._subject.port.dtype])
+        self.moved(prepared, prepared.places)
+        after = self.logits()
+        every = {name: self.change(prepared, name, before[name], after[name]) for name in before}
+        changes = {name: c for name, c in every.items() if not np.isnan(c.floors)}
+        if not changes:
+            raise NotExamined("its logits are not finite")
+        return result, changes
+
+    def shows(self, prepared: Prepared, before_TV: Floats, tensors: Iterable[str]) -> bool:
+        """Whether the logits, in the declared precision, depend on these tensors as they are in the
+        port's memory. A port may compute with copies, which no rewriting reaches."""
+        tensors = list(tensors)
+        self._stored.rewrite(tensors, self._other)
+        shown = not same_bits(before_TV, self._declared())
+        self.base(prepared, tensors)
+        return shown
+
+    def where(self, prepared: Prepared, arithmetic: str) -> list[str]:
+        """The places at which the rewriting alone changes the output.
+
+        Raises:
+            NotExamined: the logits change by themselves, or the port computes with copies.
+        """
+        self.base(prepared)
+        before, again = self.logits(), self.logits()
+        if self.change(prepared, arithmetic, before[arithmetic], again[arithmetic]).wrong:
+            raise NotExamined("its logits are not the same twice")
+        for tensor in prepared.places:
+            if not self.shows(prepared, before[self._subject.port.dtype], [tensor]):
+                raise NotExamined(
+                    f"what is written to {tensor} does not show in its logits: it computes with "
+                    "something else"
+                )
+        wrong = []
+        for place in dict.fromkeys(prepared.places.values()):
+            here = [tensor for tensor, where in prepared.places.items() if where == place]
+            self.moved(prepared, here)
+            after = self.logits()[arithmetic]
+            if self.change(prepared, arithmetic, before[arithmetic], after).wrong:
+                wrong.append(place)
+            self.base(prepared, here)
+        return wrong
+
+    def base(self, prepared: Prepared, tensors: Iterable[str] | None = None) -> None:
+        """Write what can be moved exactly."""
+        steps = prepared.symmetry.steps
+        self._stored.rewrite(
+            prepared.places if tensors is None else tensors,
+            lambda tensor, original: steps[kind_of(tensor)].based(original),
+        )
+
+    def moved(self, prepared: Prepared, tensors: Iterable[str]) -> None:
+        """Write what that was moved to."""
+        steps = prepared.symmetry.steps
+
+        def move(tensor: str, original: Array) -> Array:
+            step = steps[kind_of(tensor)]
+            return step.after(step.based(original))
+
+        self._stored.rewrite(tensors, move)
+
+    def logits(self) -> dict[str, Floats]:
+        """By arithmetic, [T, V]."""
+        port, found = self._subject.port, self._declared()
+        every: dict[str, Floats] = {port.dtype: found}
+        if self._twin and port.float64 is not None and port.dtype != "float64":
+            try:
+                with port.float64() as twin:
+                    self._twin = throughout(self._subject, twin, self._tokens)
+                    if self._twin:
+                        every["float64"] = np.array(twin.logits(self._tokens)[0])
+            except Exception:  # the law of architecture says that it does not run in float64
+                self._twin = False
+        return every
+
+    def _declared(self) -> Floats:
+        logits_TV: Floats = np.array(self._subject.port.logits(self._tokens)[0])
+        return logits_TV
+
+    def change(
+        self, prepared: Prepared, arithmetic: str, before_TV: Floats, after_TV: Floats
+    ) -> Change:
+        """How far two runs are apart."""
+        if not np.isfinite(before_TV).all():
+            return Change(float("nan"), "")
+        if not np.isfinite(after_TV).all():
+            # float16's range ends at 65504, which is no mistake of the port's.
+            floors = float("nan") if arithmetic == "float16" else float("inf")
+            return Change(floors, "logits are not finite")
+        difference_TV = after_TV.astype(np.float64) - before_TV
+        # Before and after are noisy, both.
+        floor_T = np.sqrt(2) * symmetry_floor(
+            self._subject, prepared.symmetry, self._tokens[0], PRECISIONS[arithmetic]
+        )
+        squares_T = np.mean(difference_TV**2, axis=-1) / floor_T**2
+        t, v = np.unravel_index(int(np.argmax(np.abs(difference_TV))), difference_TV.shape)
+        floors = float(np.sqrt(np.mean(squares_T)))
+        message = (
+            f"logits[{t}, {v}] = {after_TV[t, v]:.9g}, should be {before_TV[t, v]:.9g} "
+            f"± {floor_T[t]:.2g} ({floors:.3g} noise floors in {arithmetic})"
+        )
+        return Change(floors, message)
+
+    def _other(self, tensor: str, original: Array) -> Array:
+        """Quite another tensor, none of whose numbers is the same."""
+        size = float(np.sqrt(np.mean(np.square(original, dtype=np.float64)))) or 1.0
+        return self._subject.precision.round(3 * size - original)

@@ -1,0 +1,112 @@
+"""Where the parameters of a port were found to belong, and in which words that is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_verify.findings import Place
+from gpt_verify.matching.layouts import PARTS, Layout
+from gpt_verify.numerics.weights import DeclaredWeights
+
+Array = NDArray[np.floating]
+
+#: The tensor of a head that is not wte.
+HEAD = "lm_head"
+#: What the report says of the rows of a table beyond the vocabulary.
+PADDING = "padding of the vocabulary: neither it nor its logits are looked at"
+#: And of a parameter that was not placed.
+SURPLUS = "no tensor of the checkpoint"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One parameter of a port and the tensor that it is.
+
+    Attributes:
+        parameter: the port's name.
+        tensor: the checkpoint's name.
+        layout: how the port keeps it.
+        part: 0, 1 or 2 where the parameter is the query, key or value part of ``c_attn`` alone.
+        exact: equal bit for bit.
+        head: a second matrix for ``wte``: an output head of its own.
+        alike: how many tensors it equals, one of which was chosen by name.
+        distance: of one that equals none, how far the values are from the tensor's (RMS, in units
+            of the tensor's own; of a sample).
+    """
+
+    parameter: str
+    tensor: str
+    layout: Layout
+    part: int | None = None
+    exact: bool = True
+    head: bool = False
+    alike: int = 1
+    distance: float | None = None
+
+    @property
+    def stands_for(self) -> str:
+        """The tensor whose place it takes: ``lm_head`` for a head of its own."""
+        return HEAD if self.head else self.tensor
+
+    @property
+    def transposed(self) -> bool:
+        """The port keeps ``[out, in]``."""
+        return self.layout.transposed
+
+    def expected(self, weights: DeclaredWeights) -> Array:
+        """The tensor in the port's layout, an axis for each of ``layout.axes``, or a matrix."""
+        value = self.of(weights[self.tensor])
+        if self.layout.plain:
+            return squeeze(value)
+        return squeeze(value).T if self.transposed else self.layout.lay(value)
+
+    def of(self, value: Array) -> Array:
+        """As much of a whole tensor as the parameter is, in the checkpoint's layout."""
+        return value if self.part is None else np.split(value, 3, axis=-1)[self.part]
+
+    @property
+    def place(self) -> Place:
+        """The same for the report."""
+        part = "" if self.part is None else f" ({PARTS[self.part]})"
+        head = ", a head of its own" if self.head else ""
+        note = "" if self.exact else ", by shape and name: the values differ"
+        if self.distance is not None:
+            note += f" by {self.distance:.2g} of theirs"
+        if self.alike > 1:
+            note = f", by name: {self.alike} tensors are equal to it"
+        sure = self.exact and self.alike == 1
+        return Place(self.tensor, f"{part}{self.layout}{head}{note}", sure)
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The result: where each parameter went, and what was left on either side.
+
+    Attributes:
+        placements: what was placed.
+        surplus: parameters that are no tensor.
+        missing: tensors, or parts of ``c_attn``, that no parameter is.
+        padding: what the port says is padding.
+    """
+
+    placements: tuple[Placement, ...]
+    surplus: tuple[str, ...]
+    missing: tuple[str, ...]
+    padding: tuple[str, ...] = ()
+
+    def places(self) -> dict[str, Place]:
+        """What each parameter is."""
+        found = {placement.parameter: placement.place for placement in self.placements}
+        found |= dict.fromkeys(self.padding, Place(None, PADDING, sure=False))
+        return found | dict.fromkeys(self.surplus, Place(None, SURPLUS, sure=False))
+
+
+def squeeze(value: Array) -> Array:
+    """Axes of length 1 carry nothing: OpenAI's [1, in, out] is [in, out]."""
+    return value.reshape([n for n in value.shape if n != 1])

@@ -1,0 +1,257 @@
+"""The protocol of a port: what is judged, and what it may show of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Dtype = Literal["float64", "float32", "bfloat16", "float16"]
+Tokens = NDArray[np.integer]
+Floats = NDArray[np.floating]
+Index = tuple[NDArray[np.int64] | slice, ...]
+
+#: The label of a token that is not to be predicted (torch's ``cross_entropy(ignore_index=-100)``).
+IGNORED = -100
+
+
+class NotExamined(Exception):
+    """What was asked for cannot be shown or examined on this port; the message says what is
+    missing: ``no cache``. No failure of the port: the law that needs it is reported as such."""
+
+
+#: What is said of a site that a port does not show.
+NOT_SHOWN = "not shown by the port"
+
+
+class Visit(Protocol):
+    """Called while the port runs, once for every site that it shows, in order of computation."""
+
+    def __call__(self, site: str, value: Floats, narrowest: Dtype | None = None) -> None:
+        """``value`` is valid only during the call.
+
+        Args:
+            site: as in ``gpt_verify.sites``.
+            value: ``[B, T, features]``; ``[B, H, T, S]`` for scores and pattern.
+            narrowest: the narrowest floating format that the port was seen to use on the way
+                here from the site before, where the port can tell. A module cast to float64 may
+                still compute its softmax in float32, and is judged accordingly.
+        """
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One trained tensor of a port, in the port's own layout.
+
+    Attributes:
+        name: the port's own name, ``transformer.wte.weight``.
+        shape: the port's own shape.
+        read: copies the values into a float32 array, or float64 where the port keeps that;
+            narrower formats are widened, which is exact.
+        storage: equal for two parameters that share memory.
+        implies: the checkpoint name that it is, where the port knows (a TensorFlow variable);
+            None where that must be found by content.
+        write: copies values of the same shape into the port's memory, rounded to its format; None
+            where the port cannot be written to.
+        padding: rows of a table beyond the vocabulary, of which nothing is asked.
+        read_at, write_at: the same of the elements at an index (a slice or a vector of integers for
+            each axis, one vector at most), without a copy of the others; what is written is
+            broadcast. None where only the whole can be read or written.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], Floats]
+    storage: Hashable
+    implies: str | None = None
+    write: Callable[[Floats], None] | None = None
+    padding: bool = False
+    read_at: Callable[[Index], Floats] | None = None
+    write_at: Callable[[Index, Floats], None] | None = None
+
+
+class End(Enum):
+    """One of the two ends of wte: what comes through it is part of d loss / d wte, [V, D]."""
+
+    LOOKUP = "lookup"
+    HEAD = "head"
+
+
+class GradientSink(Protocol):
+    """Takes the derivatives of the mean next-token loss (nats, over all predictions of the batch)
+    one by one, while the backward pass runs, so that they need not be held together."""
+
+    def add(self, where: str | End, value: Floats) -> None:
+        """A contribution; those of one parameter add up. ``value`` is valid only during the call.
+
+        Args:
+            where: name of a parameter, or an end of wte where the port can tell them apart. Each
+                name of a piece of memory has the total of that memory.
+            value: in the parameter's own layout; [V, D] of an end.
+        """
+
+    def restart(self) -> None:
+        """What was added so far is void: the port begins anew."""
+
+
+@dataclass
+class Gradients:
+    """A sink that keeps everything, for whoever needs whole tensors.
+
+    Attributes:
+        parameters: parameter name → derivative. What the loss does not depend on is absent.
+        ends: the same of the two ends of wte.
+    """
+
+    parameters: dict[str, Floats] = field(default_factory=dict)
+    ends: dict[End, Floats] = field(default_factory=dict)
+
+    def add(self, where: str | End, value: Floats) -> None:
+        kept: dict[Any, Floats] = self.ends if isinstance(where, End) else self.parameters
+        kept[where] = kept[where] + value if where in kept else np.array(value)
+
+    def restart(self) -> None:
+        self.parameters.clear()
+        self.ends.clear()
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, nothing added at either end; special tokens in it are plain text."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, nothing cleaned up; bytes that are no UTF-8 become U+FFFD."""
+
+
+class StoredGraph(Protocol):
+    """What a graph that came with the weights turned out to be."""
+
+    @property
+    def found(self) -> bool:
+        """It holds a forward pass."""
+
+    @property
+    def description(self) -> str:
+        """One line: which operations, or why there is no forward pass or it was not run."""
+
+    @property
+    def tied(self) -> bool | None:
+        """One variable feeds the lookup and the last product; None without a forward pass."""
+
+    @property
+    def logits(self) -> Floats | None:
+        """Computed by that graph; None where it was not run."""
+
+
+class Port:
+    """A port. Subclasses implement ``logits``, and whatever else they can show.
+
+    Attributes:
+        name: as the report prints it.
+        dtype: the precision that the port declares to compute in.
+        device: ``cpu`` or ``cuda``.
+        weights_from: ``"checkpoint"`` where the weights were converted from the checkpoint under
+            test, otherwise the directory or hub id whose files the port loaded by itself.
+    """
+
+    name: str
+    dtype: Dtype = "float32"
+    device: str = "cpu"
+    weights_from: str = "checkpoint"
+
+    #: Law, or ``law.part``, → why it does not bind this port. Each must excuse a failure.
+    waivers: Mapping[str, str] = {}
+
+    #: What a reader of the report should know of this port, a line each: a format that was
+    #: recognised, a version that was exported.
+    remarks: Sequence[str] = ()
+
+    def logits(self, tokens: Tokens) -> Floats:
+        """tokens int[B, T] → logits float[B, T, V]."""
+        raise NotImplementedError
+
+    #: Optional: the trained tensors of the port.
+    parameters: Callable[[], Iterator[Parameter]] | None = None
+
+    #: Optional: run once, calling ``visit`` for every site that can be seen, in the order of
+    #: computation; returns the logits of that run, float[B, T, V].
+    activations: Callable[[Tokens, Visit], Floats] | None = None
+
+    #: Optional: a context in which the same port computes in float64 with the same weights.
+    float64: Callable[[], AbstractContextManager[Port]] | None = None
+
+    #: Optional: a graph that is stored beside the weights and is no code of the port's own. Found
+    #: or not, what it is, and the logits that it computes, float[B, T, V]. Called last: the port
+    #: need not be usable afterwards.
+    meta_graph: Callable[[Tokens], StoredGraph] | None = None
+
+    #: Optional: the loss by the port's own code. tokens int[B, T], labels int[B, T] → nats, the
+    #: mean over the predicted tokens. Labels are the tokens themselves, not shifted, or IGNORED.
+    loss: Callable[[Tokens, Tokens], float] | None = None
+
+    #: Optional: decode with a cache. tokens int[B, S] that follow those in the cache (None at the
+    #: start) → logits float[B, S, V] and the cache with them added. A cache that was handed in is
+    #: not used again.
+    step: Callable[[Tokens, Any], tuple[Floats, Any]] | None = None
+
+    #: Optional: logits float[B, T, V] of sequences that are padded on the left. tokens int[B, T],
+    #: mask int[B, T] (1 real, 0 padding); the port finds the positions by itself. What it returns
+    #: at padding is not looked at.
+    padded: Callable[[Tokens, Tokens], Floats] | None = None
+
+    #: Optional: the same with positions int[B, T] given (0 at padding).
+    padded_at: Callable[[Tokens, Tokens, Tokens], Floats] | None = None
+
+    #: Optional: derivatives of the mean next-token loss of a batch, tokens int[B, T], T ≥ 2, in
+    #: the precision that the port computes in; in the float64 twin, in float64. Each is handed to
+    #: the sink as soon as it is known. Returns whether the two ends of wte were told apart.
+    #: NotExamined where the port turns out not to be differentiable.
+    gradients: Callable[[Tokens, GradientSink], bool] | None = None
+
+    #: Optional: tokens int[1, T], position i < T - 1 → float[T, D]: the derivative of the loss at
+    #: that position (predicting token i + 1) with respect to the sum of embeddings at each j.
+    #: NotExamined as for ``gradients``.
+    input_gradients: Callable[[Tokens, int], Floats] | None = None
+
+    #: Optional: whether one piece of memory feeds both the lookup and the last product of the
+    #: graph that is run, and a line that names both operations and that memory. NotExamined where
+    #: the graph cannot be seen.
+    tying: Callable[[], tuple[bool, str]] | None = None
+
+    #: Optional: copies of the port made in every way in which its users make them: ``(how, copy)``
+    #: one at a time. A copy has ``logits`` and ``parameters`` with the names of the original, and
+    #: is closed by the port before the next one is made. What is not wte, or in its memory, it may
+    #: share with the original, and nobody writes to it. Where the port does not offer a way (a
+    #: local class cannot be pickled) the reason, a string, is in the place of the copy.
+    copies: Callable[[], Iterator[tuple[str, Port | str]]] | None = None
+
+    #: Optional: names of the parts that are in training mode.
+    training: Callable[[], list[str]] | None = None
+
+    #: Optional: parts that drop at random when they are in training mode → the probability.
+    dropout: Callable[[], Mapping[str, float]] | None = None
+
+    #: Optional: where one plain run draws random numbers: ``h.1.mlp (bernoulli_)``.
+    draws: Callable[[Tokens], list[str]] | None = None
+
+    #: Optional: a context in which the same port runs on another device, ``cpu`` or ``cuda``.
+    #: NotExamined where there is no such device, or the port does not run on it.
+    elsewhere: Callable[[str], AbstractContextManager[Port]] | None = None
+
+    #: Optional: the port's own logit lens. tokens int[B, T] → ``(site, logits float[B, T, V])`` of
+    #: ``embed`` and each block's ``h.I.resid_post``: the states that its own interface hands out,
+    #: read by its own last norm and head. NotExamined where it turns out to hand out none.
+    lens: Callable[[Tokens], Iterator[tuple[str, Floats]]] | None = None
+
+    #: Optional: the port's tokenizers by name.
+    tokenizers: Callable[[], Mapping[str, Tokenizer]] | None = None
+
+    def close(self) -> None:
+        """Release memory and processes. Called once; the port is not used again."""

@@ -1,0 +1,116 @@
+"""Whether a port that keeps q, k and v of each head side by side reads them so.
+
+The bits of such a ``c_attn`` are the checkpoint's in another order. That is a way of storing it,
+and it is also what a converter leaves behind that forgot to put them in order. Nothing in the
+weights tells the two apart; what the port makes of its own ``attn.qkv`` does: its ``attn.mix`` is
+the attention of q, k and v as it reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from gpt_verify.matching.layouts import Layout
+from gpt_verify.matching.match import Matching
+from gpt_verify.port import Floats, Parameter
+
+if TYPE_CHECKING:
+    from gpt_verify.ports.torch.module import TorchModule
+
+_LENGTH = 8
+#: What a port reads is met to within rounding; of two readings that both miss, because its
+#: attention is wrong in some other way, neither is nearer by an order of magnitude.
+_NEARER = 10.0
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The order in which a port's ``attn.qkv`` has query, key and value, heads, and their channels.
+
+    Attributes:
+        sizes: lengths of these axes in the port's order.
+        order: what makes it the checkpoint's.
+    """
+
+    sizes: tuple[int, ...]
+    order: tuple[int, ...]
+
+    def upright(self, qkv_BTC: torch.Tensor) -> torch.Tensor:
+        """In the checkpoint's order: all queries, all keys, all values, each head by head."""
+        apart = qkv_BTC.unflatten(-1, self.sizes)
+        return apart.permute(0, 1, *(2 + i for i in self.order)).flatten(2)
+
+
+def channels_of(
+    port: TorchModule, parameters: Sequence[Parameter], matching: Matching
+) -> Channels | None:
+    """How a port reads a ``c_attn`` that lies by heads; None where it reads it as if it did not.
+
+    The port is run once. The order of what it computes is found first (it may have put the matrix
+    in order before it used it), and what it reads is what its ``attn.mix`` is nearer to.
+    """
+    lying = next(p for p in matching.placements if p.layout.by_head and p.tensor.endswith("/w"))
+    at, layout = f"h.{lying.tensor.split('/')[0][1:]}", lying.layout
+    sizes, order = layout.channel_axes()
+    as_laid = Channels(tuple(sizes), tuple(order))
+    straight = Channels(tuple(sizes[i] for i in order), tuple(range(len(sizes))))
+    seen = _seen(port, at)
+    if len(seen) < 3:
+        return as_laid  # not shown: content is all there is, and the logits will tell
+    weight, bias = _upright(parameters, matching, lying.tensor, layout)
+    expected = seen["ln_1"] @ weight + bias
+    found = min((as_laid, straight), key=lambda c: _apart(c.upright(seen["attn.qkv"]), expected))
+    n_head = port.config.n_head
+    mixes = [_attention(c.upright(seen["attn.qkv"]), n_head) for c in (found, straight)]
+    reads_so, reads_straight = (_apart(mix, seen["attn.mix"]) for mix in mixes)
+    return None if _NEARER * reads_straight < reads_so else found
+
+
+def _seen(port: TorchModule, at: str) -> dict[str, torch.Tensor]:
+    wanted = ("ln_1", "attn.qkv", "attn.mix")
+    seen: dict[str, torch.Tensor] = {}
+
+    def visit(site: str, value: Floats, narrowest: str | None = None) -> None:
+        kind = site.removeprefix(f"{at}.")
+        if kind in wanted and kind != site:
+            seen[kind] = torch.from_numpy(np.array(value, np.float64))
+
+    n_vocab = port.config.n_vocab
+    length = min(_LENGTH, port.config.n_ctx)
+    tokens = np.random.default_rng(0).integers(0, n_vocab, (1, length), dtype=np.int64)
+    port.activations(tokens, visit)
+    return seen
+
+
+def _upright(
+    parameters: Sequence[Parameter], matching: Matching, tensor: str, layout: Layout
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The port's own weight and bias of that product, as the checkpoint has them."""
+    read = {p.name: p.read for p in parameters}
+    placed = {p.tensor: p for p in matching.placements}
+    weight = torch.from_numpy(layout.upright(read[placed[tensor].parameter]()).astype(np.float64))
+    bias = placed.get(tensor.removesuffix("w") + "b")
+    if bias is None or bias.part is not None:
+        return weight, torch.zeros(weight.shape[-1], dtype=torch.float64)
+    value = bias.layout.upright(read[bias.parameter]()).astype(np.float64)
+    return weight, torch.from_numpy(value)
+
+
+def _attention(qkv_BTC: torch.Tensor, n_head: int) -> torch.Tensor:
+    """Torch's own, causal, [B, T, D]."""
+    parts = qkv_BTC.chunk(3, dim=-1)
+    q, k, v = (part.unflatten(-1, (n_head, -1)).transpose(1, 2) for part in parts)
+    mix = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return mix.transpose(1, 2).flatten(2)
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    """RMS of the difference; what is not finite is farthest."""
+    value = float((a - b).square().mean().sqrt())
+    return value if np.isfinite(value) else float("inf")

@@ -1,0 +1,308 @@
+"""Any ``torch.nn.Module`` as a port: nothing needs to be said about its names or layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.errors import PortError
+from gpt_verify.matching.folding import Folding, find_folding
+from gpt_verify.matching.match import Matching, match
+from gpt_verify.matching.pieces import Piece, pieces
+from gpt_verify.numerics.precision import FLOAT32, PRECISIONS
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.port import Dtype, Floats, Index, Parameter, Port, Tokens, Visit
+from gpt_verify.ports.torch.calls import add_capabilities, logits_of
+from gpt_verify.ports.torch.channels import Channels, channels_of
+from gpt_verify.ports.torch.copies import Copies
+from gpt_verify.ports.torch.differentiable import Arrived, Differentiable
+from gpt_verify.ports.torch.float64 import converted, converted_whole
+from gpt_verify.ports.torch.lens import add_lens
+from gpt_verify.ports.torch.mode import dropout_of, watched_draws
+from gpt_verify.ports.torch.state import elsewhere
+from gpt_verify.ports.torch.trace import SiteTrace, to_numpy
+from gpt_verify.process.memory import require
+
+_TORCH = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+Call = Callable[[torch.nn.Module, torch.Tensor], Any]
+
+
+class TorchModule(Port):
+    """A module that maps ids int64[B, T] to logits, under test.
+
+    The module is put into evaluation mode, and moved or cast where that was asked for; nothing
+    else about it is changed, and the float64 twin is undone after use.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        checkpoint: Checkpoint,
+        name: str,
+        dtype: Dtype | None = None,
+        device: str = "cpu",
+        weights_from: str = "checkpoint",
+        call: Call = lambda module, ids: module(ids),
+    ) -> None:
+        self.module = module.eval().to(device)
+        if dtype is not None:
+            self.module = self.module.to(_TORCH[dtype])
+        self.name, self.device, self.weights_from = name, device, weights_from
+        self.dtype = dtype or _declared(module)
+        self._checkpoint = checkpoint
+        self.config = checkpoint.config
+        self._call = call
+        self._matching: Matching | None = None
+        self._pieces: list[Piece] | None = None
+        self._channels: Channels | None = None
+        self.folding: Folding | None = None
+        self._instrumented: SiteTrace | None = None
+        self._differentiable: Differentiable | None = None
+        self._is_twin = False
+        add_capabilities(self)
+        add_lens(self)
+
+    def logits(self, tokens: Tokens) -> Floats:
+        with torch.no_grad():
+            return to_numpy(self.run(tokens))
+
+    def parameters(self) -> Iterator[Parameter]:
+        named = dict(self.module.named_parameters(remove_duplicate=False))
+        for piece in self.pieces:
+            yield _parameter(piece.name, piece.of(named[piece.parameter]), piece.padding)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """The tensors of which its parameters are made: a stack over the layers is several."""
+        if self._pieces is None:
+            whole = [
+                _parameter(name, tensor)
+                for name, tensor in self.module.named_parameters(remove_duplicate=False)
+            ]
+            self._pieces = pieces(whole, self.config, self._weights())
+        return self._pieces
+
+    def training(self) -> list[str]:
+        """Modules that are in training mode although the whole was put into evaluation mode."""
+        return [name or "the model" for name, m in self.module.named_modules() if m.training]
+
+    def dropout(self) -> dict[str, float]:
+        return {name or "the model": p for name, p in dropout_of(self.module).items()}
+
+    def draws(self, tokens: Tokens) -> list[str]:
+        with watched_draws(self.module) as found:
+            self.logits(tokens)
+        return found
+
+    def copies(self) -> Iterator[tuple[str, Port | str]]:
+        return Copies(self).copies()
+
+    def elsewhere(self, device: str) -> AbstractContextManager[Port]:
+        return elsewhere(self, device)
+
+    def like(self, module: torch.nn.Module) -> TorchModule:
+        """Another module, of which everything else that is known of this one holds as well."""
+        where = next((p.device.type for p in module.parameters()), self.device)
+        made = TorchModule(
+            module,
+            self._checkpoint,
+            self.name,
+            device=where,
+            weights_from=self.weights_from,
+            call=self._call,
+        )
+        made._matching, made._pieces, made._channels = self.matching, self.pieces, self._channels
+        made.folding, made.config = self.folding, self.config
+        return made
+
+    def close(self) -> None:
+        """Let go of the module, whose memory would wait for the garbage collector otherwise."""
+        self.module = torch.nn.Identity()
+
+    @property
+    def placed_by(self) -> Mapping[str, Floats]:
+        """The tensors by which ``matching`` was made, before norms were folded."""
+        return self._checkpoint.tensors
+
+    def place_by(self, tensors: Mapping[str, Floats]) -> None:
+        """Place the parameters by these, whatever they were placed by before."""
+        self._checkpoint = replace(self._checkpoint, tensors=tensors)
+        self.config = self._checkpoint.config
+        self._matching = self._pieces = self._channels = self.folding = None
+
+    @property
+    def matching(self) -> Matching:
+        if self._matching is None:
+            parameters = list(self.parameters())
+            self._matching = self._match(parameters, by_head=True)
+            if any(p.layout.by_head for p in self._matching.placements):
+                # Weights that lie so may be read so, or be wrong: one run tells.
+                self._channels = channels_of(self, parameters, self._matching)
+                if self._channels is None:
+                    self._matching = self._match(parameters, by_head=False)
+        return self._matching
+
+    def _match(self, parameters: list[Parameter], by_head: bool) -> Matching:
+        """With the checkpoint, or with what it is when layer norms are folded as here."""
+        weights = self._weights()
+        found = match(parameters, self._checkpoint.config, weights, by_head)
+        precision, tensors = PRECISIONS[self.dtype], self._checkpoint.tensors
+        folding = find_folding(parameters, found, self._checkpoint.config, tensors, precision)
+        if folding is None:
+            return found
+        if folding.head_bias is not None and precision.u > FLOAT32.u:
+            raise PortError(
+                f"{self.name}: ln_f is folded into a head with a bias: judged in float32 only"
+            )
+        self.folding, self.config = folding, folding.config
+        weights = DeclaredWeights(folding.tensors, precision)
+        trained = [p for p in parameters if p.name != folding.head_bias]
+        return match(trained, folding.config, weights, by_head, folding.gone)
+
+    def _weights(self) -> DeclaredWeights:
+        return DeclaredWeights(self._checkpoint.tensors, PRECISIONS[self.dtype])
+
+    def activations(self, tokens: Tokens, visit: Visit) -> Floats:
+        placed = {p.parameter: p for p in self.matching.placements}
+        named = dict(self.module.named_parameters())
+        parameters = [
+            (piece.of(named[piece.parameter]), placed[piece.name])
+            for piece in self.pieces
+            if piece.name in placed and piece.parameter in named
+        ]
+        batch, length = tokens.shape
+        trace = SiteTrace(parameters, self.config, batch, length, visit, self._channels)
+        self._instrumented = trace
+        try:
+            with torch.no_grad(), trace:
+                output = self.run(tokens)
+            trace.finish()
+        finally:
+            self._instrumented = None
+        value = to_numpy(output)
+        visit("logits", value, trace.narrowest)
+        return value
+
+    @contextmanager
+    def float64(self) -> Iterator[Port]:
+        """The module in float64, submodule by submodule where that can be."""
+        probe = np.zeros((1, min(2, self._checkpoint.config.n_ctx)), np.int64)
+        run = partial(self.logits, probe)
+        with converted(
+            self.module,
+            run,
+            watching=lambda: self._instrumented,
+            before_whole=self._require_whole,
+            recording=lambda: self._differentiable,
+        ):
+            self._is_twin = True
+            try:
+                yield self
+            finally:
+                self._is_twin = False
+
+    @contextmanager
+    def differentiable(self, arrived: Arrived) -> Iterator[None]:
+        """Forward and backward pass of a twin whose submodules are widened one by one. Elsewhere
+        parameters are leaves, at which their derivatives arrive by themselves."""
+        if not self._is_twin:
+            yield
+            return
+        self._differentiable = Differentiable(arrived)
+        try:
+            with self._differentiable.recording():
+                yield
+        finally:
+            self._differentiable = None
+
+    @contextmanager
+    def widened_at_once(self) -> Iterator[None]:
+        """The twin with all its tensors widened for a while; nothing is done elsewhere."""
+        if not self._is_twin:
+            yield
+            return
+        self._require_whole()
+        with converted_whole(self.module):
+            self._is_twin = False
+            try:
+                yield
+            finally:
+                self._is_twin = True
+
+    def _require_whole(self) -> None:
+        """NotExamined where there is no room for all tensors in float64 beside the port's own."""
+        require(8 * sum(tensor.numel() for tensor in self.module.parameters()))
+
+    def run(self, tokens: Tokens) -> torch.Tensor:
+        """The logits as the module returns them, with their graph where gradients are on."""
+        ids = torch.as_tensor(np.ascontiguousarray(tokens, np.int64), device=self.device)
+        output = logits_of(self._call(self.module, ids))
+        if not isinstance(output, torch.Tensor):
+            raise PortError(f"{self.name}: returned {type(output).__name__}, not logits")
+        return self.bare(output)
+
+    def bare(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of a vocabulary that was found to be padded, the logits of its tokens; without what a
+        bias that was folded into the head adds to them."""
+        if any(piece.padding for piece in self.pieces):
+            logits = logits[..., : self.config.n_vocab]
+        folding = self.folding if self.matching else None
+        if folding is not None and folding.head_bias is not None:
+            bias = self.module.get_parameter(folding.head_bias).detach()
+            logits = logits - bias.to(logits.dtype)
+        return logits
+
+
+def _parameter(name: str, tensor: torch.Tensor, padding: bool = False) -> Parameter:
+    return Parameter(
+        name,
+        tuple(tensor.shape),
+        lambda: to_numpy(tensor),
+        (tensor.untyped_storage().data_ptr(), tensor.storage_offset()),
+        write=lambda value: _write(tensor, value),
+        padding=padding,
+        read_at=lambda index: to_numpy(tensor[_torch(index)]),
+        write_at=lambda index, value: _write_at(tensor, index, value),
+    )
+
+
+def _write(tensor: torch.Tensor, value: Floats) -> None:
+    with torch.no_grad():
+        tensor.copy_(torch.from_numpy(np.array(value)))
+
+
+def _write_at(tensor: torch.Tensor, index: Index, value: Floats) -> None:
+    with torch.no_grad():
+        tensor[_torch(index)] = torch.from_numpy(np.array(value)).to(tensor)
+
+
+def _torch(index: Index) -> tuple[torch.Tensor | slice, ...]:
+    return tuple(
+        at if isinstance(at, slice) else torch.from_numpy(np.ascontiguousarray(at)) for at in index
+    )
+
+
+def _declared(module: torch.nn.Module) -> Dtype:
+    """The format of most parameters."""
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in module.parameters():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
+    if not sizes:
+        return "float32"
+    most = max(sizes, key=lambda dtype: sizes[dtype])
+    for name, dtype in _TORCH.items():
+        if dtype == most:
+            return name  # type: ignore[return-value]  # the keys are the Dtypes
+    raise PortError(f"parameters are {most}; known are {', '.join(_TORCH)}")

@@ -1,0 +1,398 @@
+"""Seeing inside a torch module without being told how.
+
+Every operation that a module runs passes through torch's dispatcher, where this mode watches it.
+The parameters' memory says which tensor of the checkpoint an operation reads, and with that,
+which site its input and its output are:
+
+* what enters the product with a matrix and what leaves it is as ``gpt_verify.sites`` says: ``ln_1``
+and
+  ``attn.qkv`` for ``c_attn`` of a GPT-2; what enters the product with ``wte`` is ``ln_f``;
+* what enters a layer norm is the residual stream, and so is the sum of a projection's output and
+  something else;
+* a softmax over T × T between the two products of an attention has scores as input and the
+  pattern as output. A fused attention shows neither.
+
+Nothing is said of names or classes, so functional code is seen like any other. Values are handed
+over before the next operation can overwrite them. What an unusual module computes in an unusual
+order is simply not shown, and what lies between two shown sites is judged as one operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gpt_verify.matching.match import Placement
+from gpt_verify.ports.torch.layout import Layout
+from gpt_verify.ports.torch.roles import SUMS, Memory, Role, address, sum_site
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import readers
+
+if TYPE_CHECKING:
+    from gpt_verify.port import Dtype, Floats, Visit
+    from gpt_verify.ports.torch.channels import Channels
+
+_MATMULS = {"mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "mv", "addmv", "_addmm_activation"}
+_MATMULS |= {"convolution"}  # over one position, channels before positions
+_GATHERS = {"embedding", "index", "index_select", "gather"}
+_SUM_OPS = {"add", "add_", "addcmul", "addcmul_", "sub"}
+_COPIES = {"_to_copy", "clone", "contiguous", "_unsafe_view", "alias", "lift_fresh"}
+_WIDTH = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
+_DTYPE: dict[torch.dtype, Dtype] = {
+    torch.float64: "float64",
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+
+
+@dataclass
+class _Pending:
+    """A value that may still be completed: a product by its bias, an embedding by the other.
+
+    ``missing``: of a product with some rows of a matrix, the rows that it is still to be summed
+    over.
+    """
+
+    site: str
+    tensor: torch.Tensor
+    part: int | None = None
+    bias: bool = False
+    wants_bias: bool = True
+    missing: int = 0
+
+    @property
+    def complete(self) -> bool:
+        return (self.bias or not self.wants_bias) and not self.missing
+
+
+class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follow torch
+    """Watches one run and hands each site to ``visit`` (see ``gpt_verify.port.Visit``)."""
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[torch.Tensor, Placement]],
+        config: Config,
+        batch: int,
+        length: int,
+        visit: Visit,
+        channels: Channels | None = None,
+    ) -> None:
+        super().__init__()
+        self._channels = channels
+        self._config = config
+        self._batch, self._length = batch, length
+        self._visit = visit
+        self._layout = Layout(config, batch, length)
+        self._memory = Memory()
+        for tensor, placement in parameters:
+            role = Role(placement.tensor, placement.part, readers(config)[placement.tensor])
+            self._memory.put(tensor, role)
+        self._pending: dict[int, _Pending] = {}
+        self._done: set[str] = set()
+        self._outputs: dict[int, tuple[str, torch.Tensor]] = {}
+        self._held: dict[str, Any] = {}
+        self._parts: dict[str, dict[int, Any]] = {}
+        self._layer = -1
+        self._narrowest = torch.float64
+
+    # A module that is cast to float64 while it runs tells where its new parameters lie.
+    def stands_for(self, copy: torch.Tensor, original: torch.Tensor) -> None:
+        self._memory.carry(original, copy)
+
+    def forget(self, copy: torch.Tensor) -> None:
+        self._memory.spans.pop(address(copy), None)
+
+    @property
+    def narrowest(self) -> Dtype:
+        """Narrowest format in use since the last site."""
+        return _DTYPE[self._narrowest]
+
+    def finish(self) -> None:
+        """Hand over what was still waiting when the run ended."""
+        for pending in list(self._pending.values()):
+            self._emit(pending)
+        self._pending.clear()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        if func.is_view:
+            result = func(*args, **kwargs)
+            if isinstance(result, torch.Tensor) and result.ndim > 2:
+                self._layout.note((), result)
+            return result
+        tensors = list(_tensors(args)) + list(_tensors(kwargs.values()))
+        roles = [self._memory.get(t) for t in tensors]
+        if name in _COPIES:
+            return self._copy(func, args, kwargs, tensors, roles)
+
+        continued = self._continues(name, tensors, roles)
+        for tensor in tensors:
+            waiting = self._pending.get(address(tensor))
+            if waiting is not None and waiting is not continued:
+                self._complete(waiting)
+        self._before(name, tensors, roles)
+        # A sum with a projection's output is the residual stream: see before it is overwritten.
+        summed = self._summed(name, tensors) if continued is None else None
+
+        result = func(*args, **kwargs)
+        output = result[0] if isinstance(result, tuple) and result else result
+        if isinstance(output, torch.Tensor):
+            self._note_width(tensors, output)
+            self._layout.note(tensors, output)
+            if continued is not None:
+                self._continue(continued, output, roles)
+            elif summed is not None:
+                self._pending[address(output)] = _Pending(summed, output, wants_bias=False)
+            else:
+                self._after(name, tensors, roles, output)
+        return result
+
+    def _copy(
+        self, func: Any, args: Any, kwargs: Any, tensors: Sequence[torch.Tensor], roles: Any
+    ) -> Any:
+        """A copy of a parameter is that parameter; a copy of a waiting value waits instead."""
+        result = func(*args, **kwargs)
+        if not tensors or not isinstance(result, torch.Tensor):
+            return result
+        self._layout.note(tensors, result)
+        source = tensors[0]
+        if roles[0] is not None and source.numel() == result.numel():
+            self._memory.carry(source, result)
+            self._memory.kept.append(result)
+        elif waiting := self._pending.get(address(source)):
+            whole = waiting.tensor.numel() == result.numel() and result.dtype == source.dtype
+            whole = whole and source.is_contiguous()
+            held = any(sum_site(site) == waiting.site for site in self._held)
+            if whole and (held or not waiting.complete):
+                self._pending.pop(address(source))
+                waiting.tensor = result.reshape(waiting.tensor.shape)
+                self._pending[address(result)] = waiting
+            else:  # nothing is left to wait for, or it is being used
+                self._complete(waiting)
+                if whole and (known := self._outputs.get(address(source))):
+                    self._outputs[address(result)] = (known[0], result)
+        self._note_width(tensors, result)
+        return result
+
+    def _continues(
+        self, name: str, tensors: Sequence[torch.Tensor], roles: Sequence[Role | None]
+    ) -> _Pending | None:
+        """The waiting value that this operation completes: the addition of its own bias."""
+        if name not in _SUM_OPS:
+            return None
+        waiting = [p for t in tensors if (p := self._pending.get(address(t)))]
+        if len(waiting) == 2 and waiting[0].missing and waiting[1].missing:
+            one, other = waiting
+            if one is not other and (one.site, one.part) == (other.site, other.part):
+                self._pending.pop(address(other.tensor))
+                one.missing = max(0, one.missing + other.missing - self._rows(one.site))
+                return one
+        for pending in waiting:
+            for role in roles:
+                if role is None or role.leaf != "b":
+                    continue
+                if role.output == pending.site and role.part == pending.part:
+                    pending.bias = True
+                    return pending
+                # The bias of a projection, added after the residual stream was.
+                if role.output in self._held and sum_site(role.output) == pending.site:
+                    self._held.pop(role.output)
+                    pending.bias = True
+                    return pending
+        # The rows of one table and whatever is added to them first: the other table's, or a slice;
+        # and any further rows, of whichever table.
+        tables = [p for p in waiting if p.site == "embed"]
+        if all(p.bias for p in tables):
+            return None
+        for other in tables[1:]:
+            self._pending.pop(address(other.tensor), None)
+        tables[0].bias = True
+        return tables[0]
+
+    def _continue(self, pending: _Pending, output: torch.Tensor, roles: Sequence[Any]) -> None:
+        self._pending.pop(address(pending.tensor), None)
+        pending.tensor = output
+        self._pending[address(output)] = pending
+        if pending.complete and pending.part is not None:
+            # Values are not read before scores and pattern are there, which are judged from them.
+            self._complete(pending)
+
+    def _complete(self, pending: _Pending) -> None:
+        self._pending.pop(address(pending.tensor), None)
+        self._emit(pending)
+
+    def _before(
+        self, name: str, tensors: Sequence[torch.Tensor], roles: Sequence[Role | None]
+    ) -> None:
+        """Sites that are inputs of this operation."""
+        if name == "native_layer_norm" and tensors:
+            for role in roles[1:]:
+                if role is not None and role.normalised is not None:
+                    if self._begun(role.normalised):
+                        self._hand_over(role.normalised, tensors[0])
+                    break
+        elif name in _MATMULS:
+            role = next((r for r in roles if r and r.is_matrix), None)
+            if role is not None:  # a product that is whole is not waited for, if nothing reads it
+                for waiting in [p for p in self._pending.values() if p.wants_bias and p.complete]:
+                    if waiting.site != "embed":
+                        self._complete(waiting)
+            if role is not None and role.input is not None:
+                x = self._operand(tensors, roles)
+                if x is not None:
+                    self._hand_over(role.input, _channels_last(name, x))
+        elif name == "_softmax" and tensors and self._is_pattern(tensors[0]):
+            self._hand_over(f"h.{self._layer}.attn.scores", tensors[0])
+
+    def _after(
+        self,
+        name: str,
+        tensors: Sequence[torch.Tensor],
+        roles: Sequence[Role | None],
+        output: torch.Tensor,
+    ) -> None:
+        """Sites that are outputs of this operation."""
+        if name in _GATHERS and roles and roles[0] is not None and roles[0].output == "embed":
+            self._pending[address(output)] = _Pending("embed", output)
+        elif name in _MATMULS:
+            role = next((r for r in roles if r and r.is_matrix), None)
+            if role is None:
+                return
+            if role.is_table:
+                # A product with a one-hot matrix is a lookup; the other one is the head.
+                if output.shape[-1] == self._config.n_embd:
+                    self._pending[address(output)] = _Pending("embed", output)
+                return
+            site = role.output
+            if site is None:
+                return
+            bias = any(r and r.leaf == "b" and r.output == site for r in roles)
+            if site.endswith("attn.qkv"):
+                self._layer = role.layer or 0
+            made = _Pending(site, _channels_last(name, output), role.part, bias)
+            made.missing = self._missing(tensors, roles, site)
+            if made.complete:  # nothing is left to wait for
+                self._emit(made)
+            else:
+                self._pending[address(output)] = made
+        elif name == "_softmax" and self._is_pattern(output):
+            self._hand_over(f"h.{self._layer}.attn.pattern", output)
+
+    def _summed(self, name: str, tensors: Sequence[torch.Tensor]) -> str | None:
+        """Site of the residual stream that this addition makes."""
+        if name not in ("add", "add_") or len(tensors) != 2:
+            return None
+        for tensor in tensors:
+            known = self._outputs.get(address(tensor))
+            if known is not None and (site := sum_site(known[0])):
+                return site
+        return None
+
+    def _begun(self, site: str) -> bool:
+        """Whether any of the branch has been seen that a sum of the residual stream adds: what is
+        normed before that is not this sum."""
+        for output, state in SUMS.items():
+            if site.endswith(state):
+                branch = site.removesuffix(state) + output.partition(".")[0]
+                return any(seen.startswith(branch) for seen in (*self._done, *self._held))
+        return True
+
+    def _rows(self, site: str) -> int:
+        """Of the matrix that makes a site: the features that are summed over."""
+        return (4 if site.endswith("mlp.out") else 1) * self._config.n_embd
+
+    def _missing(
+        self, tensors: Sequence[torch.Tensor], roles: Sequence[Role | None], site: str
+    ) -> int:
+        """Rows of the matrix that a product leaves out."""
+        x = self._operand(tensors, roles)
+        features = self._rows(site) if x is None else x.numel() // (self._batch * self._length)
+        return max(0, self._rows(site) - features)
+
+    def _emit(self, pending: _Pending) -> None:
+        if pending.missing:
+            return  # a part of a sum, put to some other use
+        if pending.site == "embed" and not pending.bias:
+            return  # one table alone, put to some other use: the sum shows where it is read
+        if pending.wants_bias and not pending.bias and pending.site.endswith(tuple(SUMS)):
+            # Either the bias is missing, or it will be added to the residual sum. Wait and see.
+            value = self._layout.shaped(pending.tensor, pending.site)
+            if value is not None:
+                self._held[pending.site] = value.clone()
+        elif pending.part is not None:
+            parts = self._parts.setdefault(pending.site, {})
+            value = self._layout.shaped(pending.tensor, pending.site, parts=3)
+            if value is not None:
+                parts[pending.part] = value.clone()
+            if len(parts) == 3:
+                self._parts.pop(pending.site)
+                whole = torch.cat([parts[i] for i in range(3)], dim=-1)
+                self._hand_over(pending.site, whole)
+        else:
+            for site in [s for s in self._held if sum_site(s) == pending.site]:
+                self._hand_over(site, self._held.pop(site))
+            self._hand_over(pending.site, pending.tensor)
+        if pending.site.endswith(tuple(SUMS)):
+            self._outputs = {address(pending.tensor): (pending.site, pending.tensor)}
+
+    def _hand_over(self, site: str, tensor: torch.Tensor) -> None:
+        if site in self._done:
+            return
+        value = self._layout.shaped(tensor, site)
+        if value is None:
+            return
+        if self._channels is not None and site.endswith("attn.qkv"):
+            value = self._channels.upright(value)
+        self._done.add(site)
+        narrowest, self._narrowest = self._narrowest, torch.float64
+        if value.dtype == torch.float64:
+            value = value.clone()  # nothing else copies it, and the module may write over it
+        self._visit(site, to_numpy(value), _DTYPE[narrowest])
+
+    def _is_pattern(self, x: torch.Tensor) -> bool:
+        size = self._batch * self._config.n_head * self._length**2
+        return self._layer >= 0 and x.numel() == size and x.shape[-1] == self._length
+
+    def _operand(
+        self, tensors: Sequence[torch.Tensor], roles: Sequence[Role | None]
+    ) -> torch.Tensor | None:
+        """The factor of a product that is no parameter."""
+        return next(
+            (t for t, r in zip(tensors, roles, strict=True) if r is None and t.ndim >= 2), None
+        )
+
+    def _note_width(self, inputs: Sequence[torch.Tensor], output: torch.Tensor) -> None:
+        if output.dtype not in _WIDTH or output.numel() < self._batch * self._length:
+            return
+        if any(t.dtype in _WIDTH for t in inputs):
+            self._narrowest = max(self._narrowest, output.dtype, key=_WIDTH.__getitem__)
+
+
+def _channels_last(name: str, x: torch.Tensor) -> torch.Tensor:
+    """[B, F, T] of a convolution as [B, T, F]; the rest as it is."""
+    return x.transpose(1, 2) if name == "convolution" and x.ndim == 3 else x
+
+
+def _tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def to_numpy(tensor: torch.Tensor) -> Floats:
+    """Values as float32, or float64 where that is what they are; widening is exact."""
+    tensor = tensor.detach()
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        tensor = tensor.float()
+    array: Floats = tensor.cpu().contiguous().numpy()
+    return array

@@ -1,0 +1,122 @@
+"""Small pieces of wording that every report shares."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from gpt_verify.findings import Finding, PortReport, Status
+
+_LAYER_SITE = re.compile(r"h\.(\d+)\.(.+)")
+
+
+def one_line(text: object) -> str:
+    """Text as one printable line; what a port says may hold newlines and escape codes."""
+    line = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
+def label(finding: Finding) -> str:
+    """``activations.local[h.0.mlp.act]``: a check and its place, as one word."""
+    return f"{finding.id}[{finding.site}]" if finding.site else finding.id
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent where that reads well."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0 or 0.001 <= abs(value) < 100_000:
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.1e}"
+
+
+def ratio(finding: Finding) -> float | None:
+    """Score over limit, above 1 exactly where the score is too large; None without numbers."""
+    if finding.score is None or finding.limit is None:
+        return None
+    if math.isnan(finding.score):
+        return math.inf
+    if finding.limit == 0:
+        return math.inf if finding.score > 0 else 0.0
+    return finding.score / finding.limit
+
+
+def worst(findings: Iterable[Finding], part: str) -> Finding | None:
+    """The finding with the largest ratio among ``law.part``, or None where none has numbers."""
+    rated = [
+        (value, finding)
+        for finding in findings
+        if finding.part == part and (value := ratio(finding)) is not None
+    ]
+    return max(rated, key=lambda pair: pair[0])[1] if rated else None
+
+
+def first_failure(report: PortReport) -> Finding | None:
+    """The failure to show first: at the first divergence if there is one, else the first of all."""
+    failed = [f for f in report.findings if f.status is Status.FAILED]
+    at_site = [f for f in failed if f.site == report.first_divergence and f.site is not None]
+    local = [f for f in at_site if f.part == "local"]
+    return next(iter(local or at_site or failed), None)
+
+
+def failures_by_check(findings: Iterable[Finding]) -> str:
+    """``activations.cascaded (38), logits (1)``."""
+    counts = Counter(f.id for f in findings if f.status is Status.FAILED)
+    return ", ".join(f"{check} ({count})" for check, count in counts.items())
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """``0…11``, ``0…3,7``: consecutive numbers drawn together."""
+    runs: list[list[int]] = []
+    for value in sorted(set(numbers)):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ",".join(str(a) if a == b else f"{a}…{b}" for a, b in runs)
+
+
+def layer_and_kind(site: str) -> tuple[int | None, str]:
+    """``h.3.mlp.act`` is (3, "mlp.act"); a site outside the blocks has no layer."""
+    match = _LAYER_SITE.fullmatch(site)
+    return (int(match[1]), match[2]) if match else (None, site)
+
+
+def collapse_sites(sites: Iterable[str]) -> str:
+    """Names of many sites in few words: ``h.0…11.attn.scores, ln_f``. No site is left out."""
+    layers: dict[str, list[int]] = {}
+    for site in sites:
+        layer, kind = layer_and_kind(site)
+        name = site if layer is None else f"h.*.{kind}"
+        layers.setdefault(name, []).extend([] if layer is None else [layer])
+    return ", ".join(
+        name.replace("*", ranges(numbers), 1) if numbers else name
+        for name, numbers in layers.items()
+    )
+
+
+def was_compared(report: PortReport) -> bool:
+    """Whether anything at all was looked at."""
+    return any(finding.status is not Status.NOT_EXAMINED for finding in report.findings)
+
+
+def not_examined(report: PortReport) -> list[tuple[str, str, str]]:
+    """What a port did not show, as ``(checks, sites, reason)``: each check and site is named.
+
+    Checks that were not examined at the same sites for the same reason stand together.
+    """
+    sites: dict[tuple[str, str], list[str]] = {}
+    for finding in report.findings:
+        if finding.status is Status.NOT_EXAMINED:
+            why = one_line(finding.message)
+            if report.error is not None and why == one_line(report.error):
+                why = "not reached"
+            at = sites.setdefault((finding.id, why), [])
+            if finding.site:
+                at.append(finding.site)
+    checks: dict[tuple[str, str], list[str]] = {}
+    for (check, why), at in sites.items():
+        checks.setdefault((collapse_sites(at), why), []).append(check)
+    return [(", ".join(names), at, why) for (at, why), names in checks.items()]
