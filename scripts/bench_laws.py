@@ -21,10 +21,10 @@ from pathlib import Path
 from gpt_verify.checkpoint.synthetic import resolve_size, synthesize
 from gpt_verify.findings import PortReport
 from gpt_verify.judging.run import Options, environment, run
-from gpt_verify.laws.table import LAWS
+from gpt_verify.laws.table import CHECKS
 
 SITES, REST = "weights, sites, logits", "diagnosis, stored graph"
-NAMES = {law.id for law in LAWS}
+NAMES = {law.id for law in CHECKS}
 Seconds = tuple[float, float]
 
 

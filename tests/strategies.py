@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.synthetic import synthetic_tensors
 from gpt_verify.inputs import Input
-from gpt_verify.laws.table import LAWS
+from gpt_verify.laws.table import CHECKS
 from gpt_verify.reference import Config
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -172,7 +172,7 @@ class Case:
         """
         if (self.attention, self.dtype) != ("eager", "float16"):
             return None
-        return [law.id for law in LAWS if law.id != "positions.padding"]
+        return [law.id for law in CHECKS if law.id != "positions.padding"]
 
     @property
     def inputs(self) -> list[Input]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_verify.laws.table import LAWS, Law
+from gpt_verify.laws.table import CHECKS, Law
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -54,10 +54,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_line_of_a_law_is_one() -> None:
-    (line,) = re.findall(r"^```python\n# a line of LAWS\n(Law.*)\n```$", TEXT, re.MULTILINE)
+    (line,) = re.findall(r"^```python\n# a line of CHECKS\n(Law.*)\n```$", TEXT, re.MULTILINE)
     made = eval(line, {"Law": Law, "check_untouched": lambda subject: []})
     assert made.id == "untouched"
-    assert made.id not in {law.id for law in LAWS}
+    assert made.id not in {law.id for law in CHECKS}
 
 
 def test_each_kind_has_a_file_and_its_test() -> None:

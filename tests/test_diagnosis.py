@@ -17,7 +17,7 @@ from gpt_verify.diagnosis.tensors import Difference, explain
 from gpt_verify.explanation import Candidate, Explanation
 from gpt_verify.findings import Status, Verdict
 from gpt_verify.laws.catalogue import CATALOGUE
-from gpt_verify.laws.expected import expected_checks
+from gpt_verify.laws.table import expected_checks
 from gpt_verify.numerics.scores import limit_max
 from gpt_verify.reference.weights import tensor_table
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_verify.laws.table import LAWS
+from gpt_verify.laws.table import CHECKS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -16,13 +16,13 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 def test_every_law_is_described() -> None:
     said = set(re.findall(r"^\| `([a-z._…]+)` \|", (ROOT / "docs/laws.md").read_text(), re.M))
     families = {name.removesuffix("…") for name in said if name.endswith("…")}
-    for law in LAWS:
+    for law in CHECKS:
         assert law.id in said or any(law.id.startswith(f) for f in families), law.id
 
 
 def test_no_other_law_is_described() -> None:
     text = (ROOT / "docs/laws.md").read_text().split("## Tying")[1]
-    ids = {law.id for law in LAWS}
+    ids = {law.id for law in CHECKS}
     for name in re.findall(r"^\| `([a-z._…]+)` \|", text, re.M):
         if name.endswith("…"):
             assert any(known.startswith(name.removesuffix("…")) for known in ids), name

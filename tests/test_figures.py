@@ -16,7 +16,7 @@ import figures  # noqa: E402  # of the scripts, not installed
 
 from gpt_verify.judging.made_with import made_with  # noqa: E402  # after the one above
 from gpt_verify.judging.run import environment  # noqa: E402  # after the one above
-from gpt_verify.laws.table import LAWS  # noqa: E402  # after the one above
+from gpt_verify.laws.table import CHECKS  # noqa: E402  # after the one above
 from gpt_verify.numerics.version import SOURCE, VERSION  # noqa: E402  # after the one above
 
 NOW = made_with()
@@ -39,7 +39,7 @@ def test_the_numerics_are_of_the_recorded_version() -> None:
 def test_what_a_report_says_that_it_was_made_with() -> None:
     assert environment()["made_with"] == NOW
     assert NOW["numerics"] == VERSION
-    assert {law.id for law in LAWS} | {"logits", "activations.local"} <= set(NOW["laws"])
+    assert {law.id for law in CHECKS} | {"logits", "activations.local"} <= set(NOW["laws"])
     assert json.loads(json.dumps(NOW)) == NOW
 
 

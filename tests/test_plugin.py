@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from command import PORTS, ROOT
 
-from gpt_verify.laws.expected import expected_checks
+from gpt_verify.laws.table import expected_checks
 from gpt_verify.reference import Config
 from gpt_verify.report import json as json_report
 

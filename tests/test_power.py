@@ -16,7 +16,7 @@ from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoin
 from gpt_verify.checkpoint.synthetic import synthesize
 from gpt_verify.command.cli import main
 from gpt_verify.laws.catalogue import CATALOGUE
-from gpt_verify.laws.table import LAWS
+from gpt_verify.laws.table import CHECKS
 from gpt_verify.port import Port
 from gpt_verify.power import peers, summary
 from gpt_verify.power.campaign import Campaign, Plan, chosen, run_campaign
@@ -226,7 +226,7 @@ def test_a_fault_that_changes_the_process_is_not_the_next_ones(model: Path, name
     planting = Planting(name, EVERYWHERE, (0, 1, 2))
     for _ in range(2):
         assert bench.fault(planting).explained_by == (name,)
-    laws = {law.id for law in LAWS if law.id.startswith("determinism")}
+    laws = {law.id for law in CHECKS if law.id.startswith("determinism")}
     outcome = bench.correct("eager", 0, laws)
     assert not outcome.false_alarm, outcome.failures
     assert changes(before, snapshot()) == []

@@ -24,7 +24,7 @@ from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.laws.activations.check import SiteComparison
 from gpt_verify.laws.catalogue import CATALOGUE
-from gpt_verify.laws.table import LAWS
+from gpt_verify.laws.table import CHECKS
 from gpt_verify.numerics.cascade import LIMIT_FLOORS
 from gpt_verify.numerics.precision import FLOAT32
 from gpt_verify.numerics.weights import DeclaredWeights
@@ -92,7 +92,7 @@ def test_it_is_refuted_where_it_is_and_named(fault: Fault, layers: tuple[int, ..
 
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f.law is None], ids=lambda f: f.name)
 def test_what_changes_nothing_is_verified(fault: Fault) -> None:
-    report = judged(fault, LAYERS, *(law.id for law in LAWS))
+    report = judged(fault, LAYERS, *(law.id for law in CHECKS))
     assert report.verdict is Verdict.VERIFIED
     assert not failures(report)
 

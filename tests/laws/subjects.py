@@ -9,8 +9,9 @@ from models import checkpoint
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.law import LACKS
 from gpt_verify.laws.subject import NotExamined, Subject
-from gpt_verify.laws.table import LACKS, LAWS
+from gpt_verify.laws.table import CHECKS
 from gpt_verify.matching.match import match
 from gpt_verify.numerics.precision import PRECISIONS
 from gpt_verify.numerics.weights import DeclaredWeights
@@ -30,7 +31,7 @@ def subject(port: Port, source: Checkpoint | None = None, seed: int = 0) -> Subj
 
 def hold(law: str, port: Port, source: Checkpoint | None = None, seed: int = 0) -> list[Finding]:
     """The findings of one law of the table, as ``gpt_verify.judging.judge`` would make them."""
-    entry = next(entry for entry in LAWS if entry.id == law)
+    entry = next(entry for entry in CHECKS if entry.id == law)
     for need in entry.needs:
         if getattr(port, need, None) is None:
             return [Finding(law, Status.NOT_EXAMINED, LACKS[need])]

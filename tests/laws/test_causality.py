@@ -18,7 +18,7 @@ from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.agreement import LIMIT_PAIR
 from gpt_verify.laws.causality.boundaries import SHORT, cuts, edges
 from gpt_verify.laws.causality.words import Sight
-from gpt_verify.laws.table import LACKS
+from gpt_verify.laws.law import LACKS
 from gpt_verify.port import NOT_SHOWN
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.ports.openai_tf import openai_tf

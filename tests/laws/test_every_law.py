@@ -16,7 +16,7 @@ from subjects import port
 from gpt_verify.findings import PortReport, Status
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
-from gpt_verify.laws.table import LAWS
+from gpt_verify.laws.table import CHECKS
 
 #: What no such port can show: a GPU beside the CPU, and a vocabulary beside the weights.
 NOT_SHOWN = {"device", "tokenizer.encode", "tokenizer.decode"}
@@ -66,6 +66,6 @@ def test_no_law_refutes_a_correct_port(device: str) -> None:
 
     holds()
     not_shown = NOT_SHOWN - {"device"} if device == "cuda" else NOT_SHOWN
-    missed = {law.id for law in LAWS} - not_shown - set(examined)
+    missed = {law.id for law in CHECKS} - not_shown - set(examined)
     assert not missed, f"never examined: {missed}"
     print("examples in which each law was examined:", dict(sorted(examined.items())))

@@ -14,7 +14,7 @@ from subjects import hold, port
 
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.lens.budgets import Block
-from gpt_verify.laws.table import LAWS
+from gpt_verify.laws.table import CHECKS
 from gpt_verify.lens.engine_numpy import measure_logits
 from gpt_verify.numerics.cascade import LIMIT_FLOORS
 from gpt_verify.numerics.precision import FLOAT64
@@ -52,7 +52,7 @@ def by_site(found: list[Finding]) -> dict[str | None, Finding]:
 
 
 def test_it_has_a_finding_at_every_state() -> None:
-    (law,) = (law for law in LAWS if law.id == "lens")
+    (law,) = (law for law in CHECKS if law.id == "lens")
     assert law.sites(checkpoint().config) == SITES
     assert list(by_site(hold("lens", port()))) == SITES
 

@@ -22,7 +22,7 @@ from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.laws.loss.faults import nats, plant_loss
 from gpt_verify.laws.loss.faults import right as right_loss
 from gpt_verify.laws.loss.hypotheses import MISTAKES
-from gpt_verify.laws.table import LAWS
+from gpt_verify.laws.table import CHECKS
 from gpt_verify.numerics.loss import losses, mean_budget
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, PRECISIONS
 from gpt_verify.numerics.scores import limit_max
@@ -30,7 +30,7 @@ from gpt_verify.port import Port
 from gpt_verify.reference import Config, logits
 from gpt_verify.reference.loss import loss_nats
 
-PARTS = [law.id for law in LAWS if law.id.startswith("loss.")]
+PARTS = [law.id for law in CHECKS if law.id.startswith("loss.")]
 OWN = ["loss.value", "loss.ignored", "loss.batch"]
 
 

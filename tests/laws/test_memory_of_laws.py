@@ -10,7 +10,8 @@ from subjects import port
 from gpt_verify.findings import Status, Verdict
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
-from gpt_verify.laws.table import LAWS, a_whole_context, derivatives
+from gpt_verify.laws.law import a_whole_context, derivatives
+from gpt_verify.laws.table import CHECKS
 from gpt_verify.ports.torch.module import TorchModule
 from gpt_verify.process import memory
 from gpt_verify.reference import Config
@@ -24,7 +25,7 @@ def test_what_has_no_room_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkpoint()
     report = judge("port", source, INPUTS, None, "cpu", Silent(), build=lambda: port(source=source))
     assert report.error is None and failures(report) == []
-    refused = {law.id for law in LAWS if law.takes(source.config)} | {"tying.persistence"}
+    refused = {law.id for law in CHECKS if law.takes(source.config)} | {"tying.persistence"}
     assert refused >= {"cache", "causality.bits", "gradient", "symmetry.gradient"}
     for finding in report.findings:
         if finding.id in refused:
@@ -50,7 +51,7 @@ def test_a_float64_copy_of_the_whole_is_not_made_without_room(
 def test_the_largest_model_leaves_room_on_a_machine_that_holds_it_four_times() -> None:
     """Estimates are no reason to leave a law out where it was seen to run: 24 GB."""
     port_bytes = 4 * 1_557_611_200
-    for law in LAWS:
+    for law in CHECKS:
         assert law.takes(LARGEST) < 0.6 * port_bytes, law.id
     assert a_whole_context(LARGEST) > 4 * 1024 * 50257
     assert derivatives(LARGEST) > 8 * 50257 * 1600

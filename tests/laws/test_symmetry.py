@@ -20,7 +20,7 @@ from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.errors import ToolError
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.subject import NotExamined
-from gpt_verify.laws.table import LAWS
+from gpt_verify.laws.table import CHECKS
 from gpt_verify.port import Parameter, Port, Tokens
 from gpt_verify.ports.openai_tf import openai_tf
 from gpt_verify.ports.torch.module import TorchModule
@@ -34,7 +34,7 @@ NAMES = (*OUTPUT, "gradient")
 def held(made: Port, source: Checkpoint | None = None) -> dict[str, Finding]:
     """The findings of all six, by name; of one subject, as in a run."""
     judged, found = subject(made, source), {}
-    for law in LAWS:
+    for law in CHECKS:
         if law.id.startswith("symmetry."):
             try:
                 (finding,) = law.check(judged)
@@ -390,7 +390,7 @@ class TestPuttingBack:
             return replace(p, write=write) if p.name.endswith("wpe.weight") else p
 
         judged = subject(changed(made, once))
-        (law,) = (law for law in LAWS if law.id == "symmetry.shift")
+        (law,) = (law for law in CHECKS if law.id == "symmetry.shift")
         with pytest.raises(ToolError, match=r"wpe\.weight does not hold what it held"):
             list(law.check(judged))
 

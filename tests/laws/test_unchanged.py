@@ -35,7 +35,7 @@ def test_one_bit_of_one_weight_is_enough() -> None:
     assert str(error.value).startswith(f"a port: {last.name} does not hold what it held before")
 
 
-@pytest.mark.parametrize("law", [law.id for law in laws.LAWS if law.writes])
+@pytest.mark.parametrize("law", [law.id for law in laws.CHECKS if law.writes])
 def test_a_law_that_leaves_something_behind_ends_the_run(
     law: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,9 +48,9 @@ def test_a_law_that_leaves_something_behind_ends_the_run(
         return [Finding(law, Status.PASSED, "nothing to see", None)]
 
     altered = tuple(
-        replace(entry, check=untidy) if entry.id == law else entry for entry in laws.LAWS
+        replace(entry, check=untidy) if entry.id == law else entry for entry in laws.CHECKS
     )
-    monkeypatch.setattr(judging, "LAWS", altered)
+    monkeypatch.setattr(judging, "CHECKS", altered)
     source = checkpoint()
     report = judging.judge(
         "port", source, INPUTS[:1], None, "cpu", Silent(), build=lambda: port(source=source)
@@ -62,7 +62,7 @@ def test_a_law_that_leaves_something_behind_ends_the_run(
 
 def test_every_law_that_writes_says_so() -> None:
     """A law that writes without saying so would not be looked after."""
-    for entry in laws.LAWS:
+    for entry in laws.CHECKS:
         if entry.writes:
             continue
         judged = subject(port())

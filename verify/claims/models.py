@@ -15,8 +15,9 @@ from gpt_verify.faults.oracle import Act, Call, right
 from gpt_verify.findings import Finding, Status
 from gpt_verify.inputs import seeded
 from gpt_verify.judging.prepare import prepare
+from gpt_verify.laws.law import LACKS
 from gpt_verify.laws.subject import Subject
-from gpt_verify.laws.table import LACKS, LAWS
+from gpt_verify.laws.table import CHECKS
 from gpt_verify.numerics.local import LocalOracle
 from gpt_verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
 from gpt_verify.numerics.scores import SiteScores
@@ -228,11 +229,11 @@ class Model:
         return self._held[law]
 
     def _hold(self, law: str) -> Finding:
-        (entry,) = (entry for entry in LAWS if entry.id == law)
+        (entry,) = (entry for entry in CHECKS if entry.id == law)
         for need in entry.needs:
             if getattr(self.port, need, None) is None:
                 raise NotExamined(LACKS[need])
-        found = [f for f in entry.check(self.subject) if f.status is not Status.NOT_EXAMINED]
+        found = [f for f in entry.hold(self.subject) if f.status is not Status.NOT_EXAMINED]
         if not found:
             raise NotExamined(f"{law} was not examined")
         return next((f for f in found if f.status is Status.FAILED), found[0])

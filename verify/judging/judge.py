@@ -22,10 +22,10 @@ from gpt_verify.judging.prepare import Prepared, prepare
 from gpt_verify.judging.waivers import waive
 from gpt_verify.laws.activations.check import SiteComparison
 from gpt_verify.laws.determinism.check import Determinism
-from gpt_verify.laws.expected import expected_checks
+from gpt_verify.laws.law import Part
 from gpt_verify.laws.logits.check import LogitsComparison
 from gpt_verify.laws.subject import NotExamined, Subject
-from gpt_verify.laws.table import LAWS, Law
+from gpt_verify.laws.table import CHECKS, expected_checks
 from gpt_verify.laws.tying.check import with_stored_graph
 from gpt_verify.laws.unchanged import Weights
 from gpt_verify.laws.weights.check import check_weights
@@ -204,7 +204,7 @@ class _Work:
         """How often ``progress.step`` will be called."""
         passes = (port.activations is not None) * (1 + (port.float64 is not None))
         sited = max(1, passes * len(sites(self.checkpoint.config)))
-        return len(self.inputs) * sited + len(LAWS)
+        return len(self.inputs) * sited + len(CHECKS)
 
     def examine(self, port: Port) -> None:
         """Weights, then architecture in float64, then the numbers in the declared precision; then
@@ -218,12 +218,12 @@ class _Work:
         give_back()
         subject = prepared.subject(self.seed, self.loading)
         held = Weights(port.name, prepared.parameters)
-        for law in LAWS:
+        for law in CHECKS:
             self._law(law, subject, held)
             give_back()
             self.progress.step(law.id)
         if self.checkpoint.config.tied != self.tied:
-            self._why |= {law.id: NOT_TIED for law in LAWS if concerns("tying", law.id)}
+            self._why |= {law.id: NOT_TIED for law in CHECKS if concerns("tying", law.id)}
         self.diagnosis = diagnose(subject, self.inputs, self._comparisons, tuple(self.findings))
         self._stored_graph(port, weights)
 
@@ -296,7 +296,7 @@ class _Work:
         self.findings += logits.findings()
         self.findings += repeats.findings(port, shortest.tokens)
 
-    def _law(self, law: Law, subject: Subject, held: Weights) -> None:
+    def _law(self, law: Part, subject: Subject, held: Weights) -> None:
         if self.laws is not None and law.id not in self.laws:
             self._why[law.id] = "not asked for"
             return
@@ -307,7 +307,7 @@ class _Work:
             held.note()
         try:
             require(law.takes(subject.config))
-            self.findings += law.check(subject)
+            self.findings += law.hold(subject)
         except NotExamined as missing:
             self._why[law.id] = str(missing)
         except (GptVerifyError, KeyboardInterrupt, SystemExit):

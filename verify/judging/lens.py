@@ -20,7 +20,7 @@ from gpt_verify.errors import GptVerifyError, PortError, UsageError
 from gpt_verify.judging.judge import one_line
 from gpt_verify.judging.options import Options, chosen_inputs
 from gpt_verify.judging.selection import request
-from gpt_verify.laws.table import if_read_through_ln_f
+from gpt_verify.laws.lens import if_read_through_ln_f
 from gpt_verify.lens import (
     UNDEFINED,
     Decoder,

@@ -11,7 +11,7 @@ import hashlib
 from typing import Any
 
 from gpt_verify.laws.catalogue import CATALOGUE
-from gpt_verify.laws.expected import expected_checks
+from gpt_verify.laws.table import expected_checks
 from gpt_verify.numerics.version import VERSION
 from gpt_verify.reference.config import Config
 

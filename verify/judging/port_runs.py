@@ -56,7 +56,7 @@ class PortRuns:
         return list(dict.fromkeys(self.request.specs))
 
     def expected(self) -> list[tuple[str, str | None]]:
-        from gpt_verify.laws.expected import expected_checks
+        from gpt_verify.laws.table import expected_checks
 
         return expected_checks(self.checkpoint.config)
 

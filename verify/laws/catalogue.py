@@ -1,62 +1,31 @@
-"""Every fault, by name."""
+"""Every fault, by name: of the forward pass (``gpt_verify.faults``), and of the laws."""
 
 from __future__ import annotations
 
-from gpt_verify.faults import (
-    attention,
-    attention_heads,
-    attention_mask,
-    attention_positions,
-    embeddings,
-    gelu,
-    head,
-    linear,
-    norm,
-    norm_place,
-    residual,
-    weights,
-)
+import pkgutil
+from collections.abc import Iterator
+from importlib import import_module
+
+from gpt_verify import faults
 from gpt_verify.faults.fault import Fault
-from gpt_verify.laws.batch import faults as batch
-from gpt_verify.laws.cache import faults as cache
-from gpt_verify.laws.determinism import faults as determinism
-from gpt_verify.laws.gradient import faults as gradient
-from gpt_verify.laws.loss import faults as loss
-from gpt_verify.laws.padding import faults as padding
-from gpt_verify.laws.positions import faults as positions
-from gpt_verify.laws.precision import faults as precision
-from gpt_verify.laws.tokenizer import faults as tokenizer
-from gpt_verify.laws.tying import faults as tying
+from gpt_verify.laws.table import LAWS
 from gpt_verify.reference.config import Config
 
-_FAMILIES = (
-    gelu,
-    norm,
-    norm_place,
-    attention,
-    attention_mask,
-    attention_positions,
-    attention_heads,
-    linear,
-    residual,
-    embeddings,
-    head,
-    weights,
-    loss,
-    cache,
-    batch,
-    precision,
-    padding,
-    positions,
-    gradient,
-    determinism,
-    tying,
-    tokenizer,
-)
 
-#: Name → fault, in the order of the families.
-CATALOGUE: dict[str, Fault] = {fault.name: fault for family in _FAMILIES for fault in family.FAULTS}
-if len(CATALOGUE) != sum(len(family.FAULTS) for family in _FAMILIES):
+def _of_files() -> Iterator[Fault]:
+    """``FAULTS`` of each file that has any; the others say what a fault is, and how it is injected.
+
+    Those that import torch are not looked into: what they define is used in functions.
+    """
+    for found in pkgutil.iter_modules(faults.__path__):
+        if found.name != "model":
+            yield from getattr(import_module(f"{faults.__name__}.{found.name}"), "FAULTS", ())
+
+
+_ALL = (*_of_files(), *(fault for law in LAWS for fault in law.faults))
+#: Name → fault, by family.
+CATALOGUE: dict[str, Fault] = {fault.name: fault for fault in _ALL}
+if len(CATALOGUE) != len(_ALL):
     raise AssertionError("two faults have one name")
 
 

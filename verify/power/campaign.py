@@ -19,7 +19,7 @@ from gpt_verify.checkpoint import need_gpt2, open_checkpoint
 from gpt_verify.diagnosis.logits import deviations_kept
 from gpt_verify.errors import MissingDependency, UsageError
 from gpt_verify.laws.catalogue import CATALOGUE
-from gpt_verify.laws.table import LAWS
+from gpt_verify.laws.table import CHECKS
 from gpt_verify.numerics.parallel import work_alone
 from gpt_verify.power.planting import (
     EVERYWHERE,
@@ -254,7 +254,7 @@ def laws_of(plan: Plan, variant: str, seed: int) -> set[str] | None:
         return None
     names = QUICK_VARIANTS if plan.quick else CORRECT
     turn, turns = seed + names.index(variant), max(plan.seeds, QUICK_TURNS if plan.quick else 1)
-    return {law.id for i, law in enumerate(LAWS) if (i + turn) % turns == 0}
+    return {law.id for i, law in enumerate(CHECKS) if (i + turn) % turns == 0}
 
 
 _bench: Bench | None = None

@@ -19,7 +19,7 @@ from gpt_verify.inputs import Input, default_inputs, seeded
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.laws.catalogue import CATALOGUE
-from gpt_verify.laws.table import LAWS
+from gpt_verify.laws.table import CHECKS
 from gpt_verify.numerics.cascade import LIMIT_FLOORS
 from gpt_verify.numerics.floor import measure_floor
 from gpt_verify.numerics.precision import FLOAT32
@@ -221,7 +221,7 @@ class Bench:
         fault = CATALOGUE[planting.fault]
         laws = None
         if not self.every_law or planting.form != EVERYWHERE:
-            laws = {law.id for law in LAWS if fault.law and concerns(fault.law, law.id)}
+            laws = {law.id for law in CHECKS if fault.law and concerns(fault.law, law.id)}
         checkpoint, shared = self.checkpoint, self._measured_once(self.seed)
         report = _judged(
             planting.fault,

@@ -1,1 +1,20 @@
 """The law of the batch."""
+
+from __future__ import annotations
+
+from gpt_verify.laws.batch.check import check_batch
+from gpt_verify.laws.batch.faults import FAULTS
+from gpt_verify.laws.law import Law, Part
+
+LAW = Law(
+    "Batch",
+    60,
+    (
+        Part(
+            "batch",
+            check_batch,
+            "a sequence has the same logits alone, in a batch, and in another order",
+        ),
+    ),
+    FAULTS,
+)

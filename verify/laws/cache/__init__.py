@@ -1,1 +1,23 @@
 """The law of the cache."""
+
+from __future__ import annotations
+
+from gpt_verify.laws.cache.check import check_cache
+from gpt_verify.laws.cache.faults import FAULTS
+from gpt_verify.laws.law import Law, Part, a_whole_context
+
+LAW = Law(
+    "Cache",
+    61,
+    (
+        Part(
+            "cache",
+            check_cache,
+            "every split of a short sequence, one by one for a long one, and across the last "
+            "position, is the whole run",
+            needs=("step",),
+            takes=a_whole_context,
+        ),
+    ),
+    FAULTS,
+)

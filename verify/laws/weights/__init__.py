@@ -1,1 +1,33 @@
 """The laws of the weights."""
+
+from __future__ import annotations
+
+from gpt_verify.laws.gradient.check import at_the_weights
+from gpt_verify.laws.law import Law, Part
+
+LAW = Law(
+    "Weights",
+    0,
+    (
+        Part(
+            "weights.values",
+            None,
+            "every tensor of the checkpoint, found in the port, bit for bit after the declared "
+            "cast",
+            needs=("parameters",),
+            sites=at_the_weights,
+        ),
+        Part(
+            "weights.accounted",
+            None,
+            "every parameter of the port is a tensor of the checkpoint",
+            needs=("parameters",),
+        ),
+        Part(
+            "weights.count",
+            None,
+            "so many numbers, and no more",
+            needs=("parameters",),
+        ),
+    ),
+)

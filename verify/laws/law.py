@@ -1,0 +1,128 @@
+"""What a law is: its parts, each with a check, and the faults that it must refute.
+
+A law is a folder beside this file, whose ``__init__.py`` says ``LAW = Law(...)``. All that is made
+of the laws is made from the folders: what a run checks, the rows of docs/laws.md, the faults that
+``gpt-verify power`` plants (``table.py``, ``catalogue.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from gpt_verify.faults.fault import Fault
+from gpt_verify.findings import Finding
+from gpt_verify.laws.reference_gradient import LENGTH
+from gpt_verify.laws.subject import Subject
+from gpt_verify.numerics.derivatives import noise_bytes
+from gpt_verify.reference.config import Config
+
+Check = Callable[[Subject], Iterable[Finding]]
+Sites = Callable[[Config], Sequence[str | None]]
+
+#: What a port without an optional member is said to lack.
+LACKS = {
+    "parameters": "no parameters shown",
+    "activations": "no activations shown",
+    "float64": "no float64",
+    "loss": "no loss",
+    "step": "no cache",
+    "padded": "no attention mask",
+    "padded_at": "no attention mask with positions",
+    "gradients": "no gradients",
+    "input_gradients": "no gradients at the input",
+    "tying": "no graph",
+    "copies": "no copies",
+    "training": "no training mode",
+    "elsewhere": "no other device",
+    "tokenizers": "no tokenizer",
+}
+
+
+def nowhere(config: Config) -> list[str | None]:
+    """One finding, at no site."""
+    return [None]
+
+
+def every_model(config: Config) -> str | None:
+    """It binds whatever the architecture is."""
+    return None
+
+
+def little(config: Config) -> int:
+    """Bytes of a check that looks at short sequences."""
+    return 0
+
+
+def a_whole_context(config: Config) -> int:
+    """Bytes of a check that runs n_ctx tokens: three versions of their logits, and the patterns of
+    a layer in the reference's two arithmetics, each with what its softmax makes on the way."""
+    logits, patterns = config.n_ctx * config.n_vocab, config.n_head * config.n_ctx**2
+    return 4 * 3 * logits + (8 + 4) * 3 * patterns
+
+
+def derivatives(config: Config) -> int:
+    """Bytes of a check that asks for derivatives: the table, its widened copy and its derivative in
+    float64, and the noisy runs of the reference."""
+    return 8 * 3 * config.n_vocab * config.n_embd + noise_bytes(config, LENGTH)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One check of a law.
+
+    Attributes:
+        id: of its findings: ``law`` or ``law.part``.
+        check: holds it against a port. What it raises on inputs that every GPT-2 takes is a
+            failure of the port; ``NotExamined`` is none. None where the findings are made while the
+            port runs on the inputs of the run (``gpt_verify.judging.judge``).
+        holds: what must hold, for docs/laws.md.
+        needs: optional members of ``Port`` without which it is not examined.
+        sites: where it has a finding.
+        free: why models of this kind are free of it; None of those that it binds.
+        writes: whether it writes to the port's weights, and so must put them back.
+        takes: how many bytes it takes beside the port, estimated. It is not begun where fewer are
+            free.
+    """
+
+    id: str
+    check: Check | None
+    holds: str
+    needs: tuple[str, ...] = ()
+    sites: Sites = nowhere
+    free: Callable[[Config], str | None] = every_model
+    writes: bool = False
+    takes: Callable[[Config], int] = little
+
+    def hold(self, subject: Subject) -> list[Finding]:
+        """What the check finds.
+
+        Raises:
+            NotExamined: the port cannot show what it needs.
+        """
+        assert self.check is not None, f"{self.id} is held while the port runs"
+        return list(self.check(subject))
+
+    def lacking(self, subject: Subject) -> str | None:
+        """Why it cannot be held against this port: what the port lacks, or the model's kind."""
+        if why := self.free(subject.config):
+            return why
+        lacking = (n for n in self.needs if getattr(subject.port, n, None) is None)
+        return next((LACKS[n] for n in lacking), None)
+
+
+@dataclass(frozen=True)
+class Law:
+    """One law.
+
+    Attributes:
+        title: the heading of its rows in docs/laws.md.
+        order: where it stands in a report and on that page; laws of one number stand by name.
+        parts: in the order in which they are judged.
+        faults: which it must refute, and by which ``gpt-verify power`` measures it.
+    """
+
+    title: str
+    order: int
+    parts: tuple[Part, ...]
+    faults: tuple[Fault, ...] = ()
