@@ -36,7 +36,7 @@ def hold(law: str, port: Port, source: Checkpoint | None = None, seed: int = 0) 
         if getattr(port, need, None) is None:
             return [Finding(law, Status.NOT_EXAMINED, LACKS[need])]
     try:
-        return list(entry.check(subject(port, source, seed)))
+        return entry.hold(subject(port, source, seed))
     except NotExamined as missing:
         return [Finding(law, Status.NOT_EXAMINED, str(missing))]
     except Exception as error:

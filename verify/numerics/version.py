@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 4
-SOURCE = "6cf18729d4d9940a6ec367c92eaa5c2d5a2392e81fade16b3d2f6e0d8dd44f9b"
+SOURCE = "8248101cc7009915c1ec7637178fe7252c3e020c4a70bd2655d86d2575e1a9a8"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import gpt_verify.laws.tokenizer.injection as to
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.vocabulary import load
 from gpt_verify.faults.fault import Fault
-from gpt_verify.laws.tokenizer import injection as to
 
 
 def _plant(change: to.Change, port: Any, checkpoint: Checkpoint) -> None:
