@@ -110,12 +110,9 @@ def test_a_project_runs_its_tests(
 
 def test_a_port_imports_its_own_names(project: Path, environment: dict[str, str]) -> None:
     site = environment["PYTHONPATH"]
+    words = ["run", "--port", "port.py:factory", "--length", "5", "--quiet"]
     done = subprocess.run(
-        [
-            sys.executable,
-            f"{site}/bin/gpt-verify",
-            *"run --port port.py:factory --length 5 --quiet".split(),
-        ],
+        [sys.executable, f"{site}/bin/gpt-verify", *words],
         cwd=project,
         env=environment,
         capture_output=True,
