@@ -184,7 +184,8 @@ def recognise(
     closest, of equally close ones the first.
 
     As the port does: to within the noise of the right run, or to within that of the mistaken one,
-    whose softmax may hang on the last bit where the right one's does not.
+    whose softmax may hang on the last bit where the right one's does not, and whose coarse rounding
+    on which side of a step a number falls.
     """
     weights, config = Widened(subject.weights), subject.config
     rights = [decode(weights, config, case.pieces, right_way) for case in cases]
@@ -198,7 +199,7 @@ def recognise(
                 break
             predicted_RV = (wrong - right)[case.rows]
             remainder = _remainder(predicted_RV, case, way.coarse)
-            if remainder is None and not way.coarse and _near(predicted_RV, case):
+            if remainder is None and _near(predicted_RV, case, way.coarse):
                 floor_R = np.hypot(case.floor_R, _noise(subject, case, way, wrong))
                 remainder = _remainder(predicted_RV, replace(case, floor_R=floor_R), way.coarse)
             if remainder is None:
@@ -229,11 +230,12 @@ def _remainder(predicted_RV: Floats, case: Case, coarse: bool) -> float | None:
     return float(np.sqrt(np.mean(left_R**2)))
 
 
-def _near(predicted_RV: Floats, case: Case) -> bool:
-    """Whether little is left of the port's departure."""
+def _near(predicted_RV: Floats, case: Case, coarse: bool) -> bool:
+    """Whether little is left of the port's departure, so that it is worth while to ask how much
+    noise would leave: of a coarse one, less than half."""
     measured_RV = case.got_RV.astype(np.float64) - case.expected_RV
     left = float(np.linalg.norm(measured_RV - predicted_RV))
-    return left <= NEAR * float(np.linalg.norm(measured_RV))
+    return left <= (0.5 if coarse else NEAR) * float(np.linalg.norm(measured_RV))
 
 
 def _noise(subject: Subject, case: Case, way: Way, exact_TV: Floats) -> Floats:
@@ -246,7 +248,8 @@ def _noise(subject: Subject, case: Case, way: Way, exact_TV: Floats) -> Floats:
         moved = decode(_Moved(subject, draw), config, case.pieces, way)
         assert moved is not None, "the positions of this way exist"
         squares_R += np.mean((moved - exact_TV)[case.rows] ** 2, axis=-1) / count
-    return np.sqrt(squares_R)
+    # Of a way that rounds coarsely, few draws take a number to the other side at any one position.
+    return np.sqrt(np.maximum(squares_R, squares_R.mean()) if way.coarse else squares_R)
 
 
 class _Moved(Mapping[str, Floats]):
