@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from gpt_verify import reference
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.reference import logits
 
 Function = Callable[[Any], Any]
 
 
 def _correct(checkpoint: Checkpoint, tokens: np.ndarray) -> np.ndarray:
-    rows = [logits(checkpoint.tensors, checkpoint.config, row) for row in tokens]
+    rows = [reference.logits(checkpoint.tensors, checkpoint.config, row) for row in tokens]
     return np.stack(rows).astype(np.float32)
 
 

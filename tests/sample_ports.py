@@ -9,10 +9,12 @@ import sys
 
 import numpy as np
 
+from gpt_verify import reference
+
 
 def good(checkpoint):
     def logits(tokens):
-        rows = [logits(checkpoint.tensors, checkpoint.config, row) for row in tokens]
+        rows = [reference.logits(checkpoint.tensors, checkpoint.config, row) for row in tokens]
         return np.stack(rows).astype(np.float32)
 
     return logits
