@@ -35,7 +35,7 @@ from gpt_verify.judging.made_with import made_with  # noqa: E402  # of this repo
 RESULTS = "docs/results"
 VERSION = ROOT / "verify" / "numerics" / "version.py"
 #: The code that decides numbers.
-DECIDE = ("reference", "verify/numerics", "verify/laws")
+DECIDE = ("reference", "verify/graph", "verify/numerics", "verify/laws")
 ANCHOR = re.compile(r"^<!-- figures: (.+) -->$")
 MARK = "> **These figures are older than what they measure.**"
 

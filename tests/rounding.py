@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gpt_verify.graph.cascade import LIMIT_FLOORS, CascadeScores
 from gpt_verify.numerics.budgets import FUNCTION_ULP
-from gpt_verify.numerics.cascade import LIMIT_FLOORS, CascadeScores
 from gpt_verify.numerics.draws import OBSERVATIONS, Rounding
 from gpt_verify.numerics.precision import FLOAT32, FLOAT64, Precision
 from gpt_verify.reference import Config, forward

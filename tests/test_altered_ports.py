@@ -27,7 +27,7 @@ from models import (
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.findings import PortReport, Status, Verdict
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.sites import sites
 
 LAYERS = range(CONFIG.n_layer)

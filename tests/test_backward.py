@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from models import checkpoint
 
+from gpt_verify.graph.backward import Backward
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.derivatives import derivatives
+from gpt_verify.graph.directions import WTE_READERS, Direction, draw
+from gpt_verify.graph.table import OPERATIONS
 from gpt_verify.laws.gradient.hypotheses import MISTAKES
-from gpt_verify.numerics.backward import RULES, Backward
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
-from gpt_verify.numerics.derivatives import derivatives
-from gpt_verify.numerics.directions import WTE_READERS, Direction, draw
 from gpt_verify.numerics.precision import FLOAT32, FLOAT64
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.reference import Config
@@ -61,7 +62,7 @@ def test_another_rule_changes_what_comes_after_it_alone(name: str) -> None:
     ]
     assert any(moved)
     # And what is kept is what it was.
-    again = backward.walk({"logits": RULES["unembed"]})
+    again = backward.walk({"logits": OPERATIONS["unembed"].back})
     for found, expected in zip(again, backward.right, strict=True):
         for direction in drawn[(found.site,)]:
             assert found.along(direction) == expected.along(direction)

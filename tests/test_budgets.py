@@ -17,9 +17,15 @@ from oracle import assert_agrees
 from torch.nn import functional as F
 
 from gpt_verify.checkpoint.synthetic import synthetic_tensors
-from gpt_verify.numerics import budgets
+from gpt_verify.graph.local import LocalOracle, NotShown
+from gpt_verify.graph.operations import add as op_add
+from gpt_verify.graph.operations import gelu as op_gelu
+from gpt_verify.graph.operations import layer_norm as op_layer_norm
+from gpt_verify.graph.operations import linear as op_linear
+from gpt_verify.graph.operations import mix as op_mix
+from gpt_verify.graph.operations import pattern as op_pattern
+from gpt_verify.graph.operations import scores as op_scores
 from gpt_verify.numerics.budgets import Measured, shown
-from gpt_verify.numerics.local import LocalOracle, NotShown
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Precision
 from gpt_verify.numerics.scores import SiteScores
 from gpt_verify.numerics.weights import DeclaredWeights
@@ -76,7 +82,7 @@ Pairs = list[tuple[torch.Tensor, Measured]]
 def layer_norm(case: Case) -> Pairs:
     x, g, b = case.stream(), case.draw(D, scale=0.3) + 1, case.draw(D)
     g = np.asarray(g if case.p is FLOAT64 else case.p.round(g), np.float64)
-    expected = budgets.layer_norm(case.p, shown(x), g, b)
+    expected = op_layer_norm.rounding(case.p, shown(x), g, b)
     x_, g_, b_ = map(case.torch, (x, g, b))
     fused = F.layer_norm(x_, (D,), g_, b_, 1e-5)
     mean = x_.mean(-1, keepdim=True)
@@ -87,7 +93,7 @@ def layer_norm(case: Case) -> Pairs:
 
 def linear(case: Case) -> Pairs:
     x, w, b = case.draw(T, D), case.draw(D, 5, scale=case.scale), case.draw(5)
-    expected = budgets.linear(case.p, shown(x), w, b)
+    expected = op_linear.rounding(case.p, shown(x), w, b)
     x_, w_, b_ = map(case.torch, (x, w, b))
     return [(torch.addmm(b_, x_, w_), expected), (x_ @ w_ + b_, expected)]
 
@@ -95,13 +101,13 @@ def linear(case: Case) -> Pairs:
 def linear_with_a_mean(case: Case) -> Pairs:
     """Products of one sign, whose partial sums grow."""
     x, w = np.abs(case.draw(T, 400)), np.abs(case.draw(400, 7))
-    expected = budgets.linear(case.p, shown(x), w, 0.0)
+    expected = op_linear.rounding(case.p, shown(x), w, 0.0)
     return [(case.torch(x) @ case.torch(w), expected)]
 
 
 def gelu(case: Case) -> Pairs:
     x = case.draw(T, D, scale=2.0)
-    expected = budgets.gelu(case.p, shown(x))
+    expected = op_gelu.rounding(case.p, shown(x))
     x_ = case.torch(x)
     inner = math.sqrt(2 / math.pi) * (x_ + 0.044715 * torch.pow(x_, 3))
     steps = 0.5 * x_ * (1 + torch.tanh(inner))
@@ -110,7 +116,7 @@ def gelu(case: Case) -> Pairs:
 
 def add(case: Case) -> Pairs:
     x, y = case.draw(T, D, scale=case.scale), case.draw(T, D)
-    return [(case.torch(x) + case.torch(y), budgets.add(case.p, shown(x), shown(y)))]
+    return [(case.torch(x) + case.torch(y), op_add.rounding(case.p, shown(x), shown(y)))]
 
 
 def _attention(case: Case) -> tuple[Array, list[torch.Tensor], torch.Tensor]:
@@ -124,14 +130,14 @@ def _attention(case: Case) -> tuple[Array, list[torch.Tensor], torch.Tensor]:
 
 def scores(case: Case) -> Pairs:
     qkv, _, got = _attention(case)
-    return [(got, budgets.scores(case.p, shown(qkv), HEADS))]
+    return [(got, op_scores.rounding(case.p, shown(qkv), HEADS))]
 
 
 def pattern(case: Case) -> Pairs:
     _, _, got = _attention(case)
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
     masked = got.masked_fill(future, -math.inf)
-    expected = budgets.pattern(case.p, shown(got.to(torch.float64).numpy()))
+    expected = op_pattern.rounding(case.p, shown(got.to(torch.float64).numpy()))
     wide = F.softmax(masked, -1, dtype=torch.float64 if case.p is FLOAT64 else torch.float32)
     return [(masked.softmax(-1), expected), (wide.to(got.dtype), expected)]
 
@@ -139,8 +145,8 @@ def pattern(case: Case) -> Pairs:
 def mix(case: Case) -> Pairs:
     """Fused: scores, pattern and mix are one operation, with the budgets of all three."""
     qkv, parts, _ = _attention(case)
-    inside = budgets.pattern(case.p, budgets.scores(case.p, shown(qkv), HEADS))
-    expected = budgets.mix(case.p, inside, shown(qkv), HEADS)
+    inside = op_pattern.rounding(case.p, op_scores.rounding(case.p, shown(qkv), HEADS))
+    expected = op_mix.rounding(case.p, inside, shown(qkv), HEADS)
     q, k, v = (part.unsqueeze(0) for part in parts)
     fused = F.scaled_dot_product_attention(q, k, v, is_causal=True)[0]
     return [(fused.transpose(0, 1).reshape(T, D), expected)]

@@ -11,13 +11,14 @@ from oracle import CONFIG, weights_of
 from rounding import Noise, gamma, summed
 from transformers import GPT2LMHeadModel
 
-from gpt_verify.numerics import backward, differences
-from gpt_verify.numerics import derivatives as numerics
-from gpt_verify.numerics.backward import RULES, Back
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
-from gpt_verify.numerics.derivatives import Inconsistent, derivatives
-from gpt_verify.numerics.differences import difference
-from gpt_verify.numerics.directions import WTE_READERS, Direction, draw
+from gpt_verify.graph import backward, differences
+from gpt_verify.graph import derivatives as numerics
+from gpt_verify.graph.back import Back
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.derivatives import Inconsistent, derivatives
+from gpt_verify.graph.differences import difference
+from gpt_verify.graph.directions import WTE_READERS, Direction, draw
+from gpt_verify.graph.table import OPERATIONS
 from gpt_verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
 from gpt_verify.numerics.scores import limit_max
 from gpt_verify.numerics.weights import DeclaredWeights
@@ -130,10 +131,10 @@ def test_how_many_noisy_runs_are_made_side_by_side_does_not_matter(monkeypatch):
         assert 1 / LIMIT_FLOORS < a.floor / b.floor < LIMIT_FLOORS
 
 
-@pytest.mark.parametrize("operation", RULES)
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_wrong_rule_is_not_believed(operation, monkeypatch):
     """One part in a million of what it hands back is enough."""
-    correct = RULES[operation]
+    correct = OPERATIONS[operation].back
 
     def wrong(step, d):
         back = correct(step, d)

@@ -9,13 +9,13 @@ from strategies import Model
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.findings import Status
+from gpt_verify.graph.cascade import Lockstep
+from gpt_verify.graph.derivatives import derivatives
+from gpt_verify.graph.differences import STEP, difference
+from gpt_verify.graph.directions import WTE_READERS, draw
 from gpt_verify.inputs import given, seeded
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
-from gpt_verify.numerics.cascade import Lockstep
-from gpt_verify.numerics.derivatives import derivatives
-from gpt_verify.numerics.differences import STEP, difference
-from gpt_verify.numerics.directions import WTE_READERS, draw
 from gpt_verify.numerics.draws import FOR_POSITIONS, OBSERVATIONS, Rounding, draws, moves
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, Precision
 from gpt_verify.numerics.scores import limit_max

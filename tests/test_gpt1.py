@@ -15,8 +15,8 @@ from oracle import tokens_of
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.write import write_huggingface
-from gpt_verify.faults.oracle import run
 from gpt_verify.findings import PortReport, Status, Verdict
+from gpt_verify.graph.run import run
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.laws.catalogue import CATALOGUE, faults_of

@@ -39,12 +39,13 @@ ROOMS: dict[str, set[str]] = {
     "engines": {"process"},
     "checkpoint": {"engines", "process"},
     "numerics": set(),
+    "graph": {"numerics"},
     "matching": {"checkpoint", "numerics"},
     "lens": set(),
     "ports": {"checkpoint", "engines", "matching", "numerics", "process"},
-    "faults": {"checkpoint", "numerics"},
-    "laws": {"checkpoint", "faults", "lens", "matching", "numerics", "process"},
-    "diagnosis": {"faults", "laws", "matching", "numerics"},
+    "faults": {"checkpoint", "graph", "numerics"},
+    "laws": {"checkpoint", "faults", "graph", "lens", "matching", "numerics", "process"},
+    "diagnosis": {"faults", "graph", "laws", "matching", "numerics"},
 }
 ROOMS["judging"] = {*ROOMS}
 ROOMS["claims"] = {*ROOMS}

@@ -10,11 +10,11 @@ from models import CONFIG, INPUTS, checkpoint
 from rounding import summed
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.graph import cascade
+from gpt_verify.graph.cascade import Lockstep
 from gpt_verify.inputs import seeded
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
-from gpt_verify.numerics import cascade
-from gpt_verify.numerics.cascade import Lockstep
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT32
 from gpt_verify.numerics.recording import Recording, run_bytes
 from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights
@@ -109,7 +109,7 @@ def test_a_port_is_judged_alike_alone_and_after_others() -> None:
 def test_heads_one_at_a_time_are_judged_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worst element, its index and every statistic, to the last digits."""
     whole = judge("huggingface-eager", checkpoint(), INPUTS, None, "cpu", Silent(), laws=())
-    monkeypatch.setattr("gpt_verify.numerics.local.HEAD_ELEMENTS", 1)
+    monkeypatch.setattr("gpt_verify.graph.local.HEAD_ELEMENTS", 1)
     tiled = judge("huggingface-eager", checkpoint(), INPUTS, None, "cpu", Silent(), laws=())
     # A score is a root of a mean over all elements of a site, of which the logits have most.
     elements = sum(item.tokens.size for item in INPUTS) * CONFIG.n_vocab

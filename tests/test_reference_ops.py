@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from oracle import assert_agrees, few
 from rounding import gamma
 
-from gpt_verify.numerics import budgets
+from gpt_verify.graph.operations import layer_norm as op_layer_norm
 from gpt_verify.numerics.budgets import shown
 from gpt_verify.numerics.precision import FLOAT64
 from gpt_verify.numerics.scores import limit_max
@@ -145,7 +145,7 @@ def test_layer_norm_in_exact_fractions(row, exponent):
     x = np.array([row], np.float64) * 2.0**exponent
     ones, zeros = np.ones(len(row)), np.zeros(len(row))
     expected = [exact_layer_norm(row, Fraction(2) ** exponent)]
-    budget = budgets.layer_norm(FLOAT64, shown(x), ones, zeros).budget
+    budget = op_layer_norm.rounding(FLOAT64, shown(x), ones, zeros).budget
     found = ops.layer_norm(x, ones, zeros)
     assert (np.abs(found - expected) <= limit_max(len(row)) * budget).all()
 

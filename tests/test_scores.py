@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import summed
 
-from gpt_verify.numerics.cascade import CascadeScores
+from gpt_verify.graph.cascade import CascadeScores
 from gpt_verify.numerics.scores import FALSE_ALARM, SiteScores, Statistic, limit_max, limit_rms
 
 rng = np.random.default_rng(0)

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.numerics.derivatives import Derivative, derivatives
-from gpt_verify.numerics.directions import WTE_READERS, draw
+from gpt_verify.graph.derivatives import Derivative, derivatives
+from gpt_verify.graph.directions import WTE_READERS, draw
 from gpt_verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.port import NotExamined

@@ -1,7 +1,7 @@
 """The sites of the model: each with what goes into it and which operation makes it.
 
 This is the one place that knows the wiring. The mathematics of each operation is the oracle's
-(``reference.ops``); its error budget is in ``gpt_verify.numerics.budgets``.
+(``reference.ops``); its error budget and its backward rule are in ``gpt_verify.graph``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Site:
         name: ``h.3.attn.out``.
         kind: what it is in whatever layer: ``attn.out``.
         layer: the block that it belongs to; None before the first and after the last.
-        operation: name of the operation that makes it, a key of ``budgets.OPERATIONS``.
+        operation: name of the operation that makes it, a file of ``gpt_verify.graph.operations``.
         inputs: the sites that the operation reads (none for ``embed``, which reads the tokens).
         weights: the checkpoint tensors that the operation reads.
         heads: how many heads lie side by side in the last axis (0: none do; the second axis of

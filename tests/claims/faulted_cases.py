@@ -18,7 +18,7 @@ from gpt_verify.claims.case import Case
 from gpt_verify.claims.models import Model
 from gpt_verify.claims.oracle_port import OraclePort
 from gpt_verify.claims.transformers_code import TransformersCode, installed
-from gpt_verify.faults.oracle import Act
+from gpt_verify.graph.call import Act
 from gpt_verify.port import Port
 from gpt_verify.reference.config import Config
 

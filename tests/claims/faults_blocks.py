@@ -10,7 +10,7 @@ from models import checkpoint
 
 from gpt_verify.claims.case import Case
 from gpt_verify.claims.oracle_port import OraclePort
-from gpt_verify.faults.oracle import Call
+from gpt_verify.graph.call import Call
 from gpt_verify.reference import ops
 
 Array = Any

@@ -9,7 +9,7 @@ from faulted_cases import altered, faulted, torch_model, weights
 from models import checkpoint
 
 from gpt_verify.claims.case import Case
-from gpt_verify.faults.oracle import Call
+from gpt_verify.graph.call import Call
 from gpt_verify.reference import ops
 
 Array = Any

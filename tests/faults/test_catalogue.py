@@ -13,7 +13,8 @@ from rounding import LIMIT_FLOORS, Noise, Run
 
 from gpt_verify.diagnosis.sites import HIDDEN
 from gpt_verify.faults.fault import Fault
-from gpt_verify.faults.oracle import Act, right, run
+from gpt_verify.graph.call import Act
+from gpt_verify.graph.run import right, run
 from gpt_verify.inputs import Input
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.sites import sites

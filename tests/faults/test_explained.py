@@ -19,13 +19,13 @@ from gpt_verify.diagnosis.logits import LENGTH, SEQUENCES
 from gpt_verify.faults.fault import Fault
 from gpt_verify.faults.model import Options
 from gpt_verify.findings import PortReport, Verdict
+from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.inputs import Input, seeded
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.laws.activations.check import SiteComparison
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.laws.table import CHECKS
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
 from gpt_verify.numerics.precision import FLOAT32
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.reference import Config

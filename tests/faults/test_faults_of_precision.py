@@ -12,7 +12,7 @@ from rounding import LIMIT_FLOORS, Noise, reference_run
 
 from gpt_verify.diagnosis.sites import STEADY
 from gpt_verify.faults.fault import Fault
-from gpt_verify.faults.oracle import run
+from gpt_verify.graph.run import run
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.numerics.precision import FLOAT32
 from gpt_verify.sites import sites

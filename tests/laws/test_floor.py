@@ -8,8 +8,8 @@ from models import CONFIG, checkpoint
 from rounding import Noise, reference_run, summed
 from subjects import port, subject
 
+from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.laws.subject import NotExamined
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
 from gpt_verify.numerics.weights import Widened
 from gpt_verify.reference import Config
 from gpt_verify.reference import logits as reference_logits

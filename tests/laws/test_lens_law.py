@@ -13,10 +13,10 @@ from rounding import nats_apart
 from subjects import hold, port
 
 from gpt_verify.findings import Finding, Status
+from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.laws.lens.budgets import Block
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.lens.engine_numpy import measure_logits
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
 from gpt_verify.numerics.precision import FLOAT64
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.reference import Config

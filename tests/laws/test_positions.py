@@ -15,7 +15,7 @@ from subjects import hold, port
 
 from gpt_verify.errors import PortError
 from gpt_verify.findings import Finding, Status
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.port import Port
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.reference import Config

@@ -10,7 +10,7 @@ from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
 from gpt_verify.claims.evidence import evidence, on_each_model
 from gpt_verify.claims.models import Model
 from gpt_verify.claims.sources import CODE, LW, OE
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
+from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.port import NotExamined
 from gpt_verify.reference.loss import log_softmax, token_losses_nats
 

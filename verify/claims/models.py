@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.faults.oracle import Act, Call, right
 from gpt_verify.findings import Finding, Status
+from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.local import LocalOracle
+from gpt_verify.graph.run import right
 from gpt_verify.inputs import seeded
 from gpt_verify.judging.prepare import prepare
 from gpt_verify.laws.law import LACKS
 from gpt_verify.laws.subject import Subject
 from gpt_verify.laws.table import CHECKS
-from gpt_verify.numerics.local import LocalOracle
 from gpt_verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
 from gpt_verify.numerics.scores import SiteScores
 from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights

@@ -1,6 +1,6 @@
 """The oracle as a port, so that a claim is put to it as to any other model.
 
-Any of its operations can be replaced (``gpt_verify.faults.oracle``): that is how a model is made of
+Any of its operations can be replaced (``gpt_verify.graph.run``): that is how a model is made of
 which a claim is not so.
 """
 
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.faults.oracle import Act, run
+from gpt_verify.graph.call import Act
+from gpt_verify.graph.run import run
 from gpt_verify.port import IGNORED, Floats, Parameter, Port, Tokens, Visit
 from gpt_verify.reference.loss import log_softmax
 from gpt_verify.reference.weights import tensor_table

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from gpt_verify.diagnosis.filter import Candidate, MatchedFilter
 from gpt_verify.faults.fault import Fault
-from gpt_verify.faults.oracle import Act, Call, right, run
+from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.run import right, run
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.numerics.precision import FLOAT32, Precision
 from gpt_verify.numerics.weights import DeclaredWeights, Widened

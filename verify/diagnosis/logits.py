@@ -11,9 +11,9 @@ import numpy as np
 from gpt_verify.diagnosis.deviations import Deviations
 from gpt_verify.diagnosis.filter import Filtered, Match
 from gpt_verify.findings import Cause, Finding, Status
+from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.laws.catalogue import faults_of
 from gpt_verify.laws.subject import Subject, Tokens
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
 
 #: Sequences, and tokens of each: enough for a standard error, and for every distance that matters.
 SEQUENCES, LENGTH = 8, 24

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from gpt_verify.diagnosis.port import damaged_tensors
 from gpt_verify.faults.fault import OUTSIDE
-from gpt_verify.faults.oracle import Act, right, run
 from gpt_verify.findings import PortReport, Status
+from gpt_verify.graph.call import Act
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.run import right, run
 from gpt_verify.inputs import Input
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.laws.subject import NotExamined, Subject
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
 from gpt_verify.numerics.precision import FLOAT32, FLOAT64, Precision
 from gpt_verify.numerics.weights import Widened
 from gpt_verify.port import Port

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from gpt_verify.explanation import Candidate, Explanation
 from gpt_verify.faults.fault import Fault
-from gpt_verify.faults.oracle import Act, Call, right
+from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.local import LocalOracle, NotShown
+from gpt_verify.graph.run import right
+from gpt_verify.graph.table import made_by
 from gpt_verify.numerics.budgets import Measured
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
-from gpt_verify.numerics.local import BRIDGED, LocalOracle, NotShown
 from gpt_verify.numerics.precision import FLOAT32, Precision
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.reference.config import Config
@@ -212,7 +214,7 @@ class _Values(Mapping[str, Floats]):
         if name in self._shown:
             return self._shown[name].astype(self._dtype)
         if name not in self._computed:
-            if self._sites[name].operation not in BRIDGED:
+            if not made_by(self._sites[name]).bridged:
                 raise KeyError(name)  # nor was it made up when the site was judged
             self._computed[name] = self._compute(name)
         return self._computed[name]

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_verify.faults.attention import attention, plant_steps
 from gpt_verify.faults.fault import Fault
-from gpt_verify.faults.oracle import Act, Call
+from gpt_verify.graph.call import Act, Call
 from gpt_verify.reference.ops import Array, attention_mix, attention_scores
 
 #: One call → q, k and v, each [H, T, K].

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from gpt_verify.faults.attention import attention
 from gpt_verify.faults.fault import Fault
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.oracle import Act, Call, right
+from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.run import right
 from gpt_verify.reference.ops import Array, attention_mix, attention_scores, softmax
 
 #: [T, 1] targets and [1, S] sources → which source a target may see.

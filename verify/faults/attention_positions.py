@@ -15,7 +15,8 @@ import numpy as np
 from gpt_verify.faults.attention import attention
 from gpt_verify.faults.fault import Fault
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.oracle import Call, right
+from gpt_verify.graph.call import Call
+from gpt_verify.graph.run import right
 from gpt_verify.reference.ops import Array, attention_scores, layer_norm
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from gpt_verify.faults.fault import Fault
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.oracle import Act, Call, right
 from gpt_verify.faults.plant import replace
+from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.run import right
 from gpt_verify.reference.ops import Array, layer_norm
 
 Ids = NDArray[np.integer]

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.faults.oracle import Act, Call, right
+from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.run import right
 from gpt_verify.reference.config import Config
 from gpt_verify.sites import sites
 
@@ -108,7 +109,7 @@ class Fault:
     norm_first: bool | None = None
 
     def overrides(self, config: Config, layers: Sequence[int] | None = None) -> dict[str, Act]:
-        """Site → what it becomes, for ``gpt_verify.faults.oracle.run``; all layers where None.
+        """Site → what it becomes, for ``gpt_verify.graph.run.run``; all layers where None.
 
         What lies outside the blocks is concerned where all layers are, or where nothing in the
         blocks is: an ε in one layer leaves the last norm as it is.

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt_verify.faults.fault import Fault
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.oracle import Call
+from gpt_verify.graph.call import Call
 from gpt_verify.reference.ops import SQRT_2_OVER_PI, Array
 
 

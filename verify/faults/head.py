@@ -10,8 +10,9 @@ import numpy as np
 
 from gpt_verify.faults.fault import Fault
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.oracle import Act, Call, right
 from gpt_verify.faults.plant import replace
+from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.run import right
 from gpt_verify.reference.ops import Array, softmax
 
 #: Positions from which a bias is told.

@@ -11,8 +11,8 @@ import numpy as np
 
 from gpt_verify.faults.fault import Fault, Stored
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.oracle import Act, Call
 from gpt_verify.faults.plant import replace
+from gpt_verify.graph.call import Act, Call
 from gpt_verify.reference.ops import Array
 
 #: Site → where the model keeps the map that makes it.

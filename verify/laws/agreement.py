@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Named, Status
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.tiles import TILE_ELEMENTS
 from gpt_verify.laws.subject import Subject, same_bits
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
-from gpt_verify.numerics.local import TILE_ELEMENTS
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from gpt_verify.faults.fault import Fault
 from gpt_verify.findings import Finding
+from gpt_verify.graph.derivatives import noise_bytes
 from gpt_verify.laws.reference_gradient import LENGTH
 from gpt_verify.laws.subject import Subject
-from gpt_verify.numerics.derivatives import noise_bytes
 from gpt_verify.reference.config import Config
 
 Check = Callable[[Subject], Iterable[Finding]]

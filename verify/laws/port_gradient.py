@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gpt_verify.graph.directions import WTE_READERS, Direction
 from gpt_verify.laws.subject import NotExamined
 from gpt_verify.matching.match import Matching, Placement
-from gpt_verify.numerics.directions import WTE_READERS, Direction
 from gpt_verify.port import End, Floats, Port, Tokens
 
 #: What the parts of c_attn are called when one of them gets no gradient.

@@ -13,10 +13,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.graph.backward import Backward
+from gpt_verify.graph.derivatives import Derivative, Inconsistent, derivatives
+from gpt_verify.graph.directions import WTE_READERS, Direction, draw
 from gpt_verify.laws.subject import NotExamined, Subject
-from gpt_verify.numerics.backward import Backward
-from gpt_verify.numerics.derivatives import Derivative, Inconsistent, derivatives
-from gpt_verify.numerics.directions import WTE_READERS, Direction, draw
 from gpt_verify.numerics.precision import Precision
 
 #: Predictions in all, and at most in one sequence. Short contexts make up for it with more

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.vocabulary import load
+from gpt_verify.graph.floor import Floor, measure_floor
 from gpt_verify.matching.match import Matching
-from gpt_verify.numerics.floor import Floor, measure_floor
 from gpt_verify.numerics.precision import PRECISIONS, Precision
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.port import NotExamined as NotExamined

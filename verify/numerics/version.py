@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 4
-SOURCE = "0b69dc815d74f8e29ac82c3db8e1a2d4355b4b6ea1355f4b25ac97c47cc35a58"
+SOURCE = "413a1f72dd55b698b031ca45406b6576066970111fe0326a66169a3f361ee988"

@@ -71,6 +71,10 @@ class DeclaredWeights(Mapping[str, Array]):
         """The same, widened for the arithmetic."""
         return self._keep((name, np.float64), lambda: self[name].astype(np.float64))
 
+    def in_dtype(self, name: str, dtype: type[np.floating]) -> Array:
+        """The tensor in the format of the arithmetic, float32 or float64."""
+        return self.float64(name) if dtype is np.float64 else np.asarray(self[name])
+
     def forget(self) -> None:
         """Let go of the tensors that were kept: something large comes next."""
         with self._lock:

@@ -15,13 +15,13 @@ from gpt_verify.engines import tensorflow
 from gpt_verify.errors import GptVerifyError
 from gpt_verify.faults.fault import Fault
 from gpt_verify.findings import Finding, PortReport, Status, Verdict, concerns
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.floor import measure_floor
 from gpt_verify.inputs import Input, default_inputs, seeded
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.laws.table import CHECKS
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
-from gpt_verify.numerics.floor import measure_floor
 from gpt_verify.numerics.precision import FLOAT32
 from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights, Widened
 from gpt_verify.power import peers

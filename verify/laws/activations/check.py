@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status
+from gpt_verify.graph.cascade import LIMIT_FLOORS, CascadeScores, Lockstep
+from gpt_verify.graph.local import LocalOracle, NotShown
+from gpt_verify.graph.table import made_by
+from gpt_verify.graph.tiles import EVERY, head_tiles
 from gpt_verify.laws.logits.check import LogitsComparison
-from gpt_verify.numerics.budgets import EVERY, Measured
-from gpt_verify.numerics.cascade import LIMIT_FLOORS, CascadeScores, Lockstep
-from gpt_verify.numerics.local import BY_HEAD, LocalOracle, NotShown, head_tiles
+from gpt_verify.numerics.budgets import Measured
 from gpt_verify.numerics.parallel import by_twos
 from gpt_verify.numerics.precision import PRECISIONS, Precision
 from gpt_verify.numerics.scores import SiteScores
@@ -147,7 +149,7 @@ class SiteComparison:
     def _compare(self, row: int, name: str, value: Floats, precision: Precision) -> None:
         site, oracle = self._sites[name], self._oracles[row]
         tiles = [EVERY]
-        if site.operation in BY_HEAD:
+        if made_by(site).by_head:
             tiles = head_tiles(self._config.n_head, value.shape[-1])
         known = self._locksteps[row].value(name) if self._cascaded else None
         # Two at a time, of which each one's tensors are gone before the next two.
@@ -229,7 +231,7 @@ class SiteComparison:
         config = self._config
         widths = {"attn.qkv": 3 * config.n_embd, "mlp.pre": 4 * config.n_embd}
         widths |= {"mlp.act": 4 * config.n_embd, "logits": config.n_vocab}
-        if site.operation in ("scores", "pattern"):
+        if made_by(site).by_head:
             shape: tuple[int, ...] = (batch, config.n_head, length, length)
         else:
             shape = (batch, length, widths.get(site.kind, config.n_embd))

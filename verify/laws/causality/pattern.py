@@ -55,7 +55,7 @@ def row_budget(p: Precision, pattern_TS: Floats) -> Floats:
     were summed: each exponential may be stored, or be computed again, and each quotient is rounded;
     those errors are p_s's own. The t roundings of Σe, and that of its reciprocal where the engine
     multiplies by that, are common to the row. What is smaller than the format's range may be lost.
-    (``gpt_verify.numerics.budgets.pattern`` has the same terms.)
+    (``gpt_verify.graph.operations.pattern`` has the same terms.)
     """
     size = pattern_TS.shape[-1]
     squares_T = np.einsum("ts,ts->t", pattern_TS, pattern_TS, dtype=np.float64)

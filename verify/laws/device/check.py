@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from gpt_verify.findings import Finding, Status
+from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
 
 #: Tokens of the sequence on which the two are compared.
 LENGTH = 64

@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status, naming
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.derivatives import Derivative
+from gpt_verify.graph.tiles import vocabulary_tiles
 from gpt_verify.laws.gradient.hypotheses import Evidence
 from gpt_verify.laws.gradient.words import Comparison, in_words, on_the_way_back
 from gpt_verify.laws.port_gradient import PortGradient
@@ -24,9 +27,6 @@ from gpt_verify.laws.reference_gradient import (
 )
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.laws.twin import throughout
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
-from gpt_verify.numerics.derivatives import Derivative
-from gpt_verify.numerics.local import vocabulary_tiles
 from gpt_verify.numerics.precision import FLOAT64
 from gpt_verify.numerics.two_tables import last_state
 from gpt_verify.numerics.weights import Widened

@@ -15,26 +15,16 @@ from math import erf, isfinite, pi, sqrt
 
 import numpy as np
 
+from gpt_verify.graph.back import Array, Back, Pulled, Rule, Step, joined, mean, normed
+from gpt_verify.graph.backward import Backward, Read
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.operations.add import back as add_back
+from gpt_verify.graph.operations.gelu import slope as gelu_slope
+from gpt_verify.graph.operations.layer_norm import back as norm_back
+from gpt_verify.graph.operations.linear import back as linear_back
+from gpt_verify.graph.operations.mix import back as mix_back
+from gpt_verify.graph.operations.pattern import softmax_back
 from gpt_verify.laws.gradient.words import Comparison
-from gpt_verify.numerics.backward import (
-    RULES,
-    Array,
-    Back,
-    Backward,
-    Pulled,
-    Read,
-    Rule,
-    Step,
-    gelu_slope,
-    joined,
-    linear_back,
-    mean,
-    mix_back,
-    norm_back,
-    normed,
-    softmax_back,
-)
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import softmax
 from gpt_verify.sites import sites
@@ -112,7 +102,7 @@ def _bias_averaged(step: Step, d: Array) -> Back:
     return replace(linear_back(step, d), tensors=(matrix, averaged))
 
 
-_ADD = RULES["add"]
+_ADD = add_back
 _THROUGH_OPEN: Rule = lambda step, d: Back((softmax_back(_open(step), d),))  # noqa: E731
 
 #: Name → kind of site → the rule that it has in place of the right one.

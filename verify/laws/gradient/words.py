@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
 
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
-from gpt_verify.numerics.directions import Direction
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.directions import Direction
 
 #: Numerators and denominators of a factor that is named.
 _LARGEST = 64

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status
+from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.laws.lens.budgets import Block, Judged
 from gpt_verify.laws.lens.hypotheses import another_head, recognised, sampled
 from gpt_verify.laws.lens.oracle import Oracle, oracle, unembedded
@@ -24,7 +25,6 @@ from gpt_verify.laws.lens.read import Malformed, PortLens, own, seen
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.lens.engine_numpy import measure_logits
 from gpt_verify.lens.states import state_sites
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
 from gpt_verify.numerics.scores import limit_max
 from gpt_verify.port import NOT_SHOWN
 

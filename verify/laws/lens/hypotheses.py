@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.operations import layer_norm as op_layer_norm
+from gpt_verify.graph.operations import unembed as op_unembed
 from gpt_verify.laws.lens.oracle import Oracle
-from gpt_verify.numerics import budgets
 from gpt_verify.numerics.budgets import Measured
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
 from gpt_verify.numerics.precision import Precision
 from gpt_verify.sites import sites
 
@@ -42,13 +43,13 @@ def recognised(
     best, words, got_PS = LIMIT_FLOORS, None, got_TS[:POSITIONS]
     with np.errstate(all="ignore"):
         for said, decoded in _decodings(oracle, p, site):
-            floors = _floors(budgets.unembed(p, decoded, wte_SD), got_PS)
+            floors = _floors(op_unembed.rounding(p, decoded, wte_SD), got_PS)
             if floors < best:
                 best, words = floors, said
         right, right_head = oracle.norm(p, _state(oracle, site)), oracle.subject.config.head
         for name, head_VD in heads.items():
             head_SD = np.asarray(head_VD[ids_S], np.float64)
-            floors = _floors(budgets.unembed(p, right, head_SD), got_PS)
+            floors = _floors(op_unembed.rounding(p, right, head_SD), got_PS)
             if floors < best:
                 best, words = floors, f"{_not_tied(oracle)}it is {name}, which is not {right_head}"
     return words
@@ -67,7 +68,7 @@ def another_head(oracle: Oracle, p: Precision, sites: Sequence[str], got_NTS: Fl
     if len(flat.value) < 2 * width or not np.isfinite(got).all():
         return None
     head_DS, *_ = np.linalg.lstsq(flat.value, got, rcond=None)
-    if _floors(budgets.unembed(p, flat, head_DS.T), got) > LIMIT_FLOORS:
+    if _floors(op_unembed.rounding(p, flat, head_DS.T), got) > LIMIT_FLOORS:
         return None
     head = oracle.subject.config.head
     multiplied = f"the normed states are multiplied with one matrix, but not {head}"
@@ -105,7 +106,7 @@ def _decodings(oracle: Oracle, p: Precision, site: str) -> Iterator[tuple[str, M
 
 def _plain(p: Precision, state: Measured) -> Measured:
     width = state.value.shape[-1]
-    return budgets.layer_norm(p, state, np.ones(width), np.zeros(width))
+    return op_layer_norm.rounding(p, state, np.ones(width), np.zeros(width))
 
 
 def _shift(oracle: Oracle, site: str, other: str) -> str:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.graph.cascade import Lockstep
+from gpt_verify.graph.operations import layer_norm as op_layer_norm
+from gpt_verify.graph.operations import unembed as op_unembed
+from gpt_verify.graph.tiles import vocabulary_tiles
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.lens.states import state_sites
-from gpt_verify.numerics import budgets
 from gpt_verify.numerics.budgets import Measured
-from gpt_verify.numerics.cascade import Lockstep
-from gpt_verify.numerics.local import vocabulary_tiles
 from gpt_verify.numerics.precision import Precision
 from gpt_verify.reference.ops import LAYER_NORM_EPSILON
 
@@ -51,7 +52,7 @@ class Oracle:
     def norm(self, p: Precision, x: Measured, scope: str = "ln_f") -> Measured:
         """A layer norm of the model, with the budget of one that is computed in ``p``."""
         gain_D, bias_D = (self.subject.weights.float64(f"{scope}/{part}") for part in "gb")
-        return budgets.layer_norm(p, x, gain_D, bias_D)
+        return op_layer_norm.rounding(p, x, gain_D, bias_D)
 
     def decoded(self, p: Precision, sites: Sequence[str], at: slice) -> Measured:
         """ln_f of some states at some positions, [N, P, D]."""
@@ -101,7 +102,7 @@ def unembedded(
     flat = Measured(decoded.value.reshape(-1, d), _budget(decoded).reshape(-1, d))
     for rows in vocabulary_tiles(n * positions, len(wte_VD)):
         tile_VD = wte_VD[rows].astype(np.float64)
-        tile = budgets.unembed(p, flat, tile_VD)
+        tile = op_unembed.rounding(p, flat, tile_VD)
         exact_NPV[..., rows] = tile.value.reshape(n, positions, -1)
         budget_NPV[..., rows] = _budget(tile).reshape(n, positions, -1)
         if other_NPD is not None and other_NPV is not None:

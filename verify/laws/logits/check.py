@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status
-from gpt_verify.numerics.cascade import LIMIT_FLOORS, Lockstep
+from gpt_verify.graph.cascade import LIMIT_FLOORS, Lockstep
 from gpt_verify.numerics.precision import Precision
 from gpt_verify.numerics.scores import Worst
 from gpt_verify.numerics.weights import DeclaredWeights

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status, naming
+from gpt_verify.graph.cascade import LIMIT_FLOORS, Lockstep
 from gpt_verify.laws.loss.hypotheses import SHIFTS, Case, aligned, mean_loss, names
 from gpt_verify.laws.subject import NotExamined, Subject
-from gpt_verify.numerics.cascade import LIMIT_FLOORS, Lockstep
 from gpt_verify.numerics.loss import Losses, loss_noise, losses, mean_budget
 from gpt_verify.numerics.precision import FLOAT32, Precision
 from gpt_verify.numerics.scores import limit_max

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from gpt_verify.errors import described
 from gpt_verify.findings import Finding, Status, naming
+from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.laws.agreement import logits_of, mean_squares, refuting
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
 from gpt_verify.numerics.two_tables import last_state
 from gpt_verify.numerics.weights import Widened
 from gpt_verify.port import Port

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status, naming
+from gpt_verify.graph.local import LocalOracle, NotShown
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.numerics.budgets import Measured
-from gpt_verify.numerics.local import LocalOracle, NotShown
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Precision
 from gpt_verify.numerics.scores import limit_rms
 from gpt_verify.sites import sites

@@ -11,8 +11,9 @@ import numpy as np
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.faults.fault import Array, Fault
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.oracle import Act, Call, right
 from gpt_verify.faults.plant import wrap
+from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.run import right
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, Precision
 from gpt_verify.reference.ops import layer_norm
 

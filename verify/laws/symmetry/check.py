@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gpt_verify.findings import Finding, Status
+from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.laws.symmetry.transforms import (
     Symmetry,
@@ -27,7 +28,6 @@ from gpt_verify.laws.symmetry.transforms import (
 )
 from gpt_verify.laws.symmetry.trial import Change, Prepared, Trial, prepare, whole
 from gpt_verify.laws.symmetry.writes import Stored
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
 from gpt_verify.port import Floats
 
 

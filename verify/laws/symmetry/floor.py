@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.graph.floor import measure_floor
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.laws.symmetry.transforms import Symmetry, kind_of
-from gpt_verify.numerics.floor import measure_floor
 from gpt_verify.numerics.precision import FLOAT32, Precision
 from gpt_verify.numerics.weights import DeclaredWeights
 

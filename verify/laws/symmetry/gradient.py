@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpt_verify.findings import Finding, Status
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.derivatives import Derivative
 from gpt_verify.laws.gradient.check import what_of
 from gpt_verify.laws.port_gradient import PortGradient
 from gpt_verify.laws.reference_gradient import ReferenceGradient, reference_gradient
@@ -21,8 +23,6 @@ from gpt_verify.laws.symmetry.transforms import Symmetry
 from gpt_verify.laws.symmetry.trial import Prepared, Trial, whole
 from gpt_verify.laws.symmetry.writes import Stored
 from gpt_verify.laws.twin import throughout
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
-from gpt_verify.numerics.derivatives import Derivative
 from gpt_verify.numerics.precision import FLOAT64
 from gpt_verify.port import Port
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.numerics.directions import Direction
+from gpt_verify.graph.directions import Direction
+from gpt_verify.graph.table import made_by
 from gpt_verify.numerics.precision import Precision
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.reference.config import Config
@@ -254,7 +255,7 @@ def normed(config: Config, name: str) -> bool:
     """Whether nothing but layer norms reads a site, itself or as part of a sum."""
     read_by = [site for site in sites(config).values() if name in site.inputs]
     return all(
-        site.operation == "layer_norm" or (site.operation == "add" and normed(config, site.name))
+        made_by(site).normalises or (made_by(site).adds and normed(config, site.name))
         for site in read_by
     )
 

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.laws.symmetry.floor import symmetry_floor
 from gpt_verify.laws.symmetry.transforms import Symmetry, kind_of, together
 from gpt_verify.laws.symmetry.writes import Stored
 from gpt_verify.laws.twin import throughout
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
 from gpt_verify.numerics.precision import PRECISIONS
 from gpt_verify.port import Floats
 from gpt_verify.reference.config import Config

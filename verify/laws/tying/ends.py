@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.errors import ToolError
+from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.laws.table_rows import TableRows, row_tiles
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
 from gpt_verify.numerics.two_tables import OtherLookup, last_state
 from gpt_verify.numerics.weights import Widened
 from gpt_verify.port import Floats, Parameter

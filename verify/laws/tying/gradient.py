@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status, naming
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.derivatives import Derivative
+from gpt_verify.graph.directions import WTE_READERS, Direction, draw
 from gpt_verify.laws.port_gradient import PortGradient
 from gpt_verify.laws.reference_gradient import known_derivatives
 from gpt_verify.laws.subject import NotExamined, Subject
@@ -23,9 +26,6 @@ from gpt_verify.laws.twin import throughout
 from gpt_verify.laws.tying.check import SITE, Tables, tables_of
 from gpt_verify.laws.tying.hypotheses import TiedEnd, of_head, of_lookup
 from gpt_verify.matching.match import Placement
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
-from gpt_verify.numerics.derivatives import Derivative
-from gpt_verify.numerics.directions import WTE_READERS, Direction, draw
 from gpt_verify.numerics.precision import FLOAT16, FLOAT64, Precision
 from gpt_verify.numerics.two_tables import last_state
 from gpt_verify.numerics.weights import Widened

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
-from gpt_verify.numerics.derivatives import Derivative
-from gpt_verify.numerics.directions import Direction
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.derivatives import Derivative
+from gpt_verify.graph.directions import Direction
 from gpt_verify.port import Floats
 
 #: Floors by which a part must be off in every direction before a factor is read off: noise has one.

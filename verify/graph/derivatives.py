@@ -2,7 +2,7 @@
 
 The values come from the reference's own backward pass in float64, whose time does not grow with
 the number of tensors. It is held to central differences of the same loss, in which all tensors move
-at once (``gpt_verify.numerics.differences``): a wrong rule would show there. The noise is measured
+at once (``gpt_verify.graph.differences``): a wrong rule would show there. The noise is measured
 with the same backward pass, in the port's precision. Derived in docs/numerics.md.
 """
 
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.numerics.backward import Backward, Noise
-from gpt_verify.numerics.cascade import LIMIT_FLOORS
-from gpt_verify.numerics.differences import difference
-from gpt_verify.numerics.directions import Direction
+from gpt_verify.graph.backward import Backward, Noise
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.differences import difference
+from gpt_verify.graph.directions import Direction
 from gpt_verify.numerics.draws import OBSERVATIONS
 from gpt_verify.numerics.precision import FLOAT32, FLOAT64, Precision
 from gpt_verify.numerics.recording import run_bytes

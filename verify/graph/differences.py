@@ -7,19 +7,19 @@ far that may be off is estimated from the same numbers. Derived in docs/numerics
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.numerics.directions import Direction
+from gpt_verify.graph.call import Array, Call
+from gpt_verify.graph.directions import Direction
+from gpt_verify.graph.run import side_by_side
+from gpt_verify.graph.table import made_by
 from gpt_verify.numerics.precision import FLOAT64
-from gpt_verify.numerics.runs import Array, side_by_side
 from gpt_verify.numerics.weights import DeclaredWeights
-from gpt_verify.reference import ops
 from gpt_verify.reference.config import Config
-from gpt_verify.sites import Site
 
 #: Steps of the three differences, in units of h.
 LADDER = np.array([1.0, 2.0, 4.0])
@@ -148,36 +148,21 @@ class _Moved:
         losses: Array = (total - target).reshape(len(self._steps), -1)
         return losses
 
-    def _move(self, site: Site, value: Array, inputs: Mapping[str, Array]) -> Array:
+    def _move(self, call: Call, value: Array) -> Array:
         for i, direction in enumerate(self._directions):
-            if site.name not in direction.sites:
+            if call.site.name not in direction.sites:
                 continue
-            effect = self._effect(site, direction, value, inputs)
+            effect = made_by(call.site).effect
+            assert effect is not None, f"{call.site.name} reads a tensor"
+            effect_ND = effect(call, direction)
             unmoved = slice(len(value) // len(self._steps))
             if not self.scales[i]:
                 # The logits are moved by about 1, however large they are.
-                size = 1.0 if site.name == "logits" else _rms(value[unmoved])
-                self.scales[i] = _power_of_two(size, _rms(effect[unmoved]))
+                size = 1.0 if call.site.name == "logits" else _rms(value[unmoved])
+                self.scales[i] = _power_of_two(size, _rms(effect_ND[unmoved]))
             steps_N = np.repeat(self._steps * self.scales[i], unmoved.stop)
-            value = value + steps_N[:, None] * effect
+            value = value + steps_N[:, None] * effect_ND
         return value
-
-    def _effect(self, site: Site, d: Direction, value: Array, inputs: Mapping[str, Array]) -> Array:
-        """What the operation makes of v in place of its tensor, and of nothing else."""
-        x = next(iter(inputs.values()), None)
-        if site.operation == "unembed":
-            assert x is not None, "the head reads a state"
-            return (x @ d.right)[:, None] * d.rows()
-        if site.operation == "embed":
-            batch, length = self._tokens_BT.shape
-            row_N = self._tokens_BT.ravel() if d.tensor == "wte" else np.tile(range(length), batch)
-            return np.tile(d.rows(row_N), len(self._steps))[:, None] * d.right
-        if d.tensor.endswith("/b"):
-            return np.broadcast_to(d.right, value.shape)
-        assert x is not None, "a matrix or a gain reads something"
-        if site.operation == "layer_norm":
-            return ops.layer_norm(x, d.right, np.zeros(1))
-        return (x @ d.rows())[:, None] * d.right
 
 
 def _rms(x: Array) -> float:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.numerics import budgets
+from gpt_verify.graph.cascade import Lockstep
+from gpt_verify.graph.operations import layer_norm as op_layer_norm
+from gpt_verify.graph.table import made_by
+from gpt_verify.graph.tiles import vocabulary_tiles
 from gpt_verify.numerics.budgets import Measured
-from gpt_verify.numerics.cascade import Lockstep
 from gpt_verify.numerics.draws import FOR_POSITIONS, draws
-from gpt_verify.numerics.local import vocabulary_tiles
 from gpt_verify.numerics.precision import Precision
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.reference.config import Config
@@ -55,14 +56,14 @@ def measure_floor(
         count = draws(length, length * parameter_count(config), FOR_POSITIONS)
         lockstep = Lockstep(config, weights, precision, tokens_T, count)
         end = sites(config)[before_head(config)]
-        norms = end.operation == "layer_norm"
+        norms = made_by(end).normalises
         stream = lockstep.value(end.inputs[0] if norms else end.name)
         assert stream is not None, "sites are asked for in their order"
         stream_TD = stream[0][first:]
         read = rounded = Measured(stream_TD, precision.u * np.abs(stream_TD))
         if norms:
             wide = replace(precision, u=precision.u_sum)
-            read = budgets.layer_norm(wide, rounded, *map(weights.float64, end.weights))
+            read = op_layer_norm.rounding(wide, rounded, *map(weights.float64, end.weights))
         size = len(tokens_T) - first
         noise_T, squares_T, last = np.zeros(size), np.zeros(size), []
         for _, exact, noise in lockstep.logits(first):

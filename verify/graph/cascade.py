@@ -16,12 +16,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.graph.run import side_by_side
+from gpt_verify.graph.tiles import vocabulary_tiles
 from gpt_verify.numerics.draws import Rounding, draws
-from gpt_verify.numerics.local import vocabulary_tiles
 from gpt_verify.numerics.parallel import both
 from gpt_verify.numerics.precision import FLOAT32, Precision
 from gpt_verify.numerics.recording import Pair
-from gpt_verify.numerics.runs import side_by_side
 from gpt_verify.numerics.weights import DeclaredWeights, Widened
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.model import forward
@@ -116,7 +116,7 @@ def _run(
     """All runs, site by site. Nobody asks for the logits, which have a tiled form of their own."""
     exact_run = forward(Widened(weights), config, tokens_T)
     store, rows = rounding(), np.tile(tokens_T, (count, 1))
-    noisy_runs = side_by_side(config, weights, rows, np.float32, lambda _, x, inputs: store(x))
+    noisy_runs = side_by_side(config, weights, rows, np.float32, lambda call, x: store(x))
     while True:
         (site, exact), (_, noisy) = both(lambda: next(exact_run), lambda: next(noisy_runs))
         yield site, exact, noisy.reshape(count, *exact.shape)

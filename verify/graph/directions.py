@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.numerics.local import vocabulary_tiles
+from gpt_verify.graph.tiles import vocabulary_tiles
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import tensor_table
 from gpt_verify.sites import readers
