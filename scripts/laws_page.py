@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gpt_verify.laws.law import LACKS, Law, Part  # noqa: E402  # of this repository
+from gpt_verify.laws.law import Law, Part  # noqa: E402  # of this repository
 from gpt_verify.laws.table import folders  # noqa: E402  # of this repository
 
 PAGE = ROOT / "docs" / "laws.md"
@@ -34,7 +34,7 @@ def rows(law: Law) -> Iterator[str]:
 
 
 def needs(part: Part) -> str:
-    words = [LACKS[name].removeprefix("no ").removesuffix(" shown") for name in part.needs]
+    words = [need.lacking.removeprefix("no ").removesuffix(" shown") for need in part.needs]
     if part.writes:
         words = [f"{word} that can be written" if word == "parameters" else word for word in words]
     return ", ".join(words)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpt_verify import port as ports
-from gpt_verify.port import End, Floats, GradientSink, Port, Tokens
+from gpt_verify.port import GRADIENTS, End, Floats, GradientSink, Port, Tokens
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,12 @@ class Gradients:
 
 def gathered(port: Port, tokens: Tokens) -> Gradients:
     """What a port hands over, added up."""
-    assert port.gradients is not None
-    return _gathered(port.gradients, tokens)
+    return _gathered(port.offers()[GRADIENTS], tokens)
 
 
 def answering(made: Port, change: Callable[[Gradients], Gradients]) -> Port:
     """A port that reports other derivatives than it has."""
-    original = made.gradients
+    original = made.offers()[GRADIENTS]
     assert original is not None
 
     def gradients(tokens: Tokens, sink: GradientSink) -> bool:
@@ -49,7 +48,7 @@ def answering(made: Port, change: Callable[[Gradients], Gradients]) -> Port:
         sink.add(End.HEAD, found.wte_output)
         return True
 
-    made.gradients = gradients
+    made.offer(GRADIENTS, gradients)
     return made
 
 

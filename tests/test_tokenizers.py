@@ -15,7 +15,7 @@ from models import checkpoint as in_memory
 
 from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
 from gpt_verify.checkpoint.vocabulary import load
-from gpt_verify.port import Tokenizer
+from gpt_verify.port import TOKENIZERS, Tokenizer
 from gpt_verify.ports.huggingface import huggingface
 from gpt_verify.ports.tokenizers import _of_tiktoken, tokenizers
 from gpt_verify.reference.bpe import BPE
@@ -87,16 +87,14 @@ def test_a_checkpoint_without_a_vocabulary() -> None:
 
 def test_the_port_has_them_where_there_are_files(tmp_path: Path) -> None:
     made = huggingface(SOURCE, "sdpa")
-    assert made.tokenizers is not None
-    assert made.tokenizers().keys() == tokenizers(SOURCE).keys()
-    assert made.tokenizers() is made.tokenizers()
-    assert huggingface(in_memory(), "sdpa").tokenizers is None
+    assert made.offers()[TOKENIZERS]().keys() == tokenizers(SOURCE).keys()
+    assert made.offers()[TOKENIZERS]() is made.offers()[TOKENIZERS]()
+    assert TOKENIZERS not in huggingface(in_memory(), "sdpa").offers()
 
 
 def test_the_port_of_a_source_has_the_source_s() -> None:
     made = huggingface(dataclasses.replace(SOURCE, encoder=None), "sdpa", source=str(DIRECTORY))
-    assert made.tokenizers is not None
-    same_as(load(SOURCE), made.tokenizers()["transformers-fast"])
+    same_as(load(SOURCE), made.offers()[TOKENIZERS]()["transformers-fast"])
 
 
 def test_ids_in_another_order_than_the_merges_are_not_tiktoken_s() -> None:

@@ -30,7 +30,7 @@ from gpt_verify.graph.derivatives import Derivative, derivatives
 from gpt_verify.graph.directions import WTE_READERS, draw
 from gpt_verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
 from gpt_verify.numerics.weights import DeclaredWeights
-from gpt_verify.port import NotExamined
+from gpt_verify.port import GRADIENTS, INPUT_GRADIENTS, NotExamined
 from gpt_verify.ports.huggingface import huggingface
 from gpt_verify.ports.torch.module import TorchModule
 from gpt_verify.reference import Config, tensor_table
@@ -58,7 +58,6 @@ def port(style: str, source: Checkpoint = SOURCE) -> TorchModule:
 
 def twin_gradients(made: TorchModule) -> Gradients:
     with made.float64() as twin:
-        assert twin.gradients is not None
         return gathered(twin, TOKENS)
 
 
@@ -167,7 +166,6 @@ def assert_parts_make_the_whole(made: TorchModule, tokens_T: np.ndarray) -> None
     """Of a single sequence, whose positions receive what its tokens do: a row of wte gets a sum of
     as many terms as its token occurs, and the part of the head."""
     with made.float64() as twin:
-        assert twin.gradients is not None
         found = gathered(twin, tokens_T[None])
     size_VD = np.abs(found.wte_output)
     whole = gradient_of(made, found, "wte", size_VD.shape)
@@ -222,7 +220,7 @@ class TestInput:
         """Moving the embedding of one position: wpe has one row for each."""
         made, row = port(style), TOKENS[:1]
         with made.float64() as twin:
-            found = twin.input_gradients(row, POSITION)
+            found = twin.offers()[INPUT_GRADIENTS](row, POSITION)
         expected, along = at_input(style == "upcasting")
         assert expected.floors(float((found * along).sum())) <= LIMIT_FLOORS
         # So that something is compared: what is off by so much would be seen.
@@ -231,7 +229,7 @@ class TestInput:
 
     @pytest.mark.parametrize("style", [*STYLES, "huggingface-eager-bfloat16"])
     def test_nothing_comes_from_later_positions(self, style: str) -> None:
-        found = port(style).input_gradients(TOKENS[:1], POSITION)
+        found = port(style).offers()[INPUT_GRADIENTS](TOKENS[:1], POSITION)
         assert found.shape == (TOKENS.shape[1], CONFIG.n_embd)
         assert not found[POSITION + 1 :].any()
         assert all(np.linalg.norm(row) > 0 for row in found[: POSITION + 1])
@@ -239,7 +237,7 @@ class TestInput:
     def test_a_position_that_predicts_nothing(self) -> None:
         made = port("split_linears")
         with pytest.raises(ValueError, match="position 10 of tokens"):
-            made.input_gradients(TOKENS[:1], 10)
+            made.offers()[INPUT_GRADIENTS](TOKENS[:1], 10)
 
 
 # Ways in which wte is read. ``trunk`` is everything between the lookup and the last product.
@@ -389,7 +387,7 @@ class TestEndsOfTied:
     def test_however_it_is_read(self, name: str) -> None:
         made = TorchModule(modules()[name], SOURCE, name)
         with made.float64() as twin:
-            got = twin.input_gradients(TOKENS[:1], POSITION)
+            got = twin.offers()[INPUT_GRADIENTS](TOKENS[:1], POSITION)
         expected, along = at_input()
         assert expected.floors(float((got * along).sum())) <= LIMIT_FLOORS
         found = twin_gradients(made)
@@ -431,7 +429,7 @@ class TestEndsOfTied:
         before = {n: p.grad for n, p in made.module.named_parameters()}
         found = twin_gradients(made)
         assert_derivatives(made, found, known(), FINER)
-        made.input_gradients(TOKENS[:1], POSITION)
+        made.offers()[INPUT_GRADIENTS](TOKENS[:1], POSITION)
         assert {n: p.grad for n, p in made.module.named_parameters()} == before
 
     # torch's own, about a reentrant checkpoint that is run forwards alone.
@@ -461,7 +459,7 @@ class TestNotDifferentiable:
         made = TorchModule(model, SOURCE, "inference")
         calls = (
             lambda t: gathered(made, t),
-            lambda t: made.input_gradients(t[:1], 3),
+            lambda t: made.offers()[INPUT_GRADIENTS](t[:1], 3),
         )
         for call in calls:
             with pytest.raises(NotExamined, match="does not depend on its parameters"):
@@ -480,7 +478,7 @@ class TestNotDifferentiable:
                 return torch.zeros(*ids.shape, CONFIG.n_vocab)
 
         made = TorchModule(Constant(), SOURCE, "constant")
-        assert made.gradients is made.input_gradients is None
+        assert GRADIENTS not in made.offers() and INPUT_GRADIENTS not in made.offers()
 
     def test_one_token_predicts_nothing(self) -> None:
         with pytest.raises(ValueError, match="two tokens"):
@@ -511,7 +509,7 @@ def test_everything_is_left_as_it_was(style: str, twin: bool) -> None:
     torch.set_rng_state(rng)
     with made.float64() if twin else nullcontext(made) as one:
         gathered(one, TOKENS)
-        one.input_gradients(TOKENS[:1], POSITION)
+        one.offers()[INPUT_GRADIENTS](TOKENS[:1], POSITION)
         assert dict(model.named_parameters(remove_duplicate=False)).keys() == named.keys()
     if not twin:
         assert torch.equal(torch.get_rng_state(), rng)
@@ -534,7 +532,7 @@ def test_odd_sizes(style: str, sizes: tuple[int, ...]) -> None:
     tokens = np.random.default_rng(3).integers(0, source.config.n_vocab, (2, length))
     with made.float64() as twin:
         found = gathered(twin, tokens)
-        first = twin.input_gradients(tokens[:1], 0)
+        first = twin.offers()[INPUT_GRADIENTS](tokens[:1], 0)
     assert found.wte_input.shape == found.wte_output.shape == sizes[:3:2]
     for row in tokens:
         assert_parts_make_the_whole(made, row)

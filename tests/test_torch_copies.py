@@ -17,7 +17,7 @@ from models import CONFIG, checkpoint
 from test_torch_capabilities import STYLES, TOKENS, linear_of, with_forward, with_head
 from torch import nn
 
-from gpt_verify.port import NotExamined, Port
+from gpt_verify.port import TYING, NotExamined, Port
 from gpt_verify.ports.torch.module import TorchModule
 from gpt_verify.process import memory
 from gpt_verify.reference import Config
@@ -276,26 +276,26 @@ class TestTying:
         ],
     )
     def test_the_line(self, style: str, line: str) -> None:
-        assert written.port(style).tying() == (True, line)
+        assert written.port(style).offers()[TYING]() == (True, line)
 
     @pytest.mark.parametrize("style", STYLES)
     def test_in_every_style(self, style: str) -> None:
         made = written.port(style)
-        tied, line = made.tying()
+        tied, line = made.offers()[TYING]()
         assert tied and "read the one parameter" in line
         with made.float64() as twin:
-            assert twin.tying() == (tied, line)
+            assert twin.offers()[TYING]() == (tied, line)
 
     @pytest.mark.parametrize("name", written.modules())
     def test_however_it_is_read(self, name: str) -> None:
-        tied, line = TorchModule(written.modules()[name], SOURCE, name).tying()
+        tied, line = TorchModule(written.modules()[name], SOURCE, name).offers()[TYING]()
         assert tied
         one = "one memory, that of wte.weight = head.weight"
         assert (one in line) == ("memory" in name)
 
     @pytest.mark.parametrize("equal", [True, False])
     def test_two_matrices(self, equal: bool) -> None:
-        assert TorchModule(untied(equal), SOURCE, "untied").tying() == (
+        assert TorchModule(untied(equal), SOURCE, "untied").offers()[TYING]() == (
             False,
             "EmbeddingBackward0 (lookup) reads wte.weight, "
             "but MmBackward0 (last product) reads head.weight: two matrices",
@@ -312,7 +312,7 @@ class TestTying:
         ],
     )
     def test_a_detached_end(self, forward: written.Forward, words: str) -> None:
-        tied, line = TorchModule(with_forward(forward), SOURCE, "x").tying()
+        tied, line = TorchModule(with_forward(forward), SOURCE, "x").offers()[TYING]()
         assert not tied and words in line
 
     # torch's own, about a reentrant checkpoint that is run forwards alone.
@@ -320,13 +320,13 @@ class TestTying:
     def test_what_cannot_be_seen(self) -> None:
         made = TorchModule(with_forward(written.reentrant_head), SOURCE, "x")
         with pytest.raises(NotExamined, match="does not show what it runs"):
-            made.tying()
+            made.offers()[TYING]()
 
     def test_no_graph(self) -> None:
         model = torch_styles.split_linears(SOURCE)
         model.forward = torch.no_grad()(model.forward)  # type: ignore[method-assign]
         with pytest.raises(NotExamined, match="no gradients and no graph"):
-            TorchModule(model, SOURCE, "x").tying()
+            TorchModule(model, SOURCE, "x").offers()[TYING]()
 
 
 def state(model: nn.Module) -> list[Any]:

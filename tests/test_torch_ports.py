@@ -190,7 +190,6 @@ class TestVisit:
         port = TorchModule(module("fused_in_place"), SOURCE, "in place")
         kept: list[tuple[np.ndarray, bytes]] = []
         with port.float64() as twin:
-            assert twin.activations is not None
             twin.activations(
                 INPUTS[1].tokens,
                 lambda site, value, narrowest=None: kept.append((value, value.tobytes())),

@@ -6,11 +6,12 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+F = TypeVar("F")
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
@@ -151,7 +152,8 @@ class StoredGraph(Protocol):
 
 
 class Port:
-    """A port. Subclasses implement ``logits``, and whatever else they can show.
+    """A port. Subclasses implement ``logits``, and a method for whatever else they can show: each
+    capability below has the name of its method, its arguments and what it returns.
 
     Attributes:
         name: as the report prints it.
@@ -173,85 +175,172 @@ class Port:
     #: recognised, a version that was exported.
     remarks: Sequence[str] = ()
 
+    __changed: Mapping[Capability[Any], Any] = {}
+
     def logits(self, tokens: Tokens) -> Floats:
         """tokens int[B, T] → logits float[B, T, V]."""
         raise NotImplementedError
 
-    #: Optional: the trained tensors of the port.
-    parameters: Callable[[], Iterator[Parameter]] | None = None
+    def offers(self) -> Offers:
+        """What this port can do besides its logits: its methods that have the name of a
+        capability, and what ``offer`` and ``withdraw`` made of them."""
+        methods = {c: getattr(self, c.name, None) for c in CAPABILITIES}
+        return Offers({c: how for c, how in (methods | dict(self.__changed)).items() if how})
 
-    #: Optional: run once, calling ``visit`` for every site that can be seen, in the order of
-    #: computation; returns the logits of that run, float[B, T, V].
-    activations: Callable[[Tokens, Visit], Floats] | None = None
+    def offer(self, capability: Capability[F], how: F) -> None:
+        """Offer a capability in this way, which depends on what the port was made of."""
+        self.__changed = {**self.__changed, capability: how}
 
-    #: Optional: a context in which the same port computes in float64 with the same weights.
-    float64: Callable[[], AbstractContextManager[Port]] | None = None
-
-    #: Optional: a graph that is stored beside the weights and is no code of the port's own. Found
-    #: or not, what it is, and the logits that it computes, float[B, T, V]. Called last: the port
-    #: need not be usable afterwards.
-    meta_graph: Callable[[Tokens], StoredGraph] | None = None
-
-    #: Optional: the loss by the port's own code. tokens int[B, T], labels int[B, T] → nats, the
-    #: mean over the predicted tokens. Labels are the tokens themselves, not shifted, or IGNORED.
-    loss: Callable[[Tokens, Tokens], float] | None = None
-
-    #: Optional: decode with a cache. tokens int[B, S] that follow those in the cache (None at the
-    #: start) → logits float[B, S, V] and the cache with them added. A cache that was handed in is
-    #: not used again.
-    step: Callable[[Tokens, Any], tuple[Floats, Any]] | None = None
-
-    #: Optional: logits float[B, T, V] of sequences that are padded on the left. tokens int[B, T],
-    #: mask int[B, T] (1 real, 0 padding); the port finds the positions by itself. What it returns
-    #: at padding is not looked at.
-    padded: Callable[[Tokens, Tokens], Floats] | None = None
-
-    #: Optional: the same with positions int[B, T] given (0 at padding).
-    padded_at: Callable[[Tokens, Tokens, Tokens], Floats] | None = None
-
-    #: Optional: derivatives of the mean next-token loss of a batch, tokens int[B, T], T ≥ 2, in
-    #: the precision that the port computes in; in the float64 twin, in float64. Each is handed to
-    #: the sink as soon as it is known. Returns whether the two ends of wte were told apart.
-    #: NotExamined where the port turns out not to be differentiable.
-    gradients: Callable[[Tokens, GradientSink], bool] | None = None
-
-    #: Optional: tokens int[1, T], position i < T - 1 → float[T, D]: the derivative of the loss at
-    #: that position (predicting token i + 1) with respect to the sum of embeddings at each j.
-    #: NotExamined as for ``gradients``.
-    input_gradients: Callable[[Tokens, int], Floats] | None = None
-
-    #: Optional: whether one piece of memory feeds both the lookup and the last product of the
-    #: graph that is run, and a line that names both operations and that memory. NotExamined where
-    #: the graph cannot be seen.
-    tying: Callable[[], tuple[bool, str]] | None = None
-
-    #: Optional: copies of the port made in every way in which its users make them: ``(how, copy)``
-    #: one at a time. A copy has ``logits`` and ``parameters`` with the names of the original, and
-    #: is closed by the port before the next one is made. What is not wte, or in its memory, it may
-    #: share with the original, and nobody writes to it. Where the port does not offer a way (a
-    #: local class cannot be pickled) the reason, a string, is in the place of the copy.
-    copies: Callable[[], Iterator[tuple[str, Port | str]]] | None = None
-
-    #: Optional: names of the parts that are in training mode.
-    training: Callable[[], list[str]] | None = None
-
-    #: Optional: parts that drop at random when they are in training mode → the probability.
-    dropout: Callable[[], Mapping[str, float]] | None = None
-
-    #: Optional: where one plain run draws random numbers: ``h.1.mlp (bernoulli_)``.
-    draws: Callable[[Tokens], list[str]] | None = None
-
-    #: Optional: a context in which the same port runs on another device, ``cpu`` or ``cuda``.
-    #: NotExamined where there is no such device, or the port does not run on it.
-    elsewhere: Callable[[str], AbstractContextManager[Port]] | None = None
-
-    #: Optional: the port's own logit lens. tokens int[B, T] → ``(site, logits float[B, T, V])`` of
-    #: ``embed`` and each block's ``h.I.resid_post``: the states that its own interface hands out,
-    #: read by its own last norm and head. NotExamined where it turns out to hand out none.
-    lens: Callable[[Tokens], Iterator[tuple[str, Floats]]] | None = None
-
-    #: Optional: the port's tokenizers by name.
-    tokenizers: Callable[[], Mapping[str, Tokenizer]] | None = None
+    def withdraw(self, *capabilities: Capability[Any]) -> None:
+        """Offer these no longer."""
+        self.__changed = {**self.__changed, **dict.fromkeys(capabilities)}
 
     def close(self) -> None:
         """Release memory and processes. Called once; the port is not used again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Capability(Generic[F]):
+    """Something that a port may be able to do.
+
+    Attributes:
+        name: of the method of ``Port`` that does it.
+        lacking: what is said of a port that cannot.
+    """
+
+    name: str
+    lacking: str
+
+
+class Offers:
+    """What one port can do."""
+
+    def __init__(self, found: Mapping[Capability[Any], Any]) -> None:
+        self._found = found
+
+    def __contains__(self, capability: Capability[Any]) -> bool:
+        return capability in self._found
+
+    def get(self, capability: Capability[F]) -> F | None:
+        """What does it; None where nothing does."""
+        found: F | None = self._found.get(capability)
+        return found
+
+    def __getitem__(self, capability: Capability[F]) -> F:
+        """What does it.
+
+        Raises:
+            NotExamined: nothing does.
+        """
+        found = self.get(capability)
+        if found is None:
+            raise NotExamined(capability.lacking)
+        return found
+
+
+#: The trained tensors of the port.
+PARAMETERS = Capability[Callable[[], Iterator[Parameter]]]("parameters", "no parameters shown")
+
+#: Runs once, calling ``visit`` for every site that can be seen, in the order of computation;
+#: returns the logits of that run, float[B, T, V].
+ACTIVATIONS = Capability[Callable[[Tokens, Visit], Floats]]("activations", "no activations shown")
+
+#: A context in which the same port computes in float64 with the same weights.
+FLOAT64_COPY = Capability[Callable[[], AbstractContextManager[Port]]]("float64", "no float64")
+
+#: A graph that is stored beside the weights and is no code of the port's own. Found or not, what
+#: it is, and the logits that it computes, float[B, T, V]. Called last: the port need not be usable
+#: afterwards.
+META_GRAPH = Capability[Callable[..., StoredGraph]]("meta_graph", "no stored graph")
+
+#: Every floating-point constant of the graph that is run.
+CONSTANTS = Capability[Callable[[], list[float]]]("constants", "no graph")
+
+#: The loss by the port's own code. tokens int[B, T], labels int[B, T] → nats, the mean over the
+#: predicted tokens. Labels are the tokens themselves, not shifted, or IGNORED.
+LOSS = Capability[Callable[[Tokens, Tokens], float]]("loss", "no loss")
+
+#: Decodes with a cache. tokens int[B, S] that follow those in the cache (None at the start) →
+#: logits float[B, S, V] and the cache with them added. A cache that was handed in is not used
+#: again.
+STEP = Capability[Callable[[Tokens, Any], tuple[Floats, Any]]]("step", "no cache")
+
+#: Logits float[B, T, V] of sequences that are padded on the left. tokens int[B, T], mask int[B, T]
+#: (1 real, 0 padding); the port finds the positions by itself. What it returns at padding is not
+#: looked at.
+PADDED = Capability[Callable[[Tokens, Tokens], Floats]]("padded", "no attention mask")
+
+#: The same with positions int[B, T] given (0 at padding).
+PADDED_AT = Capability[Callable[[Tokens, Tokens, Tokens], Floats]](
+    "padded_at", "no attention mask with positions"
+)
+
+#: Derivatives of the mean next-token loss of a batch, tokens int[B, T], T ≥ 2, in the precision
+#: that the port computes in; in its float64 copy, in float64. Each is handed to the sink as soon as
+#: it is known. Returns whether the two ends of wte were told apart. NotExamined where the port
+#: turns out not to be differentiable.
+GRADIENTS = Capability[Callable[[Tokens, GradientSink], bool]]("gradients", "no gradients")
+
+#: tokens int[1, T], position i < T - 1 → float[T, D]: the derivative of the loss at that position
+#: (predicting token i + 1) with respect to the sum of embeddings at each j. NotExamined as for
+#: ``gradients``.
+INPUT_GRADIENTS = Capability[Callable[[Tokens, int], Floats]](
+    "input_gradients", "no gradients at the input"
+)
+
+#: Whether one piece of memory feeds both the lookup and the last product of the graph that is run,
+#: and a line that names both operations and that memory. NotExamined where the graph cannot be
+#: seen.
+TYING = Capability[Callable[[], tuple[bool, str]]]("tying", "no graph")
+
+#: Copies of the port made in every way in which its users make them: ``(how, copy)`` one at a time.
+#: A copy has ``logits`` and ``parameters`` with the names of the original, and is closed by the
+#: port before the next one is made. What is not wte, or in its memory, it may share with the
+#: original, and nobody writes to it. Where the port does not offer a way (a local class cannot be
+#: pickled) the reason, a string, is in the place of the copy.
+COPIES = Capability[Callable[[], Iterator[tuple[str, Port | str]]]]("copies", "no copies")
+
+#: Names of the parts that are in training mode.
+TRAINING = Capability[Callable[[], list[str]]]("training", "no training mode")
+
+#: Parts that drop at random when they are in training mode → the probability.
+DROPOUT = Capability[Callable[[], Mapping[str, float]]]("dropout", "no dropout")
+
+#: Where one plain run draws random numbers: ``h.1.mlp (bernoulli_)``.
+DRAWS = Capability[Callable[[Tokens], list[str]]]("draws", "no draws shown")
+
+#: A context in which the same port runs on another device, ``cpu`` or ``cuda``. NotExamined where
+#: there is no such device, or the port does not run on it.
+ELSEWHERE = Capability[Callable[[str], AbstractContextManager[Port]]](
+    "elsewhere", "no other device"
+)
+
+#: The port's own logit lens. tokens int[B, T] → ``(site, logits float[B, T, V])`` of ``embed`` and
+#: each block's ``h.I.resid_post``: the states that its own interface hands out, read by its own
+#: last norm and head. NotExamined where it turns out to hand out none.
+LENS = Capability[Callable[[Tokens], Iterator[tuple[str, Floats]]]]("lens", "no lens")
+
+#: The port's tokenizers by name.
+TOKENIZERS = Capability[Callable[[], Mapping[str, Tokenizer]]]("tokenizers", "no tokenizer")
+
+CAPABILITIES: tuple[Capability[Any], ...] = (
+    PARAMETERS,
+    ACTIVATIONS,
+    FLOAT64_COPY,
+    META_GRAPH,
+    CONSTANTS,
+    LOSS,
+    STEP,
+    PADDED,
+    PADDED_AT,
+    GRADIENTS,
+    INPUT_GRADIENTS,
+    TYING,
+    COPIES,
+    TRAINING,
+    DROPOUT,
+    DRAWS,
+    ELSEWHERE,
+    LENS,
+    TOKENIZERS,
+)

@@ -57,6 +57,5 @@ def float64_sites(port: TorchModule, item: Input) -> dict[str, Any]:
         found[site] = value[0].copy()
 
     with port.float64() as twin:
-        assert twin.activations is not None
         twin.activations(item.tokens, keep)
     return found

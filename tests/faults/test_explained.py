@@ -204,7 +204,6 @@ def test_layers_sorted_as_strings() -> None:
         comparison = SiteComparison(deep, weights, FLOAT32, FLOAT32, cascaded=False)
         tokens = np.arange(5)[None]
         comparison.begin(tokens)
-        assert port.activations is not None
         port.activations(tokens, comparison)
         causes = sorted_wrongly({"activations.local": comparison})
         assert [cause.fault for cause in causes] == named

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpt_verify.port import Floats, Port, Tokens
+from gpt_verify.port import LENS, Floats, Port, Tokens
 
 #: Of each state, its number and how many there are: what the last product reads.
 Decode = Callable[[Any, Tensor, int, int], Tensor]
@@ -39,7 +39,7 @@ def written(port: Port, decode: Decode, head: nn.Module | None = None, shift: in
             ]
         return iter([(n, x.float().numpy()) for n, x in zip(names, logits, strict=True)])
 
-    port.lens = lens
+    port.offer(LENS, lens)
 
 
 def _right(body: Any, x: Tensor, n: int, count: int) -> Tensor:
@@ -100,9 +100,9 @@ def head_of_its_own(port: Port) -> None:
 def embedding_forgotten(port: Port) -> None:
     """The lens reads the blocks only."""
     right(port)
-    whole = port.lens
+    whole = port.offers()[LENS]
     assert whole is not None
-    port.lens = lambda tokens: (read for read in whole(tokens) if read[0] != "embed")
+    port.offer(LENS, lambda tokens: (read for read in whole(tokens) if read[0] != "embed"))
 
 
 # What hands the states out

@@ -9,22 +9,22 @@ from models import checkpoint
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.findings import Finding, Status
-from gpt_verify.laws.law import LACKS
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.matching.match import match
 from gpt_verify.numerics.precision import PRECISIONS
 from gpt_verify.numerics.weights import DeclaredWeights
-from gpt_verify.port import Dtype, Port
+from gpt_verify.port import PARAMETERS, Dtype, Port
 
 
 def subject(port: Port, source: Checkpoint | None = None, seed: int = 0) -> Subject:
     """What ``gpt_verify.judging.judge`` hands to the laws."""
     source = source or checkpoint()
     weights = DeclaredWeights(source.tensors, PRECISIONS[port.dtype])
-    if port.parameters is None:
+    shown = port.offers().get(PARAMETERS)
+    if shown is None:
         return Subject(port, source, weights, seed)
-    parameters = list(port.parameters())
+    parameters = list(shown())
     matching = match(parameters, source.config, weights)
     return Subject(port, source, weights, seed, parameters, matching)
 
@@ -32,9 +32,8 @@ def subject(port: Port, source: Checkpoint | None = None, seed: int = 0) -> Subj
 def hold(law: str, port: Port, source: Checkpoint | None = None, seed: int = 0) -> list[Finding]:
     """The findings of one law of the table, as ``gpt_verify.judging.judge`` would make them."""
     entry = next(entry for entry in CHECKS if entry.id == law)
-    for need in entry.needs:
-        if getattr(port, need, None) is None:
-            return [Finding(law, Status.NOT_EXAMINED, LACKS[need])]
+    if why := next((c.lacking for c in entry.needs if c not in port.offers()), None):
+        return [Finding(law, Status.NOT_EXAMINED, why)]
     try:
         return entry.hold(subject(port, source, seed))
     except NotExamined as missing:

@@ -15,7 +15,7 @@ from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.agreement import LIMIT_PAIR
 from gpt_verify.laws.cache import check as cache
 from gpt_verify.laws.catalogue import CATALOGUE
-from gpt_verify.port import Floats, Port, Tokens
+from gpt_verify.port import STEP, Floats, Port, Tokens
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.reference import Config
 
@@ -156,8 +156,7 @@ class Stepping(Port):
         self.step = lambda tokens, kept: self._changed(change, tokens, kept)
 
     def _changed(self, change: Any, tokens: Tokens, kept: Any) -> tuple[Floats, Any]:
-        assert self._port.step is not None
-        logits, kept = self._port.step(tokens, kept)
+        logits, kept = self._port.offers()[STEP](tokens, kept)
         return change(logits), kept
 
 
@@ -180,7 +179,7 @@ def test_memory_that_a_port_uses_again_hides_nothing() -> None:
     """A port whose full pass and whose steps share one buffer is not compared with itself."""
     buffer = np.zeros((1, CONFIG.n_ctx, CONFIG.n_vocab), np.float32)
     altered = faulty("cache-positions-restart")
-    full, step = altered.logits, altered.step
+    full, step = altered.logits, altered.offers()[STEP]
     assert step is not None
 
     def kept(logits: Floats) -> Floats:
@@ -192,7 +191,7 @@ def test_memory_that_a_port_uses_again_hides_nothing() -> None:
         return kept(logits), past
 
     altered.logits = lambda tokens: kept(full(tokens))  # type: ignore[method-assign]
-    altered.step = into_buffer
+    altered.offer(STEP, into_buffer)
     finding = only(hold("cache", altered))
     assert finding.status is Status.FAILED
     assert "positions restart" in finding.message

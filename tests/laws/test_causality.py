@@ -18,8 +18,7 @@ from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.agreement import LIMIT_PAIR
 from gpt_verify.laws.causality.boundaries import SHORT, cuts, edges
 from gpt_verify.laws.causality.words import Sight
-from gpt_verify.laws.law import LACKS
-from gpt_verify.port import NOT_SHOWN
+from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY, INPUT_GRADIENTS, NOT_SHOWN
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.ports.openai_tf import openai_tf
 from gpt_verify.reference import Config
@@ -140,9 +139,9 @@ def test_a_fused_attention_shows_no_pattern(make: Any) -> None:
 def test_a_port_that_shows_nothing_but_logits_is_examined_from_outside() -> None:
     function = CallablePort(port().logits, "function", None)
     assert only(hold(BITS, function), BITS).status is Status.PASSED
-    for law, lacking in ((PATTERN, "activations"), (GRADIENT, "input_gradients")):
+    for law, lacking in ((PATTERN, ACTIVATIONS), (GRADIENT, INPUT_GRADIENTS)):
         finding = only(hold(law, function), law)
-        assert (finding.status, finding.message) == (Status.NOT_EXAMINED, LACKS[lacking])
+        assert (finding.status, finding.message) == (Status.NOT_EXAMINED, lacking.lacking)
     altered = CallablePort(plain(faults.mask_off_by_one).logits, "function", None)
     assert only(hold(BITS, altered), BITS).status is Status.FAILED
 
@@ -336,13 +335,14 @@ def test_a_leak_is_named_where_bits_do_not_repeat() -> None:
 
 def test_gradients_that_overflow_are_taken_in_float64() -> None:
     judged = plain(dtype="float16")
-    right = judged.input_gradients
-    assert right is not None
-    judged.input_gradients = lambda tokens, at: (
-        right(tokens, at) + (0 if judged._is_twin else np.float32(np.inf))
-    )
+    right = judged.offers()[INPUT_GRADIENTS]
+
+    def overflowing(tokens: Any, at: int) -> Any:
+        return right(tokens, at) + (0 if judged._is_twin else np.float32(np.inf))
+
+    judged.offer(INPUT_GRADIENTS, overflowing)
     assert only(hold(GRADIENT, judged), GRADIENT).status is Status.PASSED
-    judged.float64 = None
+    judged.withdraw(FLOAT64_COPY)
     finding = only(hold(GRADIENT, judged), GRADIENT)
     assert finding.status is Status.NOT_EXAMINED
     assert finding.message == "the derivatives of the loss at 0 are not finite"

@@ -21,7 +21,7 @@ from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.laws.determinism.check import _SETS
-from gpt_verify.port import Port
+from gpt_verify.port import DROPOUT, Port
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.ports.torch.module import TorchModule
 from gpt_verify.power.planting import EVERYWHERE, Planting, port_with
@@ -382,7 +382,7 @@ def test_what_may_be_something_else_is_not_named(alter: Callable[[Any], None]) -
 def test_what_has_no_mode_is_not_said_to_be_left_in_one() -> None:
     """As a graph, of which it is only known that an operation draws."""
     made = port(faults.one_dropout_left_on)
-    made.dropout = None  # type: ignore[assignment]
+    made.withdraw(DROPOUT)
     found = only(hold(MODE, made), MODE)
     assert found.message.startswith("left on from training: transformer.h.1.mlp.dropout; ")
     assert found.fault is None

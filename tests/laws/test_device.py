@@ -10,6 +10,7 @@ from models import checkpoint
 from subjects import hold, port
 
 from gpt_verify.findings import Finding, Status
+from gpt_verify.port import ELSEWHERE
 from gpt_verify.reference import Config
 
 
@@ -54,6 +55,6 @@ def test_a_device_that_computes_something_else_is_refuted(fault: str) -> None:
 
 def test_a_port_with_no_other_device() -> None:
     alone = faults.OnTwoDevices(port(), port())
-    alone.elsewhere = None  # type: ignore[method-assign,assignment]
+    alone.withdraw(ELSEWHERE)
     (finding,) = hold("device", alone)
     assert (finding.status, finding.message) == (Status.NOT_EXAMINED, "no other device")

@@ -75,7 +75,6 @@ def _elsewhere(made: Port, device: str) -> tuple[Any, Any]:
     """Logits here, and there, and here again the same bits."""
     tokens = INPUTS[2].tokens
     before = made.logits(tokens)
-    assert made.elsewhere is not None
     with made.elsewhere(device) as other:
         assert other.device == device
         there = other.logits(tokens)

@@ -24,7 +24,7 @@ from gpt_verify.laws.gradient.hypotheses import MISTAKES
 from gpt_verify.laws.reference_gradient import ReferenceGradient, reference_gradient
 from gpt_verify.laws.subject import NotExamined
 from gpt_verify.numerics.weights import SharedWeights
-from gpt_verify.port import Port
+from gpt_verify.port import FLOAT64_COPY, GRADIENTS, Port
 from gpt_verify.reference import Config
 
 ALL = [site for site in at_the_weights(CONFIG) if site is not None]
@@ -43,7 +43,7 @@ def named(findings: list[Finding]) -> list[str]:
 
 
 def without_twin(made: Port) -> Port:
-    made.float64 = None
+    made.withdraw(FLOAT64_COPY)
     return made
 
 
@@ -317,7 +317,7 @@ def answering_alone(inner: Port, change: Callable[[Gradients], Gradients]) -> Po
     made = Port()
     made.name, made.dtype = inner.name, inner.dtype
     made.parameters, made.logits = inner.parameters, inner.logits  # type: ignore[method-assign]
-    made.gradients = inner.gradients
+    made.offer(GRADIENTS, inner.gradients)
     return answering(made, change)
 
 
@@ -367,7 +367,7 @@ def test_the_reference_is_measured_once_for_all_ports_of_a_precision() -> None:
 
 def test_without_gradients_nothing_is_examined() -> None:
     made = port()
-    made.gradients = None
+    made.withdraw(GRADIENTS)
     assert [f.message for f in hold("gradient", made)] == ["no gradients"]
 
 

@@ -26,7 +26,7 @@ from gpt_verify.laws.table import CHECKS
 from gpt_verify.numerics.loss import losses, mean_budget
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, PRECISIONS
 from gpt_verify.numerics.scores import limit_max
-from gpt_verify.port import Port
+from gpt_verify.port import LOSS, Port
 from gpt_verify.reference import Config, logits
 from gpt_verify.reference.loss import loss_nats
 
@@ -81,7 +81,7 @@ def test_a_context_of_one_predicts_nothing(law: str) -> None:
 @pytest.mark.parametrize("law", PARTS)
 def test_a_port_without_a_loss_is_not_examined(law: str) -> None:
     bare = port()
-    bare.loss = None
+    bare.withdraw(LOSS)
     (finding,) = hold(law, bare)
     assert (finding.status, finding.message) == (Status.NOT_EXAMINED, "no loss")
 
@@ -134,7 +134,7 @@ class TwoPasses(Port):
         self.dtype = dtype
         self._eager, self._fused = (port(attention=a, dtype=dtype) for a in ("eager", "sdpa"))
         self.logits = self._eager.logits  # type: ignore[method-assign]
-        self.loss = self._fused.loss
+        self.loss = self._fused.offers()[LOSS]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

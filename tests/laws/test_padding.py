@@ -19,6 +19,7 @@ from gpt_verify.laws.agreement import LIMIT_PAIR
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.laws.padding.check import padded_batches
 from gpt_verify.laws.padding.hypotheses import ways
+from gpt_verify.port import PADDED, PADDED_AT
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.reference import Config
 
@@ -65,7 +66,7 @@ def padding(judged: Any, *source: Any) -> Finding:
 def only_a_mask(fault: str = "", dtype: Any = None) -> Any:
     """A port that takes no positions."""
     judged = faulty(f"padding-{fault}", dtype) if fault else plain(dtype=dtype)
-    judged.padded_at = None
+    judged.withdraw(PADDED_AT)
     return judged
 
 
@@ -128,7 +129,7 @@ def test_whoever_takes_no_positions_must_derive_them(dtype: Any) -> None:
 
 def test_a_port_that_takes_nothing_but_positions_too_is_examined() -> None:
     judged = plain()
-    judged.padded = None
+    judged.withdraw(PADDED)
     finding = padding(judged)
     assert finding.status is Status.PASSED
     assert finding.details["derives_positions"] is None
@@ -233,13 +234,13 @@ def test_one_token_leaves_no_room() -> None:
 
 def test_what_is_returned_at_padding_is_not_looked_at() -> None:
     judged = plain()
-    right = judged.padded_at
+    right = judged.offers()[PADDED_AT]
     assert right is not None
 
     def nan_at_padding(tokens: Any, mask: Any, positions: Any) -> Any:
         return np.where(mask[..., None] > 0, right(tokens, mask, positions), np.nan)
 
-    judged.padded_at = nan_at_padding
+    judged.offer(PADDED_AT, nan_at_padding)
     assert padding(judged).status is Status.PASSED
 
 

@@ -11,6 +11,7 @@ from subjects import hold, port
 
 from gpt_verify.findings import Status
 from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.port import ACTIVATIONS
 from gpt_verify.reference import Config
 from gpt_verify.sites import sites
 
@@ -95,7 +96,7 @@ def test_a_wrong_operation_is_not_taken_for_a_precision() -> None:
 
 def test_only_logits() -> None:
     logits_only = port()
-    logits_only.activations = None
+    logits_only.withdraw(ACTIVATIONS)
     (finding,) = hold("precision", logits_only)
     assert (finding.status, finding.message) == (Status.NOT_EXAMINED, "no activations shown")
 

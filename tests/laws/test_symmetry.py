@@ -21,7 +21,7 @@ from gpt_verify.errors import ToolError
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.subject import NotExamined
 from gpt_verify.laws.table import CHECKS
-from gpt_verify.port import Parameter, Port, Tokens
+from gpt_verify.port import FLOAT64_COPY, GRADIENTS, PARAMETERS, Parameter, Port, Tokens
 from gpt_verify.ports.openai_tf import openai_tf
 from gpt_verify.ports.torch.module import TorchModule
 from gpt_verify.reference import Config
@@ -55,12 +55,11 @@ def failed(found: dict[str, Finding]) -> set[str]:
 
 
 def without_twin(made: Port) -> Port:
-    made.float64 = None
+    made.withdraw(FLOAT64_COPY)
     return made
 
 
 def bits(made: Port) -> list[bytes]:
-    assert made.parameters is not None
     return [p.read().tobytes() for p in made.parameters()]
 
 
@@ -239,14 +238,14 @@ class TestRefuted:
 class TestNotExamined:
     def test_without_parameters(self) -> None:
         made = port()
-        made.parameters = None
+        made.withdraw(PARAMETERS)
         for name in NAMES:
             (one,) = hold(f"symmetry.{name}", made)
             assert (one.status, one.message) == (Status.NOT_EXAMINED, "no parameters shown")
 
     def test_without_gradients(self) -> None:
         made = port()
-        made.gradients = None
+        made.withdraw(GRADIENTS)
         (one,) = hold("symmetry.gradient", made)
         assert one.message == "no gradients"
 

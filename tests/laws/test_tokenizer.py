@@ -31,6 +31,7 @@ from gpt_verify.laws.tokenizer.hypotheses import DECODING, ENCODING
 from gpt_verify.laws.tokenizer.injection import Altered, Change
 from gpt_verify.laws.tokenizer.merges import OneByOne
 from gpt_verify.laws.tokenizer.texts import BATTERY, is_open, texts, with_one_open
+from gpt_verify.port import TOKENIZERS
 from gpt_verify.reference import Config
 from gpt_verify.reference.bpe import BPE, alphabet, kind, split
 
@@ -118,7 +119,7 @@ def test_several_tokenizers_make_one_finding_that_names_them() -> None:
 def test_what_is_missing_is_named(law: str, tmp_path: Path) -> None:
     some = WithTokenizers(correct("default"))
     bare = WithTokenizers({})
-    bare.tokenizers = None  # type: ignore[assignment]
+    bare.withdraw(TOKENIZERS)
     assert said(law, bare) == "no tokenizer"
     assert said(law, WithTokenizers({})) == "no tokenizer"
     (finding,) = hold(law, some, checkpoint())
@@ -377,8 +378,8 @@ def to_have(change: Change) -> Altered:
 
 
 def test_of_several_tokenizers_all_that_fail_must_have_the_fault() -> None:
-    lower = altered("lower-case").tokenizers()["tokenizers"]
-    space = altered("prefix-space").tokenizers()["tokenizers"]
+    lower = altered("lower-case").offers()[TOKENIZERS]()["tokenizers"]
+    space = altered("prefix-space").offers()[TOKENIZERS]()["tokenizers"]
     plain = correct("default")["tokenizers"]
     for some, fault in (
         ({"a": plain, "b": lower}, "tokenizer-lower-case"),
@@ -396,7 +397,7 @@ def test_merges_in_a_wrong_order_are_named_whichever_way_they_are_applied(files:
     """``tokenizers`` does not join every occurrence of a merge first, which only shows there."""
     bpe = vocabulary(files)
     order = bpe.merges[::-1]
-    library = altered("merges-reversed", files).tokenizers()["tokenizers"]
+    library = altered("merges-reversed", files).offers()[TOKENIZERS]()["tokenizers"]
     original = BPE(bpe.encoder, order)
     text = "hello=========aaaaaaa"
     assert (library.encode(text) == original.encode(text)) == (files == "default")
@@ -436,7 +437,7 @@ def test_the_message_shows_the_shortest_text_and_the_first_difference() -> None:
 
 
 def test_one_wrong_tokenizer_among_right_ones_is_named() -> None:
-    wrong = altered("lower-case").tokenizers()["tokenizers"]
+    wrong = altered("lower-case").offers()[TOKENIZERS]()["tokenizers"]
     port = WithTokenizers({"right": correct("default")["tokenizers"], "wrong": wrong})
     (finding,) = hold("tokenizer.encode", port, source("default"))
     assert finding.status is Status.FAILED

@@ -19,7 +19,7 @@ from subjects import hold, port
 from gpt_verify.faults.fault import Fault
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.catalogue import CATALOGUE
-from gpt_verify.port import GradientSink, NotExamined, Port, Tokens
+from gpt_verify.port import FLOAT64_COPY, GRADIENTS, GradientSink, NotExamined, Port, Tokens
 from gpt_verify.reference import Config
 
 Alter = Callable[[Any], None]
@@ -33,7 +33,7 @@ def found(made: Port, source: Any = None) -> Finding:
 
 
 def without_twin(made: Port) -> Port:
-    made.float64 = None
+    made.withdraw(FLOAT64_COPY)
     return made
 
 
@@ -119,7 +119,7 @@ class TestNotExamined:
 
     def test_no_gradients(self) -> None:
         made = port()
-        made.gradients = None
+        made.withdraw(GRADIENTS)
         assert found(made).message == "no gradients"
 
     def test_not_differentiable(self) -> None:
@@ -128,7 +128,7 @@ class TestNotExamined:
         def gradients(tokens: Tokens, sink: GradientSink) -> bool:
             raise NotExamined("its kernels have no backward pass")
 
-        made.gradients = gradients
+        made.offer(GRADIENTS, gradients)
         finding = found(made)
         assert finding.status is Status.NOT_EXAMINED
         assert finding.message == "its kernels have no backward pass"

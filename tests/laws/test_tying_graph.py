@@ -19,7 +19,7 @@ from gpt_verify.checkpoint import open_checkpoint
 from gpt_verify.command.cli import main
 from gpt_verify.findings import Finding, Status, Verdict
 from gpt_verify.laws.tying.check import with_stored_graph
-from gpt_verify.port import NotExamined
+from gpt_verify.port import TYING, NotExamined
 
 Alter = Callable[[Any], None]
 LAW = "tying.graph"
@@ -56,7 +56,7 @@ class TestTorch:
 
     def test_no_graph(self) -> None:
         made = port()
-        made.tying = None
+        made.withdraw(TYING)
         assert found(made).message == "no graph"
 
     def test_a_graph_that_cannot_be_seen(self) -> None:
@@ -65,7 +65,7 @@ class TestTorch:
         def tying() -> tuple[bool, str]:
             raise NotExamined("no graph: it is compiled")
 
-        made.tying = tying
+        made.offer(TYING, tying)
         one = found(made)
         assert (one.status, one.message) == (Status.NOT_EXAMINED, "no graph: it is compiled")
 

@@ -15,7 +15,7 @@ from subjects import hold, port
 
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws import table_rows, worst
-from gpt_verify.port import Parameter, Port
+from gpt_verify.port import COPIES, Parameter, Port
 from gpt_verify.ports.torch.copies import Copies
 from gpt_verify.process import memory
 from gpt_verify.reference import Config
@@ -64,7 +64,6 @@ class TestCorrectPorts:
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
     def test_one_matrix_after_every_way(self, attention: str, dtype: Any) -> None:
         made = port(attention=attention, dtype=dtype)
-        assert made.parameters is not None
         before = [np.array(p.read()) for p in made.parameters()]
         one = found(made)
         assert (one.status, one.site) == (Status.PASSED, "logits"), one.message
@@ -87,7 +86,7 @@ class TestCorrectPorts:
 class TestNotExamined:
     def test_no_copies(self) -> None:
         made = port()
-        made.copies = None
+        made.withdraw(COPIES)
         assert found(made).message == "no copies"
 
     def test_the_ways_that_a_port_does_not_offer_are_named(self) -> None:

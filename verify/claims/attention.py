@@ -11,7 +11,7 @@ from gpt_verify.claims.evidence import evidence, on_each_model
 from gpt_verify.claims.models import Model
 from gpt_verify.claims.sources import AR, CODE, GPT3, OE
 from gpt_verify.laws.subject import same_bits
-from gpt_verify.port import NotExamined
+from gpt_verify.port import CONSTANTS, NotExamined
 
 Tokens = NDArray[np.int64]
 
@@ -126,7 +126,7 @@ def mask_form(case: Case) -> Measured:
     facts = [code.facts["mask"] for code in case.code()]
     added = all(f["handed"] and f["below_zero"] and f["above_lowest"] for f in facts)
     graph = case.port("openai-tf")
-    constants: set[float] = set(graph.need("constants")())
+    constants: set[float] = set(graph.need(CONSTANTS)())
     subtracts = 1e10 in constants
     above = [float(f["pattern_above"]) for f in facts]
     for i in graph.layers:

@@ -11,7 +11,7 @@ from gpt_verify.claims.evidence import evidence, on_each_model
 from gpt_verify.claims.models import Model
 from gpt_verify.claims.sources import CODE, LW, OE
 from gpt_verify.graph.cascade import LIMIT_FLOORS
-from gpt_verify.port import NotExamined
+from gpt_verify.port import LOSS, TRAINING, NotExamined
 from gpt_verify.reference.loss import log_softmax, token_losses_nats
 
 CLAIMS = (
@@ -85,7 +85,7 @@ def _loss(model: Model) -> tuple[float, np.ndarray]:
     if len(model.probe) < 3:
         raise NotExamined("too short for a loss")
     tokens = model.probe[None]
-    value = model.need("loss")(tokens, tokens)
+    value = model.need(LOSS)(tokens, tokens)
     assert isinstance(value, float), "a loss is a number"
     return value, np.asarray(model.logits(model.probe), np.float64)
 
@@ -151,7 +151,7 @@ def random_output(model: Model) -> Measured:
     """The same input three times, and what is in training mode."""
     runs = [model.logits(model.probe) for _ in range(3)]
     same = all(run.tobytes() == runs[0].tobytes() for run in runs)
-    training = list(model.need("training")())
+    training = list(model.need(TRAINING)())
     numbers = {
         "tokens": len(model.probe),
         "logits": runs[0].size,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +17,17 @@ from gpt_verify.graph.local import LocalOracle
 from gpt_verify.graph.run import right
 from gpt_verify.inputs import seeded
 from gpt_verify.judging.prepare import prepare
-from gpt_verify.laws.law import LACKS
 from gpt_verify.laws.subject import Subject
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.numerics.precision import FLOAT32, FLOAT64, PRECISIONS
 from gpt_verify.numerics.scores import SiteScores
 from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights
-from gpt_verify.port import Floats, NotExamined, Port
+from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY, Capability, Floats, NotExamined, Port
 from gpt_verify.reference.config import Config
 from gpt_verify.sites import Site, sites
 
 Tokens = NDArray[np.int64]
+F = TypeVar("F")
 
 #: Tokens of the sequence that most claims are decided on.
 PROBE = 24
@@ -116,16 +116,16 @@ class Model:
         return self._sites[key]
 
     def _run(self, tokens_T: Tokens) -> dict[str, Floats]:
-        if self.port.activations is None or self.port.float64 is None:
+        float64 = self.port.offers().get(FLOAT64_COPY)
+        if float64 is None or ACTIVATIONS not in self.port.offers():
             raise NotExamined("it shows nothing of what it computes in float64")
         shown: dict[str, Floats] = {}
 
         def keep(site: str, value: Floats, narrowest: object = None) -> None:
             shown[site] = np.array(value[0], np.float64)
 
-        with self.port.float64() as twin:
-            assert twin.activations is not None, "the twin shows what the port shows"
-            twin.activations(np.asarray(tokens_T)[None], keep)
+        with float64() as twin:
+            twin.offers()[ACTIVATIONS](np.asarray(tokens_T)[None], keep)
         return shown
 
     def at(self, site: str, tokens_T: Tokens | None = None) -> Floats:
@@ -231,9 +231,8 @@ class Model:
 
     def _hold(self, law: str) -> Finding:
         (entry,) = (entry for entry in CHECKS if entry.id == law)
-        for need in entry.needs:
-            if getattr(self.port, need, None) is None:
-                raise NotExamined(LACKS[need])
+        if why := next((c.lacking for c in entry.needs if c not in self.port.offers()), None):
+            raise NotExamined(why)
         found = [f for f in entry.hold(self.subject) if f.status is not Status.NOT_EXAMINED]
         if not found:
             raise NotExamined(f"{law} was not examined")
@@ -242,10 +241,6 @@ class Model:
     def passes(self, law: str) -> bool:
         return self.hold(law).status is Status.PASSED
 
-    def need(self, member: str) -> Callable[..., Any]:
-        """An optional member of the port; NotExamined where it lacks it."""
-        found = getattr(self.port, member, None)
-        if found is None:
-            raise NotExamined(LACKS.get(member, f"no {member}"))
-        called: Callable[..., Any] = found
-        return called
+    def need(self, capability: Capability[F]) -> F:
+        """What the port offers; NotExamined where it does not."""
+        return self.port.offers()[capability]

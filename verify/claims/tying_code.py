@@ -10,6 +10,7 @@ from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
 from gpt_verify.claims.evidence import evidence
 from gpt_verify.claims.same import SAME
 from gpt_verify.claims.sources import GPT1, HF, MINGPT, OE, SE
+from gpt_verify.port import META_GRAPH, TYING
 
 CLAIMS = (
     Claim(
@@ -88,8 +89,8 @@ def _torch() -> Any:
 def one_variable(case: Case) -> Measured:
     """The graph that is run, and the graph in the checkpoint's ``.meta`` where it has a forward."""
     model = case.port("openai-tf")
-    tied, graph = model.need("tying")()
-    stored = model.need("meta_graph")(model.probe[None], keep=True)
+    tied, graph = model.need(TYING)()
+    stored = model.need(META_GRAPH)(model.probe[None], keep=True)
     shapes = [p.shape for p in model.subject.parameters]
     tables = shapes.count((case.config.n_vocab, case.config.n_embd))
     both = tied and stored.tied is not False

@@ -22,6 +22,7 @@ from gpt_verify.explanation import UNKNOWN_DAMAGE, Candidate, Explanation
 from gpt_verify.findings import END_TO_END, Cause, Finding, Status
 from gpt_verify.laws.catalogue import CATALOGUE, faults_of
 from gpt_verify.numerics.precision import FLOAT64
+from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY
 from gpt_verify.reference.config import Config
 from gpt_verify.sites import sites
 
@@ -222,8 +223,7 @@ def _explain_sites(
             {name: e.best or Candidate(UNKNOWN_DAMAGE, 0.0) for name, e in tensors.items()},
         )
         with _run(subject.port, twin) as port:
-            assert port.activations is not None, "the sites were shown before"
-            port.activations(item.tokens, diagnosis)
+            port.offers()[ACTIVATIONS](item.tokens, diagnosis)
         # A site whose failure does not show on this input is tried on its own worst one.
         found |= {
             site: explanation
@@ -236,10 +236,7 @@ def _explain_sites(
 
 
 def _run(port: Port, twin: bool) -> AbstractContextManager[Port]:
-    if twin:
-        assert port.float64 is not None, "the architecture was judged in float64"
-        return port.float64()
-    return nullcontext(port)
+    return port.offers()[FLOAT64_COPY]() if twin else nullcontext(port)
 
 
 def damaged_tensors(subject: Subject) -> tuple[dict[str, Explanation], dict[str, Array]]:

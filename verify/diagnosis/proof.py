@@ -24,7 +24,7 @@ from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.numerics.precision import FLOAT32, FLOAT64, Precision
 from gpt_verify.numerics.weights import Widened
-from gpt_verify.port import Port
+from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY, Port
 from gpt_verify.reference.config import Config
 from gpt_verify.sites import sites
 
@@ -152,14 +152,13 @@ def prove(subject: Subject, planted: Sequence[Planted], inputs: Sequence[Input])
         acts["logits"] = lambda call: call.x @ call.w("lm_head").T
     coarse = {site for fault in planted if is_coarse(fault) for site in fault.sites}
     port = subject.port
-    if coarse and port.activations is None:
+    offers = port.offers()
+    if coarse and ACTIVATIONS not in offers:
         raise NotExamined("a fault that rounds coarsely cannot be followed through the logits")
-    in_float64 = port.float64 is not None and port.activations is not None
-    precision = FLOAT64 if in_float64 else subject.precision
+    float64 = offers.get(FLOAT64_COPY) if ACTIVATIONS in offers else None
+    precision = FLOAT64 if float64 else subject.precision
     distances: dict[str, _Distance] = {}
-    assert port.float64 is not None or not in_float64
-    context = port.float64() if in_float64 and port.float64 else nullcontext(port)
-    with context as shown, np.errstate(all="ignore"):
+    with float64() if float64 else nullcontext(port) as shown, np.errstate(all="ignore"):
         for item in _chosen(inputs):
             for row in item.tokens:
                 steps = _shown(shown, coarse, row) if coarse else {}
@@ -174,8 +173,8 @@ def prove(subject: Subject, planted: Sequence[Planted], inputs: Sequence[Input])
                     distance = distances.setdefault(site, _Distance())
                     distance.add(value[0], *reference.sites[site], precision.u)
 
-                if shown.activations is not None:
-                    shown.activations(row[None], visit)
+                if activations := shown.offers().get(ACTIVATIONS):
+                    activations(row[None], visit)
                 else:
                     visit("logits", shown.logits(row[None]))
     floors = {site: distance.floors for site, distance in distances.items()}
@@ -195,8 +194,7 @@ def _shown(port: Port, places: set[str], tokens_T: Tokens) -> dict[str, Act]:
         if site in places:
             values[site] = np.array(value[0], np.float64)
 
-    assert port.activations is not None, "asked for before"
-    port.activations(tokens_T[None], keep)
+    port.offers()[ACTIVATIONS](tokens_T[None], keep)
 
     def given(value: Floats) -> Act:
         return lambda call: value

@@ -32,6 +32,7 @@ from gpt_verify.laws.weights.check import check_weights
 from gpt_verify.matching.folding import NOT_TIED
 from gpt_verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights
+from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY, META_GRAPH
 from gpt_verify.ports import registry
 from gpt_verify.process.memory import give_back, require, spare
 from gpt_verify.process.state import Loading, snapshot
@@ -202,7 +203,8 @@ class _Work:
 
     def steps(self, port: Port) -> int:
         """How often ``progress.step`` will be called."""
-        passes = (port.activations is not None) * (1 + (port.float64 is not None))
+        offers = port.offers()
+        passes = (ACTIVATIONS in offers) * (1 + (FLOAT64_COPY in offers))
         sited = max(1, passes * len(sites(self.checkpoint.config)))
         return len(self.inputs) * sited + len(CHECKS)
 
@@ -242,16 +244,17 @@ class _Work:
 
     def _architecture(self, port: Port, weights: DeclaredWeights) -> None:
         law = "architecture"
-        if port.activations is None or port.float64 is None:
+        float64 = port.offers().get(FLOAT64_COPY)
+        if float64 is None or ACTIVATIONS not in port.offers():
             self._why[law] = "the port cannot be run in float64 with its sites shown"
             return
         comparison = self._comparison(weights, port, FLOAT64, cascaded=False)
         try:
-            with port.float64() as twin:
-                assert twin.activations is not None, "the twin shows what the port shows"
+            with float64() as twin:
+                activations = twin.offers()[ACTIVATIONS]
                 for item in self.inputs:
                     comparison.begin(item.tokens, item.name)
-                    twin.activations(item.tokens, comparison)
+                    activations(item.tokens, comparison)
         except NotExamined as missing:
             self._why[law] = str(missing)
             return
@@ -266,7 +269,8 @@ class _Work:
 
     def _numbers(self, port: Port, weights: DeclaredWeights) -> None:
         repeats = Determinism()
-        if port.activations is None:
+        activations = port.offers().get(ACTIVATIONS)
+        if activations is None:
             self._why["activations"] = "the port shows nothing but logits"
             logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
             for item in self.inputs:
@@ -280,7 +284,7 @@ class _Work:
             try:
                 for item in self.inputs:
                     comparison.begin(item.tokens, item.name)
-                    first = _kept(port, port.activations(item.tokens, comparison))
+                    first = _kept(port, activations(item.tokens, comparison))
                     comparison.returned(first)
                     # The second run is not watched: an instrument that changes what it measures
                     # would show here.
@@ -322,10 +326,11 @@ class _Work:
 
     def _stored_graph(self, port: Port, weights: DeclaredWeights) -> None:
         """A forward graph that came with the checkpoint computes the same logits, and is tied."""
-        if port.meta_graph is None:
+        meta_graph = port.offers().get(META_GRAPH)
+        if meta_graph is None:
             return
         law, item = "graph.meta", max(self.inputs, key=lambda item: item.tokens.shape[1])
-        graph = port.meta_graph(item.tokens)
+        graph = meta_graph(item.tokens)
         self.findings = with_stored_graph(self.findings, graph)
         if not graph.found or graph.logits is None:
             self.findings.append(Finding(law, Status.NOT_EXAMINED, graph.description, "logits"))

@@ -10,7 +10,7 @@ from gpt_verify.matching.folding import Folding
 from gpt_verify.matching.match import Matching, match
 from gpt_verify.numerics.precision import PRECISIONS
 from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights
-from gpt_verify.port import Parameter, Port
+from gpt_verify.port import PARAMETERS, Parameter, Port
 from gpt_verify.process.state import Loading
 
 
@@ -62,9 +62,10 @@ def prepare(port: Port, checkpoint: Checkpoint, shared: SharedWeights) -> Prepar
     """
     precision = PRECISIONS[port.dtype]
     weights = shared(precision)
-    if port.parameters is None:
+    shown = port.offers().get(PARAMETERS)
+    if shown is None:
         return Prepared(port, checkpoint, weights)
-    parameters = tuple(port.parameters())
+    parameters = tuple(shown())
     matching: Matching | None = getattr(port, "matching", None)
     folding: Folding | None = getattr(port, "folding", None)
     if matching is None or getattr(port, "placed_by", None) is not weights.tensors:

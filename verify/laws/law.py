@@ -9,34 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gpt_verify.faults.fault import Fault
 from gpt_verify.findings import Finding
 from gpt_verify.graph.derivatives import noise_bytes
 from gpt_verify.laws.reference_gradient import LENGTH
 from gpt_verify.laws.subject import Subject
+from gpt_verify.port import Capability
 from gpt_verify.reference.config import Config
 
 Check = Callable[[Subject], Iterable[Finding]]
 Sites = Callable[[Config], Sequence[str | None]]
-
-#: What a port without an optional member is said to lack.
-LACKS = {
-    "parameters": "no parameters shown",
-    "activations": "no activations shown",
-    "float64": "no float64",
-    "loss": "no loss",
-    "step": "no cache",
-    "padded": "no attention mask",
-    "padded_at": "no attention mask with positions",
-    "gradients": "no gradients",
-    "input_gradients": "no gradients at the input",
-    "tying": "no graph",
-    "copies": "no copies",
-    "training": "no training mode",
-    "elsewhere": "no other device",
-    "tokenizers": "no tokenizer",
-}
 
 
 def nowhere(config: Config) -> list[str | None]:
@@ -77,7 +61,7 @@ class Part:
             failure of the port; ``NotExamined`` is none. None where the findings are made while the
             port runs on the inputs of the run (``gpt_verify.judging.judge``).
         holds: what must hold, for docs/laws.md.
-        needs: optional members of ``Port`` without which it is not examined.
+        needs: what a port must offer; without it the check is not examined.
         sites: where it has a finding.
         free: why models of this kind are free of it; None of those that it binds.
         writes: whether it writes to the port's weights, and so must put them back.
@@ -88,7 +72,7 @@ class Part:
     id: str
     check: Check | None
     holds: str
-    needs: tuple[str, ...] = ()
+    needs: tuple[Capability[Any], ...] = ()
     sites: Sites = nowhere
     free: Callable[[Config], str | None] = every_model
     writes: bool = False
@@ -107,8 +91,8 @@ class Part:
         """Why it cannot be held against this port: what the port lacks, or the model's kind."""
         if why := self.free(subject.config):
             return why
-        lacking = (n for n in self.needs if getattr(subject.port, n, None) is None)
-        return next((LACKS[n] for n in lacking), None)
+        offers = subject.offers
+        return next((need.lacking for need in self.needs if need not in offers), None)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gpt_verify.graph.directions import WTE_READERS, Direction
-from gpt_verify.laws.subject import NotExamined
 from gpt_verify.matching.match import Matching, Placement
-from gpt_verify.port import End, Floats, Port, Tokens
+from gpt_verify.port import GRADIENTS, End, Floats, Port, Tokens
 
 #: What the parts of c_attn are called when one of them gets no gradient.
 _WORDS = ("query", "key", "value")
@@ -78,10 +77,8 @@ class PortGradient:
         Raises:
             NotExamined: the port shows no gradients.
         """
-        if port.gradients is None:
-            raise NotExamined("no gradients")
-        found = cls(matching, directions)
-        found.tells_ends_apart = port.gradients(tokens, found)
+        found, gradients = cls(matching, directions), port.offers()[GRADIENTS]
+        found.tells_ends_apart = gradients(tokens, found)
         return found
 
     def restart(self) -> None:

@@ -17,7 +17,7 @@ from gpt_verify.matching.match import Matching
 from gpt_verify.numerics.precision import PRECISIONS, Precision
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.port import NotExamined as NotExamined
-from gpt_verify.port import Parameter, Port
+from gpt_verify.port import Offers, Parameter, Port
 from gpt_verify.process.memory import give_back
 from gpt_verify.process.state import Loading
 from gpt_verify.reference.bpe import BPE
@@ -55,6 +55,11 @@ class Subject:
     @property
     def config(self) -> Config:
         return self.checkpoint.config
+
+    @property
+    def offers(self) -> Offers:
+        """What the port can do besides its logits."""
+        return self.port.offers()
 
     @property
     def precision(self) -> Precision:

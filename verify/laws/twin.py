@@ -8,7 +8,7 @@ float64 would refute them.
 from __future__ import annotations
 
 from gpt_verify.laws.subject import Subject
-from gpt_verify.port import Floats, Port, Tokens
+from gpt_verify.port import ACTIVATIONS, Floats, Port, Tokens
 
 
 def throughout(subject: Subject, twin: Port, tokens: Tokens) -> bool:
@@ -26,7 +26,8 @@ def throughout(subject: Subject, twin: Port, tokens: Tokens) -> bool:
 
 
 def _throughout(twin: Port, tokens: Tokens) -> bool:
-    if twin.activations is None:
+    activations = twin.offers().get(ACTIVATIONS)
+    if activations is None:
         return True
     narrower: list[str] = []
 
@@ -34,5 +35,5 @@ def _throughout(twin: Port, tokens: Tokens) -> bool:
         if narrowest not in (None, "float64"):
             narrower.append(site)
 
-    twin.activations(tokens[:1, :2], visit)
+    activations(tokens[:1, :2], visit)
     return not narrower

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.port import Dtype, Floats, Port, Tokens
+from gpt_verify.port import ACTIVATIONS, Dtype, Floats, Port, Tokens
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.lens import RESIDUAL
 from gpt_verify.reference.model import Weights, forward
@@ -55,7 +55,7 @@ def port_states(port: Port, tokens: Tokens) -> list[list[tuple[str, Floats]]]:
         if is_state(site):
             shown[site] = np.array(value)
 
-    if port.activations is not None:
-        port.activations(tokens, visit)
+    if activations := port.offers().get(ACTIVATIONS):
+        activations(tokens, visit)
     in_order = sorted(shown, key=lambda site: (place(site)[0], not place(site)[1]))
     return [[(site, shown[site][row]) for site in in_order] for row in range(len(tokens))]

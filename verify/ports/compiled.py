@@ -7,13 +7,13 @@ and its loss, and no sites, rather than those of another program.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.port import Dtype, Floats, Parameter, Port, Tokens
+from gpt_verify.port import TOKENIZERS, TRAINING, Capability, Dtype, Floats, Parameter, Port, Tokens
 from gpt_verify.ports.huggingface import huggingface
 
 
@@ -35,8 +35,10 @@ class Compiled(Port):
 
         self.name, self.dtype, self.device = "compiled", self._eager.dtype, device
         self._compiled = torch.compile(self._eager.module, dynamic=True)
-        self.training = self._eager.training
-        self.tokenizers = self._eager.tokenizers
+        own: Sequence[Capability[Any]] = (TRAINING, TOKENIZERS)
+        for capability in own:
+            if how := self._eager.offers().get(capability):
+                self.offer(capability, how)
 
     def logits(self, tokens: Tokens) -> Floats:
         from gpt_verify.ports.torch.trace import to_numpy

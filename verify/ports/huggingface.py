@@ -14,6 +14,7 @@ import numpy as np
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.files import size_of
 from gpt_verify.errors import MissingDependency, PortError, shortened
+from gpt_verify.port import TOKENIZERS
 from gpt_verify.ports.quiet import quiet
 from gpt_verify.ports.tokenizers import tokenizers
 from gpt_verify.reference.weights import tensor_table
@@ -117,7 +118,8 @@ def huggingface(
     )
     shipped = checkpoint.encoder is not None and checkpoint.merges is not None
     if shipped or (source is not None and checkpoint.config.architecture == "gpt2"):
-        port.tokenizers = cache(partial(tokenizers, checkpoint, source))
+        kept = cache(partial(tokenizers, checkpoint, source))
+        port.offer(TOKENIZERS, lambda: kept())
     return port
 
 

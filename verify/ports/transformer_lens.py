@@ -12,7 +12,7 @@ from typing import Any
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.write import write_huggingface
 from gpt_verify.errors import MissingDependency, PortError, described
-from gpt_verify.port import Dtype, Floats, Port, Tokens
+from gpt_verify.port import LOSS, PADDED, PADDED_AT, STEP, Dtype, Floats, Port, Tokens
 from gpt_verify.ports.quiet import quiet
 from gpt_verify.process.scratch import scratch
 from gpt_verify.reference.weights import tensor_table
@@ -38,7 +38,7 @@ def transformer_lens(
         call=lambda module, ids: module(ids, return_type="logits"),
     )
     # Its forward takes labels, and a cache, under these names, and means something else by them.
-    port.loss = port.step = port.padded = port.padded_at = None
+    port.withdraw(LOSS, STEP, PADDED, PADDED_AT)
     port.waivers = {
         "weights.count": "the bridge keeps query, key and value fused, as transformers does, and "
         "split as well"

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.inputs import Input
-from gpt_verify.port import Port
+from gpt_verify.port import ACTIVATIONS, PARAMETERS, Port
 
 Floats = NDArray[np.floating]
 
@@ -47,10 +47,11 @@ def show(port: Port, inputs: Sequence[Input]) -> Shown:
     """Run a port on all inputs."""
     logits = [np.array(port.logits(item.tokens), np.float64) for item in inputs]
     states: dict[str, Floats] = {}
-    if port.activations is not None:
+    if activations := port.offers().get(ACTIVATIONS):
         longest = max(inputs, key=lambda item: item.tokens.shape[1])
-        port.activations(longest.tokens, _Keep(states))
-    tensors = {p.name: p.read() for p in port.parameters()} if port.parameters else {}
+        activations(longest.tokens, _Keep(states))
+    parameters = port.offers().get(PARAMETERS)
+    tensors = {p.name: p.read() for p in parameters()} if parameters else {}
     return Shown(logits, states, tensors)
 
 

@@ -11,6 +11,7 @@ from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.vocabulary import load
 from gpt_verify.laws.tokenizer.injection import Altered, right
 from gpt_verify.laws.tokenizer.texts import id_lists, texts
+from gpt_verify.port import TOKENIZERS
 
 if TYPE_CHECKING:
     from gpt_verify.port import Port
@@ -21,7 +22,7 @@ Made = TypeVar("Made")
 
 def reads_otherwise(port: Port, checkpoint: Checkpoint, seed: int) -> bool:
     """Some text or list of ids comes out otherwise than from the same library without a mistake."""
-    assert port.tokenizers is not None, "it was planted there"
+    tokenizers = port.offers()[TOKENIZERS]
     bpe = load(checkpoint)
     given = texts(bpe, np.random.default_rng([seed, 41]))
     lists = id_lists(
@@ -32,11 +33,11 @@ def reads_otherwise(port: Port, checkpoint: Checkpoint, seed: int) -> bool:
     correct = Altered(right(bpe))
     return any(
         _made(planted.encode, text) != correct.encode(text)
-        for planted in port.tokenizers().values()
+        for planted in tokenizers().values()
         for text in given.values()
     ) or any(
         _made(planted.decode, ids) != correct.decode(ids)
-        for planted in port.tokenizers().values()
+        for planted in tokenizers().values()
         for ids in lists.values()
     )
 

@@ -24,6 +24,7 @@ from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.numerics.precision import FLOAT32
 from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights, Widened
+from gpt_verify.port import FLOAT64_COPY, TOKENIZERS
 from gpt_verify.power import peers
 from gpt_verify.power.planting import (
     EVERYWHERE,
@@ -316,7 +317,7 @@ class Bench:
         """Of a fault that needs something: that is there, and it changes a bit of the logits, an id
         or a text."""
         one = port_with(fault, planting, self.checkpoint)
-        if one.tokenizers is not None:
+        if TOKENIZERS in one.offers():
             return reads_otherwise(one, self.checkpoint, self.seed)
         if not (fault.acts or fault.alter):
             return True
@@ -446,5 +447,4 @@ def _exact(checkpoint: Checkpoint, tokens_T: Tokens) -> Floats:
 
 
 def _float64(port: Port) -> AbstractContextManager[Port]:
-    assert port.float64 is not None, "the planted model is a torch module"
-    return port.float64()
+    return port.offers()[FLOAT64_COPY]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpt_verify.laws.law import Law, Part
+from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY
 from gpt_verify.reference.config import Config
 from gpt_verify.sites import sites
 
@@ -20,21 +21,21 @@ LAW = Law(
             "architecture",
             None,
             "in float64 every operation is the reference's, on the port's own input",
-            needs=("float64", "activations"),
+            needs=(FLOAT64_COPY, ACTIVATIONS),
             sites=at_every_site,
         ),
         Part(
             "activations.local",
             None,
             "the same in the declared precision",
-            needs=("activations",),
+            needs=(ACTIVATIONS,),
             sites=at_every_site,
         ),
         Part(
             "activations.cascaded",
             None,
             "every site against the reference's own run",
-            needs=("activations",),
+            needs=(ACTIVATIONS,),
             sites=at_every_site,
         ),
     ),

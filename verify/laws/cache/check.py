@@ -21,6 +21,7 @@ from gpt_verify.laws.agreement import (
 from gpt_verify.laws.cache.hypotheses import last_clipped, ways, window
 from gpt_verify.laws.decoding import Before, Case, Way, recognise, right_positions
 from gpt_verify.laws.subject import NotExamined, Subject
+from gpt_verify.port import STEP
 from gpt_verify.reference.weights import parameter_count
 
 Tokens = NDArray[np.int64]
@@ -125,8 +126,7 @@ def _decode(
     Args:
         keep: copies; otherwise the port's own memory, to be looked at before it runs again.
     """
-    step = subject.port.step
-    assert step is not None, "the table says that the law needs it"
+    step = subject.offers[STEP]
     cache = None
     for piece in np.split(tokens_BT, np.cumsum(lengths)[:-1], axis=1):
         logits, cache = step(piece, cache)

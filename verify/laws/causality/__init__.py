@@ -6,6 +6,7 @@ from gpt_verify.laws.causality.check import check_bits
 from gpt_verify.laws.causality.gradient import check_causal_gradient
 from gpt_verify.laws.causality.pattern import check_pattern, patterns
 from gpt_verify.laws.law import Law, Part, a_whole_context
+from gpt_verify.port import ACTIVATIONS, INPUT_GRADIENTS
 
 LAW = Law(
     "Causality",
@@ -23,14 +24,14 @@ LAW = Law(
             check_pattern,
             "attention is exactly zero above the diagonal, in every layer and head, and rows sum "
             "to one within the budget of a softmax",
-            needs=("activations",),
+            needs=(ACTIVATIONS,),
             sites=patterns,
         ),
         Part(
             "causality.gradient",
             check_causal_gradient,
             "d loss at i / d input at j is exactly zero for j > i",
-            needs=("input_gradients",),
+            needs=(INPUT_GRADIENTS,),
         ),
     ),
 )

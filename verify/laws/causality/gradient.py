@@ -17,6 +17,7 @@ from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.causality.boundaries import AFTER, RUNGS, SHORT, WORK, powers_of_two
 from gpt_verify.laws.causality.words import Sight
 from gpt_verify.laws.subject import NotExamined, Subject
+from gpt_verify.port import FLOAT64_COPY, INPUT_GRADIENTS
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import parameter_count
 
@@ -101,11 +102,10 @@ class _Gradients:
         with ExitStack() as stack:
             for again in (False, True):
                 if again:
-                    if port.float64 is None:
+                    if not (float64 := self._subject.offers.get(FLOAT64_COPY)):
                         break
-                    port = stack.enter_context(port.float64())
-                assert port.input_gradients is not None, "the table of laws asks for it"
-                found = port.input_gradients(self._tokens, position)
+                    port = stack.enter_context(float64())
+                found = port.offers()[INPUT_GRADIENTS](self._tokens, position)
                 if found.shape != shape:
                     raise ValueError(f"derivatives of shape {list(found.shape)}, not {list(shape)}")
                 if np.isfinite(found).all():

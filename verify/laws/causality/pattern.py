@@ -17,7 +17,7 @@ from gpt_verify.laws.causality.words import Sight
 from gpt_verify.laws.subject import Subject
 from gpt_verify.numerics.precision import Precision
 from gpt_verify.numerics.scores import limit_max
-from gpt_verify.port import NOT_SHOWN
+from gpt_verify.port import ACTIVATIONS, NOT_SHOWN
 from gpt_verify.reference.config import Config
 
 Floats = NDArray[np.floating]
@@ -40,8 +40,7 @@ def check_pattern(subject: Subject) -> Iterator[Finding]:
         if site.endswith(".attn.pattern"):
             seen[site] = _finding(subject, site, value, limit)
 
-    assert subject.port.activations is not None, "the table of laws asks for it"
-    subject.port.activations(subject.tokens(1, length), visit)
+    subject.offers[ACTIVATIONS](subject.tokens(1, length), visit)
     for site in patterns(config):
         assert site is not None, "a pattern has a place"
         hidden = Finding(LAW, Status.NOT_EXAMINED, NOT_SHOWN, site)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpt_verify.laws.determinism.check import check_mode, check_state
 from gpt_verify.laws.determinism.faults import FAULTS
 from gpt_verify.laws.law import Law, Part
+from gpt_verify.port import TRAINING
 
 LAW = Law(
     "Determinism",
@@ -14,7 +15,7 @@ LAW = Law(
             "determinism.mode",
             check_mode,
             "no part is in training mode, no dropout acts",
-            needs=("training",),
+            needs=(TRAINING,),
         ),
         Part(
             "determinism.state",

@@ -15,6 +15,17 @@ from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Named, Status, naming
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
+from gpt_verify.port import (
+    ACTIVATIONS,
+    DRAWS,
+    DROPOUT,
+    GRADIENTS,
+    LOSS,
+    PADDED,
+    PADDED_AT,
+    STEP,
+    TRAINING,
+)
 from gpt_verify.process.state import RANDOM_STATES, Change, changed_by, changes, seeded_by, snapshot
 
 if TYPE_CHECKING:
@@ -113,10 +124,10 @@ def _fault_of_bits(port: Port, tokens: Tokens, moved: Sequence[Change]) -> str |
     None as well where something is dropped whatever the mode is: which dropout that is, the sites
     tell (``gpt_verify.diagnosis.dropout``).
     """
-    drawn = port.draws(tokens) if port.draws is not None else []
+    drawn = _draws(port, tokens) or []
     states = {change.name for change in moved if change.is_random}
     if inner := _left_on(port):
-        if port.dropout is None:  # of what has no mode it is not known that it drops
+        if DROPOUT not in port.offers():  # of what has no mode it is not known that it drops
             return None
         places = [words.rpartition(" (")[0] for words in drawn]
         inside = all(any(_within(place, part) for part in inner) for place in places)
@@ -126,7 +137,7 @@ def _fault_of_bits(port: Port, tokens: Tokens, moved: Sequence[Change]) -> str |
         noise = all(any(word in operation for word in _NOISE) for operation in operations)
         return "determinism-noise" if noise else None
     if not states:  # of this process; a port that does not show what it draws may be in another
-        return None if port.draws is None else "determinism-own-state"
+        return "determinism-own-state" if DRAWS in port.offers() else None
     return "determinism-foreign-draws" if states <= _FOREIGN else None
 
 
@@ -134,11 +145,9 @@ def check_mode(subject: Subject) -> list[Finding]:
     """No part is in training mode with a dropout that acts or would act, and nothing drops
     whatever the mode is."""
     port, tokens = subject.port, subject.tokens(1, min(LENGTH, subject.config.n_ctx), 41)
-    assert port.training is not None, "the law needs it"
     first = np.array(port.logits(tokens))
     words = _difference(first, port.logits(tokens))
-    parts = port.training()
-    dropout = port.dropout() if port.dropout is not None else None
+    parts, dropout = subject.offers[TRAINING](), _dropout(port)
     details: dict[str, Any] = {"training": parts, "dropout": dropout}
     if inner := _left_on(port):
         named = naming("determinism-training-mode")
@@ -160,12 +169,24 @@ def check_mode(subject: Subject) -> list[Finding]:
 
 def _left_on(port: Port) -> list[str]:
     """The parts that are in training mode and would drop."""
-    parts = port.training() if port.training is not None else []
-    if port.dropout is None:  # the port names what is random, and has no mode
+    training, dropout = port.offers().get(TRAINING), _dropout(port)
+    parts = training() if training else []
+    if dropout is None:  # the port names what is random, and has no mode
         return parts
-    dropout = port.dropout()
     inner = [part for part in parts if part in dropout]
     return inner or [part for part in parts if _held(part, dropout) > 0]
+
+
+def _dropout(port: Port) -> Mapping[str, float] | None:
+    """Each part that drops with its probability; None where the port does not show them."""
+    dropout = port.offers().get(DROPOUT)
+    return dropout() if dropout else None
+
+
+def _draws(port: Port, tokens: Tokens) -> list[str] | None:
+    """What one run draws; None where the port does not show that."""
+    draws = port.offers().get(DRAWS)
+    return draws(tokens) if draws else None
 
 
 def _held(part: str, dropout: Mapping[str, float]) -> float:
@@ -195,7 +216,7 @@ def _modes(parts: Sequence[str]) -> str:
 def _dropouts(port: Port, tokens: Tokens) -> Named | None:
     """The dropouts, where one of them may be what draws. A port that does not show what it draws
     may drop."""
-    drawn = port.draws(tokens) if port.draws is not None else []
+    drawn = _draws(port, tokens) or []
     return _dropouts_of(drawn) if drawn else naming(*DROPOUTS)
 
 
@@ -205,8 +226,7 @@ def _dropouts_of(parts: Sequence[str]) -> Named | None:
 
 
 def _drawing(port: Port, tokens: Tokens, moved: Sequence[Change]) -> str | None:
-    found = port.draws(tokens) if port.draws is not None else []
-    if found:
+    if found := _draws(port, tokens):
         return f"drawn at random, whatever the mode: {_listed(found)}"
     return _why(moved)
 
@@ -276,22 +296,22 @@ def _lasting(moved: Sequence[Change]) -> list[Change]:
 
 def _calls(subject: Subject) -> Iterator[tuple[str, Callable[[], object]]]:
     """Everything that a port computes with, once, on a few tokens."""
-    port, tokens = subject.port, subject.tokens(1, min(5, subject.config.n_ctx), 42)
+    tokens, offers = subject.tokens(1, min(5, subject.config.n_ctx), 42), subject.offers
     mask, places = np.ones_like(tokens), np.arange(tokens.size)[None]
-    yield "logits", lambda: port.logits(tokens)
-    if (activations := port.activations) is not None:
+    yield "logits", lambda: subject.port.logits(tokens)
+    if activations := offers.get(ACTIVATIONS):
         yield "activations", lambda: activations(tokens, lambda site, value, narrowest=None: None)
-    if (step := port.step) is not None:
+    if step := offers.get(STEP):
         yield "step", lambda: step(tokens, None)
-    if (padded := port.padded) is not None:
+    if padded := offers.get(PADDED):
         yield "padded", lambda: padded(tokens, mask)
-    if (padded_at := port.padded_at) is not None:
+    if padded_at := offers.get(PADDED_AT):
         yield "padded_at", lambda: padded_at(tokens, mask, places)
     if tokens.size < 2:  # which predicts nothing
         return
-    if (loss := port.loss) is not None:
+    if loss := offers.get(LOSS):
         yield "loss", lambda: loss(tokens, tokens)
-    if (gradients := port.gradients) is not None:
+    if gradients := offers.get(GRADIENTS):
         yield "gradients", lambda: gradients(tokens, _Dropped())
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from gpt_verify.findings import Finding, Status
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
+from gpt_verify.port import ELSEWHERE
 
 #: Tokens of the sequence on which the two are compared.
 LENGTH = 64
@@ -17,11 +18,10 @@ def check_device(subject: Subject) -> list[Finding]:
     port = subject.port
     if port.device == "cpu":
         raise NotExamined("the port ran on the CPU only")
-    if port.elsewhere is None:
-        raise NotExamined("no other device")
+    elsewhere = subject.offers[ELSEWHERE]
     tokens = subject.tokens(1, min(LENGTH, subject.config.n_ctx))
     here = np.array(port.logits(tokens)[0])
-    with port.elsewhere("cpu") as other:
+    with elsewhere("cpu") as other:
         there = other.logits(tokens)[0]
     if same_bits(here, there):
         return [Finding("device", Status.PASSED, f"{port.device} and cpu: same bits")]

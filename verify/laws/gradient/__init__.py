@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpt_verify.laws.gradient.check import at_the_weights, check_gradient
 from gpt_verify.laws.gradient.faults import FAULTS
 from gpt_verify.laws.law import Law, Part, derivatives
+from gpt_verify.port import GRADIENTS, PARAMETERS
 
 LAW = Law(
     "Gradient",
@@ -18,7 +19,7 @@ LAW = Law(
             "float64 loss; in float64 first, where the port can. A mistake in the backward pass "
             "that alone explains all of them is named (a detached branch, the derivative of "
             "another GELU, a kernel without its mask, …)",
-            needs=("parameters", "gradients"),
+            needs=(PARAMETERS, GRADIENTS),
             sites=at_the_weights,
             takes=derivatives,
         ),

@@ -30,7 +30,7 @@ from gpt_verify.laws.twin import throughout
 from gpt_verify.numerics.precision import FLOAT64
 from gpt_verify.numerics.two_tables import last_state
 from gpt_verify.numerics.weights import Widened
-from gpt_verify.port import Floats, Port
+from gpt_verify.port import FLOAT64_COPY, Floats, Port
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import unembed
 from gpt_verify.sites import sites
@@ -113,10 +113,11 @@ def _agreement(here: Sequence[Comparison]) -> str:
 def _runs(subject: Subject, reference: ReferenceGradient) -> Iterator[_Run]:
     """In float64 where the port can, and as it is. One is given up before the next is made."""
     port, ran = subject.port, False
-    if port.float64 is not None and port.dtype != "float64":
+    float64 = subject.offers.get(FLOAT64_COPY)
+    if float64 and port.dtype != "float64":
         run, finer = None, FLOAT64.u / subject.precision.u
         try:
-            with port.float64() as twin:
+            with float64() as twin:
                 if throughout(subject, twin, reference.tokens):
                     run = _run(subject, twin, reference, "float64", finer)
         except Exception:  # the law of architecture says that it does not run in float64
@@ -182,8 +183,7 @@ def _same_function(subject: Subject, tokens: NDArray[np.int64], in_float64: bool
         NotExamined: the logits are not the reference's.
     """
     if in_float64:
-        assert subject.port.float64 is not None, "it was run in float64"
-        with subject.port.float64() as twin:
+        with subject.offers[FLOAT64_COPY]() as twin:
             got_TV = twin.logits(tokens[:1])[0]
     else:
         got_TV = subject.port.logits(tokens[:1])[0]

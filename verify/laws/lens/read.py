@@ -11,6 +11,7 @@ from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.lens.decoders import LnF
 from gpt_verify.lens.states import port_states, state_sites
 from gpt_verify.numerics.precision import FLOAT64, Precision
+from gpt_verify.port import LENS
 
 Floats = NDArray[np.floating]
 Tokens = NDArray[np.int64]
@@ -64,12 +65,11 @@ def seen(subject: Subject, tokens_T: Tokens) -> PortLens:
 
 def own(subject: Subject, tokens_T: Tokens) -> PortLens:
     """The port's own lens."""
-    if subject.port.lens is None:
-        raise NotExamined("no lens")
+    lens = subject.offers[LENS]
     known, last = state_sites(subject.config), _ends(subject)[-1]
     shape = (1, len(tokens_T), subject.config.n_vocab)
     read: dict[str, Floats] = {}
-    for site, logits in subject.port.lens(tokens_T[None]):
+    for site, logits in lens(tokens_T[None]):
         if site not in known or site in read:
             why = "twice" if site in read else "which this model does not have"
             raise Malformed(last, f"the port's own lens reads {site}, {why}")

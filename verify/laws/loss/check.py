@@ -23,7 +23,7 @@ from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.numerics.loss import Losses, loss_noise, losses, mean_budget
 from gpt_verify.numerics.precision import FLOAT32, Precision
 from gpt_verify.numerics.scores import limit_max
-from gpt_verify.port import IGNORED, Port
+from gpt_verify.port import FLOAT64_COPY, IGNORED, LOSS, Port
 from gpt_verify.reference.loss import log_softmax, loss_nats
 
 Tokens = NDArray[np.int64]
@@ -118,7 +118,7 @@ def _judge(subject: Subject, law: str, inputs: Sequence[_Labelled]) -> list[Find
     _something_predicted(subject)
     port = subject.port
     twin = None
-    if subject.precision.u > FLOAT32.u and port.float64 is not None:
+    if subject.precision.u > FLOAT32.u and FLOAT64_COPY in subject.offers:
         twin = _in_float64(subject, law, inputs)
         if twin is not None and twin.status is Status.FAILED:
             return [twin]
@@ -140,10 +140,9 @@ def _in_float64(subject: Subject, law: str, inputs: Sequence[_Labelled]) -> Find
     A loss is often computed in float32 there too. One whose every value is a number of the
     declared format was stored in it, and float64 says nothing more about it.
     """
-    assert subject.port.float64 is not None
     try:
-        with subject.port.float64() as twin:
-            if twin.loss is None:
+        with subject.offers[FLOAT64_COPY]() as twin:
+            if LOSS not in twin.offers():
                 return None
             cases = _measure(twin, inputs, FLOAT32)
     except Exception:
@@ -156,7 +155,7 @@ def _in_float64(subject: Subject, law: str, inputs: Sequence[_Labelled]) -> Find
 
 def _measure(port: Port, inputs: Sequence[_Labelled], p: Precision) -> list[Case]:
     """Ask for each loss, and what it should be from the port's own logits."""
-    assert port.loss is not None, "the law needs it"
+    loss = port.offers()[LOSS]
     # Nobody computes a loss in more than float32, whatever the logits are kept in.
     p = p if p.u > FLOAT32.u else FLOAT32
     cases: list[Case] = []
@@ -167,7 +166,7 @@ def _measure(port: Port, inputs: Sequence[_Labelled], p: Precision) -> list[Case
             tokens, own = item.tokens, _own_losses(port, item.tokens, p)
         counted = item.labels != IGNORED
         expected = mean_loss(own, counted)
-        measured = float(port.loss(item.tokens, item.labels))
+        measured = float(loss(item.tokens, item.labels))
         of = counted & ~np.isnan(aligned(own.nats[1], 1))
         nats, budget = aligned(own.nats[1], 1)[of], aligned(own.budget, 1)[of]
         allowed = limit_max(len(inputs)) * mean_budget(p, nats, budget)

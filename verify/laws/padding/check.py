@@ -25,6 +25,7 @@ from gpt_verify.laws.agreement import (
 from gpt_verify.laws.decoding import Case, Way, recognise
 from gpt_verify.laws.padding.hypotheses import COUNTED, Padded, ways
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
+from gpt_verify.port import PADDED, PADDED_AT
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
@@ -37,9 +38,8 @@ WIDTH = 17
 @refuting(LAW)
 def check_padding(subject: Subject) -> Iterator[Finding]:
     """With positions given and with a mask alone, as far as the port takes them."""
-    padded, padded_at = subject.port.padded, subject.port.padded_at
-    if padded is None and padded_at is None:
-        raise NotExamined("no attention mask")
+    padded_at = subject.offers.get(PADDED_AT)
+    padded = subject.offers.get(PADDED) if padded_at else subject.offers[PADDED]
     if subject.config.n_ctx == 1:
         raise NotExamined("a context of one token leaves no room for padding")
     batches = padded_batches(subject)

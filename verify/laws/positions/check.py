@@ -17,7 +17,7 @@ from gpt_verify.laws.agreement import logits_of, mean_squares, refuting
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.numerics.two_tables import last_state
 from gpt_verify.numerics.weights import Widened
-from gpt_verify.port import Port
+from gpt_verify.port import ELSEWHERE, STEP, Port
 from gpt_verify.reference.model import logits as reference_logits
 from gpt_verify.reference.ops import unembed
 
@@ -79,8 +79,9 @@ def check_beyond(subject: Subject) -> Iterator[Finding]:
             yield Finding(BEYOND, Status.FAILED, words, named=naming(fault))
             return
         said, harm = taken.words, probe.harm()
-        if port.step is not None and not harm:
-            step, (_, cache) = port.step, port.step(tokens[:, :n_ctx], None)
+        step = port.offers().get(STEP)
+        if step and not harm:
+            _, cache = step(tokens[:, :n_ctx], None)
             after = _refused(lambda: step(tokens[:, n_ctx:], cache))
             if not isinstance(after, Refusal):
                 words = f"with a cache of {n_ctx} tokens, one more is not refused{where}"
@@ -135,9 +136,10 @@ def _on_cpu(port: Port) -> AbstractContextManager[Port]:
     device, after which the process cannot use it any more."""
     if port.device == "cpu":
         return nullcontext(port)
-    if port.elsewhere is None:
+    elsewhere = port.offers().get(ELSEWHERE)
+    if elsewhere is None:
         raise NotExamined(f"on {port.device} it could end the process, and there is no CPU copy")
-    return port.elsewhere("cpu")
+    return elsewhere("cpu")
 
 
 def _what_it_does(subject: Subject, port: Port, tokens: Tokens, taken: Floats) -> tuple[str, str]:

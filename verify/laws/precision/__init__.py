@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpt_verify.laws.law import Law, Part
 from gpt_verify.laws.precision.check import check_precision
 from gpt_verify.laws.precision.faults import FAULTS
+from gpt_verify.port import ACTIVATIONS
 
 LAW = Law(
     "Precision",
@@ -15,7 +16,7 @@ LAW = Law(
             check_precision,
             "the format in which each product is really computed, inferred from its errors, is "
             "the declared one or wider; TF32 and autocast are named",
-            needs=("activations",),
+            needs=(ACTIVATIONS,),
         ),
     ),
     FAULTS,

@@ -20,6 +20,7 @@ from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.numerics.budgets import Measured
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Precision
 from gpt_verify.numerics.scores import limit_rms
+from gpt_verify.port import ACTIVATIONS
 from gpt_verify.sites import sites
 
 Floats = NDArray[np.floating]
@@ -130,11 +131,9 @@ class _Products:
 
 def check_precision(subject: Subject) -> list[Finding]:
     """Which format the products are computed in, and whether it is the declared one."""
-    port = subject.port
-    assert port.activations is not None, "the law needs them"
     tokens = subject.tokens(1, min(LENGTH, subject.config.n_ctx))
     watch = _Products(subject, tokens[0])
-    port.activations(tokens, watch)
+    subject.offers[ACTIVATIONS](tokens, watch)
     if not watch.products:
         raise NotExamined("no product with its input shown")
     return [_finding(subject.precision, watch.products)]

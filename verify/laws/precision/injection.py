@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from gpt_verify.port import ACTIVATIONS, LOSS, PADDED, PADDED_AT, STEP
+
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 #: What a port computes in; around each of them, and so below what watches the run, as hardware is.
-_CALLS = ("logits", "activations", "loss", "step", "padded", "padded_at")
+_CALLS = (ACTIVATIONS, LOSS, STEP, PADDED, PADDED_AT)
 
 
 def round_tf32(x: torch.Tensor) -> torch.Tensor:
@@ -37,9 +39,10 @@ class _Tf32Products(TorchDispatchMode):  # type: ignore[misc]  # torch has no ty
 
 def plant_tf32(port: Any) -> None:
     """``torch.backends.cuda.matmul.allow_tf32``, around a port."""
-    for name in _CALLS:
-        if (call := getattr(port, name, None)) is not None:
-            setattr(port, name, _inside(call))
+    port.logits = _inside(port.logits)
+    for capability in _CALLS:
+        if call := port.offers().get(capability):
+            port.offer(capability, _inside(call))
 
 
 def _inside(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from gpt_verify.laws.symmetry.check import (
     check_shift,
 )
 from gpt_verify.laws.symmetry.gradient import check_symmetry_gradient
+from gpt_verify.port import GRADIENTS, PARAMETERS
 
 LAW = Law(
     "Symmetry",
@@ -20,28 +21,28 @@ LAW = Law(
             "symmetry.heads",
             check_heads,
             "the heads are put into another order: the output stays the same",
-            needs=("parameters",),
+            needs=(PARAMETERS,),
             writes=True,
         ),
         Part(
             "symmetry.neurons",
             check_neurons,
             "the neurons of every MLP are put into another order: the same",
-            needs=("parameters",),
+            needs=(PARAMETERS,),
             writes=True,
         ),
         Part(
             "symmetry.scale",
             check_scale,
             "queries are multiplied, channel by channel, by what keys are divided by: the same",
-            needs=("parameters",),
+            needs=(PARAMETERS,),
             writes=True,
         ),
         Part(
             "symmetry.rotate",
             check_rotate,
             "values are rotated within a head, and the rows of c_proj with them: the same",
-            needs=("parameters",),
+            needs=(PARAMETERS,),
             writes=True,
         ),
         Part(
@@ -49,14 +50,14 @@ LAW = Law(
             check_shift,
             "a constant is added to all that is written into the residual stream (not to GPT's "
             "embeddings, which its first block reads as they are): the same",
-            needs=("parameters",),
+            needs=(PARAMETERS,),
             writes=True,
         ),
         Part(
             "symmetry.gradient",
             check_symmetry_gradient,
             "when the weights are rewritten, the gradient is rewritten with them",
-            needs=("parameters", "gradients"),
+            needs=(PARAMETERS, GRADIENTS),
             writes=True,
             takes=derivatives,
         ),

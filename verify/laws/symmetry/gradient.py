@@ -24,7 +24,7 @@ from gpt_verify.laws.symmetry.trial import Prepared, Trial, whole
 from gpt_verify.laws.symmetry.writes import Stored
 from gpt_verify.laws.twin import throughout
 from gpt_verify.numerics.precision import FLOAT64
-from gpt_verify.port import Port
+from gpt_verify.port import FLOAT64_COPY, GRADIENTS, Port
 
 _LAW = "symmetry.gradient"
 #: Of the rewritings that keep the noise as it is; an added constant would raise it.
@@ -130,10 +130,11 @@ def _finding(arithmetic: str, pairs: Sequence[_Pair]) -> Finding:
 def _run(subject: Subject, reference: ReferenceGradient, symmetry: Symmetry | None) -> _Run:
     """In float64 where the port can, and otherwise as it is."""
     port, finer = subject.port, FLOAT64.u / subject.precision.u
-    if port.float64 is not None and port.dtype != "float64":
+    float64 = subject.offers.get(FLOAT64_COPY)
+    if float64 and port.dtype != "float64":
         try:
-            with port.float64() as twin:
-                if twin.gradients is not None and throughout(subject, twin, reference.tokens):
+            with float64() as twin:
+                if GRADIENTS in twin.offers() and throughout(subject, twin, reference.tokens):
                     return _along(subject, twin, "float64", finer, reference, symmetry)
         except Exception:  # the law of architecture says that it does not run in float64
             pass

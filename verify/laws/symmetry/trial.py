@@ -16,7 +16,7 @@ from gpt_verify.laws.symmetry.transforms import Symmetry, kind_of, together
 from gpt_verify.laws.symmetry.writes import Stored
 from gpt_verify.laws.twin import throughout
 from gpt_verify.numerics.precision import PRECISIONS
-from gpt_verify.port import Floats
+from gpt_verify.port import FLOAT64_COPY, Floats
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import tensor_table
 
@@ -192,9 +192,10 @@ class Trial:
         """By arithmetic, [T, V]."""
         port, found = self._subject.port, self._declared()
         every: dict[str, Floats] = {port.dtype: found}
-        if self._twin and port.float64 is not None and port.dtype != "float64":
+        float64 = self._subject.offers.get(FLOAT64_COPY)
+        if self._twin and float64 and port.dtype != "float64":
             try:
-                with port.float64() as twin:
+                with float64() as twin:
                     self._twin = throughout(self._subject, twin, self._tokens)
                     if self._twin:
                         every["float64"] = np.array(twin.logits(self._tokens)[0])

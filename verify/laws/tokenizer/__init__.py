@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpt_verify.laws.law import Law, Part
 from gpt_verify.laws.tokenizer.check import check_decode, check_encode
 from gpt_verify.laws.tokenizer.faults import FAULTS
+from gpt_verify.port import TOKENIZERS
 
 LAW = Law(
     "Tokenizer",
@@ -15,13 +16,13 @@ LAW = Law(
             check_encode,
             "the ids that `encoder.json` and `vocab.bpe` define, for arbitrary unicode; special "
             "tokens are text; nothing is added",
-            needs=("tokenizers",),
+            needs=(TOKENIZERS,),
         ),
         Part(
             "tokenizer.decode",
             check_decode,
             "and back, nothing cleaned up; bytes that are no UTF-8 become U+FFFD",
-            needs=("tokenizers",),
+            needs=(TOKENIZERS,),
         ),
     ),
     FAULTS,

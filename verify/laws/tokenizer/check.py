@@ -26,7 +26,7 @@ from gpt_verify.laws.tokenizer.explained import (
     token_words,
 )
 from gpt_verify.laws.tokenizer.texts import id_lists, is_open, texts
-from gpt_verify.port import Tokenizer
+from gpt_verify.port import TOKENIZERS, Tokenizer
 from gpt_verify.reference.bpe import BPE, kind, split
 
 
@@ -91,8 +91,7 @@ def _vocabulary(subject: Subject) -> BPE:
 
 
 def _judge(subject: Subject, direction: _Direction[Any, Any], things: str) -> list[Finding]:
-    assert subject.port.tokenizers is not None, "the law needs them"
-    tokenizers = subject.port.tokenizers()
+    tokenizers = subject.offers[TOKENIZERS]()
     if not tokenizers:
         raise NotExamined("no tokenizer")
     wrong, opened = [], ""

@@ -12,10 +12,11 @@ import gpt_verify.laws.tokenizer.injection as to
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.vocabulary import load
 from gpt_verify.faults.fault import Fault
+from gpt_verify.port import TOKENIZERS
 
 
 def _plant(change: to.Change, port: Any, checkpoint: Checkpoint) -> None:
-    port.tokenizers = lambda: {"tokenizers": to.altered(change, load(checkpoint))}
+    port.offer(TOKENIZERS, lambda: {"tokenizers": to.altered(change, load(checkpoint))})
 
 
 def _fault(

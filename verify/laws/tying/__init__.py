@@ -7,6 +7,7 @@ from gpt_verify.laws.tying.check import at_the_logits, check_graph, check_storag
 from gpt_verify.laws.tying.copies import check_persistence
 from gpt_verify.laws.tying.faults import FAULTS
 from gpt_verify.laws.tying.gradient import check_tied_gradient
+from gpt_verify.port import COPIES, GRADIENTS, PARAMETERS, TYING
 from gpt_verify.reference.config import Config
 
 
@@ -23,7 +24,7 @@ LAW = Law(
             "tying.value",
             check_value,
             "lm_head is wte transposed, bit for bit",
-            needs=("parameters",),
+            needs=(PARAMETERS,),
             sites=at_the_logits,
             free=if_tied,
         ),
@@ -33,7 +34,7 @@ LAW = Law(
             "rows of wte are overwritten: the logits show it at both ends, in those tokens and no "
             "others; undone afterwards. A copy that no list of parameters shows is named: of the "
             "head, of a part of it, of the lookup",
-            needs=("parameters",),
+            needs=(PARAMETERS,),
             sites=at_the_logits,
             free=if_tied,
             writes=True,
@@ -45,7 +46,7 @@ LAW = Law(
             "product, each against the reference's derivative, so that a blocked side is found; "
             "an end that is scaled, a row taken for padding and derivatives divided by how often "
             "a token occurs are named",
-            needs=("parameters", "gradients"),
+            needs=(PARAMETERS, GRADIENTS),
             sites=at_the_logits,
             free=if_tied,
             takes=derivatives,
@@ -55,7 +56,7 @@ LAW = Law(
             check_graph,
             "one piece of memory feeds the lookup and the last product of the graph that is run; "
             "of the stored graph too",
-            needs=("tying",),
+            needs=(TYING,),
             sites=at_the_logits,
             free=if_tied,
         ),
@@ -67,7 +68,7 @@ LAW = Law(
             "two, the cause is named. A torch module's copy holds anew what lies in the memory of "
             "wte and is lent the rest; one that cannot be made so is made of everything, where "
             "the memory is free",
-            needs=("parameters", "copies"),
+            needs=(PARAMETERS, COPIES),
             sites=at_the_logits,
             free=if_tied,
             writes=True,

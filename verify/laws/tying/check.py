@@ -16,7 +16,7 @@ from gpt_verify.laws.table_rows import TableRows
 from gpt_verify.laws.tying.ends import ends_of
 from gpt_verify.laws.worst import Worst
 from gpt_verify.matching.match import Matching, Placement
-from gpt_verify.port import Parameter, StoredGraph
+from gpt_verify.port import TYING, Parameter, StoredGraph
 from gpt_verify.reference.config import Config
 
 SITE = "logits"
@@ -117,8 +117,7 @@ def check_storage(subject: Subject) -> Iterable[Finding]:
 
 def check_graph(subject: Subject) -> Iterable[Finding]:
     """In the graph that is run, one piece of memory feeds the lookup and the last product."""
-    assert subject.port.tying is not None, "the table of laws asks for it"
-    tied, description = subject.port.tying()
+    tied, description = subject.offers[TYING]()
     status = Status.PASSED if tied else Status.FAILED
     yield Finding("tying.graph", status, description, SITE)
 

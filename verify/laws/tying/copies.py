@@ -18,7 +18,7 @@ from gpt_verify.laws.tying.ends import ends_of
 from gpt_verify.matching.placement import Placement
 from gpt_verify.numerics.precision import PRECISIONS
 from gpt_verify.numerics.weights import DeclaredWeights
-from gpt_verify.port import Floats, Parameter, Port
+from gpt_verify.port import COPIES, PARAMETERS, Floats, Parameter, Port
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import tensor_table
 
@@ -45,13 +45,12 @@ class _Copied:
 def check_persistence(subject: Subject) -> Iterable[Finding]:
     """Every copy still has one matrix at both ends, by storage and by a write; of a port whose head
     is a matrix of its own, the two still hold the same bits."""
-    assert subject.port.copies is not None, "the table of laws asks for it"
     tables = tables_of(subject.parameters, subject.matching)
     if differences(subject.parameters, tables, subject.config):
         raise NotExamined("the head is not wte to begin with")
     compared: dict[str, _Copied] = {}
     missing: list[str] = []
-    for how, copy in subject.port.copies():
+    for how, copy in subject.offers[COPIES]():
         if isinstance(copy, str):
             missing.append(f"{how} ({copy})")
             continue
@@ -91,8 +90,7 @@ def _fault(compared: Mapping[str, _Copied]) -> str | None:
 
 def _compare(subject: Subject, copy: Port, tables: Tables) -> _Copied:
     """What is wrong with one copy."""
-    assert copy.parameters is not None, "a copy shows its parameters"
-    parameters = list(copy.parameters())
+    parameters = list(copy.offers()[PARAMETERS]())
     by_name = {p.name: p for p in parameters}
     names = [*tables.names, *(head.parameter for head in tables.own)]
     if absent := [name for name in names if name not in by_name]:

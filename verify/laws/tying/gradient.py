@@ -29,7 +29,7 @@ from gpt_verify.matching.match import Placement
 from gpt_verify.numerics.precision import FLOAT16, FLOAT64, Precision
 from gpt_verify.numerics.two_tables import last_state
 from gpt_verify.numerics.weights import Widened
-from gpt_verify.port import End, Floats, Gradients, Port
+from gpt_verify.port import FLOAT64_COPY, GRADIENTS, End, Floats, Gradients, Port
 from gpt_verify.reference.ops import unembed
 
 Result = TypeVar("Result")
@@ -155,8 +155,7 @@ def check_tied_gradient(subject: Subject) -> Iterable[Finding]:
 
     def measure(port: Port) -> tuple[_Along, Floats]:
         along = _Along(tables.wte, drawn)
-        assert port.gradients is not None, "the table of laws asks for it"
-        along.apart = port.gradients(tokens, along)
+        along.apart = port.offers()[GRADIENTS](tokens, along)
         return along, np.array(port.logits(tokens))
 
     (along, logits), precision = _in_finest(subject, tokens, measure)
@@ -203,8 +202,7 @@ def _fault(
 
     def whole(port: Port) -> Gradients:
         found = Gradients()
-        assert port.gradients is not None, "it was asked before"
-        port.gradients(tokens, _EndsAlone(found))
+        port.offers()[GRADIENTS](tokens, _EndsAlone(found))
         return found
 
     zeros_VD = np.zeros((subject.config.n_vocab, subject.config.n_embd), np.float32)
@@ -326,10 +324,10 @@ def _in_finest(
 ) -> tuple[Result, Precision]:
     """In float64 where the port can: there is no rounding to hide in."""
     port = subject.port
-    if port.float64 is not None:
+    if float64 := subject.offers.get(FLOAT64_COPY):
         try:
-            with port.float64() as twin:
-                if twin.gradients is not None and throughout(subject, twin, tokens):
+            with float64() as twin:
+                if GRADIENTS in twin.offers() and throughout(subject, twin, tokens):
                     return compute(twin), FLOAT64
         except NotExamined:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpt_verify.laws.gradient.check import at_the_weights
 from gpt_verify.laws.law import Law, Part
+from gpt_verify.port import PARAMETERS
 
 LAW = Law(
     "Weights",
@@ -14,20 +15,20 @@ LAW = Law(
             None,
             "every tensor of the checkpoint, found in the port, bit for bit after the declared "
             "cast",
-            needs=("parameters",),
+            needs=(PARAMETERS,),
             sites=at_the_weights,
         ),
         Part(
             "weights.accounted",
             None,
             "every parameter of the port is a tensor of the checkpoint",
-            needs=("parameters",),
+            needs=(PARAMETERS,),
         ),
         Part(
             "weights.count",
             None,
             "so many numbers, and no more",
-            needs=("parameters",),
+            needs=(PARAMETERS,),
         ),
     ),
 )

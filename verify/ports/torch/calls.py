@@ -14,7 +14,16 @@ import numpy as np
 import torch
 
 from gpt_verify.errors import PortError
-from gpt_verify.port import NotExamined
+from gpt_verify.port import (
+    GRADIENTS,
+    INPUT_GRADIENTS,
+    LOSS,
+    PADDED,
+    PADDED_AT,
+    STEP,
+    TYING,
+    NotExamined,
+)
 from gpt_verify.ports.torch.gradients import Differentiation
 from gpt_verify.ports.torch.trace import to_numpy
 from gpt_verify.ports.torch.tying import Tying
@@ -30,18 +39,18 @@ def add_capabilities(port: TorchModule) -> None:
     takes = set(inspect.signature(port.module.forward).parameters)
     calls = _Calls(port)
     if "labels" in takes:
-        port.loss = calls.loss
+        port.offer(LOSS, calls.loss)
     if {"past_key_values", "use_cache"} <= takes:
-        port.step = calls.step
+        port.offer(STEP, calls.step)
     if "attention_mask" in takes:
-        port.padded = calls.padded
+        port.offer(PADDED, calls.padded)
         if "position_ids" in takes:
-            port.padded_at = calls.padded_at
+            port.offer(PADDED_AT, calls.padded_at)
     if any(parameter.is_floating_point() for parameter in port.module.parameters()):
         differentiation = Differentiation(port)
-        port.gradients = differentiation.gradients
-        port.input_gradients = differentiation.input_gradients
-        port.tying = Tying(port, differentiation).tying
+        port.offer(GRADIENTS, differentiation.gradients)
+        port.offer(INPUT_GRADIENTS, differentiation.input_gradients)
+        port.offer(TYING, Tying(port, differentiation).tying)
 
 
 class _Calls:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gpt_verify.port import NotExamined
+from gpt_verify.port import LENS, NotExamined
 from gpt_verify.ports.torch.calls import member
 from gpt_verify.ports.torch.trace import to_numpy
 
@@ -30,7 +30,7 @@ def add_lens(port: TorchModule) -> None:
     whose version 5 no longer names the request among the arguments of ``forward``."""
     config = getattr(port.module, "config", None)
     if hasattr(config, "output_hidden_states") and hasattr(port.module, "get_output_embeddings"):
-        port.lens = _HiddenStates(port).lens
+        port.offer(LENS, _HiddenStates(port).lens)
 
 
 class _HiddenStates:
