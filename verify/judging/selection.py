@@ -5,10 +5,10 @@ Every command and the pytest plugin come this way, so that the same words mean t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt_verify.errors import MissingDependency
 from gpt_verify.judging.options import Options
@@ -29,6 +29,7 @@ class Request:
         path: the directory of the checkpoint as it was given; None where the default one is taken.
         ports: the specifications as they were given; empty where the default ones are taken.
         missing: a line for each default port that cannot run.
+        held: name → what is judged under it, of ports that were handed over as objects.
     """
 
     checkpoint: Checkpoint
@@ -37,6 +38,7 @@ class Request:
     path: Path | None = None
     ports: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    held: Mapping[str, Any] = field(default_factory=dict)
 
     def alone(self, spec: str) -> Request:
         """The same for one port."""
@@ -54,7 +56,7 @@ class Request:
 
 def request(
     path: Path | None,
-    ports: Sequence[str],
+    ports: Sequence[Any],
     options: Options,
     *,
     by_default: bool = True,
@@ -64,7 +66,8 @@ def request(
 
     Args:
         path: a directory of either format; None takes the one that ships with the package.
-        ports: as after ``--port``. A specification may stand for several ports.
+        ports: as after ``--port``, where a specification may stand for several ports; or objects:
+            a port, a module or a function.
         options: what to run them on, and how.
         by_default: whether no port stands for the default ones.
         opened: the checkpoint in that directory, where it has been opened before.
@@ -79,11 +82,24 @@ def request(
 
     sweep()  # what earlier runs that were killed have left
     opened = opened or open_checkpoint(path)
+    held = _named([port for port in ports if not isinstance(port, str)])
+    names = iter(held)
+    ports = [port if isinstance(port, str) else next(names) for port in ports]
     chosen, missing = list(ports), list[str]()
     if by_default and not ports:
         chosen, missing = default_ports(opened, options.dtype)
     specs = expand(chosen, opened.config.architecture)
-    return Request(opened, tuple(specs), options, path, tuple(ports), tuple(missing))
+    return Request(opened, tuple(specs), options, path, tuple(ports), tuple(missing), held)
+
+
+def _named(objects: Sequence[Any]) -> dict[str, Any]:
+    """Each under a name of its own: that of the port, the function or the class."""
+    named: dict[str, Any] = {}
+    for held in objects:
+        own = getattr(held, "name", None) or getattr(held, "__name__", None) or type(held).__name__
+        count = sum(name.partition(" ")[0] == own for name in named)
+        named[f"{own} {count + 1}" if count else str(own)] = held
+    return named
 
 
 def is_default(checkpoint: Path) -> bool:

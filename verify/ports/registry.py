@@ -99,7 +99,7 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
 def _from_factory(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
     factory = _import_factory(spec)
     handed = handed_out(checkpoint)
-    port = _made(spec, partial(factory, handed), checkpoint, dtype, device)
+    port = port_of(spec, partial(factory, handed), checkpoint, dtype, device)
     # One of ours that the factory has made is judged by what it was not handed.
     if isinstance(port, Placed) and port.placed_by is handed.tensors:
         port.place_by(checkpoint.tensors)
@@ -108,13 +108,25 @@ def _from_factory(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device
     return port
 
 
-def _made(
+def port_of(
     spec: str,
     make: Callable[[], Any],
     checkpoint: Checkpoint,
     dtype: Dtype | None,
     device: str,
 ) -> Port:
+    """What a factory makes, as a port.
+
+    Args:
+        spec: its name.
+        make: returns a ``Port``, a ``torch.nn.Module``, or a function from tokens to logits.
+        checkpoint: what it is judged against.
+        dtype: the precision to judge it in; None leaves it as it declares itself.
+        device: where to run a module.
+
+    Raises:
+        PortError: the factory raises, or returns something that is no port.
+    """
     from gpt_verify.port import Port
 
     try:
