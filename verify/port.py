@@ -60,6 +60,7 @@ class Parameter:
         write: copies values of the same shape into the port's memory, rounded to its format; None
             where the port cannot be written to.
         padding: rows of a table beyond the vocabulary, of which nothing is asked.
+        lies: how it lies in the port, where that was found out before: words for the report.
         read_at, write_at: the same of the elements at an index (a slice or a vector of integers for
             each axis, one vector at most), without a copy of the others; what is written is
             broadcast. None where only the whole can be read or written.
@@ -72,6 +73,7 @@ class Parameter:
     implies: str | None = None
     write: Callable[[Floats], None] | None = None
     padding: bool = False
+    lies: str = ""
     read_at: Callable[[Index], Floats] | None = None
     write_at: Callable[[Index, Floats], None] | None = None
 

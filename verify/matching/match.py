@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -123,7 +123,7 @@ def match(
             said = next((c for c in candidates if c.slot == (parameter.implies, None)), None)
             if said is not None and said.layout.shape == squeeze(value).shape:
                 same = _same_bits(squeeze(value), squeeze(weights[said.tensor]))
-                placed.append(said.placed(parameter.name, same))
+                placed.append(replace(said.placed(parameter.name, same), lies=parameter.lies))
                 _close(open_slots, said)
                 continue
         left.append(parameter)

@@ -40,3 +40,10 @@ def name_score(name: str, tensor: str, part: int | None = None) -> float:
         score += 0.15 if re.search(_PART_HINTS[part], lowered) else 0.0
     is_bias = bool(re.search(r"bias|\bb[a-z_]{0,3}\b|_b\b", lowered))
     return score + (0.05 if is_bias == tensor.endswith("/b") else 0.0)
+
+
+def sibling(name: str) -> str:
+    """What the names of a weight and of its bias have in common: ``attn.W_V`` and ``attn.b_V``,
+    ``to_kv.weight`` and ``to_kv.bias``."""
+    lowered = name.lower().replace("/", ".")
+    return re.sub(r"weights?|bias(es)?|(?<![a-z])[wb](?=[qkvo]?(?![a-z]))", "", lowered)

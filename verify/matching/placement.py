@@ -35,6 +35,7 @@ class Placement:
         alike: how many tensors it equals, one of which was chosen by name.
         distance: of one that equals none, how far the values are from the tensor's (RMS, in units
             of the tensor's own; of a sample).
+        lies: of one that was put together before: how it lies in the port.
     """
 
     parameter: str
@@ -45,6 +46,7 @@ class Placement:
     head: bool = False
     alike: int = 1
     distance: float | None = None
+    lies: str = ""
 
     @property
     def stands_for(self) -> str:
@@ -78,7 +80,7 @@ class Placement:
         if self.alike > 1:
             note = f", by name: {self.alike} tensors are equal to it"
         sure = self.exact and self.alike == 1
-        return Place(self.tensor, f"{part}{self.layout}{head}{note}", sure)
+        return Place(self.tensor, f"{part}{self.layout}{self.lies}{head}{note}", sure)
 
     def __str__(self) -> str:
         return str(self.place)
@@ -99,6 +101,11 @@ class Matching:
     surplus: tuple[str, ...]
     missing: tuple[str, ...]
     padding: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Every tensor was found bit for bit, and nothing is left over."""
+        return not (self.surplus or self.missing) and all(p.exact for p in self.placements)
 
     def places(self) -> dict[str, Place]:
         """What each parameter is."""

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from gpt_verify.matching.assembly import Assembly
 from gpt_verify.matching.layouts import Layout
 from gpt_verify.matching.match import Matching
+from gpt_verify.matching.order import Reading
 from gpt_verify.port import Floats, Parameter
 
 if TYPE_CHECKING:
@@ -72,14 +75,90 @@ def channels_of(
     return None if _NEARER * reads_straight < reads_so else found
 
 
+class Readings:
+    """How a port reads ``c_attn`` and ``c_proj`` where these lie in another order; it is run once.
+
+    Its ``attn.mix`` is the attention of its ``attn.qkv`` in the order in which it reads both. Of
+    the orders in which they were found and the one in which they would be read plainly, those
+    count in which the one is nearer to the attention of the other.
+    """
+
+    def __init__(self, port: TorchModule) -> None:
+        self._port = port
+        self._assemblies = {assembly.tensor: assembly for assembly in port.assemblies}
+
+    @cached_property
+    def _held(self) -> dict[str, Parameter]:
+        return {p.name: p for p in self._port.parameters()}
+
+    @cached_property
+    def _sites(self) -> dict[str, torch.Tensor]:
+        return _sites(self._port)
+
+    def of(self, layer: int) -> Reading:
+        """Content is all there is where the port does not show it; the logits will tell."""
+        names = [f"h.{layer}.{kind}" for kind in ("ln_1", "attn.qkv", "attn.mix")]
+        if not set(names) <= self._sites.keys():
+            return Reading(qkv=True, mix=True)
+        x, qkv, mix = (self._sites[name] for name in names)
+        fused = self._assemblies.get(f"h{layer}/attn/c_attn/w")
+        plain_qkv, ordered = qkv, False
+        if fused is not None and fused.form == "columns":
+            plain_qkv = _plainly(qkv, fused)
+            expected = x @ self._tensor(fused.tensor) + self._bias(layer)
+            ordered = _apart(plain_qkv, expected) < _apart(qkv, expected)
+        out = self._assemblies.get(f"h{layer}/attn/c_proj/w")
+        plain_mix = _plainly(mix, out) if out is not None and out.form == "rows" else mix
+        n_head = self._port.config.n_head
+        made = _attention(plain_qkv if ordered else qkv, n_head)
+        made_plainly = _attention(plain_qkv, n_head)
+        missed = {
+            (True, True): _apart(made, mix),
+            (True, False): _apart(made, plain_mix),
+            (False, True): _apart(made_plainly, mix),
+            (False, False): _apart(made_plainly, plain_mix),
+        }
+        nearest = min(missed, key=lambda way: missed[way])
+        way = nearest if _NEARER * missed[nearest] < missed[True, True] else (True, True)
+        return Reading(qkv=way[0], ordered=ordered, mix=way[1])
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        """The port's own, as the checkpoint has it."""
+        (placement,) = (p for p in self._port.matching.placements if p.tensor == name)
+        value = placement.layout.upright(self._held[placement.parameter].read())
+        return torch.from_numpy(value.astype(np.float64))
+
+    def _bias(self, layer: int) -> torch.Tensor:
+        """Where it lies in parts, what a product without it has tells the order as well."""
+        name = f"h{layer}/attn/c_attn/b"
+        placed = [p for p in self._port.matching.placements if p.tensor == name]
+        if len(placed) == 1 and placed[0].part is None:
+            return self._tensor(name)
+        return torch.zeros(3 * self._port.config.n_embd, dtype=torch.float64)
+
+
+def _plainly(value: torch.Tensor, assembly: Assembly) -> torch.Tensor:
+    """What was put in the checkpoint's order, as it is where the port reads it in the order in
+    which it lies."""
+    laid = value[..., list(assembly.order)]
+    made = torch.empty_like(laid)
+    made[..., list(assembly.straightened.order)] = laid
+    return made
+
+
 def _seen(port: TorchModule, at: str) -> dict[str, torch.Tensor]:
     wanted = ("ln_1", "attn.qkv", "attn.mix")
+    seen = _sites(port)
+    return {kind: seen[f"{at}.{kind}"] for kind in wanted if f"{at}.{kind}" in seen}
+
+
+def _sites(port: TorchModule) -> dict[str, torch.Tensor]:
+    """What attention reads and makes in every layer, of a few tokens."""
     seen: dict[str, torch.Tensor] = {}
 
     def visit(site: str, value: Floats, narrowest: str | None = None) -> None:
-        kind = site.removeprefix(f"{at}.")
-        if kind in wanted and kind != site:
-            seen[kind] = torch.from_numpy(np.array(value, np.float64))
+        if site.endswith((".ln_1", ".attn.qkv", ".attn.mix")):
+            seen[site] = torch.from_numpy(np.array(value, np.float64))
 
     n_vocab = port.config.n_vocab
     length = min(_LENGTH, port.config.n_ctx)

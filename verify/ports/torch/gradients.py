@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from gpt_verify.matching.assembly import Assembly
 from gpt_verify.matching.pieces import Piece
 from gpt_verify.port import End, Floats, Gradients, GradientSink, NotExamined, Tokens
 from gpt_verify.ports.torch.graph import Graph, Node
@@ -68,7 +69,8 @@ class Differentiation:
         named, whole = self._named(), self._whole()
         for placement in self._port.matching.placements:
             if placement.tensor == "wte":
-                found.append(Table(named[whole[placement.parameter]], placement.transposed))
+                (name,) = whole[placement.parameter]
+                found.append(Table(named[name], placement.transposed))
         known = {id(table.tensor) for table in found}
         for first in tuple(found):
             for other in named.values():
@@ -158,13 +160,19 @@ class Differentiation:
     def _placed(self, wanted: Callable[[str], bool]) -> list[torch.Tensor]:
         whole, named = self._whole(), self._named()
         found = [
-            named[whole[p.parameter]] for p in self._port.matching.placements if wanted(p.tensor)
+            named[name]
+            for placement in self._port.matching.placements
+            if wanted(placement.tensor)
+            for name in whole[placement.parameter]
         ]
         return list({id(tensor): tensor for tensor in found}.values())
 
-    def _whole(self) -> dict[str, str]:
-        """Name of a piece → the parameter that it is a piece of."""
-        return {piece.name: piece.parameter for piece in self._port.pieces}
+    def _whole(self) -> dict[str, list[str]]:
+        """Name of a piece → the parameter that it is a piece of, or those that it is made of."""
+        found = {piece.name: [piece.parameter] for piece in self._port.pieces}
+        for assembly in self._port.assemblies:
+            found[assembly.name] = [found[patch.source][0] for patch in assembly.patches]
+        return found
 
     def _shape(self) -> tuple[int, int]:
         return self._port.config.n_vocab, self._port.config.n_embd
@@ -218,6 +226,10 @@ class _Arriving:
             if piece.parameter in self._named:
                 key = id(self._named[piece.parameter])
                 self._pieces.setdefault(key, []).append(piece)
+        self._assemblies: dict[str, list[Assembly]] = {}
+        for assembly in port.assemblies:
+            for source in {patch.source for patch in assembly.patches}:
+                self._assemblies.setdefault(source, []).append(assembly)
         groups = clusters(self._named.values())
         self._clusters = {id(tensor): group for group in groups for tensor in group}
 
@@ -262,7 +274,11 @@ class _Arriving:
     def _hand_on(self, leaf: torch.Tensor, value: torch.Tensor) -> None:
         array = self._array(value)
         for piece in self._pieces.get(id(leaf), ()):
-            self._sink.add(piece.name, piece.of(array))
+            if piece.name not in self._assemblies:
+                self._sink.add(piece.name, piece.of(array))
+            for assembly in self._assemblies.get(piece.name, ()):
+                share = assembly.scattered(piece.name, piece.of(array))
+                self._sink.add(assembly.name, share)
 
     def _array(self, value: torch.Tensor) -> Floats:
         """As it lies: the derivative of a table is large, and not copied to be contiguous."""

@@ -17,7 +17,9 @@ class Layout:
         self._config, self._batch, self._length = config, batch, length
         self._time_first: set[int] = set()
 
-    def shaped(self, tensor: torch.Tensor, site: str, parts: int = 1) -> torch.Tensor | None:
+    def shaped(
+        self, tensor: torch.Tensor, site: str, width: int | None = None
+    ) -> torch.Tensor | None:
         """[B, T, F] or [B, H, T, S] out of what the module had: flat rows, or time first.
 
         None where the elements are not those of the whole batch: a module that takes its
@@ -26,7 +28,7 @@ class Layout:
         b, t = self._batch, self._length
         if site.endswith(("attn.scores", "attn.pattern")):
             return tensor.reshape(b, self._config.n_head, t, t)
-        width = self._width(site) // parts
+        width = self.width(site) if width is None else width
         if tensor.numel() != b * t * width:
             return None
         lead = tensor.shape[:2]
@@ -57,6 +59,7 @@ class Layout:
             return
         (self._time_first.add if time_first else self._time_first.discard)(at)
 
-    def _width(self, site: str) -> int:
+    def width(self, site: str) -> int:
+        """Number of channels."""
         factors = {"attn.qkv": 3, "mlp.pre": 4, "mlp.act": 4}
         return self._config.n_embd * factors.get(site.split(".", 2)[-1], 1)

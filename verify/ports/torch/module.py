@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,19 +13,23 @@ import torch
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.errors import PortError
+from gpt_verify.matching.assembly import Assembly, with_assemblies
 from gpt_verify.matching.folding import Folding, find_folding
 from gpt_verify.matching.match import Matching, match
+from gpt_verify.matching.order import confirmed
+from gpt_verify.matching.pieced import pieced
 from gpt_verify.matching.pieces import Piece, pieces
 from gpt_verify.numerics.precision import FLOAT32, PRECISIONS
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.port import Dtype, Floats, Index, Parameter, Port, Tokens, Visit
 from gpt_verify.ports.torch.calls import add_capabilities, logits_of
-from gpt_verify.ports.torch.channels import Channels, channels_of
+from gpt_verify.ports.torch.channels import Channels, Readings, channels_of
 from gpt_verify.ports.torch.copies import Copies
 from gpt_verify.ports.torch.differentiable import Arrived, Differentiable
 from gpt_verify.ports.torch.float64 import converted, converted_whole
 from gpt_verify.ports.torch.lens import add_lens
 from gpt_verify.ports.torch.mode import dropout_of, watched_draws
+from gpt_verify.ports.torch.roles import role_of, shares
 from gpt_verify.ports.torch.state import elsewhere
 from gpt_verify.ports.torch.trace import SiteTrace, to_numpy
 from gpt_verify.process.memory import require
@@ -67,6 +71,8 @@ class TorchModule(Port):
         self._matching: Matching | None = None
         self._pieces: list[Piece] | None = None
         self._channels: Channels | None = None
+        #: Tensors that are in pieces, or in another order; known when ``matching`` is.
+        self.assemblies: Sequence[Assembly] = ()
         self.folding: Folding | None = None
         self._instrumented: SiteTrace | None = None
         self._differentiable: Differentiable | None = None
@@ -79,9 +85,17 @@ class TorchModule(Port):
             return to_numpy(self.run(tokens))
 
     def parameters(self) -> Iterator[Parameter]:
+        if self._matching is None:
+            assert self.matching, "which of them are pieces of a tensor is known by the others"
+        yield from with_assemblies(self._held(), self.assemblies)
+
+    def _held(self) -> list[Parameter]:
+        """One for each piece, before any are put together."""
         named = dict(self.module.named_parameters(remove_duplicate=False))
-        for piece in self.pieces:
-            yield _parameter(piece.name, piece.of(named[piece.parameter]), piece.padding)
+        return [
+            _parameter(piece.name, piece.of(named[piece.parameter]), piece.padding)
+            for piece in self.pieces
+        ]
 
     @property
     def pieces(self) -> list[Piece]:
@@ -125,6 +139,7 @@ class TorchModule(Port):
         )
         made._matching, made._pieces, made._channels = self.matching, self.pieces, self._channels
         made.folding, made.config = self.folding, self.config
+        made.assemblies = self.assemblies
         return made
 
     def close(self) -> None:
@@ -141,18 +156,35 @@ class TorchModule(Port):
         self._checkpoint = replace(self._checkpoint, tensors=tensors)
         self.config = self._checkpoint.config
         self._matching = self._pieces = self._channels = self.folding = None
+        self.assemblies = ()
 
     @property
     def matching(self) -> Matching:
         if self._matching is None:
-            parameters = list(self.parameters())
+            parameters = self._held()
             self._matching = self._match(parameters, by_head=True)
             if any(p.layout.by_head for p in self._matching.placements):
                 # Weights that lie so may be read so, or be wrong: one run tells.
                 self._channels = channels_of(self, parameters, self._matching)
                 if self._channels is None:
                     self._matching = self._match(parameters, by_head=False)
+            if not self._matching.exact:
+                self._matching = self._assembled(parameters, self._matching)
         return self._matching
+
+    def _assembled(self, parameters: list[Parameter], found: Matching) -> Matching:
+        """With the tensors in their place that lie in pieces, as far as they are read so."""
+        by_head = self._channels is not None
+        weights = self._weights()
+        if self.folding is not None:
+            weights = DeclaredWeights(self.folding.tensors, PRECISIONS[self.dtype])
+        self.assemblies = pieced(parameters, found, self.config, weights)
+        if not self.assemblies:
+            return found
+        self._matching = self._match(list(self.parameters()), by_head)
+        readings = Readings(self)
+        self.assemblies = confirmed(self.assemblies, readings.of)
+        return self._match(list(self.parameters()), by_head) if self.assemblies else found
 
     def _match(self, parameters: list[Parameter], by_head: bool) -> Matching:
         """With the checkpoint, or with what it is when layer norms are folded as here."""
@@ -177,11 +209,19 @@ class TorchModule(Port):
     def activations(self, tokens: Tokens, visit: Visit) -> Floats:
         placed = {p.parameter: p for p in self.matching.placements}
         named = dict(self.module.named_parameters())
-        parameters = [
-            (piece.of(named[piece.parameter]), placed[piece.name])
+        held = {
+            piece.name: piece.of(named[piece.parameter])
             for piece in self.pieces
-            if piece.name in placed and piece.parameter in named
+            if piece.parameter in named
+        }
+        apart = {patch.source for assembly in self.assemblies for patch in assembly.patches}
+        parameters = [
+            (tensor, role_of(placed[name], self.config))
+            for name, tensor in held.items()
+            if name in placed and name not in apart
         ]
+        for assembly in self.assemblies:
+            parameters += shares(assembly, held, self.config)
         batch, length = tokens.shape
         trace = SiteTrace(parameters, self.config, batch, length, visit, self._channels)
         self._instrumented = trace

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from gpt_verify.sites import Site
+from gpt_verify.matching.assembly import Assembly, Patch
+from gpt_verify.matching.placement import Placement
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import Site, readers
 
 #: Site of a projection → the residual stream after it.
 SUMS = {"attn.out": "resid_mid", "mlp.out": "resid_post"}
@@ -15,17 +20,20 @@ SUMS = {"attn.out": "resid_mid", "mlp.out": "resid_post"}
 
 @dataclass(frozen=True)
 class Role:
-    """What a piece of memory holds: one tensor of the checkpoint, or a part of ``c_attn``.
+    """What a piece of memory holds: one tensor of the checkpoint, or a part of it.
 
     Attributes:
         tensor: the checkpoint's name.
-        part: 0, 1 or 2 where it is the query, key or value part of ``c_attn`` alone.
         readers: the sites whose operations read the tensor.
+        columns: which channels a product with it makes, in its order: of the query, key or value
+            part of ``c_attn`` a third of them; None where they are all, as in the checkpoint.
+        rows: the same of what is multiplied with it.
     """
 
     tensor: str
-    part: int | None = None
     readers: tuple[Site, ...] = ()
+    columns: tuple[int, ...] | None = None
+    rows: tuple[int, ...] | None = None
 
     @property
     def layer(self) -> int | None:
@@ -61,6 +69,45 @@ class Role:
     def normalised(self) -> str | None:
         """The state of the residual stream that a layer norm with this gain reads."""
         return next((r.inputs[0] for r in self.readers if r.operation == "layer_norm"), None)
+
+
+def role_of(placement: Placement, config: Config) -> Role:
+    """What a parameter holds that was placed whole."""
+    columns, width = None, config.n_embd
+    if placement.part is not None:
+        columns = tuple(range(placement.part * width, (placement.part + 1) * width))
+    return Role(placement.tensor, readers(config)[placement.tensor], columns)
+
+
+def shares(
+    assembly: Assembly, held: Mapping[str, torch.Tensor], config: Config
+) -> Iterator[tuple[torch.Tensor, Role]]:
+    """The pieces of a tensor with what each holds, as far as each is one piece of memory."""
+    for patch in assembly.patches:
+        tensor = _memory_of(patch, held[patch.source])
+        if tensor is None:
+            continue
+        channels = np.sort(patch.channels) if assembly.ordered else patch.channels
+        order: tuple[int, ...] | None = tuple(int(c) for c in channels)
+        if order == tuple(range(assembly.shape[-1 if assembly.form != "rows" else 0])):
+            order = None
+        rows = order if assembly.form == "rows" else None
+        columns = order if assembly.form in ("columns", "elements") else None
+        yield tensor, Role(assembly.tensor, readers(config)[assembly.tensor], columns, rows)
+
+
+def _memory_of(patch: Patch, source: torch.Tensor) -> torch.Tensor | None:
+    if patch.whole:
+        return source
+    first, last = int(patch.at[0]), int(patch.at[-1]) + 1
+    if last - first != len(patch.at) or not source.is_contiguous():
+        return None
+    if patch.axis is None or patch.axis == source.ndim - 1:
+        return source.view(patch.of, -1)[first:last]
+    each = patch.of // len(source)  # of them in each slice along the first axis
+    if patch.axis == 0 or first % each or last % each:
+        return None
+    return source[first // each : last // each]
 
 
 @dataclass

@@ -26,11 +26,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpt_verify.matching.match import Placement
 from gpt_verify.ports.torch.layout import Layout
 from gpt_verify.ports.torch.roles import SUMS, Memory, Role, address, sum_site
 from gpt_verify.reference.config import Config
-from gpt_verify.sites import readers
 
 if TYPE_CHECKING:
     from gpt_verify.port import Dtype, Floats, Visit
@@ -54,13 +52,14 @@ _DTYPE: dict[torch.dtype, Dtype] = {
 class _Pending:
     """A value that may still be completed: a product by its bias, an embedding by the other.
 
+    ``columns``: the channels that it has, where these are not all in the checkpoint's order.
     ``missing``: of a product with some rows of a matrix, the rows that it is still to be summed
     over.
     """
 
     site: str
     tensor: torch.Tensor
-    part: int | None = None
+    columns: tuple[int, ...] | None = None
     bias: bool = False
     wants_bias: bool = True
     missing: int = 0
@@ -75,7 +74,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
 
     def __init__(
         self,
-        parameters: Iterable[tuple[torch.Tensor, Placement]],
+        parameters: Iterable[tuple[torch.Tensor, Role]],
         config: Config,
         batch: int,
         length: int,
@@ -89,14 +88,16 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         self._visit = visit
         self._layout = Layout(config, batch, length)
         self._memory = Memory()
-        for tensor, placement in parameters:
-            role = Role(placement.tensor, placement.part, readers(config)[placement.tensor])
+        self._heads: dict[str, tuple[int, ...]] = {}
+        for tensor, role in parameters:
             self._memory.put(tensor, role)
+            if role.rows is not None and role.input is not None:
+                self._note_heads(role)
         self._pending: dict[int, _Pending] = {}
         self._done: set[str] = set()
         self._outputs: dict[int, tuple[str, torch.Tensor]] = {}
         self._held: dict[str, Any] = {}
-        self._parts: dict[str, dict[int, Any]] = {}
+        self._parts: dict[str, dict[tuple[int, ...], Any]] = {}
         self._layer = -1
         self._narrowest = torch.float64
 
@@ -191,7 +192,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         waiting = [p for t in tensors if (p := self._pending.get(address(t)))]
         if len(waiting) == 2 and waiting[0].missing and waiting[1].missing:
             one, other = waiting
-            if one is not other and (one.site, one.part) == (other.site, other.part):
+            if one is not other and (one.site, one.columns) == (other.site, other.columns):
                 self._pending.pop(address(other.tensor))
                 one.missing = max(0, one.missing + other.missing - self._rows(one.site))
                 return one
@@ -199,7 +200,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             for role in roles:
                 if role is None or role.leaf != "b":
                     continue
-                if role.output == pending.site and role.part == pending.part:
+                if role.output == pending.site and role.columns == pending.columns:
                     pending.bias = True
                     return pending
                 # The bias of a projection, added after the residual stream was.
@@ -221,7 +222,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         self._pending.pop(address(pending.tensor), None)
         pending.tensor = output
         self._pending[address(output)] = pending
-        if pending.complete and pending.part is not None:
+        if pending.complete and pending.columns is not None:
             # Values are not read before scores and pattern are there, which are judged from them.
             self._complete(pending)
 
@@ -248,7 +249,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             if role is not None and role.input is not None:
                 x = self._operand(tensors, roles)
                 if x is not None:
-                    self._hand_over(role.input, _channels_last(name, x))
+                    self._hand_over(role.input, _channels_last(name, x), role.rows)
         elif name == "_softmax" and tensors and self._is_pattern(tensors[0]):
             self._hand_over(f"h.{self._layer}.attn.scores", tensors[0])
 
@@ -277,7 +278,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             bias = any(r and r.leaf == "b" and r.output == site for r in roles)
             if site.endswith("attn.qkv"):
                 self._layer = role.layer or 0
-            made = _Pending(site, _channels_last(name, output), role.part, bias)
+            made = _Pending(site, _channels_last(name, output), role.columns, bias)
             made.missing = self._missing(tensors, roles, site)
             if made.complete:  # nothing is left to wait for
                 self._emit(made)
@@ -327,15 +328,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             value = self._layout.shaped(pending.tensor, pending.site)
             if value is not None:
                 self._held[pending.site] = value.clone()
-        elif pending.part is not None:
-            parts = self._parts.setdefault(pending.site, {})
-            value = self._layout.shaped(pending.tensor, pending.site, parts=3)
-            if value is not None:
-                parts[pending.part] = value.clone()
-            if len(parts) == 3:
-                self._parts.pop(pending.site)
-                whole = torch.cat([parts[i] for i in range(3)], dim=-1)
-                self._hand_over(pending.site, whole)
+        elif pending.columns is not None:
+            self._gather(pending, pending.columns)
         else:
             for site in [s for s in self._held if sum_site(s) == pending.site]:
                 self._hand_over(site, self._held.pop(site))
@@ -343,12 +337,44 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         if pending.site.endswith(tuple(SUMS)):
             self._outputs = {address(pending.tensor): (pending.site, pending.tensor)}
 
-    def _hand_over(self, site: str, tensor: torch.Tensor) -> None:
+    def _gather(self, pending: _Pending, columns: tuple[int, ...]) -> None:
+        """Some channels of a site: it is handed over when all have been seen."""
+        value = self._layout.shaped(pending.tensor, pending.site, len(columns))
+        if value is None:
+            return
+        parts = self._parts.setdefault(pending.site, {})
+        parts[columns] = value.clone()
+        order = [channel for seen in parts for channel in seen]
+        if len(order) == self._layout.width(pending.site):
+            self._parts.pop(pending.site)
+            self._hand_over(pending.site, torch.cat(list(parts.values()), dim=-1), tuple(order))
+
+    def _note_heads(self, role: Role) -> None:
+        """In which order the heads lie, where the rows of a projection tell."""
+        size = self._config.head_size
+        assert role.rows is not None and role.input is not None
+        blocks = [role.rows[at : at + size] for at in range(0, len(role.rows), size)]
+        heads = tuple(block[0] // size for block in blocks)
+        whole = all({c // size for c in b} == {h} for b, h in zip(blocks, heads, strict=True))
+        if role.input.endswith("attn.mix") and whole and len(heads) == self._config.n_head:
+            self._heads[role.input.removesuffix("mix")] = heads
+
+    def _hand_over(
+        self, site: str, tensor: torch.Tensor, order: tuple[int, ...] | None = None
+    ) -> None:
+        """``order``: the channels that the tensor has, where it has all of them in another."""
         if site in self._done:
             return
         value = self._layout.shaped(tensor, site)
         if value is None:
             return
+        if order is not None:
+            if len(order) != value.shape[-1]:
+                return
+            value = _put_in_order(value, order, -1)
+        elif site.endswith(("attn.scores", "attn.pattern")):
+            heads = self._heads.get(site.rpartition(".")[0] + ".")
+            value = value if heads is None else _put_in_order(value, heads, 1)
         if self._channels is not None and site.endswith("attn.qkv"):
             value = self._channels.upright(value)
         self._done.add(site)
@@ -374,6 +400,12 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             return
         if any(t.dtype in _WIDTH for t in inputs):
             self._narrowest = max(self._narrowest, output.dtype, key=_WIDTH.__getitem__)
+
+
+def _put_in_order(value: torch.Tensor, order: tuple[int, ...], axis: int) -> torch.Tensor:
+    back = torch.empty(len(order), dtype=torch.int64)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    return value.index_select(axis, back.to(value.device))
 
 
 def _channels_last(name: str, x: torch.Tensor) -> torch.Tensor:
