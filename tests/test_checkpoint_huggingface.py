@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.checkpoint.hf_names import own_name, stored_name
 from gpt_verify.checkpoint.hf_weights import PICKLED, SHARDED
-from gpt_verify.checkpoint.huggingface import own_name, stored_name
 from gpt_verify.errors import MissingDependency
 from gpt_verify.reference import RELEASED, tensor_table
 

@@ -1,14 +1,14 @@
 """The weights of a Hugging Face directory, whichever file they are in.
 
 In transformers' order of preference: ``model.safetensors``, ``model.safetensors.index.json`` with
-its shards, ``pytorch_model.bin``. safetensors: README of huggingface/safetensors, "Format".
+its shards, ``pytorch_model.bin``, ``pytorch_model.bin.index.json`` with its own. safetensors:
+README of huggingface/safetensors, "Format".
 """
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,18 +24,27 @@ from gpt_verify.checkpoint.files import (
     parse_json,
     read_json,
     refusal,
-    size_of,
 )
-from gpt_verify.errors import MissingDependency, shortened
+from gpt_verify.checkpoint.links import need_within
+from gpt_verify.checkpoint.tensors import CODES, narrowed
 
-SINGLE, SHARDED, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+SINGLE, SHARDED = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_SHARDS = "pytorch_model.bin", "pytorch_model.bin.index.json"
+#: Files that have weights in a form that is not read, and how one that is comes out of them.
+OTHERS = {
+    "tf_model.h5": "transformers 4 converts it: from_pretrained(…, from_tf=True)"
+    ".save_pretrained(…)",
+    "flax_model.msgpack": "transformers 4 converts it: from_pretrained(…, from_flax=True)"
+    ".save_pretrained(…)",
+    "adapter_model.safetensors": "an adapter has no weights of the model's own: merge it into its "
+    "base (peft: merge_and_unload()), and save that",
+    "adapter_model.bin": "an adapter has no weights of the model's own: merge it into its base "
+    "(peft: merge_and_unload()), and save that",
+}
 #: The header of the 1558M model takes 60 kB.
 LARGEST_HEADER = 1 << 24
 #: safetensors' name of a type → NumPy's. What is not here keeps its own name, and is not read.
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-CODES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
-#: Types that become float32 without loss.
-READABLE = tuple(CODES)
 
 
 class Weights(Protocol):
@@ -68,13 +77,25 @@ def open_weights(directory: Path) -> Weights:
         CheckpointError: there are none, or a file is damaged, missing or leads elsewhere.
         MissingDependency: there is nothing but ``pytorch_model.bin``, and torch is not installed.
     """
-    if os.path.lexists(directory / SINGLE):
-        return _Safetensors(directory / SINGLE, {directory / SINGLE: None})
-    if os.path.lexists(directory / SHARDED):
-        return _open_shards(directory / SHARDED)
-    if os.path.lexists(directory / PICKLED):
-        return _Pickled(directory / PICKLED)
-    raise refusal(directory, f"no weights: none of {SINGLE}, {SHARDED}, {PICKLED}")
+    there = {name for name in _FILES if os.path.lexists(directory / name)}
+    for name in (name for name in _FILES if name in there):
+        need_within(directory, directory / name)
+        shards: dict[Path, set[str] | None] = {directory / name: None}
+        if name in (SHARDED, PICKLED_SHARDS):
+            shards = {**_shards(directory / name)}
+            need_within(directory, *shards)
+        if name in (SINGLE, SHARDED):
+            return _Safetensors(directory / name, shards)
+        from gpt_verify.checkpoint.hf_pickled import Pickled
+
+        return Pickled(directory / name, shards)
+    for name, advice in OTHERS.items():
+        if os.path.lexists(directory / name):
+            raise refusal(directory, f"has no weights but {name}, which is not read; {advice}")
+    raise refusal(directory, f"no weights: none of {', '.join(_FILES)}")
+
+
+_FILES = (SINGLE, SHARDED, PICKLED, PICKLED_SHARDS)
 
 
 @dataclass
@@ -84,6 +105,14 @@ class _Place:
     shape: tuple[int, ...]
     offset: int
     size: int
+
+
+def need_as_stated(
+    main: Path, shard: Path, found: Iterable[str], expected: set[str] | None
+) -> None:
+    """CheckpointError where a shard has other tensors than the index says; None expects any."""
+    if expected is not None and (wrong := sorted(set(found) ^ expected)):
+        raise refusal(shard, f"has other tensors than {main.name} says: {listing(wrong)}")
 
 
 class _Safetensors:
@@ -100,9 +129,7 @@ class _Safetensors:
         self._places: dict[str, _Place] = {}
         for path, expected in shards.items():
             places = _read_header(path)
-            if expected is not None and (wrong := sorted(set(places) ^ expected)):
-                what = f"has other tensors than {main.name} says"
-                raise refusal(path, f"{what}: {listing(wrong)}")
+            need_as_stated(main, path, places, expected)
             self._places.update(places)
         self.stored = {name: (place.dtype, place.shape) for name, place in self._places.items()}
 
@@ -112,22 +139,24 @@ class _Safetensors:
 
     def read(self, name: str) -> NDArray[np.float32]:
         place = self._places[name]
-        wide = _float32(self.bits(name).view(CODES[place.dtype]), place.dtype)
+        wide = self._float32(name, self.bits(name))
         wide.setflags(write=False)
         return wide.reshape(place.shape)
 
     def own(self, name: str) -> NDArray[np.float32]:
         place = self._places[name]
         bits = place.file.own(place.offset, place.size)
-        return _float32(bits.view(CODES[place.dtype]), place.dtype).reshape(place.shape)
+        return self._float32(name, bits).reshape(place.shape)
+
+    def _float32(self, name: str, bits: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Widened exactly, or rounded from float64; a view where it is float32 already."""
+        place = self._places[name]
+        if place.dtype == "bfloat16":
+            return widen_bfloat16(bits.view(CODES[place.dtype]))
+        return narrowed(place.file.path, name, bits.view(CODES[place.dtype]))
 
 
-def _float32(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Widen exactly; a view where it is float32 already."""
-    return widen_bfloat16(array) if dtype == "bfloat16" else array.astype(np.float32, copy=False)
-
-
-def _open_shards(index: Path) -> _Safetensors:
+def _shards(index: Path) -> dict[Path, set[str]]:
     """``weight_map``: tensor name → file beside the index."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
@@ -137,7 +166,7 @@ def _open_shards(index: Path) -> _Safetensors:
         if not isinstance(file, str) or file in ("", ".", "..") or {*"/\\\0"} & {*file}:
             raise refusal(index, f"{name} is said to be in {file!r}, which is no file beside it")
         shards.setdefault(index.with_name(file), set()).add(name)
-    return _Safetensors(index, shards)
+    return shards
 
 
 def _read_header(path: Path) -> dict[str, _Place]:
@@ -168,56 +197,3 @@ def _read_header(path: Path) -> dict[str, _Place]:
         shape = tuple(stored["shape"])
         places[name] = _Place(file, dtype, shape, 8 + length + start, end - start)
     return places
-
-
-class _Pickled:
-    """``pytorch_model.bin``, through torch's loader that builds tensors and runs no code."""
-
-    def __init__(self, path: Path) -> None:
-        size_of(path)
-        self.main = path
-        self.files: tuple[Path, ...] = (path,)
-        try:
-            import torch
-        except ImportError:
-            raise MissingDependency(
-                f"{path}: needs torch, which is not installed; {SINGLE} does not"
-            ) from None
-        try:
-            with path.open("rb") as file:
-                zipped = file.read(2) == b"PK"  # torch maps only its newer, zipped format
-            with warnings.catch_warnings():  # about what is refused below
-                warnings.simplefilter("ignore")
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-        except Exception as error:  # whatever a damaged pickle sets off
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise refusal(path, f"torch cannot load it: {shortened(first)}") from None
-        if not isinstance(state, dict):
-            raise refusal(path, f"holds a {type(state).__name__}, not a mapping of tensors")
-        self.stored: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for name, value in state.items():
-            if not isinstance(name, str):
-                raise refusal(path, f"{name!r} is the name of a tensor, and no string")
-            if not isinstance(value, torch.Tensor):
-                raise refusal(path, f"{name!r} is a {type(value).__name__}, not a tensor")
-            plain = value.layout is torch.strided and value.device.type == "cpu"
-            if not plain or value.is_nested or value.is_quantized:
-                raise refusal(path, f"{name} is not a plain tensor")
-            self.stored[name] = (str(value.dtype).removeprefix("torch."), tuple(value.shape))
-        self._state: dict[str, Any] = state
-
-    def bits(self, name: str) -> NDArray[Any]:
-        import torch
-
-        flat = self._state[name].detach().contiguous().reshape(-1)
-        return flat.view(torch.uint8).numpy()  # type: ignore[no-any-return]
-
-    def read(self, name: str) -> NDArray[np.float32]:
-        # A new array object on the same memory, so that torch's own stays as it is.
-        array = self._state[name].detach().float().numpy().view()
-        array.setflags(write=False)
-        return array  # type: ignore[no-any-return]
-
-    def own(self, name: str) -> NDArray[np.float32]:
-        # torch maps the whole file at once, so that what is written to it would be written for all.
-        return np.array(self.read(name))

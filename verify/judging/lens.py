@@ -224,10 +224,11 @@ def _texts(
     ids = {int(token) for token in tokens_T}
     for read in lenses:
         ids |= {int(token) for token in np.unique(read.top_ids)} - {UNDEFINED}
-    if checkpoint.encoder is None or checkpoint.merges is None:
+    if not checkpoint.has_vocabulary:
         return " ".join(map(str, tokens_T)), {token: numbered(token) for token in ids}
-    from gpt_verify.checkpoint.vocabulary import load
+    from gpt_verify.checkpoint.vocabulary import pieces
 
-    bpe = load(checkpoint)
-    names = {token: visible(bpe.decode_bytes([token])) for token in ids}
-    return bpe.decode(map(int, tokens_T)), names
+    known = pieces(checkpoint)
+    names = {t: visible(known[t]) if t in known else numbered(t) for t in ids}
+    text = b"".join(known.get(int(token), b"\xff") for token in tokens_T)
+    return text.decode(errors="replace"), names

@@ -78,7 +78,7 @@ def request(
     from gpt_verify.process.scratch import sweep
 
     sweep()  # what earlier runs that were killed have left
-    opened = opened or open_checkpoint(path)
+    opened = opened or open_checkpoint(path, options.ignore_keys)
     chosen, missing = list(ports), list[str]()
     if by_default and not ports:
         chosen, missing = default_ports(opened, options.dtype)

@@ -115,8 +115,8 @@ def huggingface(
         weights_from="checkpoint" if source is None else source,
         call=lambda module, ids: module(ids, use_cache=False),
     )
-    shipped = checkpoint.encoder is not None and checkpoint.merges is not None
-    if shipped or (source is not None and checkpoint.config.architecture == "gpt2"):
+    own = source is not None and checkpoint.config.architecture == "gpt2"
+    if checkpoint.has_vocabulary or own:
         port.tokenizers = cache(partial(tokenizers, checkpoint, source))
     return port
 

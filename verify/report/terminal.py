@@ -176,6 +176,8 @@ def render(
     """
     page = _Page(colour and "NO_COLOR" not in os.environ)
     page.line(_heading(report))
+    for remark in report.checkpoint.get("remarks", ()):
+        page.line(f"  {one_line(remark)}")
     page.line(_inputs(report))
     page.line()
     page.table(_table(report.ports))
