@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint.files import LARGEST_POINTER, listing, need_content, refusal, size_of
-from gpt_verify.checkpoint.hf_weights import SINGLE, need_as_stated
-from gpt_verify.checkpoint.tensors import narrowed
+from gpt_verify.checkpoint.tensors import narrowed, need_as_stated
 from gpt_verify.errors import MissingDependency, shortened
+
+#: What has no code in it.
+SINGLE = "model.safetensors"
 
 
 class Pickled:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt_verify.checkpoint.files import read_json, refusal
-from gpt_verify.checkpoint.hf_weights import PICKLED, PICKLED_SHARDS, SHARDED, SINGLE
+from gpt_verify.checkpoint.hf_pickled import SINGLE
+from gpt_verify.checkpoint.hf_weights import PICKLED, PICKLED_SHARDS, SHARDED
 from gpt_verify.errors import CheckpointError, MissingDependency, shortened
 
 _TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json")

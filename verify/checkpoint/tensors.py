@@ -42,6 +42,14 @@ def cast_remark(found: Iterable[Stored], weights: Path) -> list[str]:
     return [f"{weights.name}: {listing(wide)} {rounded} rounded to float32"]
 
 
+def need_as_stated(
+    main: Path, shard: Path, found: Iterable[str], expected: set[str] | None
+) -> None:
+    """CheckpointError where a shard has other tensors than the index says; None expects any."""
+    if expected is not None and (wrong := sorted(set(found) ^ expected)):
+        raise refusal(shard, f"has other tensors than {main.name} says: {listing(wrong)}")
+
+
 class LazyTensors(Mapping[str, NDArray[np.float32]]):
     """Name → read-only float32 array, read at each look-up and not kept.
 

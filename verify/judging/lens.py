@@ -194,10 +194,11 @@ def _read_port(
     made = Reading(spec, options.dtype or "float32", options.device)
     try:
         port = registry.build(spec, checkpoint, options.dtype, options.device)  # type: ignore[arg-type]
-        made = Reading(port.name, port.dtype, port.device, str(port.weights_from))
+        made = Reading(port.name, port.dtype, port.device, port.provenance())
         try:
             (states,) = port_states(port, tokens_T[None])
         finally:
+            made = replace(made, weights_from=port.provenance())
             port.close()
         ends = state_sites(checkpoint.config)
         shown = [site for site, _ in states]
