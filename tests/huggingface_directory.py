@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from gpt_verify.checkpoint import open_checkpoint
-from gpt_verify.checkpoint.hf_weights import SINGLE
-from gpt_verify.checkpoint.huggingface import stored_name
+from gpt_verify.checkpoint.hf_names import stored_name
+from gpt_verify.checkpoint.hf_pickled import SINGLE
 from gpt_verify.errors import CheckpointError
 from gpt_verify.reference import Config, tensor_table
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gpt_verify.checkpoint import open_checkpoint
 from gpt_verify.checkpoint.files import Malformed
-from gpt_verify.checkpoint.openai import parse_state
+from gpt_verify.checkpoint.openai_state import parse_state
 from gpt_verify.errors import CheckpointError
 from gpt_verify.reference import Config, tensor_table
 
@@ -131,8 +131,8 @@ TENSORS: dict[str, Callable[[Tensors], object]] = {
         t.clear() or t.update(x=np.ones(1, np.float32))
     ),
     "missing: model/wpe; surplus: wpe": lambda t: rename(t, "model/wpe", "wpe"),
-    "surplus: model/wte/Adam": lambda t: t.update({"model/wte/Adam": np.ones(1, np.float32)}),
-    "surplus: global_step": lambda t: t.update(global_step=np.array(3, np.int64)),
+    "surplus: model/wte/lora_A": lambda t: t.update({"model/wte/lora_A": np.ones(1, np.float32)}),
+    "surplus: temperature": lambda t: t.update(temperature=np.array(3, np.int64)),
     "surplus: model/h00/ln_1/g": lambda t: t.update({"model/h00/ln_1/g": np.ones(6, np.float32)}),
     "wrong shape: model/h1/mlp/c_fc/w [1, 24, 6] (should be [1, 6, 24])": lambda t: t.update(
         {"model/h1/mlp/c_fc/w": t["model/h1/mlp/c_fc/w"].reshape(1, 24, 6)}
@@ -140,8 +140,8 @@ TENSORS: dict[str, Callable[[Tensors], object]] = {
     "wrong shape: model/h1/mlp/c_fc/w [6, 24] (should be [1, 6, 24])": lambda t: t.update(
         {"model/h1/mlp/c_fc/w": t["model/h1/mlp/c_fc/w"][0]}
     ),
-    "wrong type: model/ln_f/b float16 (should be float32)": lambda t: t.update(
-        {"model/ln_f/b": t["model/ln_f/b"].astype(np.float16)}
+    "wrong type: model/ln_f/b int32 (should be float32 or float16 or bfloat16 or float64)": (
+        lambda t: t.update({"model/ln_f/b": t["model/ln_f/b"].astype(np.int32)})
     ),
 }
 
@@ -165,12 +165,16 @@ def test_tensors_that_are_not_those_of_the_table(tmp_path: Path, what: str) -> N
         ("n_head", 4, "n_embd = 6 is not divisible by n_head = 4"),
         ("n_head", 0, "n_head = 0 is outside 1 …"),
         ("n_layer", 10**9, "n_layer = 1000000000 is outside 1 … 4096"),
-        ("n_layer", True, "n_layer = True is not an integer"),
-        ("n_layer", "2", "n_layer = '2' is not an integer"),
-        ("n_layer", 2.0, "2.0 is not an integer"),
+        ("n_layer", True, "n_layer = true is not an integer"),
+        ("n_layer", "2", 'n_layer = "2" is not an integer'),
+        ("n_layer", 2.0, "n_layer = 2.0 is not an integer"),
         ("n_layer", float("nan"), "NaN is not a number of JSON"),
-        ("n_experts", 2, "unknown key: n_experts"),
-        ("bad\nkey", 2, "unknown key: bad\\nkey"),
+        ("n_experts", 2, "n_experts = 2: alters the function, and is not modelled"),
+        (
+            "bad\nkey",
+            2,
+            "unknown key: bad\\nkey = 2; where it does not alter what is computed: --ignore-key",
+        ),
     ],
 )
 def test_sizes_that_are_wrong(directory: Path, size: str, value: object, what: str) -> None:
@@ -218,7 +222,10 @@ def test_hparams_that_are_no_hparams(directory: Path, text: str, what: str) -> N
         ('stranger: "a"', "field stranger is not known"),
         ('model_checkpoint_path: "../other/model.ckpt"', "'../other/model.ckpt' leads outside its"),
         ('model_checkpoint_path: "x/../model.ckpt"', "'x/../model.ckpt' leads outside its"),
-        ('model_checkpoint_path: "/etc/passwd"', "leads outside its directory: /etc/passwd.index"),
+        (
+            'model_checkpoint_path: "/etc/passwd"',
+            "names /etc/passwd, which leads outside its",
+        ),
         ('model_checkpoint_path: "."', "leads outside its directory"),
         ('model_checkpoint_path: "link/model.ckpt"', "leads outside its directory"),
         ('model_checkpoint_path: "loop/model.ckpt"', ""),
@@ -239,8 +246,8 @@ def test_a_link_out_of_the_directory_is_refused(directory: Path, suffix: str) ->
     file, elsewhere = directory / f"model.ckpt.{suffix}", directory.parent / "elsewhere"
     file.rename(elsewhere)
     file.symlink_to(elsewhere)
-    what = f"{directory}/checkpoint: leads outside its directory: {file} is {elsewhere}"
-    assert refused(directory) == what
+    what = f"{file}: is a link to {elsewhere}, outside its directory and the hub's cache; copy the"
+    assert refused(directory) == f"{what} file into the directory"
 
 
 def test_the_forms_that_tensorflow_writes() -> None:

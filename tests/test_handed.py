@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 from gpt_verify.checkpoint import Checkpoint, default_checkpoint, files, open_checkpoint
 from gpt_verify.checkpoint.handed import handed_out
-from gpt_verify.checkpoint.hf_weights import PICKLED, SHARDED, SINGLE
+from gpt_verify.checkpoint.hf_pickled import SINGLE
+from gpt_verify.checkpoint.hf_weights import PICKLED, SHARDED
 from gpt_verify.checkpoint.synthetic import synthesize, synthetic_tensors
 from gpt_verify.findings import Status, Verdict
 from gpt_verify.inputs import seeded

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpt_verify.checkpoint import open_checkpoint
-from gpt_verify.checkpoint.hf_weights import SINGLE
+from gpt_verify.checkpoint.hf_pickled import SINGLE
 from gpt_verify.errors import CheckpointError
 
 # --- damaged safetensors -------------------------------------------------------------------------

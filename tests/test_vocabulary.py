@@ -61,13 +61,12 @@ def without(symbol: str) -> dict[str, int]:
         ("{", "encoder.json: not JSON: "),
         ("[]", "encoder.json: not a JSON object"),
         ('{"a": 0, "a": 1}', "encoder.json: key 'a' occurs twice"),
-        (IDS | {"ab": 256.0}, "encoder.json: 256.0 is not an integer"),
+        (IDS | {"ab": 256.0}, "encoder.json: the id of 'ab' is 256.0, not an integer"),
         (IDS | {"ab": "256"}, "encoder.json: the id of 'ab' is '256', not an integer"),
         (IDS | {"ab": True}, "encoder.json: the id of 'ab' is True, not an integer"),
         (IDS | {"ab": 259}, "encoder.json: the id of 'ab' is 259, outside 0 … 258"),
         (IDS | {"ab": -1}, "encoder.json: the id of 'ab' is -1, outside 0 … 258"),
-        (without("<|endoftext|>"), "encoder.json: 258 tokens, but the model has 259"),
-        (IDS | {"ba": 3}, "encoder.json: 260 tokens, but the model has 259"),
+        (IDS | {"ba": 3}, "encoder.json with vocab.bpe: two tokens have the same id"),
         (IDS | {"ab": 3}, "encoder.json with vocab.bpe: two tokens have the same id"),
         (
             without("Ġ") | {"<|pad|>": IDS["Ġ"]},
@@ -96,18 +95,15 @@ def test_a_damaged_encoder_is_refused(tmp_path, ids, message):
     [
         ("", "vocab.bpe: the first line is not `#version: …`"),
         ("a b\nab c\n", "vocab.bpe: the first line is not `#version: …`"),
-        (MERGES[:-1], "vocab.bpe: the last line is cut off"),
+        (MERGES[:-2], "vocab.bpe: line 3 is not two tokens: 'ab '"),
         ("#version: 0.2\na b\n", "vocab.bpe: no merge makes 'abc' of encoder.json: incomplete"),
-        (MERGES + "\n", "vocab.bpe: line 4 is not two tokens: ''"),
+        (MERGES + "\nb c\n", "vocab.bpe: line 4 is not two tokens: ''"),
         (MERGES + "a\n", "vocab.bpe: line 4 is not two tokens: 'a'"),
         (MERGES + "a  b\n", "vocab.bpe: line 4 is not two tokens: 'a  b'"),
         (MERGES + "a b c\n", "vocab.bpe: line 4 is not two tokens: 'a b c'"),
         (MERGES + "b c\n", "encoder.json with vocab.bpe: merge 'b' 'c': there is no token 'bc'"),
         (MERGES + "a b\n", "encoder.json with vocab.bpe: merge 'a' 'b' occurs twice"),
-        (
-            MERGES.replace("\n", "\r\n"),
-            "encoder.json with vocab.bpe: merge 'a' 'b\\r': there is no",
-        ),
+        (MERGES.replace("\n", "\r"), "vocab.bpe: no merge makes 'ab', 'abc' of encoder.json"),
         (b"#version\n\xff b\n", "vocab.bpe: not UTF-8: "),
     ],
 )
@@ -130,7 +126,7 @@ def refused(checkpoint: Checkpoint, message: str) -> None:
         ("openai", (), "has no vocabulary: no encoder.json and no vocab.bpe"),
         ("openai", ("encoder",), "has no vocabulary: no vocab.bpe"),
         ("openai", ("merges",), "has no vocabulary: no encoder.json"),
-        ("huggingface", (), "has no vocabulary: no vocab.json and no merges.txt"),
+        ("huggingface", (), "no vocabulary: no vocab.json and no merges.txt and no tokenizer.json"),
     ],
 )
 def test_a_checkpoint_without_vocabulary_is_refused_by_name(tmp_path, format, present, message):

@@ -19,7 +19,7 @@ from rounding import Noise, reference_run
 from transformers import GPT2LMHeadModel
 
 from gpt_verify.checkpoint import open_checkpoint
-from gpt_verify.checkpoint.hf_weights import SINGLE
+from gpt_verify.checkpoint.hf_pickled import SINGLE
 from gpt_verify.checkpoint.write import write_huggingface
 from gpt_verify.errors import CheckpointError
 from gpt_verify.reference import Config, tensor_table

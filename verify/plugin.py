@@ -35,6 +35,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="checkpoint to judge against; default: the one that ships with gpt-verify",
     )
     group.addoption(
+        "--gpt-verify-ignore-key",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a key of its config.json or hparams.json that alters nothing; repeatable",
+    )
+    group.addoption(
         "--port",
         action="append",
         metavar="SPEC",
@@ -72,6 +79,7 @@ def _port_runs(config: pytest.Config) -> PortRuns:
         dtype=config.getoption("--gpt-verify-dtype"),
         seed=config.getoption("--gpt-verify-seed"),
         lengths=tuple(lengths) if lengths else None,
+        ignore_keys=tuple(config.getoption("--gpt-verify-ignore-key")),
     )
 
 

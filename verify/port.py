@@ -162,13 +162,17 @@ class Port:
         dtype: the precision that the port declares to compute in.
         device: ``cpu`` or ``cuda``.
         weights_from: ``"checkpoint"`` where the weights were converted from the checkpoint under
-            test, otherwise the directory or hub id whose files the port loaded by itself.
+            test, otherwise the directory or hub id whose files the port loaded by itself;
+            ``"port"`` where they are its own and it does not say whence, ``"both"`` where some are.
+        taken: set by who built it from a factory that was watched: how many of the checkpoint's
+            tensors it has looked up so far, and how many there are.
     """
 
     name: str
     dtype: Dtype = "float32"
     device: str = "cpu"
     weights_from: str = "checkpoint"
+    taken: Callable[[], tuple[int, int]] | None = None
 
     #: Law, or ``law.part``, → why it does not bind this port. Each must excuse a failure.
     waivers: Mapping[str, str] = {}
@@ -178,6 +182,16 @@ class Port:
     remarks: Sequence[str] = ()
 
     __changed: Mapping[Capability[Any], Any] = {}
+
+    def provenance(self) -> str:
+        """``weights_from``, as far as it was seen: nothing is *converted* that was not looked up.
+
+        Asked when the port has run: it may look tensors up as late as it likes.
+        """
+        if self.weights_from != "checkpoint" or self.taken is None:
+            return str(self.weights_from)
+        taken, there = self.taken()
+        return "port" if taken == 0 else "checkpoint" if taken == there else "both"
 
     def logits(self, tokens: Tokens) -> Floats:
         """tokens int[B, T] → logits float[B, T, V]."""

@@ -18,6 +18,16 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
+def weights_words(weights_from: str) -> str:
+    """Where a port has its weights from, in a few words."""
+    said = {
+        "checkpoint": "converted from the checkpoint under test",
+        "port": "the port's own",
+        "both": "some from the checkpoint under test, and others of the port's own",
+    }
+    return said.get(weights_from, f"the port's own, from {one_line(weights_from)}")
+
+
 def label(finding: Finding) -> str:
     """``activations.local[h.0.mlp.act]``: a check and its place, as one word."""
     return f"{finding.id}[{finding.site}]" if finding.site else finding.id

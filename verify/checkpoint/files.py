@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import stat
 import weakref
 from collections.abc import Iterable
@@ -17,6 +18,9 @@ from gpt_verify.errors import CheckpointError
 
 #: Large enough for the vocabulary of any GPT-2 and the index of any sharded one.
 LARGEST_JSON = 1 << 26
+#: How a file begins that stands for another one, and the most bytes that it has:
+#: git-lfs ``docs/spec.md``, "The Pointer".
+POINTER, LARGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024
 #: Bytes from which on a tensor that is handed out is mapped and not copied: every matrix of a
 #: released model. (Until Python 3.13 a mapping also holds a descriptor of its file.)
 SMALLEST_MAPPING = 1 << 18
@@ -42,6 +46,18 @@ def listing(names: Iterable[str]) -> str:
     return ", ".join(found[:3]) + rest
 
 
+def need_content(path: Path, start: bytes) -> None:
+    """CheckpointError where a file that begins so is what Git LFS leaves in its place."""
+    if start.startswith(POINTER):
+        size = re.search(rb"^size (\d{1,18})$", start, re.MULTILINE)
+        of = f" of {int(size[1]):,} bytes" if size else ""
+        raise refusal(
+            path,
+            f"a Git LFS pointer, which stands for a file{of} that was not fetched: run "
+            f"`git lfs pull` in {path.parent}",
+        )
+
+
 def size_of(path: Path) -> int:
     """Length in bytes; CheckpointError for what is missing, or is no regular file.
 
@@ -64,13 +80,15 @@ def read_bytes(path: Path, largest: int) -> bytes:
         raise refusal(path, f"{size} bytes; at most {largest} are read")
     try:
         with path.open("rb") as file:
-            return file.read(size)  # read(largest) would take that much memory at once
+            data = file.read(size)  # read(largest) would take that much memory at once
     except OSError as error:
         raise refusal(path, f"cannot be read: {error}") from None
+    need_content(path, data)
+    return data
 
 
-def parse_json(text: bytes, floats: bool = True) -> dict[str, object]:
-    """A JSON object, strictly: no key twice, no NaN or infinity, and no fraction unless asked.
+def parse_json(text: bytes) -> dict[str, object]:
+    """A JSON object, strictly: no key twice, no NaN or infinity.
 
     Raises:
         Malformed: anything else.
@@ -86,18 +104,8 @@ def parse_json(text: bytes, floats: bool = True) -> dict[str, object]:
     def not_a_number(text: str) -> object:
         raise Malformed(f"{text} is not a number of JSON")
 
-    def fraction(text: str) -> float:
-        if not floats:
-            raise Malformed(f"{text} is not an integer")
-        return float(text)
-
     try:
-        value = json.loads(
-            text.decode(),
-            object_pairs_hook=unique,
-            parse_constant=not_a_number,
-            parse_float=fraction,
-        )
+        value = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=not_a_number)
     except Malformed:
         raise
     except RecursionError:
@@ -109,13 +117,13 @@ def parse_json(text: bytes, floats: bool = True) -> dict[str, object]:
     return value
 
 
-def read_json(path: Path, floats: bool = True) -> dict[str, object]:
+def read_json(path: Path) -> dict[str, object]:
     """``parse_json`` of a file; CheckpointError names the file and what is wrong with it."""
     text = read_bytes(path, LARGEST_JSON)
     if not text:
         raise refusal(path, "the file is empty")
     try:
-        return parse_json(text, floats)
+        return parse_json(text)
     except Malformed as error:
         raise refusal(path, error) from None
 
@@ -128,12 +136,14 @@ class MappedFile:
     so that reading every tensor of a model in turn occupies the memory of one.
 
     Raises:
-        CheckpointError: the file is missing or is no regular file.
+        CheckpointError: the file is missing, is no regular file, or is a Git LFS pointer.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = size_of(path)
+        if self.size <= LARGEST_POINTER:
+            read_bytes(path, LARGEST_POINTER)
         self._map: mmap.mmap | None = None
         self._identity: tuple[int, ...] = ()
 

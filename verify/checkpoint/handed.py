@@ -39,8 +39,14 @@ class Handed(Mapping[str, Array]):
         self._source = source
         self._given: WeakValueDictionary[str, NDArray[Any]] = WeakValueDictionary()
         self._kinds: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        self._taken: set[str] = set()
+
+    def taken(self) -> tuple[int, int]:
+        """How many tensors have been looked up, and how many there are."""
+        return len(self._taken), len(self)
 
     def __getitem__(self, name: str) -> Array:
+        self._taken.add(name)
         memory = self._given.get(name)
         if memory is None:
             made = self._own(name)

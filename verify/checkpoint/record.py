@@ -29,6 +29,11 @@ class Checkpoint:
         files: every file that was used, for the report's checksums.
         encoder: ``encoder.json``, where there is one.
         merges: ``vocab.bpe``, where there is one.
+        tokenizer: ``tokenizer.json``, where it takes the place of these two.
+        added: ``added_tokens.json``, where there is one.
+        remarks: what was ignored or taken for granted, a line each.
+        restorable: whether OpenAI's own graph can restore the files by itself: float32 variables in
+            its scope.
     """
 
     path: Path
@@ -38,3 +43,12 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     encoder: Path | None = None
     merges: Path | None = None
+    tokenizer: Path | None = None
+    added: Path | None = None
+    remarks: tuple[str, ...] = ()
+    restorable: bool = True
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Text can be encoded, if the files are what they should be."""
+        return self.tokenizer is not None or (self.encoder is not None and self.merges is not None)

@@ -7,7 +7,6 @@ them to be; the reader is the second witness beside our own. Both work in a Tens
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.checkpoint.links import need_within
+from gpt_verify.checkpoint.openai_state import bundle_prefix
 from gpt_verify.checkpoint.record import Checkpoint
 from gpt_verify.engines.tensorflow import start
 from gpt_verify.errors import CheckpointError
@@ -116,17 +117,9 @@ def checkpoint_prefix(path: str | Path) -> Path:
     Raises:
         CheckpointError: no such file, it names none, or one outside its own directory.
     """
-    state = Path(path) / "checkpoint"
-    try:
-        text = state.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise CheckpointError(f"{state}: {error.strerror}") from None
-    named = re.search(r'^model_checkpoint_path:\s*"([^"]*)"', text, re.MULTILINE)
-    if named is None:
-        raise CheckpointError(f"{state}: names no checkpoint")
-    if Path(named[1]).name != named[1] or named[1] in (".", ".."):
-        raise CheckpointError(f"{state}: {named[1]!r} is not in this directory")
-    return Path(path).absolute() / named[1]
+    prefix, _ = bundle_prefix(Path(path))
+    need_within(Path(path), Path(f"{prefix}.index"))
+    return prefix.absolute()
 
 
 class TensorFlowReader(Mapping[str, NDArray[Any]]):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,40 @@ from numpy.typing import NDArray
 from gpt_verify.checkpoint.files import listing, refusal
 from gpt_verify.reference import Config, tensor_table
 
+#: Types that are read → NumPy's code. float64 alone is rounded, and then a remark says so.
+CODES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "float64": "<f8"}
+READABLE = tuple(CODES)
 LAYER = re.compile(r"h(0|[1-9][0-9]{0,5})/")
+
+
+def narrowed(path: Path, name: str, array: NDArray[Any]) -> NDArray[np.float32]:
+    """As float32: a view where it is, widened exactly, or rounded from float64.
+
+    Raises:
+        CheckpointError: a number of float64 is too large for float32.
+    """
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(np.float32, copy=False)
+    except FloatingPointError:
+        raise refusal(path, f"{name} has numbers that are too large for float32") from None
+
+
+def cast_remark(found: Iterable[Stored], weights: Path) -> list[str]:
+    """What is said where tensors are rounded, as no reader may leave unsaid."""
+    wide = [tensor.name for tensor in found if tensor.dtype == "float64"]
+    if not wide:
+        return []
+    rounded = "is float64, and is" if len(wide) == 1 else "are float64, and are"
+    return [f"{weights.name}: {listing(wide)} {rounded} rounded to float32"]
+
+
+def need_as_stated(
+    main: Path, shard: Path, found: Iterable[str], expected: set[str] | None
+) -> None:
+    """CheckpointError where a shard has other tensors than the index says; None expects any."""
+    if expected is not None and (wrong := sorted(set(found) ^ expected)):
+        raise refusal(shard, f"has other tensors than {main.name} says: {listing(wrong)}")
 
 
 class LazyTensors(Mapping[str, NDArray[np.float32]]):

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.checkpoint.huggingface import PREFIX, stored_name
+from gpt_verify.checkpoint.hf_names import PREFIX, stored_name
 from gpt_verify.checkpoint.tensorflow import write_openai as write_openai
 from gpt_verify.errors import CheckpointError
 from gpt_verify.reference import Config, TensorSpec, tensor_table

@@ -40,10 +40,24 @@ def _token_ids(text: str) -> tuple[int, ...]:
     return tuple(_natural(part.strip()) for part in text.split(","))
 
 
+def _add_checkpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR|HUB-ID",
+        help="default: the one that ships with this tool",
+    )
+
+
 def _add_ports(command: argparse.ArgumentParser, default: str) -> None:
     """What is looked at: a checkpoint, ports, and how they run."""
+    _add_checkpoint(command)
     command.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="default: the one that ships with this tool"
+        "--ignore-key",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a key of its config.json or hparams.json that alters nothing; repeatable",
     )
     command.add_argument(
         "--port",
@@ -110,9 +124,7 @@ def _add_claims(claims: argparse.ArgumentParser) -> None:
     claims.add_argument(
         "ids", nargs="*", metavar="ID", help="tie-transpose …: with the whole answer; default: all"
     )
-    claims.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="default: the one that ships with this tool"
-    )
+    _add_checkpoint(claims)
     claims.add_argument(
         "--text", metavar="TEXT", help="measure claims about weights on this prose, not on ours"
     )
@@ -130,9 +142,7 @@ def _add_claims(claims: argparse.ArgumentParser) -> None:
 
 
 def _add_power(power: argparse.ArgumentParser) -> None:
-    power.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="default: the one that ships with this tool"
-    )
+    _add_checkpoint(power)
     power.add_argument(
         "--quick", action="store_true", help="a part of it in a minute; the output says which"
     )

@@ -32,6 +32,7 @@ def _options(args: argparse.Namespace) -> Options:
         lengths=tuple(args.length) if args.length else None,
         tokens=args.tokens,
         text=args.text,
+        ignore_keys=tuple(args.ignore_key),
     )
 
 
@@ -119,7 +120,13 @@ def _lens(args: argparse.Namespace) -> int:
         png.require()
     outputs = open_outputs({"json": args.json, "html": args.html, "png": args.png})
     spare_inputs(outputs, args.checkpoint, args.port or (), [args.decoder])
-    options = Options(args.device, args.dtype, tokens=args.tokens, text=args.text)
+    options = Options(
+        args.device,
+        args.dtype,
+        tokens=args.tokens,
+        text=args.text,
+        ignore_keys=tuple(args.ignore_key),
+    )
     to_stdout = args.json == "-"
     with contextlib.ExitStack() as stack:
         if to_stdout:

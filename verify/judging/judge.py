@@ -90,7 +90,7 @@ def judge(
         before = snapshot()
         made = build or partial(registry.build, spec, checkpoint, dtype, device)  # type: ignore[arg-type]
         port = made()
-        name, declared, where, source = port.name, port.dtype, port.device, port.weights_from
+        name, declared, where, source = port.name, port.dtype, port.device, port.provenance()
         waivers, remarks = port.waivers, tuple(port.remarks)
         work.loading = Loading(before, snapshot())
         progress.port(name, work.steps(port))
@@ -98,6 +98,7 @@ def judge(
             with one_blas_thread():
                 work.examine(port)
         finally:
+            source = port.provenance()
             port.close()
     except GptVerifyError as e:
         error, work.exception = shortened(e, LONGEST_REFUSAL), e

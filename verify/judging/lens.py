@@ -194,10 +194,11 @@ def _read_port(
     made = Reading(spec, options.dtype or "float32", options.device)
     try:
         port = registry.build(spec, checkpoint, options.dtype, options.device)  # type: ignore[arg-type]
-        made = Reading(port.name, port.dtype, port.device, str(port.weights_from))
+        made = Reading(port.name, port.dtype, port.device, port.provenance())
         try:
             (states,) = port_states(port, tokens_T[None])
         finally:
+            made = replace(made, weights_from=port.provenance())
             port.close()
         ends = state_sites(checkpoint.config)
         shown = [site for site, _ in states]
@@ -224,10 +225,11 @@ def _texts(
     ids = {int(token) for token in tokens_T}
     for read in lenses:
         ids |= {int(token) for token in np.unique(read.top_ids)} - {UNDEFINED}
-    if checkpoint.encoder is None or checkpoint.merges is None:
+    if not checkpoint.has_vocabulary:
         return " ".join(map(str, tokens_T)), {token: numbered(token) for token in ids}
-    from gpt_verify.checkpoint.vocabulary import load
+    from gpt_verify.checkpoint.vocabulary import pieces
 
-    bpe = load(checkpoint)
-    names = {token: visible(bpe.decode_bytes([token])) for token in ids}
-    return bpe.decode(map(int, tokens_T)), names
+    known = pieces(checkpoint)
+    names = {t: visible(known[t]) if t in known else numbered(t) for t in ids}
+    text = b"".join(known.get(int(token), b"\xff") for token in tokens_T)
+    return text.decode(errors="replace"), names

@@ -23,6 +23,7 @@ class Options:
         lengths: seeded samples of these lengths, in place of the default inputs.
         tokens: one sequence of ids, in place of the default inputs.
         text: the same, encoded with the checkpoint's own vocabulary.
+        ignore_keys: keys of the checkpoint's configuration that do not alter what is computed.
     """
 
     device: str = "cpu"
@@ -31,6 +32,7 @@ class Options:
     lengths: tuple[int, ...] | None = None
     tokens: tuple[int, ...] | None = None
     text: str | None = None
+    ignore_keys: tuple[str, ...] = ()
 
 
 def chosen_inputs(checkpoint: Checkpoint, options: Options) -> list[Input]:

@@ -49,7 +49,7 @@ class PortRuns:
         """The checkpoint under test; it is there also where no port can run."""
         from gpt_verify.checkpoint import open_checkpoint
 
-        return open_checkpoint(self._path)
+        return open_checkpoint(self._path, self._options.get("ignore_keys", ()))
 
     def ports(self) -> list[str]:
         """Specifications, each of exactly one port."""

@@ -56,6 +56,7 @@ def _words(
         words += ["--checkpoint", str(checkpoint)]
     for port in ports:
         words += ["--port", port]
+    words += [f"--ignore-key={key}" for key in options.ignore_keys]
     defaults = {field.name: field.default for field in fields(options)}
     for name in ("device", "dtype", "seed"):
         value = getattr(options, name)

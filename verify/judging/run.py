@@ -112,6 +112,7 @@ def run_request(asked: Request, progress: Progress | None = None) -> Report:
             "tied": config.tied,
             "parameters": parameter_count(config),
             "files": files,
+            "remarks": list(opened.remarks),
         },
         ports=tuple(reports),
         inputs=_described(inputs, options),

@@ -81,7 +81,7 @@ def request(
     from gpt_verify.process.scratch import sweep
 
     sweep()  # what earlier runs that were killed have left
-    opened = opened or open_checkpoint(path)
+    opened = opened or open_checkpoint(path, options.ignore_keys)
     held = _named([port for port in ports if not isinstance(port, str)])
     names = iter(held)
     ports = [port if isinstance(port, str) else next(names) for port in ports]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.vocabulary import files
 from gpt_verify.checkpoint.write import write_huggingface
 from gpt_verify.errors import MissingDependency, PortError, shortened
 from gpt_verify.port import Dtype, Floats, Port, Tokens
@@ -70,8 +71,8 @@ def ctranslate2(checkpoint: Checkpoint, dtype: Dtype | None = None, device: str 
         PortError: the conversion fails.
     """
     _need("ctranslate2", "ctranslate2", "torch", "transformers")
-    if checkpoint.encoder is None or checkpoint.merges is None:
-        raise PortError("ctranslate2: its converter needs encoder.json and vocab.bpe")
+    if not checkpoint.has_vocabulary:
+        raise PortError("ctranslate2: its converter needs a vocabulary, and there is none")
     with scratch() as directory:
         source, made = Path(directory, "huggingface"), Path(directory, "ctranslate2")
         _write(checkpoint, source)
@@ -120,9 +121,8 @@ def run_child(name: str, module: str, *words: str) -> None:
 
 
 def _write(checkpoint: Checkpoint, directory: Path) -> None:
-    write_huggingface(
-        directory, checkpoint.config, checkpoint.tensors, checkpoint.encoder, checkpoint.merges
-    )
+    with files(checkpoint) as both:
+        write_huggingface(directory, checkpoint.config, checkpoint.tensors, *(both or ()))
 
 
 def _need(extra: str, *packages: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.checkpoint.files import size_of
+from gpt_verify.checkpoint.files import LARGEST_POINTER, listing, read_bytes, size_of
 from gpt_verify.errors import MissingDependency, PortError, shortened
 from gpt_verify.port import TOKENIZERS
 from gpt_verify.ports.quiet import quiet
@@ -116,8 +117,8 @@ def huggingface(
         weights_from="checkpoint" if source is None else source,
         call=lambda module, ids: module(ids, use_cache=False),
     )
-    shipped = checkpoint.encoder is not None and checkpoint.merges is not None
-    if shipped or (source is not None and checkpoint.config.architecture == "gpt2"):
+    own = source is not None and checkpoint.config.architecture == "gpt2"
+    if checkpoint.has_vocabulary or own:
         kept = cache(partial(tokenizers, checkpoint, source))
         port.offer(TOKENIZERS, lambda: kept())
     return port
@@ -167,20 +168,32 @@ def _load(model_class: Any, source: str, options: dict[str, Any]) -> Any:
     if is_directory:
         # transformers opens whatever has the right name, and would wait for ever for a pipe.
         for file in sorted(Path(source).iterdir()):
-            if not file.is_dir():
-                size_of(file)
+            if not file.is_dir() and size_of(file) <= LARGEST_POINTER:
+                read_bytes(file, LARGEST_POINTER)  # which says so of a Git LFS pointer
     try:
-        model, report = model_class.from_pretrained(source, output_loading_info=True, **options)
+        # Sizes that differ are reported below; transformers would raise, and point to a table that
+        # it has printed.
+        model, report = model_class.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except pickle.UnpicklingError:
+        # Its words advise to load the file all the same, which would run whatever is in it.
+        why = "its weights are damaged, or more than tensors; save them as model.safetensors"
+        raise PortError(f"huggingface={source}: {why}") from None
     except (OSError, ValueError, RuntimeError, KeyError) as e:
         reason = shortened((str(e).strip().splitlines() or [type(e).__name__])[0])
         kind = "cannot be loaded" if is_directory else "cannot be loaded from the hub"
         raise PortError(f"huggingface={source}: {kind}: {reason}") from e
-    for problem in ("missing_keys", "mismatched_keys"):
-        if names := sorted(map(str, report.get(problem, ()))):
-            # transformers fills these with random numbers and goes on.
-            raise PortError(
-                f"huggingface={source}: {problem.replace('_', ' ')}: {', '.join(names[:3])}"
-            )
+    if wrong := sorted(report.get("mismatched_keys", ())):
+        name, stored, made = wrong[0]
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise PortError(
+            f"huggingface={source}: mismatched keys: {name} is {list(stored)} in the file, and "
+            f"config.json makes it {list(made)}{more}"
+        )
+    if missing := sorted(map(str, report.get("missing_keys", ()))):
+        # transformers fills these with random numbers and goes on.
+        raise PortError(f"huggingface={source}: missing keys: {listing(missing)}")
     return model
 
 

@@ -196,9 +196,9 @@ def _meta_graph(worker: Worker, prefix: Path | None, tokens: Tokens) -> MetaGrap
 
 
 def _prefix(checkpoint: Checkpoint) -> Path | None:
-    """What the names of OpenAI's files have in common; None for a Hugging Face directory."""
+    """What the names of OpenAI's files have in common; None where its graph cannot restore them."""
     index = [file for file in checkpoint.files if file.suffix == ".index"]
-    if checkpoint.format != "openai":
+    if checkpoint.format != "openai" or not checkpoint.restorable:
         return None
     if len(index) != 1:
         raise PortError(f"{checkpoint.path}: {len(index)} index files; openai-tf needs one")

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from gpt_verify.checkpoint import Checkpoint, Tensors
-from gpt_verify.checkpoint.handed import handed_out
+from gpt_verify.checkpoint.handed import Handed, handed_out
 from gpt_verify.errors import GptVerifyError, MissingDependency, PortError, UsageError, described
 from gpt_verify.ports.builtin import BUILTIN, only_float32_on_cpu
 from gpt_verify.ports.builtin import PortInfo as PortInfo
@@ -103,6 +103,8 @@ def _from_factory(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device
     # One of ours that the factory has made is judged by what it was not handed.
     if isinstance(port, Placed) and port.placed_by is handed.tensors:
         port.place_by(checkpoint.tensors)
+    assert isinstance(handed.tensors, Handed)
+    port.taken = handed.tensors.taken
     # On the factory, because a function or a module has no place to say it.
     port.waivers = {**getattr(factory, "waivers", {}), **port.waivers}
     return port

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.checkpoint.vocabulary import load
+from gpt_verify.checkpoint.vocabulary import files, load
 from gpt_verify.port import Tokenizer
 from gpt_verify.reference.bpe import alphabet
 
@@ -35,9 +35,8 @@ def tokenizers(checkpoint: Checkpoint, source: str | None = None) -> dict[str, T
     """
     if source is not None:
         return dict(_of_source(source))
-    if checkpoint.encoder is None or checkpoint.merges is None:
-        return {}
-    return dict(_of_files(checkpoint, checkpoint.encoder, checkpoint.merges))
+    with files(checkpoint) as both:
+        return {} if both is None else dict(_of_files(checkpoint, *both))
 
 
 def _of_files(checkpoint: Checkpoint, encoder: Path, merges: Path) -> Iterator[tuple[str, Any]]:

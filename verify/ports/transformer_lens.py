@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.vocabulary import files
 from gpt_verify.checkpoint.write import write_huggingface
 from gpt_verify.errors import MissingDependency, PortError, described
 from gpt_verify.port import LOSS, PADDED, PADDED_AT, STEP, Dtype, Floats, Port, Tokens
@@ -127,13 +128,12 @@ def _bridge(checkpoint: Checkpoint, dtype: Dtype | None) -> Any:
             "transformer-lens 4 or newer is not installed: "
             "pip install 'gpt-verify[transformer-lens]'"
         ) from e
-    if checkpoint.encoder is None or checkpoint.merges is None:
-        raise PortError("transformer-lens: it loads no model without encoder.json and vocab.bpe")
+    if not checkpoint.has_vocabulary:
+        raise PortError("transformer-lens: it loads no model without a vocabulary")
     tensors = {name: checkpoint.tensors[name] for name in tensor_table(checkpoint.config)}
     with scratch() as directory, quiet(transformers):
-        write_huggingface(
-            directory, checkpoint.config, tensors, checkpoint.encoder, checkpoint.merges
-        )
+        with files(checkpoint) as both:
+            write_huggingface(directory, checkpoint.config, tensors, *(both or ()))
         format_ = getattr(torch, dtype or "float32")
         try:
             return TransformerBridge.boot_transformers(directory, device="cpu", dtype=format_)

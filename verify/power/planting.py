@@ -62,7 +62,7 @@ def why_not_planted(fault: Fault, checkpoint: Checkpoint) -> str | None:
     if fault.family == "tokenizer":
         if find_spec("tokenizers") is None:
             return "tokenizers is not installed"
-        if checkpoint.encoder is None or checkpoint.merges is None:
+        if not checkpoint.has_vocabulary:
             return "the checkpoint has no vocabulary"
     if not plantings(fault, checkpoint.config):
         return "is no fault of a model of this kind, or has no form in torch"

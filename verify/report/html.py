@@ -27,6 +27,7 @@ from gpt_verify.text import (
     one_line,
     ratio,
     was_compared,
+    weights_words,
     worst,
 )
 
@@ -119,9 +120,7 @@ class PortView:
 
     @property
     def weights(self) -> str:
-        if self.port.weights_from == "checkpoint":
-            return "converted from the checkpoint under test"
-        return f"the port's own, from {one_line(self.port.weights_from)}"
+        return weights_words(self.port.weights_from)
 
     def worst(self, part: str) -> Finding | None:
         return worst(self.port.findings, part)

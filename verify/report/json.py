@@ -15,7 +15,7 @@ from typing import Any
 from gpt_verify.findings import Finding, PortReport, Report
 
 #: ``major.minor``: a key that is added raises the minor number, any other change the major one.
-SCHEMA_VERSION = "1.4"
+SCHEMA_VERSION = "1.5"
 
 
 def plain(value: Any) -> Any:

@@ -23,12 +23,14 @@ from gpt_verify.text import (
     one_line,
     ratio,
     was_compared,
+    weights_words,
     worst,
 )
 
 #: Of the table, always: it never grows wider, so that it survives a CI log, and in a narrower
 #: terminal it folds at the edge, where rich would leave out the last column without a word.
 WIDTH = 100
+_WEIGHTS = {"checkpoint": "weights converted", "both": "weights of both"}
 _COLOUR = {Verdict.VERIFIED: "green", Verdict.REFUTED: "bold red", Verdict.UNJUDGED: "yellow"}
 
 
@@ -46,7 +48,7 @@ def _row(port: PortReport) -> list[Text]:
     if not was_compared(port):
         own = "nothing compared"
     else:
-        own = "weights converted" if port.weights_from == "checkpoint" else "weights of its own"
+        own = _WEIGHTS.get(port.weights_from, "weights of its own")
     return [
         Text.assemble(one_line(port.name), "\n", (own, "dim")),
         Text(f"{port.dtype}\n{port.device}"),
@@ -115,7 +117,7 @@ def _failure(page: _Page, port: PortReport, finding: Finding, repeat: str) -> No
     if port.explained_by:
         page.line(f"  explained by: {', '.join(port.explained_by)}")
     page.line(f"  failed checks: {failures_by_check(port.findings)}")
-    page.line(f"  weights: {_weights(port)}")
+    page.line(f"  weights: {weights_words(port.weights_from)}")
     page.line(f"  repeat: {repeat}")
 
 
@@ -134,12 +136,6 @@ def _mapping(page: _Page, port: PortReport, whole: bool) -> None:
     doubtful = {name: place for name, place in port.mapping.items() if not place.sure}
     for line in mapping_lines(port.mapping if whole else doubtful):
         page.line(f"  {one_line(line)}")
-
-
-def _weights(port: PortReport) -> str:
-    if port.weights_from == "checkpoint":
-        return "converted from the checkpoint under test"
-    return f"the port's own, from {one_line(port.weights_from)}"
 
 
 def _heading(report: Report) -> str:
@@ -176,6 +172,8 @@ def render(
     """
     page = _Page(colour and "NO_COLOR" not in os.environ)
     page.line(_heading(report))
+    for remark in report.checkpoint.get("remarks", ()):
+        page.line(f"  {one_line(remark)}")
     page.line(_inputs(report))
     page.line()
     page.table(_table(report.ports))

@@ -82,7 +82,7 @@ def check_decode(subject: Subject) -> list[Finding]:
 
 
 def _vocabulary(subject: Subject) -> BPE:
-    if subject.checkpoint.encoder is None or subject.checkpoint.merges is None:
+    if not subject.checkpoint.has_vocabulary:
         raise NotExamined("the checkpoint has no vocabulary")
     try:
         return subject.bpe

@@ -55,6 +55,8 @@ class ProcessPort(Port):
             raise UsageError(f"{self.name}: names no program")
         self._words = [self._filled(word, checkpoint) for word in words]
         self._program: _Program | None = None
+        # What it reads from the directory whose name it is given, nobody sees.
+        self.weights_from = "port" if self._directory is None else "checkpoint"
 
     def logits(self, tokens: Tokens) -> Floats:
         if self._program is None:
