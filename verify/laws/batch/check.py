@@ -115,10 +115,9 @@ def _why(
     if way := recognise(subject, cases, _ways(length), _apart(length)):
         return way.words, way.fault
     one = wrong[0]
-    right_alone, right_here = (
-        _is_right(subject, one.tokens_T, logits) for logits in (one.alone_TV, one.got_TV)
-    )
-    if right_here and not right_alone:
+    if not _is_right(subject, one.tokens_T, one.alone_TV) and all(
+        _is_right(subject, row.tokens_T, row.got_TV) for row in rows
+    ):
         return "it is the row alone that is wrong", "batch-single-row"
     first, second = _between_others(rows)
     if _apart_by(subject, first.got_TV, second.got_TV, first.tokens_T) > LIMIT_PAIR:
