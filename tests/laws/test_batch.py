@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from models import checkpoint
 from plain_ports import faulty, plain
+from strategies import scaled
 from subjects import hold, port
 
 from gpt_verify.faults.plant import wrap
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.agreement import LIMIT_PAIR
+from gpt_verify.laws.batch.check import SIZES
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.reference import Config
@@ -45,7 +49,7 @@ def rows_averaged(model: Any) -> None:
 
 
 def test_every_fault_of_the_catalogue_is_here() -> None:
-    family = {name for name, fault in CATALOGUE.items() if fault.family == "batch"}
+    family = {name for name, fault in CATALOGUE.items() if fault.law == "batch"}
     assert family == {f"batch-{name}" for name in NAMED}
 
 
@@ -138,3 +142,57 @@ def test_the_port_is_left_as_it_was() -> None:
     hold("batch", judged)
     assert judged.logits(tokens).tobytes() == before.tobytes()
     assert judged.training() == []
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("make", [port, lambda **k: port(attention="sdpa", **k), plain])
+def test_a_correct_port_passes_at_every_size(make: Any, dtype: str) -> None:
+    (finding,) = hold("batch.sizes", make(dtype=dtype))
+    assert finding.status is Status.PASSED, finding.message
+    assert finding.score is not None and finding.score < 3
+    assert finding.details["comparisons"] == sum(SIZES)
+
+
+@given(st.integers(0, 32), st.booleans())
+@scaled(12)
+def test_what_is_wrong_at_some_sizes_is_refuted(at: int, above: bool) -> None:
+    """Above any number of rows; or in one row of every batch, which is told as well."""
+    right = plain()
+
+    def logits(tokens: Any) -> Any:
+        made = right.logits(tokens)
+        if above and len(tokens) > max(at, 1):
+            made *= np.float32(1.001)
+        elif not above and len(tokens) > at > 0:
+            made[at] *= np.float32(1.001)
+        return made
+
+    (finding,) = hold("batch.sizes", CallablePort(logits, "function", None))
+    wrong = above or at > 0
+    assert finding.status is (Status.FAILED if wrong else Status.PASSED)
+    if above and at >= SIZES[0]:
+        assert finding.fault == "batch-large"
+    elif wrong and not above:
+        assert finding.fault is None
+
+
+def test_the_fault_of_large_batches_is_named() -> None:
+    (finding,) = hold("batch.sizes", faulty("batch-large"))
+    assert finding.fault == "batch-large"
+    assert (
+        "wrong in batches of 9, 16, 17, 32 … rows, and right in those of 4, 5, 8" in finding.message
+    )
+    assert only(hold("batch", faulty("batch-large"))).status is Status.PASSED
+
+
+def test_one_call_that_is_wrong_is_no_matter_of_the_batch() -> None:
+    right, calls = plain(), [0]
+
+    def logits(tokens: Any) -> Any:
+        calls[0] += 1
+        return right.logits(tokens) * np.float32(1.01 if calls[0] == 2 else 1)
+
+    finding = only(hold("batch", CallablePort(logits, "function", None)))
+    assert finding.status is Status.FAILED
+    assert finding.fault is None
+    assert "other logits when it is asked for again" in finding.message

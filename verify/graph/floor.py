@@ -37,10 +37,12 @@ class Floor:
     Attributes:
         rms_T: root mean square over the vocabulary, for each position that was asked for.
         last_V: the oracle's logits at the last position, in float64.
+        token_V: how many times as noisy each token's logit is over these positions, at least 1.
     """
 
     rms_T: Floats
     last_V: Floats
+    token_V: Floats
 
 
 def measure_floor(
@@ -65,15 +67,24 @@ def measure_floor(
             wide = replace(precision, u=precision.u_sum)
             read = op_layer_norm.rounding(wide, rounded, *map(weights.float64, end.weights))
         size = len(tokens_T) - first
-        noise_T, squares_T, last = np.zeros(size), np.zeros(size), []
-        for _, exact, noise in lockstep.logits(first):
-            noise_T += (noise**2).mean(axis=0).sum(axis=-1)
+        noise_T, squares_T, last, noise = np.zeros(size), np.zeros(size), [], []
+        for _, exact, drawn in lockstep.logits(first):
+            noise_TV = (drawn**2).mean(axis=0)
+            noise_T += noise_TV.sum(axis=-1)
+            noise.append(noise_TV.mean(axis=0))
             squares_T += (exact**2).sum(axis=-1)
             last.append(exact[-1])
         noise_T, squares_T = noise_T / config.n_vocab, squares_T / config.n_vocab
         noise_T = np.maximum(noise_T, noise_T.mean())
         budget_T = _unembedding(config, weights, precision, read, squares_T)
-        return Floor(np.sqrt(noise_T + budget_T), np.concatenate(last))
+        return Floor(np.sqrt(noise_T + budget_T), np.concatenate(last), _by_token(noise))
+
+
+def _by_token(noise: list[Floats]) -> Floats:
+    """The noise of each token, relative to that of all, from the squares in tiles."""
+    noise_V = np.concatenate(noise).astype(np.float32)
+    mean = noise_V.mean()
+    return np.sqrt(np.maximum(noise_V / mean, 1.0)) if mean > 0 else np.ones_like(noise_V)
 
 
 def _unembedding(

@@ -24,7 +24,7 @@ from gpt_verify.laws.activations.check import SiteComparison
 from gpt_verify.laws.determinism.check import Determinism
 from gpt_verify.laws.law import Part
 from gpt_verify.laws.logits.check import LogitsComparison
-from gpt_verify.laws.subject import NotExamined, Subject
+from gpt_verify.laws.subject import FirstCall, NotExamined, Subject
 from gpt_verify.laws.table import CHECKS, expected_checks
 from gpt_verify.laws.tying.check import with_stored_graph
 from gpt_verify.laws.unchanged import Weights
@@ -199,6 +199,7 @@ class _Work:
         self.exception: BaseException | None = None
         self.diagnosis = Diagnosis()
         self.loading: Loading | None = None
+        self._first_call: FirstCall | None = None
         self._comparisons: dict[str, SiteComparison] = {}
         self._why: dict[str, str] = {}
 
@@ -220,6 +221,7 @@ class _Work:
         self._numbers(port, weights)
         give_back()
         subject = prepared.subject(self.seed, self.loading)
+        subject.first_call = self._first_call
         held = Weights(port.name, prepared.parameters)
         for law in CHECKS:
             self._law(law, subject, held)
@@ -276,6 +278,7 @@ class _Work:
             logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
             for item in self.inputs:
                 first = _kept(port, port.logits(item.tokens))
+                self._begun(item, first)
                 logits.add(item.tokens, first)
                 _again(port, item, first, repeats, logits)
                 self.progress.step(item.name)
@@ -286,6 +289,7 @@ class _Work:
                 for item in self.inputs:
                     comparison.begin(item.tokens, item.name)
                     first = _kept(port, activations(item.tokens, comparison))
+                    self._begun(item, first)
                     comparison.returned(first)
                     # The second run is not watched: an instrument that changes what it measures
                     # would show here.
@@ -300,6 +304,12 @@ class _Work:
         shortest = min(self.inputs, key=lambda item: item.tokens.size)
         self.findings += logits.findings()
         self.findings += repeats.findings(port, shortest.tokens)
+
+    def _begun(self, item: Input, logits_BTV: Floats) -> None:
+        """What the very first call returned is asked for once more at the end."""
+        if self._first_call is None and logits_BTV.shape[:2] == item.tokens.shape:
+            tokens_T = np.asarray(item.tokens[0], np.int64)
+            self._first_call = FirstCall(tokens_T, np.array(logits_BTV[0, -1]))
 
     def _law(self, law: Part, subject: Subject, held: Weights) -> None:
         if self.laws is not None and law.id not in self.laws:

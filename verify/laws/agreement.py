@@ -2,13 +2,14 @@
 
 Most laws of this package compare a port with itself: with a cache and without, in a batch and
 alone, padded and not. Engines choose their kernels by shape, so that the bits may differ where both
-are right; how far, is measured in noise floors at each position.
+are right; how far, is measured in noise floors at each position. There a single logit may be off by
+as much more than the root mean square as the largest of so many is (``limit_max``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import wraps
 
@@ -19,6 +20,7 @@ from gpt_verify.findings import Finding, Named, Status
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.graph.tiles import TILE_ELEMENTS
 from gpt_verify.laws.subject import Subject, same_bits
+from gpt_verify.numerics.scores import limit_max
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
@@ -100,7 +102,8 @@ class Apart:
         what: the way to the first version.
         position, token: index of the largest difference at the worst position.
         got, expected: the two values there.
-        floors: how far they are apart at that position (RMS over the vocabulary).
+        floors: how far they are apart at that position: RMS over the vocabulary, or the largest
+            difference divided by what the largest of so many may be, whichever is more.
         first_wrong: the first position that is beyond the limit, or None.
     """
 
@@ -131,6 +134,11 @@ class Agreement:
         self.unequal += 1
         squares_T = mean_squares(got_TV, expected_TV)
         floors_T = self._subject.position_floors(squares_T, tokens_T, first)
+        if squares_T.any():
+            by_token_V = self._subject.measured(tokens_T, first).token_V
+            largest_T = _largest(got_TV, expected_TV, by_token_V) / limit_max(got_TV.size)
+            alone_T = self._subject.position_floors(largest_T**2, tokens_T, first)
+            floors_T = np.maximum(floors_T, alone_T)
         at = int(np.argmax(floors_T))
         if self.worst is None or floors_T[at] > self.worst.floors:
             got, expected = got_TV[at].astype(np.float64), expected_TV[at].astype(np.float64)
@@ -190,9 +198,16 @@ class Agreement:
 
 def mean_squares(a_TV: Floats, b_TV: Floats) -> Floats:
     """Mean over the vocabulary of the squared difference, [T], a few rows at a time."""
-    step = max(1, TILE_ELEMENTS // a_TV.shape[-1])
-    parts = [
-        np.mean((a_TV[i : i + step].astype(np.float64) - b_TV[i : i + step]) ** 2, axis=-1)
-        for i in range(0, len(a_TV), step)
-    ]
+    return np.concatenate([np.mean(d**2, axis=-1) for d in _differences(a_TV, b_TV)])
+
+
+def _largest(a_TV: Floats, b_TV: Floats, by_token_V: Floats) -> Floats:
+    """The largest difference over the vocabulary, [T], each relative to its token's noise."""
+    parts = [np.max(np.abs(d) / by_token_V, axis=-1) for d in _differences(a_TV, b_TV)]
     return np.concatenate(parts)
+
+
+def _differences(a_TV: Floats, b_TV: Floats) -> Iterator[Floats]:
+    step = max(1, TILE_ELEMENTS // a_TV.shape[-1])
+    for i in range(0, len(a_TV), step):
+        yield a_TV[i : i + step].astype(np.float64) - b_TV[i : i + step]

@@ -27,6 +27,19 @@ Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
 
 
+@dataclass(frozen=True)
+class FirstCall:
+    """What a port made of the first thing that it was asked for in a run.
+
+    Attributes:
+        tokens_T: one sequence.
+        last_V: the logits of its last position.
+    """
+
+    tokens_T: Tokens
+    last_V: Floats
+
+
 @dataclass
 class Subject:
     """One port under test.
@@ -40,6 +53,7 @@ class Subject:
         matching: which of them is which tensor; None where it shows none.
         loading: the state of the process before and after the port was built; None where nobody
             looked.
+        first_call: what the run began with; None where it began with nothing.
         memo: what a law has measured of the port, for the next law; each has keys of its own.
     """
 
@@ -50,6 +64,7 @@ class Subject:
     parameters: Sequence[Parameter] = ()
     matching: Matching | None = None
     loading: Loading | None = None
+    first_call: FirstCall | None = None
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gpt_verify.findings import Finding, naming
 from gpt_verify.laws.agreement import LIMIT_PAIR, Agreement, logits_of, mean_squares, refuting
 from gpt_verify.laws.decoding import Before, Case, Positions, Sources, Way, recognise
-from gpt_verify.laws.subject import Subject, same_bits
+from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.numerics.weights import Widened
 from gpt_verify.reference.model import logits as reference_logits
 from gpt_verify.reference.ops import LAYER_NORM_EPSILON
@@ -19,7 +19,7 @@ from gpt_verify.reference.ops import LAYER_NORM_EPSILON
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
 
-LAW = "batch"
+LAW, SIZES_LAW = "batch", "batch.sizes"
 #: Tokens of a row. A third of a small context, so that positions that run on from row to row exist.
 LENGTH = 33
 #: How four sequences are put together, by number. The second of them is twice in one place,
@@ -29,6 +29,11 @@ ARRANGEMENTS = {
     "in another order": (2, 0, 1),
     "between other neighbours": (3, 1, 0),
 }
+#: Rows of larger batches: where kernels change their tiles, and one more.
+SIZES = (4, 5, 8, 9, 16, 17, 32, 33)
+#: Sequences that fill them in turn, and their tokens. No power of two is a multiple of so many, so
+#: that a row is never beside, or mistaken for, its own like in the next tile.
+FILLED_BY, SHORT = 5, 3
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ def check_batch(subject: Subject) -> Iterator[Finding]:
         if not agreement.holds():
             why, fault = _why(subject, alone, [row for row in rows if row.wrong], rows)
             details = {"rows": len(rows), "wrong": sum(row.wrong for row in rows)}
+            subject.memo[LAW] = "failed"
             yield agreement.failed(LAW, why, naming(fault), **details)
             return
         first, second = _between_others(rows)
@@ -82,6 +88,42 @@ def check_batch(subject: Subject) -> Iterator[Finding]:
         f"(on which their bits {depend})"
     )
     yield agreement.passed(LAW, what, neighbours_keep_bits=kept)
+
+
+@refuting(SIZES_LAW)
+def check_sizes(subject: Subject) -> Iterator[Finding]:
+    """Short sequences alone and in batches of up to 33 rows."""
+    if LAW in subject.memo:
+        raise NotExamined("rows in batches of three are wrong")
+    agreement = Agreement(subject)
+    tokens = subject.tokens(FILLED_BY, min(SHORT, subject.config.n_ctx), SIZES[-1])
+    alone = [logits_of(subject, row[None])[0] for row in tokens]
+    wrong: dict[int, list[int]] = {}
+    for size in SIZES:
+        order = [i % FILLED_BY for i in range(size)]
+        got_BTV = logits_of(subject, tokens[order])
+        for place, sequence in enumerate(order):
+            words = f"row {place} in a batch of {size}"
+            floors_T = agreement.compare(words, got_BTV[place], alone[sequence], tokens[sequence])
+            if floors_T.max() > LIMIT_PAIR:
+                wrong.setdefault(size, []).append(place)
+    if agreement.holds():
+        of = f"rows of {tokens.shape[1]} token{'s' * (tokens.shape[1] > 1)}"
+        yield agreement.passed(SIZES_LAW, f"{of} alone and in batches of {SIZES[0]} to {SIZES[-1]}")
+        return
+    right = [size for size in SIZES if size not in wrong]
+    what = f"in batches of {_listed(list(wrong))} rows"
+    what += f", and right in those of {_listed(right)}" if right else ""
+    first = min(wrong)
+    why = f"wrong {what}; of {first}, rows {_listed(wrong[first])}"
+    above = right and max(right) < first
+    named = naming("batch-large" if above and len(wrong[first]) == first else None)
+    yield agreement.failed(SIZES_LAW, why, named, wrong=wrong)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[: SIZES[0]]))
+    return f"{shown} …" if len(numbers) > SIZES[0] else shown
 
 
 def _arranged(
@@ -106,6 +148,10 @@ def _why(
     subject: Subject, alone: Sequence[Floats], wrong: Sequence[Row], rows: Sequence[Row]
 ) -> tuple[str, str]:
     """What the wrong rows have in common; and the name of the fault, where it is a known one."""
+    one = wrong[0]
+    again_TV = logits_of(subject, one.tokens_T[None])[0]
+    if _apart_by(subject, again_TV, one.alone_TV, one.tokens_T) > LIMIT_PAIR:
+        return "but that row alone has other logits when it is asked for again", ""
     if owners := _owners(subject, alone, wrong):
         mirrored = all(len(row.order) - 1 - row.place == owners[i] for i, row in enumerate(wrong))
         words = f"row {wrong[0].place} is given the logits of row {owners[0]}"
@@ -114,11 +160,9 @@ def _why(
     cases = [_case(subject, row) for row in rows]
     if way := recognise(subject, cases, _ways(length), _apart(length)):
         return way.words, way.fault
-    one = wrong[0]
-    right_alone, right_here = (
-        _is_right(subject, one.tokens_T, logits) for logits in (one.alone_TV, one.got_TV)
-    )
-    if right_here and not right_alone:
+    if not _is_right(subject, one.tokens_T, one.alone_TV) and all(
+        _is_right(subject, row.tokens_T, row.got_TV) for row in rows
+    ):
         return "it is the row alone that is wrong", "batch-single-row"
     first, second = _between_others(rows)
     if _apart_by(subject, first.got_TV, second.got_TV, first.tokens_T) > LIMIT_PAIR:

@@ -12,7 +12,7 @@ from gpt_verify.faults.fault import Fault, Plant
 from gpt_verify.faults.later import torch
 from gpt_verify.faults.plant import wrap
 
-_STEPS = 256
+_STEPS, _TILE = 256, 8
 
 
 def _positions_run_on(model: Any, layers: Sequence[int]) -> None:
@@ -93,8 +93,15 @@ def _single_row(model: Any, layers: Sequence[int]) -> None:
     wrap(model, "head", head)
 
 
-def _batch(name: str, summary: str, plant: Plant, seen: str = "") -> Fault:
-    return Fault(f"batch-{name}", "batch", summary, seen, plant=plant, law="batch", layered=False)
+def _large(model: Any, layers: Sequence[int]) -> None:
+    def head(self: Any, right: Any, x: Any) -> Any:
+        return right(x if len(x) <= _TILE else torch.round(x * _STEPS) / _STEPS)
+
+    wrap(model, "head", head)
+
+
+def _batch(name: str, summary: str, plant: Plant, seen: str = "", law: str = "batch") -> Fault:
+    return Fault(f"batch-{name}", "batch", summary, seen, plant=plant, law=law, layered=False)
 
 
 FAULTS = (
@@ -143,5 +150,12 @@ FAULTS = (
         "single-row",
         f"has a path of its own for a single row, whose head reads in steps of 1/{_STEPS}",
         _single_row,
+    ),
+    _batch(
+        "large",
+        f"has a path of its own for more than {_TILE} rows, whose head reads in steps "
+        f"of 1/{_STEPS}",
+        _large,
+        law="batch.sizes",
     ),
 )

@@ -44,6 +44,7 @@ def check_bits(subject: Subject) -> Iterator[Finding]:
         if wrong := runs.compare(agreement):
             if not runs.within_rounding():
                 raise NotExamined("the same tokens have other logits each time")
+            subject.memo[LAW] = "failed"
             yield agreement.failed(LAW, _why(runs, wrong), boundaries=wrong, length=cut.length)
             return
         said.append(f"{len(cut.boundaries)} boundaries in {cut.length} tokens")

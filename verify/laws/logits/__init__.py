@@ -23,7 +23,8 @@ LAW = Law(
         Part(
             "logits",
             None,
-            "end to end; up to a constant at each position, which is said",
+            "end to end, over all, by token, by position and one by one; up to a constant at each "
+            "position, which is said",
             sites=at_the_logits,
         ),
         Part(

@@ -1,0 +1,81 @@
+"""The law of the lengths: the logits of some tokens do not hang on how many follow.
+
+The inputs of a run have a few lengths, at which kernels change. A port that is wrong at one other
+length is right in all of them. It is held against itself, which costs no reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gpt_verify.findings import Finding, naming
+from gpt_verify.laws.agreement import LIMIT_PAIR, Agreement, logits_of, refuting
+from gpt_verify.laws.causality.check import LAW as CAUSALITY
+from gpt_verify.laws.subject import NotExamined, Subject
+from gpt_verify.numerics.draws import FOR_POSITIONS
+from gpt_verify.reference.weights import parameter_count
+
+LAW = "lengths"
+
+
+def chosen(subject: Subject) -> list[int]:
+    """The shortest ones, and some that are drawn: each take half of the tokens that are afforded.
+
+    As many tokens are afforded as take ``FOR_POSITIONS`` multiplications, and two contexts in any
+    case.
+    """
+    n_ctx = subject.config.n_ctx
+    afforded = max(2 * n_ctx, FOR_POSITIONS // parameter_count(subject.config))
+    found, spent = [], 0
+    every = [*range(1, n_ctx)]
+    while every and spent + every[0] <= afforded / 2:
+        spent += every[0]
+        found.append(every.pop(0))
+    drawn = subject.rng(n_ctx, 31).permutation(every)
+    for length in drawn.tolist():
+        if spent + length > afforded:
+            break
+        spent += length
+        found.append(length)
+    return sorted(found)
+
+
+@refuting(LAW)
+def check_lengths(subject: Subject) -> Iterator[Finding]:
+    """The beginnings of one sequence alone, and in the whole of it."""
+    n_ctx = subject.config.n_ctx
+    if n_ctx == 1:
+        raise NotExamined("a context of one token has one length")
+    if CAUSALITY in subject.memo:
+        raise NotExamined("what comes later changes the logits")
+    tokens = subject.tokens(1, n_ctx)
+    whole_TV = logits_of(subject, tokens)[0]
+    agreement, tried, wrong = Agreement(subject), chosen(subject), []
+    for length in tried:
+        got_TV = logits_of(subject, tokens[:, :length], keep=False)[0]
+        words = f"{length} token{'s' * (length > 1)} alone"
+        floors_T = agreement.compare(words, got_TV, whole_TV[:length], tokens[0])
+        if floors_T.max() > LIMIT_PAIR:
+            wrong.append(length)
+        del got_TV  # large; the port may now make the next in its place
+    short = next((n for n, at in enumerate(tried, 1) if at != n), len(tried) + 1) - 1
+    if agreement.holds():
+        drawn = len(tried) - short
+        what = f"every length up to {short}"
+        what += f" and {drawn} drawn ones" if drawn else ""
+        yield agreement.passed(LAW, f"{what} alone, and at the beginning of {n_ctx}")
+        return
+    if len(wrong) == len(tried):
+        why = f"wrong at all {len(tried)} lengths that were tried, or in the whole"
+    else:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        shown = ", ".join(map(str, wrong[:3]))
+        why = f"wrong at length {shown}{more}, and right at {len(tried) - len(wrong)} other lengths"
+    named = None
+    if len(wrong) == 1:
+        again = Agreement(subject)
+        got_TV = logits_of(subject, tokens[:, : wrong[0]], keep=False)[0]
+        again.compare("again", got_TV, whole_TV[: wrong[0]], tokens[0])
+        named = None if again.holds() else naming("lengths-one")
+        why += "; right when it is asked for again" if again.holds() else ""
+    yield agreement.failed(LAW, why, named, wrong=wrong)
