@@ -225,3 +225,30 @@ def test_help_and_bad_words_need_no_second_process(monkeypatch: pytest.MonkeyPat
         with pytest.raises(SystemExit) as left:
             cli.entry()
         assert left.value.code == status
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans on")
+@pytest.mark.parametrize("detached", [False, True])
+def test_what_a_port_has_started_and_left_ends_with_the_command(
+    tiny: Path, tmp_path: Path, detached: bool
+) -> None:
+    """A server of its own, for instance; an orphan in a session of its own, too."""
+    note = tmp_path / "server"
+    sleeping = (
+        "import os, sys, time; open(sys.argv[1], 'w').write(f'{os.getpid()}\\n'); time.sleep(600)"
+    )
+    start = f"[sys.executable, '-c', {sleeping!r}, {str(note)!r}], start_new_session={detached}"
+    if detached:
+        between = f"import subprocess, sys; subprocess.Popen({start})"
+        start = f"[sys.executable, '-c', {between!r}]"
+    source = (
+        "import subprocess\n"
+        "def port(checkpoint):\n"
+        f"    subprocess.Popen({start})\n"
+        f"    while not (os.path.exists({str(note)!r}) and open({str(note)!r}).read()):\n"
+        "        time.sleep(0.01)\n"
+        "    return lambda tokens: None\n"
+    )
+    done = judged(tiny, written(tmp_path, source))
+    assert done.returncode == 2
+    assert _gone(int(note.read_text()))

@@ -34,6 +34,11 @@ _GONE_S = 5.0
 _LONGEST_STDERR = 64 << 20
 
 
+def inherit_orphans() -> None:
+    """What a child of ours leaves behind becomes our own child. Linux alone knows this."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
 def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
         import ctypes
@@ -142,11 +147,13 @@ def _shorten_stderr() -> None:
             os.pwrite(2, end, start)
 
 
-def _kill_all(program: int) -> None:
+def kill_all(group: int | None = None) -> None:
+    """Kill all that descends from this process, and that process group."""
     until = time.monotonic() + _GONE_S
     while time.monotonic() < until:
-        with suppress(OSError):
-            os.killpg(program, signal.SIGKILL)
+        if group is not None:
+            with suppress(OSError):
+                os.killpg(group, signal.SIGKILL)
         tree, pending = _children(), [os.getpid()]
         while pending:
             for child in tree.get(pending.pop(), []):
@@ -164,7 +171,7 @@ def _kill_all(program: int) -> None:
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    inherit_orphans()
     pid = _start(sys.argv[2:], control)
     # The pipes are the program's alone, so that its end closes them.
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -175,7 +182,7 @@ def main() -> None:
     try:
         _watch(pid, control)
     finally:
-        _kill_all(pid)
+        kill_all(pid)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
+from gpt_verify.process.keeper import kill_all
 from gpt_verify.process.scratch import remove_all
 
 #: Seconds that what was registered for the end may take: the engines and directories of this tool
@@ -61,6 +62,8 @@ def _end_with(parent: int) -> None:
         time.sleep(_LOOK_S)
     with suppress(Exception):
         remove_all()
+    with suppress(Exception):
+        kill_all()
     os._exit(1)
 
 

@@ -7,7 +7,8 @@ arguments, and waits. The child says its verdict over a pipe once everything is 
 after that, or without having said anything, is no verdict.
 
 The child has the terminal, the standard streams and the process group of its parent, so that
-Ctrl-C, progress bars and a debugger work as in one process.
+Ctrl-C, progress bars and a debugger work as in one process. What a port has started and not ended
+is ended with the command.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from gpt_verify.process.children import signal_name
+from gpt_verify.process.keeper import inherit_orphans, kill_all
 from gpt_verify.process.leaving import END_S, end_with
 from gpt_verify.process.scratch import sweep
 
@@ -87,6 +89,7 @@ def supervise() -> int:
         Ended: there was none.
     """
     reader, writer = os.pipe()
+    inherit_orphans()
     try:
         with _signals() as signals:
             environment = {**os.environ, _VARIABLE: f"{writer}:{os.getpid()}"}
@@ -96,6 +99,7 @@ def supervise() -> int:
             said = _wait(process, reader, signals)
     finally:
         os.close(reader)
+        kill_all()  # what a port has started and left
     if process.returncode < 0:
         sweep()  # its directories
     for line in said.decode(errors="replace").splitlines():
