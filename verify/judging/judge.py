@@ -29,6 +29,7 @@ from gpt_verify.laws.table import CHECKS, expected_checks
 from gpt_verify.laws.tying.check import with_stored_graph
 from gpt_verify.laws.unchanged import Weights
 from gpt_verify.laws.weights.check import check_weights
+from gpt_verify.laws.weights.unplaced import with_unplaced
 from gpt_verify.matching.folding import NOT_TIED
 from gpt_verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights
@@ -219,6 +220,10 @@ class _Work:
         self._architecture(port, weights)
         give_back()
         self._numbers(port, weights)
+        if prepared.matching is not None:
+            self.findings = with_unplaced(
+                self.findings, prepared.parameters, prepared.matching, self.checkpoint.config
+            )
         give_back()
         subject = prepared.subject(self.seed, self.loading)
         subject.first_call = self._first_call

@@ -74,7 +74,9 @@ class _Search:
     def found(self, matching: Matching) -> list[Assembly]:
         lengths = {n for source in self._sources.values() for n in source.shape}
         index = _Index(self._forms(lengths))
+        strange = _Strange(matching)
         readings = [r for source in self._sources.values() if (r := _reading(source, index))]
+        readings = strange.without(readings, index)
         made = _complete(readings, index, self._shapes, self._order)
         made += self._like_others(made, matching)
         made += self._biases(made)
@@ -89,6 +91,7 @@ class _Search:
         ]
         index = _Index((n, "elements", vectors(self._value(n), "elements")) for n in biases)
         readings = [r for source in left if (r := _reading(source, index, elements=True))]
+        readings = strange.without(readings, index)
         return made + _complete(readings, index, self._shapes, self._order)
 
     def _value(self, name: str) -> Array:
@@ -124,8 +127,9 @@ class _Search:
             if not all(p.whole for p in patches) or not self._fit(like, patches, used):
                 continue
             moved = replace(like, tensor=name, patches=patches)
-            there = distance.get(name)
-            if there is None or _apart(moved.read(self._sources), self._value(name)) < there:
+            here, there = _apart(moved.read(self._sources), self._value(name)), distance.get(name)
+            # What is unlike the tensor either way lies as its fellows do.
+            if there is None or min(here, 1.0) <= min(there, 1.0):
                 found.append(moved)
                 used |= {patch.source for patch in patches}
         return found
@@ -221,6 +225,42 @@ class _Index:
             kinds.add(int(self.which[found[i]]))
             taken[found[i]] = True
         return np.asarray(found, np.int64)
+
+
+class _Strange:
+    """Parameters that have a tensor of one other layer than that of the block that their name is
+    in. Where some layers have the same tensor, that is a mistake and no other name."""
+
+    def __init__(self, matching: Matching) -> None:
+        votes: dict[str, Counter[int]] = {}
+        for placement in matching.placements:
+            layer = layer_of(placement.tensor)
+            if placement.exact and layer is not None:
+                votes.setdefault(block_number(placement.parameter), Counter())[layer] += 1
+        self._layers = {
+            block: {layer for layer, n in counted.items() if 2 * n > counted.total()}
+            for block, counted in votes.items()
+            if block
+        }
+
+    def without(self, readings: Sequence[_Reading], index: _Index) -> list[_Reading]:
+        """The others; all of them where no tensor is there twice."""
+        counts = np.zeros(len(index.which), np.int64)
+        for reading in readings:
+            np.add.at(counts, reading.places, 1)
+        twice = {_kind(index.names[which][0]) for which in set(index.which[counts > 1].tolist())}
+        return [r for r in readings if not self._is(r, index, twice)]
+
+    def _is(self, reading: _Reading, index: _Index, twice: set[str]) -> bool:
+        tensors = [index.names[which][0] for which in set(index.which[reading.places].tolist())]
+        layers = {layer_of(tensor) for tensor in tensors}
+        known = self._layers.get(block_number(reading.source))
+        stranger = bool(known) and len(layers) == 1 and layers != known
+        return stranger and bool(twice & {_kind(tensor) for tensor in tensors})
+
+
+def _kind(tensor: str) -> str:
+    return tensor if layer_of(tensor) is None else tensor.partition("/")[2]
 
 
 def _reading(source: Parameter, index: _Index, elements: bool = False) -> _Reading | None:

@@ -103,13 +103,13 @@ def _accounted(matching: Matching) -> Finding:
         n = len(matching.placements)
         message = f"{n} parameters, each placed once; no tensor left over"
         if matching.padding:
-            message += f"; padding of the vocabulary: {_some(matching.padding)}"
+            message += f"; padding of the vocabulary: {some(matching.padding)}"
         return Finding(law, Status.PASSED, message)
     parts = []
     if matching.surplus:
-        parts.append(f"no tensor of the checkpoint for {_some(matching.surplus)}")
+        parts.append(f"no tensor of the checkpoint for {some(matching.surplus)}")
     if matching.missing:
-        parts.append(f"no parameter for {_some(matching.missing)}")
+        parts.append(f"no parameter for {some(matching.missing)}")
     details = {"surplus": list(matching.surplus), "missing": list(matching.missing)}
     return Finding(law, Status.FAILED, "; ".join(parts), details=details)
 
@@ -147,6 +147,7 @@ def _readers(tensor: str, config: Config, own_head: bool) -> list[str]:
     return [name for name in readers if not (own_head and name == "logits")]
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

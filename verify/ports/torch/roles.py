@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,13 @@ class Role:
     readers: tuple[Site, ...] = ()
     columns: tuple[int, ...] | None = None
     rows: tuple[int, ...] | None = None
+
+    def narrowed(self, first: int, count: int, size: int) -> Role:
+        """Of a bias as much of it as is read at once."""
+        if self.leaf != "b" or count >= size or not self.readers:
+            return self
+        columns = range(size) if self.columns is None else self.columns
+        return replace(self, columns=tuple(columns[first : first + count]))
 
     @property
     def layer(self) -> int | None:
@@ -135,7 +142,7 @@ class Memory:
         at = tensor.storage_offset()
         for start, end, role in self.spans.get(address(tensor), ()):
             if start <= at < end:
-                return role
+                return role.narrowed(at - start, tensor.numel(), end - start)
         return None
 
 
