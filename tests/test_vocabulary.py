@@ -211,9 +211,8 @@ def tokenizer_json(directory: Path, **changes: Any) -> Checkpoint:
     """What the library tokenizers writes of the same vocabulary."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    made = Tokenizer(
-        models.BPE({t: n for t, n in IDS.items() if n < 258}, [("a", "b"), ("ab", "c")])
-    )
+    ordinary = {token: n for token, n in IDS.items() if n < 258}
+    made = Tokenizer(models.BPE(ordinary, [("a", "b"), ("ab", "c")]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens([AddedToken("<|endoftext|>", special=True)])

@@ -41,9 +41,8 @@ def fetched(name: str) -> Path:
         try:
             config = get("config.json")
             if config is None:
-                raise refusal(
-                    Path(name), f"no such directory, and {_absent(constants.HF_HUB_OFFLINE)}"
-                )
+                why = _absent(constants.HF_HUB_OFFLINE)
+                raise refusal(Path(name), f"no such directory, and {why}")
             for _ in _files(get):
                 pass
         except CheckpointError:
