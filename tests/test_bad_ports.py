@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 from command import SIZE, Run, command, complaint
+from file_layouts import POINTER
 from models import TESTS, checkpoint, failed, failures, finding, judged
 from safetensors.torch import load_file, save_file
 
@@ -206,10 +208,34 @@ class TestHuggingFaceDirectory:
         assert "h.1.mlp.c_fc.weight" in err
 
     def test_a_weight_of_another_shape(self, run: Run, other: Path) -> None:
+        """transformers points to a table that it has printed, where nobody can see it."""
         alter(other, "ln_f.weight", torch.ones(7))
+        status, out, err = self.judge(run, other)
+        assert status == 2
+        width = json.loads((other / "config.json").read_text())["n_embd"]
+        said = complaint(err)
+        assert said == (
+            f"gpt-verify: huggingface={other}: mismatched keys: transformer.ln_f.weight is [7] in "
+            f"the file, and config.json makes it [{width}]"
+        )
+        assert "report above" not in out + err
+        assert "above report" not in out + err
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.json"])
+    def test_a_git_lfs_pointer(self, run: Run, other: Path, name: str) -> None:
+        (other / name).write_text(POINTER)
         status, _, err = self.judge(run, other)
         assert status == 2
-        assert "huggingface" in complaint(err)
+        assert f"{other}/{name}: a Git LFS pointer, which stands for a file of" in complaint(err)
+
+    def test_a_pickle_that_is_more_than_tensors(self, run: Run, other: Path) -> None:
+        """torch advises to load it all the same; nobody is told so."""
+        (other / "model.safetensors").unlink()
+        torch.save({"transformer.wte.weight": Fraction(1, 2)}, other / "pytorch_model.bin")
+        status, out, err = self.judge(run, other)
+        assert status == 2
+        assert complaint(err)
+        assert "weights_only" not in out + err
 
     def test_other_sizes(self, run: Run, tmp_path: Path) -> None:
         directory = tmp_path / "larger"

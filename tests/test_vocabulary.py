@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
-from gpt_verify.checkpoint.vocabulary import encode, load
+from gpt_verify.checkpoint.vocabulary import encode, files, load, pieces
 from gpt_verify.errors import CheckpointError, UsageError
 from gpt_verify.judging.run import Options, chosen_inputs
 from gpt_verify.reference import Config
@@ -149,3 +150,123 @@ def test_the_shipped_vocabulary_is_encoded_as_by_tokenizers(format):
     assert ids == others.encode(text).ids == encode(checkpoint, text)
     assert bpe.decode(ids) == text
     assert len(ids) < len(text.encode()) / 2  # it was learned from such text
+
+
+# --- vocabularies as people have them ---------------------------------------------------------
+
+
+def wider(checkpoint: Checkpoint, rows: int) -> Checkpoint:
+    return replace(checkpoint, config=replace(CONFIG, n_vocab=rows))
+
+
+@pytest.mark.parametrize("rows", [259, 260, 320])
+def test_fewer_tokens_than_rows(tmp_path, rows):
+    """Rows were added, or pad the table to a round number."""
+    source = wider(beside(tmp_path), rows)
+    assert encode(source, "abcab b") == [IDS[s] for s in ("abc", "ab", "Ġ", "b")]
+
+
+def test_added_tokens_are_shown_and_never_encoded_to(tmp_path):
+    source = wider(beside(tmp_path), 261)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|ü pad|>": 259, "beyond": 400}))
+    source = replace(source, added=tmp_path / "added_tokens.json")
+    assert 259 not in encode(source, "<|ü pad|>")
+    known = pieces(source)
+    assert known[259] == "<|ü pad|>".encode()
+    assert known[IDS["abc"]] == b"abc"
+    assert 260 not in known
+
+
+def test_a_special_token_without_a_row_is_left_out(tmp_path):
+    """A tokenizer had it added, and the model was not made larger."""
+    bpe = load(beside(tmp_path, ids=IDS | {"[PAD]": 259}))
+    assert bpe.encoder == IDS
+
+
+@pytest.mark.parametrize(
+    "merges",
+    [MERGES[:-1], MERGES + "\n\n", MERGES.replace("\n", "\r\n"), MERGES.replace("\n", "\r\n")[:-2]],
+)
+def test_merges_of_other_editors(tmp_path, merges):
+    source = beside(tmp_path, merges=merges)
+    assert load(source).merges == [("a", "b"), ("ab", "c")]
+    with files(source) as both:
+        assert both is not None
+        encoder, vocab = both
+        assert vocab.read_text(encoding="utf-8") == MERGES
+        assert json.loads(encoder.read_text(encoding="utf-8")) == IDS
+        assert vocab.parent != tmp_path
+    assert not vocab.exists()
+
+
+def test_files_that_everybody_reads_are_handed_on_as_they_are(tmp_path):
+    source = beside(tmp_path)
+    with files(source) as both:
+        assert both == (source.encoder, source.merges)
+    with files(replace(source, merges=None)) as both:
+        assert both is None
+
+
+def tokenizer_json(directory: Path, **changes: Any) -> Checkpoint:
+    """What the library tokenizers writes of the same vocabulary."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    ordinary = {token: n for token, n in IDS.items() if n < 258}
+    made = Tokenizer(models.BPE(ordinary, [("a", "b"), ("ab", "c")]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
+    said = json.loads(made.to_str())
+    for path, value in changes.items():
+        *keys, last = path.split("__")
+        inner = said
+        for key in keys:
+            inner = inner[key]
+        inner[last] = value
+    (directory / "tokenizer.json").write_text(json.dumps(said), encoding="utf-8")
+    return Checkpoint(directory, "huggingface", CONFIG, {}, tokenizer=directory / "tokenizer.json")
+
+
+@pytest.mark.parametrize("merges", [["a b", "ab c"], [["a", "b"], ["ab", "c"]]])
+def test_tokenizer_json_alone(tmp_path, merges):
+    """transformers 5 saves nothing else; merges are words in older files, and pairs in newer."""
+    source = tokenizer_json(tmp_path, model__merges=merges)
+    assert encode(source, "abcab b") == [IDS[s] for s in ("abc", "ab", "Ġ", "b")]
+    assert pieces(source)[258] == b"<|endoftext|>"
+    with files(source) as both:
+        assert both is not None
+        assert both[1].read_text(encoding="utf-8") == MERGES
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("model__type", "Unigram", 'model: type = "Unigram": no byte-level BPE as GPT-2\'s'),
+        ("model__dropout", 0.1, "model: dropout = 0.1: no byte-level BPE"),
+        ("model__byte_fallback", True, "model: byte_fallback = true: no byte-level BPE"),
+        ("normalizer", {"type": "Lowercase"}, 'normalizer = {"type": "Lowercase"}: GPT-2 has none'),
+        ("pre_tokenizer__add_prefix_space", True, "pre_tokenizer: add_prefix_space = true: no"),
+        ("pre_tokenizer", {"type": "Whitespace"}, 'pre_tokenizer: type = "Whitespace": no byte-'),
+        ("model__vocab", [], "its model has no vocab, or no merges"),
+        ("model__merges", ["a b", "ab"], "merges[1] is not two tokens: 'ab'"),
+        ("model__merges", ["a b"], "no merge makes 'abc' of tokenizer.json: incomplete"),
+        ("model", None, "has no model"),
+    ],
+)
+def test_a_tokenizer_json_that_would_encode_otherwise(tmp_path, path, value, message):
+    refused(tokenizer_json(tmp_path, **{path: value}), f"tokenizer.json: {message}")
+
+
+def test_gpts_tokenizer_is_said_to_be_another(tmp_path):
+    source = replace(beside(tmp_path), config=replace(CONFIG, architecture="openai-gpt"))
+    refused(source, "the tokenizer of openai-gpt (words in lower case, no bytes) is not modelled; ")
+
+
+def test_transformers_tokenizers_of_tokenizer_json_are_judged(tmp_path):
+    from gpt_verify.ports.tokenizers import tokenizers
+
+    made = tokenizers(tokenizer_json(tmp_path))
+    assert "transformers-fast" in made
+    bpe = load(tokenizer_json(tmp_path))
+    for tokenizer in made.values():
+        assert tokenizer.encode("abcab b <|endoftext|>") == bpe.encode("abcab b <|endoftext|>")

@@ -123,8 +123,8 @@ def _config(path: Path, shapes: list[tuple[int, ...]]) -> tuple[Config, list[str
     else:
         heads = max(1, width // HEAD_SIZE)
         remarks = [
-            f"{SHAPES}: no file says how many heads there are; {heads} of {width // heads} "
-            'channels are taken, as in GPT. {"n_head": N} in hparams.json says otherwise'
+            f"{SHAPES}: no file says n_head; {heads} is taken, for heads of at most {HEAD_SIZE} "
+            'channels, as those of GPT. {"n_head": N} in hparams.json says otherwise'
         ]
     try:
         return Config(n_vocab, n_ctx, width, heads, layers, architecture="openai-gpt"), remarks

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from gpt_verify.checkpoint.files import read_json, refusal
 from gpt_verify.checkpoint.hf_pickled import SINGLE
@@ -23,7 +22,7 @@ def fetched(name: str) -> Path:
         MissingDependency: huggingface_hub is not installed.
     """
     try:
-        import huggingface_hub as hub
+        from huggingface_hub import constants, hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
     except ImportError:
         raise MissingDependency(
@@ -34,7 +33,7 @@ def fetched(name: str) -> Path:
     def get(file: str) -> Path | None:
         """None where the model has no such file."""
         try:
-            return Path(hub.hf_hub_download(name, file))
+            return Path(hf_hub_download(name, file))
         except EntryNotFoundError:  # offline as well: nothing of that name is in the cache
             return None
 
@@ -42,7 +41,8 @@ def fetched(name: str) -> Path:
         try:
             config = get("config.json")
             if config is None:
-                raise refusal(Path(name), f"no such directory; {_absent(hub)}")
+                why = _absent(constants.HF_HUB_OFFLINE)
+                raise refusal(Path(name), f"no such directory, and {why}")
             for _ in _files(get):
                 pass
         except CheckpointError:
@@ -53,9 +53,9 @@ def fetched(name: str) -> Path:
     return config.parent
 
 
-def _absent(hub: Any) -> str:
-    if hub.constants.HF_HUB_OFFLINE:
-        return "and its cache has no such model (HF_HUB_OFFLINE is set)"
+def _absent(offline: bool) -> str:
+    if offline:
+        return "the hub's cache has no such model (HF_HUB_OFFLINE is set)"
     return "the hub has no such model, or one without config.json, or could not be asked"
 
 

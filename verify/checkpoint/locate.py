@@ -42,7 +42,8 @@ def locate(path: Path) -> tuple[Path, Kind]:
     if os.path.lexists(path):
         return path.parent, _kind_of_file(path)
     text = str(path)
-    if _HUB_ID.fullmatch(text):
+    misspelt = path.parent != Path() and path.parent.is_dir()
+    if _HUB_ID.fullmatch(text) and not misspelt:
         from gpt_verify.checkpoint.hub import fetched
 
         return fetched(text), "huggingface"

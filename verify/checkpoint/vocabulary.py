@@ -100,7 +100,7 @@ def files(checkpoint: Checkpoint) -> Iterator[tuple[Path, Path] | None]:
     encoder, merges = checkpoint.encoder, checkpoint.merges
     if encoder is not None and merges is not None:
         text = read_bytes(merges, LARGEST_JSON)
-        if text.endswith(b"\n") and b"\r" not in text:
+        if re.search(rb"[^\n]\n\Z", text) and b"\r" not in text:
             yield encoder, merges
             return
     bpe = load(checkpoint)

@@ -1,0 +1,75 @@
+"""A model of the hub by its name, from a cache, without network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from file_layouts import HUB, in_shards
+from huggingface_directory import CONFIG, state, tensors, write
+from huggingface_hub import constants
+
+from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.errors import CheckpointError
+
+COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache; offline is what it is, whatever the environment says."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def cached(cache: Path, name: str, made: Path) -> Path:
+    """The files as the cache of the hub keeps them."""
+    home = cache / f"models--{name.replace('/', '--')}"
+    snapshot = home / "snapshots" / COMMIT
+    for directory in (home / "blobs", home / "refs", snapshot):
+        directory.mkdir(parents=True)
+    (home / "refs" / "main").write_text(COMMIT)
+    for number, file in enumerate(sorted(made.iterdir())):
+        file.rename(home / "blobs" / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    return snapshot
+
+
+@pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2"])
+def test_from_the_cache(cache: Path, tmp_path: Path, name: str) -> None:
+    made = write(tmp_path / "made", state(), **HUB)
+    snapshot = cached(cache, name, made)
+    checkpoint = open_checkpoint(name)
+    assert checkpoint.path == snapshot
+    assert checkpoint.config == CONFIG
+    assert checkpoint.tensors["wte"].tobytes() == tensors()["wte"].tobytes()
+
+
+def test_shards_from_the_cache(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    in_shards(tmp_path / "made")
+    cached(cache, "me/sharded", tmp_path / "made")
+    found = open_checkpoint("me/sharded").tensors["ln_f/g"]
+    assert found.tobytes() == tensors()["ln_f/g"].tobytes()
+
+
+def test_not_in_the_cache(cache: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint("models/124M")
+    assert str(caught.value) == (
+        "models/124M: no such directory, and the hub's cache has no such model (HF_HUB_OFFLINE is "
+        "set)"
+    )
+
+
+@pytest.mark.parametrize("path", ["/models/124M", "a/b/c", "~/124M", "a b", "tests/124M"])
+def test_what_can_be_no_name(
+    cache: Path, path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tests").mkdir()  # so that the last one can only be misspelt
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path)
+    assert str(caught.value) == f"{Path(path)}: no such directory"
