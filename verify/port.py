@@ -29,6 +29,10 @@ class NotExamined(Exception):
 NOT_SHOWN = "not shown by the port"
 
 
+#: What is said of a law that needs the logits of all positions of one call.
+LAST_ONLY = "the port returns the logits of the last position only"
+
+
 class Visit(Protocol):
     """Called while the port runs, once for every site that it shows, in order of computation."""
 
@@ -173,9 +177,17 @@ class Port:
     #: recognised, a version that was exported.
     remarks: Sequence[str] = ()
 
+    #: Whether ``logits`` returns those of the last position only, so that those of all positions
+    #: are asked for prefix by prefix. Found out while the port runs.
+    by_prefixes: bool = False
+
     def logits(self, tokens: Tokens) -> Floats:
         """tokens int[B, T] → logits float[B, T, V]."""
         raise NotImplementedError
+
+    #: Optional: float[B, V], the logits of the last position by a call that makes no others (what
+    #: a port that also makes all of them does where it generates).
+    last: Callable[[Tokens], Floats] | None = None
 
     #: Optional: the trained tensors of the port.
     parameters: Callable[[], Iterator[Parameter]] | None = None

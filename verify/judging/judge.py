@@ -18,6 +18,15 @@ from gpt_verify.diagnosis.port import Diagnosis, diagnose
 from gpt_verify.errors import LONGEST_REFUSAL, GptVerifyError, PortError, described, shortened
 from gpt_verify.findings import Finding, Place, PortReport, Status, concerns, unanchored
 from gpt_verify.inputs import Input
+from gpt_verify.judging.last_position import (
+    REMARKS,
+    LastPositionOnly,
+    after,
+    ask_by_prefixes,
+    asked,
+    looks_so,
+    returns_the_last_only,
+)
 from gpt_verify.judging.prepare import Prepared, prepare
 from gpt_verify.judging.waivers import waive
 from gpt_verify.laws.activations.check import SiteComparison
@@ -39,7 +48,7 @@ from gpt_verify.reference.config import Config
 from gpt_verify.sites import sites
 
 if TYPE_CHECKING:
-    from gpt_verify.port import Port
+    from gpt_verify.port import Port, Tokens, Visit
 
 
 Floats = NDArray[np.floating]
@@ -160,13 +169,29 @@ def _kept(port: Port, returned: object) -> Floats:
     return kept
 
 
+def _visited(
+    activations: Callable[[Tokens, Visit], Floats], visit: Visit, tokens: Tokens
+) -> Floats:
+    return activations(tokens, visit)
+
+
 def _again(
     port: Port, item: Input, first: Floats, repeats: Determinism, logits: LogitsComparison
 ) -> None:
     """Run a port for the second time; what differs from the first is compared as well."""
-    second = port.logits(item.tokens)
+    second, at = _returned(port, item.tokens), None
+    if port.by_prefixes:
+        at = [item.tokens.shape[1] - 1]
     if not repeats.add(item.name, first, second):
-        logits.add_again(item.tokens, second)
+        logits.add_again(item.tokens, second, at=at)
+
+
+def _returned(port: Port, tokens: Tokens) -> Floats:
+    """The logits of one call: of all positions, or where there are no others, of the last, [B, 1,
+    V]."""
+    if port.last is None or not port.by_prefixes:
+        return port.logits(tokens)
+    return port.last(tokens)[:, None]
 
 
 def _failures(findings: Sequence[Finding]) -> list[Finding]:
@@ -212,9 +237,14 @@ class _Work:
         prepared = prepare(port, self.checkpoint, self.shared)
         self.checkpoint, weights = prepared.checkpoint, prepared.weights
         self._weights(prepared)
+        if port.activations is not None and port.float64 is not None:
+            self._recognise(port)
         self._architecture(port, weights)
         give_back()
-        self._numbers(port, weights)
+        try:
+            self._numbers(port, weights)
+        except LastPositionOnly:
+            self._numbers(port, weights)
         give_back()
         subject = prepared.subject(self.seed, self.loading)
         held = Weights(port.name, prepared.parameters)
@@ -235,10 +265,19 @@ class _Work:
             return
         self.mapping = matching.places()
         if folding is not None:
-            self.remarks = (folding.remark,)
+            self.remarks += (folding.remark,)
             self.mapping |= folding.places(matching)
         config, weights = self.checkpoint.config, prepared.weights
         self.findings += check_weights(prepared.parameters, matching, config, weights, folding)
+
+    def _recognise(self, port: Port) -> bool:
+        """Whether it turns out to return the logits of the last position only. Then it is asked
+        for the others prefix by prefix from now on."""
+        if port.by_prefixes or not returns_the_last_only(port, self.checkpoint.config):
+            return False
+        ask_by_prefixes(port)
+        self.remarks += REMARKS
+        return True
 
     def _architecture(self, port: Port, weights: DeclaredWeights) -> None:
         law = "architecture"
@@ -270,21 +309,32 @@ class _Work:
             self._why["activations"] = "the port shows nothing but logits"
             logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
             for item in self.inputs:
-                first = _kept(port, port.logits(item.tokens))
-                logits.add(item.tokens, first)
+                first = self._first(port, item, partial(_returned, port))
+                logits.begin()
+                if not port.by_prefixes:
+                    logits.add_again(item.tokens, first)
                 _again(port, item, first, repeats, logits)
+                if port.last is not None:
+                    at = asked(item.tokens.shape[1])
+                    logits.add_again(item.tokens, after(port.last, item.tokens, at), at=at)
                 self.progress.step(item.name)
         else:
             comparison = self._comparison(weights, port, PRECISIONS[port.dtype], cascaded=True)
             logits = comparison.logits
+            watched = partial(_visited, port.activations, comparison)
             try:
                 for item in self.inputs:
                     comparison.begin(item.tokens, item.name)
-                    first = _kept(port, port.activations(item.tokens, comparison))
+                    first = self._first(port, item, watched)
                     comparison.returned(first)
+                    if port.last is not None:
+                        at = asked(item.tokens.shape[1])
+                        comparison.returned(after(port.last, item.tokens, at), at)
                     # The second run is not watched: an instrument that changes what it measures
                     # would show here.
                     _again(port, item, first, repeats, logits)
+            except LastPositionOnly:
+                raise
             except BaseException:
                 self.findings += _failures(comparison.local_findings("activations.local"))
                 raise
@@ -295,6 +345,18 @@ class _Work:
         shortest = min(self.inputs, key=lambda item: item.tokens.size)
         self.findings += logits.findings()
         self.findings += repeats.findings(port, shortest.tokens)
+
+    def _first(self, port: Port, item: Input, run: Callable[[Tokens], object]) -> Floats:
+        """The logits of a port's first run on an input.
+
+        Raises:
+            LastPositionOnly: they are those of the last position, which was not known until now.
+        """
+        first = _kept(port, run(item.tokens))
+        config = self.checkpoint.config
+        if looks_so(first.shape, item.tokens, config) and self._recognise(port):
+            raise LastPositionOnly
+        return first[:, None] if port.by_prefixes and first.ndim == 2 else first
 
     def _law(self, law: Part, subject: Subject, held: Weights) -> None:
         if self.laws is not None and law.id not in self.laws:
@@ -347,6 +409,7 @@ class _Work:
             declared=PRECISIONS[port.dtype],
             cascaded=cascaded,
             on_site=self.progress.step,
+            last_only=port.by_prefixes,
         )
 
     def complete(self, error: str | None) -> list[Finding]:

@@ -17,6 +17,7 @@ LAW = Law(
             "position, is the whole run",
             needs=("step",),
             takes=a_whole_context,
+            in_one_call=True,
         ),
     ),
     FAULTS,

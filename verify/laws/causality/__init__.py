@@ -17,6 +17,7 @@ LAW = Law(
             "everything from position s on is replaced; logits before s are the same. Every s of "
             "short sequences; powers of two and one more and less, and n_ctx − 1, of long ones",
             takes=a_whole_context,
+            in_one_call=True,
         ),
         Part(
             "causality.pattern",
@@ -31,6 +32,7 @@ LAW = Law(
             check_causal_gradient,
             "d loss at i / d input at j is exactly zero for j > i",
             needs=("input_gradients",),
+            in_one_call=True,
         ),
     ),
 )

@@ -21,6 +21,7 @@ LAW = Law(
             needs=("parameters", "gradients"),
             sites=at_the_weights,
             takes=derivatives,
+            in_one_call=True,
         ),
     ),
     FAULTS,

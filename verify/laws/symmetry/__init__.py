@@ -59,6 +59,7 @@ LAW = Law(
             needs=("parameters", "gradients"),
             writes=True,
             takes=derivatives,
+            in_one_call=True,
         ),
     ),
 )

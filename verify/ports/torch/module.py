@@ -251,6 +251,8 @@ class TorchModule(Port):
         output = logits_of(self._call(self.module, ids))
         if not isinstance(output, torch.Tensor):
             raise PortError(f"{self.name}: returned {type(output).__name__}, not logits")
+        if output.ndim == 2 and len(output) == len(ids):  # of one position, without its axis
+            output = output[:, None]
         return self.bare(output)
 
     def bare(self, logits: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,188 @@
+"""Ports that return the logits of the last position only, as code for generation does: correct
+ones, and some that are wrong in one way each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from broken_ports import _correct
+from torch import nn
+from torch.nn import functional as F
+from torch_styles import FusedBlock, Model
+
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.port import Port
+
+Function = Callable[[Any], Any]
+
+
+def _last(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Checkpoint], Function]:
+    """A function of which a part of the right logits is left."""
+
+    def factory(checkpoint: Checkpoint) -> Function:
+        return lambda tokens: change(_correct(checkpoint, tokens))
+
+    return factory
+
+
+one_position = _last(lambda x: x[:, -1:])
+no_position = _last(lambda x: x[:, -1])
+all_positions = _last(lambda x: x)
+# Wrong.
+first_position = _last(lambda x: x[:, :1])
+one_before = _last(lambda x: x[:, max(0, x.shape[1] - 2)])
+first_row = _last(lambda x: np.repeat(x[:1, -1], len(x), axis=0))
+many_rows = _last(lambda x: x[::-1, -1] if len(x) > 2 else x[:, -1])
+long_ones = _last(lambda x: x[:, -1] * (1.01 if x.shape[1] > 12 else 1))
+
+
+def wrapped(checkpoint: Checkpoint) -> Function:
+    """What the report says to do, of a correct one."""
+    port = one_position(checkpoint)
+    return lambda tokens: np.stack(
+        [
+            np.asarray(port(tokens[:, :n])).reshape(len(tokens), -1)
+            for n in range(1, tokens.shape[1] + 1)
+        ],
+        axis=1,
+    )
+
+
+class Headed(Model):
+    """The head reads the last position alone, before the last norm or after it."""
+
+    before_norm = False
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint, FusedBlock)
+
+    def states(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        x = self.states(ids)
+        if self.before_norm:
+            return self.head(self.final_norm(x[:, -1]))
+        return self.head(self.final_norm(x)[:, [-1]]), None
+
+
+class Early(Headed):
+    before_norm = True
+
+
+class ExactGelu(Headed):
+    """Wrong in its activation."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        for block in self.blocks:
+            block.mlp = lambda x, b=block: b.fc_out(F.gelu(b.fc_in(x)))
+
+
+class OtherHead(Headed):
+    """Wrong in its head alone."""
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        return self.head(self.final_norm(self.states(ids))[:, [-1]]) * 1.001
+
+
+class Targets(Headed):
+    """All logits and the loss where targets are given, which are shifted by who calls; otherwise
+    those of the last position. As nanoGPT, whose ignored label is -1."""
+
+    ignored = -1
+
+    def forward(self, ids: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        x = self.final_norm(self.states(ids))
+        if targets is None:
+            return self.generating(x), None
+        logits = self.head(x)
+        return logits, self.loss(logits, targets)
+
+    def generating(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x[:, [-1], :])
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=self.ignored
+        )
+
+
+class TargetsFirst(Targets):
+    """Wrong only where it generates."""
+
+    def generating(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x[:, [0], :])
+
+
+class TargetsSum(Targets):
+    """Wrong in its loss: a sum over the batch, not a mean."""
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return super().loss(logits, targets) * len(targets)
+
+
+class TargetsDefault(Targets):
+    """The ignored label of ``cross_entropy``."""
+
+    ignored = -100
+
+
+class TargetsShifted(Targets):
+    """Targets are the tokens, and shifted within."""
+
+    ignored = -100
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return super().loss(logits[:, :-1], targets[:, 1:])
+
+
+class TargetsAlways(Targets):
+    """All logits in any case; the targets are for the loss alone."""
+
+    def forward(self, ids: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        logits = self.head(self.final_norm(self.states(ids)))
+        return logits, None if targets is None else self.loss(logits, targets)
+
+
+class Sited(Port):
+    """A port that shows its sites, those after the last block at the last position only."""
+
+    dtype = "float64"
+    late = ("ln_f", "logits")
+    change: Callable[[str, np.ndarray], np.ndarray] = staticmethod(lambda site, x: x)
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.name, self.checkpoint = type(self).__name__, checkpoint
+
+    def logits(self, tokens: Any) -> Any:
+        return self.activations(tokens, lambda site, value, narrowest=None: None)
+
+    def activations(self, tokens: Any, visit: Any) -> Any:  # type: ignore[override]
+        from gpt_verify.reference.model import forward
+
+        runs = [forward(self.checkpoint.tensors, self.checkpoint.config, row) for row in tokens]
+        value = None
+        for row in zip(*runs, strict=True):
+            site, value = row[0][0], np.stack([x for _, x in row])
+            if site in self.late:
+                value = self.change(site, value[:, -1:])
+            visit(site, value)
+        return value
+
+    @contextmanager
+    def float64(self) -> Iterator[Port]:  # type: ignore[override]
+        yield self
+
+
+class SitedWrong(Sited):
+    """A last norm that is wrong."""
+
+    change = staticmethod(lambda site, x: x * (1 + 1e-9) if site == "ln_f" else x)
