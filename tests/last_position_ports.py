@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from broken_ports import _correct
-from torch import nn
 from torch.nn import functional as F
 from torch_styles import FusedBlock, Model
 
@@ -129,6 +128,14 @@ class TargetsSum(Targets):
         return super().loss(logits, targets) * len(targets)
 
 
+class TargetsGathered(Targets):
+    """Targets are indices, and -1 is the last one."""
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        of_all = logits.log_softmax(-1).flatten(0, 1)
+        return -of_all[torch.arange(len(of_all)), targets.flatten()].mean()
+
+
 class TargetsDefault(Targets):
     """The ignored label of ``cross_entropy``."""
 
@@ -186,3 +193,98 @@ class SitedWrong(Sited):
     """A last norm that is wrong."""
 
     change = staticmethod(lambda site, x: x * (1 + 1e-9) if site == "ln_f" else x)
+
+
+class Caching(Model):
+    """A cache under one name, which comes back at the end of a tuple."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint, FusedBlock)
+        self.n_ctx = checkpoint.config.n_ctx
+
+    def cached(
+        self, ids: torch.Tensor, past: Any, at: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, list[Any]]:
+        start = 0 if past is None else past[0][0].shape[2]
+        places = torch.arange(start, start + ids.shape[1])
+        if places[-1] >= self.n_ctx:
+            raise ValueError("too long")
+        x, kept = self.wte(ids) + self.wpe(places if at is None else at), []
+        for i, block in enumerate(self.blocks):
+            y = block.ln_1(x)
+            q, k, v = (block.split(part) for part in block.qkv(y).chunk(3, dim=-1))
+            if past is not None:
+                k, v = torch.cat([past[i][0], k], 2), torch.cat([past[i][1], v], 2)
+            kept.append((k, v))
+            seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(self.seen(start))
+            mix = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+            x = x + block.out_proj(mix.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.ln_2(x))
+        return self.head(self.final_norm(x)), kept
+
+    def seen(self, start: int) -> int:
+        return start
+
+
+class Past(Caching):
+    def forward(self, ids: torch.Tensor, past: Any = None) -> Any:
+        return self.cached(ids, past)
+
+
+class PastWrong(Past):
+    """Wrong: the mask does not know of what is in the cache."""
+
+    def seen(self, start: int) -> int:
+        return 0
+
+
+class PastKeyValues(Caching):
+    """Without use_cache, by name, and with positions that whoever calls must give."""
+
+    def forward(
+        self, ids: torch.Tensor, position_ids: Any = None, past_key_values: Any = None
+    ) -> Any:
+        at = torch.arange(ids.shape[1]) if position_ids is None else position_ids
+        logits, kept = self.cached(ids, past_key_values, at)
+        return {"logits": logits, "presents": kept}
+
+
+class KvCache(Caching):
+    """Only asked for."""
+
+    def forward(self, ids: torch.Tensor, kv_cache: Any = None, use_cache: bool = False) -> Any:
+        logits, kept = self.cached(ids, kv_cache)
+        return (logits, kept) if use_cache else logits
+
+
+class KvCacheTargets(Caching):
+    """Beside targets, without which the logits are those of the last position."""
+
+    def forward(self, ids: torch.Tensor, targets: Any = None, kv_cache: Any = None) -> Any:
+        logits, kept = self.cached(ids, kv_cache)
+        if targets is None:
+            return logits[:, [-1]], None, kept
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        return logits, loss, kept
+
+
+class Placed(Caching):
+    """Who calls must say where the tokens are, in words of its own: not examined."""
+
+    def forward(self, ids: torch.Tensor, start_pos: int = 0, kv_cache: Any = None) -> Any:
+        return self.cached(ids, kv_cache, torch.arange(start_pos, start_pos + ids.shape[1]))
+
+
+class Object(Caching):
+    """The cache is an object that who calls must make: not examined."""
+
+    def forward(self, ids: torch.Tensor, kv_cache: Any = None) -> Any:
+        return self.cached(ids, None if kv_cache is None else kv_cache.get())[0]
+
+
+class Otherwise(Caching):
+    """What comes out is not what goes in: not examined."""
+
+    def forward(self, ids: torch.Tensor, kv_cache: Any = None) -> Any:
+        logits, kept = self.cached(ids, None if kv_cache is None else kv_cache.get())
+        return logits, kept

@@ -14,9 +14,7 @@ ONE_CALL = ("causality.bits", "cache", "positions.padding")
 
 
 class TestRight:
-    @pytest.mark.parametrize(
-        "name", ["one_position", "no_position", "Headed", "Early", "Sited"]
-    )
+    @pytest.mark.parametrize("name", ["one_position", "no_position", "Headed", "Early", "Sited"])
     @pytest.mark.parametrize("inputs", [INPUTS, INPUTS[1:], INPUTS[:0:-1]], ids=["", "2", "back"])
     def test_verified_and_said(self, name: str, inputs: list) -> None:
         report = judged(f"{PORTS}:{name}", SOURCE, inputs)
@@ -69,3 +67,70 @@ class TestWrong:
         assert report.explained_by == ("gelu-erf",)
         report = judged(f"{PORTS}:SitedWrong", SOURCE)
         assert report.first_divergence == "ln_f"
+
+
+class TestTargets:
+    """Where ``forward`` takes targets and then returns all logits, everything is examined."""
+
+    @pytest.mark.parametrize(
+        "name", ["Targets", "TargetsDefault", "TargetsShifted", "TargetsAlways", "KvCacheTargets"]
+    )
+    def test_everything_is_examined(self, name: str) -> None:
+        report = judged(f"{PORTS}:{name}", SOURCE)
+        assert failures(report) == []
+        assert report.verdict is Verdict.VERIFIED
+        laws = ("causality.bits", "gradient", "loss.value", "loss.ignored", "loss.batch")
+        for law in laws:
+            site = "embed" if law == "gradient" else None
+            assert finding(report, law, site).status is Status.PASSED, law
+        said = " ".join(report.remarks)
+        assert ("where targets are given" in said) == (name != "TargetsAlways")
+        assert ("by itself" in said) == (name == "TargetsShifted")
+
+    def test_what_it_generates_with_is_compared(self) -> None:
+        report = judged(f"{PORTS}:TargetsFirst", SOURCE)
+        assert report.verdict is Verdict.REFUTED
+        assert failed_laws(report) == {"logits"}
+
+    def test_its_loss_is_judged(self) -> None:
+        report = judged(f"{PORTS}:TargetsSum", SOURCE)
+        assert report.verdict is Verdict.REFUTED
+        assert "loss.batch" in failed_laws(report)
+        assert all(law.startswith("loss.") for law in failed_laws(report))
+
+    def test_a_loss_that_ignores_nothing(self) -> None:
+        """A label that is taken for an index from the end is not ignored."""
+        report = judged(f"{PORTS}:TargetsGathered", SOURCE)
+        assert report.verdict is Verdict.VERIFIED
+        assert "ignores neither -1 nor -100" in finding(report, "loss.ignored").message
+        assert finding(report, "loss.value").status is Status.PASSED
+
+
+class TestCaches:
+    @pytest.mark.parametrize("name", ["Past", "PastKeyValues", "KvCache", "KvCacheTargets"])
+    def test_passed(self, name: str) -> None:
+        report = judged(f"{PORTS}:{name}", SOURCE)
+        assert failures(report) == []
+        assert report.verdict is Verdict.VERIFIED
+        assert finding(report, "cache").status is Status.PASSED
+        assert "with a cache" in finding(report, "positions.beyond").message
+
+    def test_refuted(self) -> None:
+        report = judged(f"{PORTS}:PastWrong", SOURCE)
+        assert failed_laws(report) == {"cache"}
+
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("Placed", "no cache"),
+            ("Object", "forward takes kv_cache and returns no cache"),
+            ("Otherwise", "how kv_cache is used is not known: AttributeError"),
+        ],
+    )
+    def test_not_examined(self, name: str, says: str) -> None:
+        report = judged(f"{PORTS}:{name}", SOURCE)
+        assert failures(report) == []
+        assert report.verdict is Verdict.VERIFIED
+        found = finding(report, "cache")
+        assert found.status is Status.NOT_EXAMINED
+        assert found.message.startswith(says)

@@ -55,12 +55,14 @@ def _of_a_whole_context(subject: Subject, tokens: Tokens) -> Floats:
     each of its own call where a call returns those of the last one only."""
     last = subject.port.last
     if last is None or not subject.port.by_prefixes:
-        return logits_of(subject, tokens)[0]
+        logits_TV: Floats = logits_of(subject, tokens)[0]
+        return logits_TV
     got_V: Floats = last(tokens)[0]
     if got_V.shape != (subject.config.n_vocab,):
         raise Malformed(f"logits of {tokens.shape[1]} tokens have shape {list(got_V.shape)}")
     lengths = range(1, _beginning(tokens) + 1)
-    return np.asarray(np.stack([*(last(tokens[:, :n])[0] for n in lengths), got_V]))
+    stacked: Floats = np.stack([*(last(tokens[:, :n])[0] for n in lengths), got_V])
+    return stacked
 
 
 def _beginning(tokens: Tokens) -> int:

@@ -74,6 +74,10 @@ class TorchModule(Port):
         add_capabilities(self)
         add_lens(self)
 
+    def call_with(self, call: Call) -> None:
+        """From now on its logits are what this call returns."""
+        self._call = call
+
     def logits(self, tokens: Tokens) -> Floats:
         with torch.no_grad():
             return to_numpy(self.run(tokens))
