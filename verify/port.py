@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -28,6 +29,10 @@ class NotExamined(Exception):
 
 #: What is said of a site that a port does not show.
 NOT_SHOWN = "not shown by the port"
+
+
+#: What is said of a law that needs the logits of all positions of one call.
+LAST_ONLY = "the port returns the logits of the last position only"
 
 
 class Visit(Protocol):
@@ -181,6 +186,10 @@ class Port:
     #: recognised, a version that was exported.
     remarks: Sequence[str] = ()
 
+    #: Whether ``logits`` returns those of the last position only, so that those of all positions
+    #: are asked for prefix by prefix. Found out while the port runs.
+    by_prefixes: bool = False
+
     __changed: Mapping[Capability[Any], Any] = {}
 
     def provenance(self) -> str:
@@ -234,6 +243,10 @@ class Offers:
     def __init__(self, found: Mapping[Capability[Any], Any]) -> None:
         self._found = found
 
+    def keys(self) -> AbstractSet[Capability[Any]]:
+        """All that it can do."""
+        return self._found.keys()
+
     def __contains__(self, capability: Capability[Any]) -> bool:
         return capability in self._found
 
@@ -253,6 +266,10 @@ class Offers:
             raise NotExamined(capability.lacking)
         return found
 
+
+#: float[B, V], the logits of the last position by a call that makes no others: what a port that
+#: also makes all of them does where it generates.
+LAST = Capability[Callable[[Tokens], Floats]]("last", "no call for the last position alone")
 
 #: The trained tensors of the port.
 PARAMETERS = Capability[Callable[[], Iterator[Parameter]]]("parameters", "no parameters shown")
@@ -340,6 +357,7 @@ LENS = Capability[Callable[[Tokens], Iterator[tuple[str, Floats]]]]("lens", "no 
 TOKENIZERS = Capability[Callable[[], Mapping[str, Tokenizer]]]("tokenizers", "no tokenizer")
 
 CAPABILITIES: tuple[Capability[Any], ...] = (
+    LAST,
     PARAMETERS,
     ACTIVATIONS,
     FLOAT64_COPY,

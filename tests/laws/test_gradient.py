@@ -317,7 +317,7 @@ def answering_alone(inner: Port, change: Callable[[Gradients], Gradients]) -> Po
     made = Port()
     made.name, made.dtype = inner.name, inner.dtype
     made.parameters, made.logits = inner.parameters, inner.logits  # type: ignore[method-assign]
-    made.offer(GRADIENTS, inner.gradients)
+    made.offer(GRADIENTS, inner.offers()[GRADIENTS])
     return answering(made, change)
 
 

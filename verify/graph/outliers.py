@@ -15,6 +15,8 @@ by the factors that sites have (``gpt_verify.numerics.scores``), whose meaning i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,9 +38,10 @@ class Outliers:
         self._largest, self._index = 0.0, (0, 0, 0, 0)
         self._position, self._at = 0.0, (0, 0, 0)
 
-    def row(self, index: tuple[int, int]) -> Row:
-        """One sequence is about to be compared: which input, and which of its rows."""
-        return Row(self, index)
+    def row(self, index: tuple[int, int], at: Sequence[int] | None = None) -> Row:
+        """One sequence is about to be compared: which input, and which of its rows; which of its
+        positions, where it is not all."""
+        return Row(self, index, at)
 
     @property
     def worst_element(self) -> tuple[int, ...]:
@@ -68,8 +71,10 @@ class Outliers:
 class Row:
     """One sequence, tile by tile."""
 
-    def __init__(self, gathered: Outliers, index: tuple[int, int]) -> None:
-        self._all, self._index = gathered, index
+    def __init__(
+        self, gathered: Outliers, index: tuple[int, int], at: Sequence[int] | None = None
+    ) -> None:
+        self._all, self._index, self._positions = gathered, index, at
         self._shift: Floats = np.zeros(0)
         self._squares: Floats = np.zeros(0)
         self._elements = 0
@@ -104,7 +109,7 @@ class Row:
         size = float(np.sqrt(z[at]))
         if size > gathered._largest:
             gathered._largest = size
-            gathered._index = (*self._index, int(at[0]), first + int(at[1]))
+            gathered._index = (*self._index, self._position(int(at[0])), first + int(at[1]))
 
     def done(self) -> None:
         """All tiles were taken in."""
@@ -113,4 +118,7 @@ class Row:
         t = int(np.argmax(self._squares))
         size = float(np.sqrt(self._squares[t] / self._elements))
         if size > self._all._position:
-            self._all._position, self._all._at = size, (*self._index, t)
+            self._all._position, self._all._at = size, (*self._index, self._position(t))
+
+    def _position(self, row: int) -> int:
+        return row if self._positions is None else self._positions[row]

@@ -18,6 +18,15 @@ from gpt_verify.diagnosis.port import Diagnosis, diagnose
 from gpt_verify.errors import LONGEST_REFUSAL, GptVerifyError, PortError, described, shortened
 from gpt_verify.findings import Finding, Place, PortReport, Status, concerns, unanchored
 from gpt_verify.inputs import Input
+from gpt_verify.judging.last_position import (
+    REMARKS,
+    LastPositionOnly,
+    after,
+    ask_by_prefixes,
+    asked,
+    looks_so,
+    returns_the_last_only,
+)
 from gpt_verify.judging.prepare import Prepared, prepare
 from gpt_verify.judging.waivers import waive
 from gpt_verify.laws.activations.check import SiteComparison
@@ -33,7 +42,7 @@ from gpt_verify.laws.weights.unplaced import with_unplaced
 from gpt_verify.matching.folding import NOT_TIED
 from gpt_verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights
-from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY, META_GRAPH
+from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY, LAST, META_GRAPH
 from gpt_verify.ports import registry
 from gpt_verify.process.memory import give_back, require, spare
 from gpt_verify.process.state import Loading, snapshot
@@ -41,7 +50,7 @@ from gpt_verify.reference.config import Config
 from gpt_verify.sites import sites
 
 if TYPE_CHECKING:
-    from gpt_verify.port import Port
+    from gpt_verify.port import Port, Tokens, Visit
 
 
 Floats = NDArray[np.floating]
@@ -163,13 +172,29 @@ def _kept(port: Port, returned: object) -> Floats:
     return kept
 
 
+def _visited(
+    activations: Callable[[Tokens, Visit], Floats], visit: Visit, tokens: Tokens
+) -> Floats:
+    return activations(tokens, visit)
+
+
 def _again(
     port: Port, item: Input, first: Floats, repeats: Determinism, logits: LogitsComparison
 ) -> None:
     """Run a port for the second time; what differs from the first is compared as well."""
-    second = port.logits(item.tokens)
+    second, at = _returned(port, item.tokens), None
+    if port.by_prefixes:
+        at = [item.tokens.shape[1] - 1]
     if not repeats.add(item.name, first, second):
-        logits.add_again(item.tokens, second)
+        logits.add_again(item.tokens, second, at=at)
+
+
+def _returned(port: Port, tokens: Tokens) -> Floats:
+    """The logits of one call: of all positions, or where there are no others, of the last, [B, 1,
+    V]."""
+    if port.by_prefixes:
+        return port.offers()[LAST](tokens)[:, None]
+    return port.logits(tokens)
 
 
 def _failures(findings: Sequence[Finding]) -> list[Finding]:
@@ -217,9 +242,14 @@ class _Work:
         prepared = prepare(port, self.checkpoint, self.shared)
         self.checkpoint, weights = prepared.checkpoint, prepared.weights
         self._weights(prepared)
+        if {ACTIVATIONS, FLOAT64_COPY} <= port.offers().keys():
+            self._recognise(port)
         self._architecture(port, weights)
         give_back()
-        self._numbers(port, weights)
+        try:
+            self._numbers(port, weights)
+        except LastPositionOnly:
+            self._numbers(port, weights)
         if prepared.matching is not None:
             self.findings = with_unplaced(
                 self.findings, prepared.parameters, prepared.matching, self.checkpoint.config
@@ -245,10 +275,19 @@ class _Work:
             return
         self.mapping = matching.places()
         if folding is not None:
-            self.remarks = (folding.remark,)
+            self.remarks += (folding.remark,)
             self.mapping |= folding.places(matching)
         config, weights = self.checkpoint.config, prepared.weights
         self.findings += check_weights(prepared.parameters, matching, config, weights, folding)
+
+    def _recognise(self, port: Port) -> bool:
+        """Whether it turns out to return the logits of the last position only. Then it is asked
+        for the others prefix by prefix from now on."""
+        if port.by_prefixes or not returns_the_last_only(port, self.checkpoint.config):
+            return False
+        ask_by_prefixes(port)
+        self.remarks += REMARKS
+        return True
 
     def _architecture(self, port: Port, weights: DeclaredWeights) -> None:
         law = "architecture"
@@ -282,23 +321,34 @@ class _Work:
             self._why["activations"] = "the port shows nothing but logits"
             logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
             for item in self.inputs:
-                first = _kept(port, port.logits(item.tokens))
+                first = self._first(port, item, partial(_returned, port))
                 self._begun(item, first)
-                logits.add(item.tokens, first)
+                logits.begin()
+                if not port.by_prefixes:
+                    logits.add_again(item.tokens, first)
                 _again(port, item, first, repeats, logits)
+                if last := port.offers().get(LAST):
+                    at = asked(item.tokens.shape[1])
+                    logits.add_again(item.tokens, after(last, item.tokens, at), at=at)
                 self.progress.step(item.name)
         else:
             comparison = self._comparison(weights, port, PRECISIONS[port.dtype], cascaded=True)
             logits = comparison.logits
+            watched = partial(_visited, activations, comparison)
             try:
                 for item in self.inputs:
                     comparison.begin(item.tokens, item.name)
-                    first = _kept(port, activations(item.tokens, comparison))
+                    first = self._first(port, item, watched)
                     self._begun(item, first)
                     comparison.returned(first)
+                    if last := port.offers().get(LAST):
+                        at = asked(item.tokens.shape[1])
+                        comparison.returned(after(last, item.tokens, at), at)
                     # The second run is not watched: an instrument that changes what it measures
                     # would show here.
                     _again(port, item, first, repeats, logits)
+            except LastPositionOnly:
+                raise
             except BaseException:
                 self.findings += _failures(comparison.local_findings("activations.local"))
                 raise
@@ -315,6 +365,18 @@ class _Work:
         if self._first_call is None and logits_BTV.shape[:2] == item.tokens.shape:
             tokens_T = np.asarray(item.tokens[0], np.int64)
             self._first_call = FirstCall(tokens_T, np.array(logits_BTV[0, -1]))
+
+    def _first(self, port: Port, item: Input, run: Callable[[Tokens], object]) -> Floats:
+        """The logits of a port's first run on an input.
+
+        Raises:
+            LastPositionOnly: they are those of the last position, which was not known until now.
+        """
+        first = _kept(port, run(item.tokens))
+        config = self.checkpoint.config
+        if looks_so(first.shape, item.tokens, config) and self._recognise(port):
+            raise LastPositionOnly
+        return first[:, None] if port.by_prefixes and first.ndim == 2 else first
 
     def _law(self, law: Part, subject: Subject, held: Weights) -> None:
         if self.laws is not None and law.id not in self.laws:
@@ -368,6 +430,7 @@ class _Work:
             declared=PRECISIONS[port.dtype],
             cascaded=cascaded,
             on_site=self.progress.step,
+            last_only=port.by_prefixes,
         )
 
     def complete(self, error: str | None) -> list[Finding]:

@@ -16,7 +16,7 @@ from gpt_verify.findings import Finding
 from gpt_verify.graph.derivatives import noise_bytes
 from gpt_verify.laws.reference_gradient import LENGTH
 from gpt_verify.laws.subject import Subject
-from gpt_verify.port import Capability
+from gpt_verify.port import LAST_ONLY, Capability
 from gpt_verify.reference.config import Config
 
 Check = Callable[[Subject], Iterable[Finding]]
@@ -65,6 +65,7 @@ class Part:
         sites: where it has a finding.
         free: why models of this kind are free of it; None of those that it binds.
         writes: whether it writes to the port's weights, and so must put them back.
+        in_one_call: whether it needs the logits, or the loss, of all positions of one call.
         takes: how many bytes it takes beside the port, estimated. It is not begun where fewer are
             free.
     """
@@ -76,6 +77,7 @@ class Part:
     sites: Sites = nowhere
     free: Callable[[Config], str | None] = every_model
     writes: bool = False
+    in_one_call: bool = False
     takes: Callable[[Config], int] = little
 
     def hold(self, subject: Subject) -> list[Finding]:
@@ -91,6 +93,8 @@ class Part:
         """Why it cannot be held against this port: what the port lacks, or the model's kind."""
         if why := self.free(subject.config):
             return why
+        if self.in_one_call and subject.port.by_prefixes:
+            return LAST_ONLY
         offers = subject.offers
         return next((need.lacking for need in self.needs if need not in offers), None)
 

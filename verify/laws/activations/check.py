@@ -8,7 +8,7 @@ cascaded (from the tokens on). Nothing is kept but sums.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import google_crc32c
@@ -46,6 +46,8 @@ class SiteComparison:
             is judged there as that; nothing is ever judged as narrower than declared.
         cascaded: compare from the tokens on as well. Not needed for the float64 twin, whose
             local comparison leaves nothing out.
+        last_only: the port makes the logits of the last position only, and may make what leads to
+            them there only, too: a site that is shown so is compared there.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class SiteComparison:
         declared: Precision,
         cascaded: bool,
         on_site: Callable[[str], None] = lambda site: None,
+        last_only: bool = False,
     ) -> None:
+        self._last_only = last_only
         self._config = config
         self._weights = weights
         self._precision = precision
@@ -99,10 +103,12 @@ class SiteComparison:
     def __call__(self, site: str, value: Floats, narrowest: str | None = None) -> None:
         """Compare one site of the whole batch: the ``Visit`` of ``gpt_verify.port``."""
         name = site
+        if name == "logits" and self._last_only and value.ndim == 2:
+            value = value[:, None]
         if complaint := self._shape_complaint(self._sites[name], value):
             self.wrong_shape.setdefault(name, complaint)
             if name == "logits":
-                self.logits.accepts(self._tokens_BT, value)
+                self.logits.accepts(self._tokens_BT, value, self._at())
             return
         self._note_order(self._sites[name])
         precision = self._judged_as(name, narrowest)
@@ -114,17 +120,25 @@ class SiteComparison:
                     self._compare(row, name, value[row], precision)
         self._on_site(name)
 
-    def returned(self, logits_BTV: Floats) -> None:
+    def returned(self, logits_BTV: Floats, at: Sequence[int] | None = None) -> None:
         """The logits that the run has returned, and that of those who call it is what counts.
 
         They are compared by themselves unless they are, bit for bit, those that it has shown.
+
+        Args:
+            at: the positions of logits that another run has returned; None of this one.
         """
         assert self._cascaded, "there is nothing to compare them with"
         rows = range(len(self._tokens_BT))
-        if self.logits.accepts(self._tokens_BT, logits_BTV) and any(
+        at = self._at() if at is None else at
+        if self.logits.accepts(self._tokens_BT, logits_BTV, at) and any(
             self._shown_logits.get(row) != bits_of(logits_BTV[row]) for row in rows
         ):
-            self.logits.add_again(self._tokens_BT, logits_BTV, self._locksteps)
+            self.logits.add_again(self._tokens_BT, logits_BTV, self._locksteps, at)
+
+    def _at(self) -> list[int] | None:
+        """The positions of which there are logits; None of all."""
+        return [self._tokens_BT.shape[1] - 1] if self._last_only else None
 
     def _judged_as(self, name: str, narrowest: str | None) -> Precision:
         """The run's own precision, or a narrower one that a twin kept and the port declares."""
@@ -152,13 +166,23 @@ class SiteComparison:
         if made_by(site).by_head:
             tiles = head_tiles(self._config.n_head, value.shape[-1])
         known = self._locksteps[row].value(name) if self._cascaded else None
+        cut = self._cut(value)
+        if known is not None and cut:
+            known = known[0][cut:], known[1][:, cut:]
         # Two at a time, of which each one's tensors are gone before the next two.
         for i in range(0, len(tiles), 2):
             some = tiles[i : i + 2]
             jobs = [partial(self._expected, oracle, name, precision, heads) for heads in some]
-            for heads, expected in zip(some, by_twos(jobs), strict=True):
+            for heads, whole in zip(some, by_twos(jobs), strict=True):
+                expected = _from(whole, cut) if cut and whole is not None else whole
                 self._add(row, name, heads, value, expected, known)
         oracle.show(name, value)
+
+    def _cut(self, value: Floats) -> int:
+        """How many positions are left out before those that a site shows; it has none if they are
+        its heads'."""
+        length = self._tokens_BT.shape[1]
+        return length - 1 if self._last_only and value.ndim == 2 and len(value) == 1 else 0
 
     def _expected(
         self, oracle: LocalOracle, name: str, precision: Precision, heads: slice
@@ -211,6 +235,7 @@ class SiteComparison:
         budgets: list[Floats] = []
         try:
             for first, expected in self._oracles[row].expected_logits(precision):
+                expected = _from(expected, len(expected.value) - len(value_TV))
                 part = value_TV[:, first : first + expected.value.shape[-1]]
                 budget = _budget(expected)
                 self.local["logits"].add(
@@ -221,7 +246,7 @@ class SiteComparison:
             self.hidden_input["logits"] = str(hidden)
         if self._cascaded:
             self._shown_logits[row] = bits_of(value_TV)
-            tiles = self.logits.add_row(row, value_TV, self._locksteps[row])
+            tiles = self.logits.add_row(row, value_TV, self._locksteps[row], self._at())
             for i, (first, error, noise) in enumerate(tiles):
                 own = budgets[i].astype(np.float64) if budgets else None
                 self.cascade["logits"].add(error, noise, own, first, n_vocab)
@@ -235,7 +260,12 @@ class SiteComparison:
             shape: tuple[int, ...] = (batch, config.n_head, length, length)
         else:
             shape = (batch, length, widths.get(site.kind, config.n_embd))
-        if value.shape != shape:
+        short = (batch, 1, *shape[2:])
+        if site.kind == "logits" and self._last_only:
+            shape = short
+        if value.shape != shape and not (
+            self._last_only and not made_by(site).by_head and value.shape == short
+        ):
             return f"{site.name} has shape {list(value.shape)}, should be {list(shape)}"
         if not np.issubdtype(value.dtype, np.floating):
             return f"{site.name} has dtype {value.dtype}, should be a floating-point type"
@@ -299,6 +329,12 @@ def bits_of(value_TV: Floats) -> int:
     for row_V in value_TV:
         crc = google_crc32c.extend(crc, np.ascontiguousarray(row_V).tobytes())
     return crc
+
+
+def _from(expected: Measured, first: int) -> Measured:
+    """What was expected at the positions from ``first`` on."""
+    budget = None if expected.budget is None else expected.budget[first:]
+    return Measured(expected.value[first:], budget)
 
 
 def _budget(expected: Measured) -> Floats:

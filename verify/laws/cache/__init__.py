@@ -18,6 +18,7 @@ LAW = Law(
             "position, is the whole run",
             needs=(STEP,),
             takes=a_whole_context,
+            in_one_call=True,
         ),
     ),
     FAULTS,

@@ -18,6 +18,7 @@ LAW = Law(
             "everything from position s on is replaced; logits before s are the same. Every s of "
             "short sequences; powers of two and one more and less, and n_ctx − 1, of long ones",
             takes=a_whole_context,
+            in_one_call=True,
         ),
         Part(
             "causality.pattern",
@@ -32,6 +33,7 @@ LAW = Law(
             check_causal_gradient,
             "d loss at i / d input at j is exactly zero for j > i",
             needs=(INPUT_GRADIENTS,),
+            in_one_call=True,
         ),
     ),
 )

@@ -22,6 +22,7 @@ LAW = Law(
             needs=(PARAMETERS, GRADIENTS),
             sites=at_the_weights,
             takes=derivatives,
+            in_one_call=True,
         ),
     ),
     FAULTS,

@@ -49,14 +49,16 @@ class LogitsComparison:
         tokens_BT: Tokens,
         logits_BTV: Floats,
         locksteps: Sequence[Lockstep] | None = None,
+        at: Sequence[int] | None = None,
     ) -> None:
         """Compare other logits of the input that was begun last.
 
         Args:
             locksteps: of its rows, where there are some; they may have been asked for logits
                 before.
+            at: the positions whose logits these are; all where None.
         """
-        if not self.accepts(tokens_BT, logits_BTV):
+        if not self.accepts(tokens_BT, logits_BTV, at):
             return
         if locksteps is None:
             locksteps = [
@@ -64,12 +66,15 @@ class LogitsComparison:
             ]
         for row, lockstep in enumerate(locksteps):
             with np.errstate(all="ignore"):  # what overflows is reported, not warned about
-                for _ in self.add_row(row, logits_BTV[row], lockstep):
+                for _ in self.add_row(row, logits_BTV[row], lockstep, at):
                     pass
 
-    def accepts(self, tokens_BT: Tokens, logits_BTV: Floats) -> bool:
+    def accepts(
+        self, tokens_BT: Tokens, logits_BTV: Floats, at: Sequence[int] | None = None
+    ) -> bool:
         """Shape and dtype first; a complaint is a finding, and nothing further is compared."""
-        shape = (*tokens_BT.shape, self._config.n_vocab)
+        rows, length = tokens_BT.shape
+        shape = (rows, length if at is None else len(at), self._config.n_vocab)
         if logits_BTV.shape != shape:
             self.complaint = f"logits have shape {list(logits_BTV.shape)}, should be {list(shape)}"
         elif not np.issubdtype(logits_BTV.dtype, np.floating):
@@ -79,27 +84,31 @@ class LogitsComparison:
         return self.complaint is None
 
     def add_row(
-        self, row: int, logits_TV: Floats, lockstep: Lockstep
+        self, row: int, logits_TV: Floats, lockstep: Lockstep, at: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Floats, Floats]]:
-        """Compare one sequence tile by tile, yielding ``(first token, error, noise)`` of each.
+        """Compare one sequence, or some of its positions, tile by tile, yielding ``(first token,
+        error, noise)`` of each.
 
         Of the noise R draws, with the error R + 1 deviations.
         """
         sums: Floats = np.zeros(0)
         squares: Floats = np.zeros(0)
-        outliers = self._outliers.row((self._input, row))
+        outliers = self._outliers.row((self._input, row), at)
         for first, exact, noise in lockstep.logits():
+            if at is not None:
+                exact, noise = exact[list(at)], noise[:, list(at)]
             got = np.asarray(logits_TV[:, first : first + exact.shape[-1]], np.float64)
             error = np.where(np.isfinite(got), got - exact, np.inf)
             deviations = np.concatenate([error[None], noise])
             sums = deviations.sum(axis=-1) + (sums if sums.size else 0.0)
             squares = (deviations**2).sum(axis=-1) + (squares if squares.size else 0.0)
             outliers.add(first, deviations)
-            at = np.unravel_index(int(np.argmax(np.abs(error))), error.shape)
-            size = float(np.abs(error[at]))
+            worst = np.unravel_index(int(np.argmax(np.abs(error))), error.shape)
+            size = float(np.abs(error[worst]))
             if self._worst is None or size > self._worst.score:
-                index = (self._input, row, int(at[0]), first + int(at[1]))
-                self._worst = Worst(index, float(got[at]), float(exact[at]), 0.0, size)
+                position = int(worst[0]) if at is None else at[int(worst[0])]
+                index = (self._input, row, position, first + int(worst[1]))
+                self._worst = Worst(index, float(got[worst]), float(exact[worst]), 0.0, size)
             yield first, error, noise
         outliers.done()
         n = self._config.n_vocab

@@ -17,6 +17,7 @@ LAW = Law(
             "positions from a mask passes if it takes positions, and the finding says so. "
             "transformers' eager attention in float16 is refuted where all scores of a padding "
             "position are below −16: they overflow together with its mask, and the NaN spreads",
+            in_one_call=True,
         ),
     ),
     FAULTS,

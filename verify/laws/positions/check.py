@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from gpt_verify.errors import described
 from gpt_verify.findings import Finding, Status, naming
 from gpt_verify.graph.cascade import LIMIT_FLOORS
-from gpt_verify.laws.agreement import logits_of, mean_squares, refuting
+from gpt_verify.laws.agreement import Malformed, logits_of, mean_squares, refuting
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.numerics.two_tables import last_state
 from gpt_verify.numerics.weights import Widened
-from gpt_verify.port import ELSEWHERE, STEP, Port
+from gpt_verify.port import ELSEWHERE, LAST, STEP, Port
 from gpt_verify.reference.model import logits as reference_logits
 from gpt_verify.reference.ops import unembed
 
@@ -34,7 +34,7 @@ def check_limit(subject: Subject) -> Iterator[Finding]:
     """A whole context is taken, and its last position is what the reference says."""
     n_ctx = subject.config.n_ctx
     tokens = subject.tokens(1, n_ctx)
-    logits_TV = logits_of(subject, tokens)[0]
+    logits_TV = _of_a_whole_context(subject, tokens)
     # The floors that the law of the cache asks for as well.
     last = subject.measured(tokens[0], max(0, n_ctx - 2))
     got_V = logits_TV[-1].astype(np.float64)
@@ -50,13 +50,33 @@ def check_limit(subject: Subject) -> Iterator[Finding]:
     yield Finding(LIMIT, status, message, None, floors, LIMIT_FLOORS)
 
 
+def _of_a_whole_context(subject: Subject, tokens: Tokens) -> Floats:
+    """The logits of its last position, after those of the other ones or of some at its beginning;
+    each of its own call where a call returns those of the last one only."""
+    last = subject.offers.get(LAST)
+    if last is None or not subject.port.by_prefixes:
+        logits_TV: Floats = logits_of(subject, tokens)[0]
+        return logits_TV
+    got_V: Floats = last(tokens)[0]
+    if got_V.shape != (subject.config.n_vocab,):
+        raise Malformed(f"logits of {tokens.shape[1]} tokens have shape {list(got_V.shape)}")
+    lengths = range(1, _beginning(tokens) + 1)
+    stacked: Floats = np.stack([*(last(tokens[:, :n])[0] for n in lengths), got_V])
+    return stacked
+
+
+def _beginning(tokens: Tokens) -> int:
+    """How many of these tokens are taken for their beginning."""
+    return min(BEGINNING, int(tokens.shape[-1]) // 2)
+
+
 def _floors(difference_V: Floats, floor: float) -> float:
     return float(np.sqrt(np.mean(difference_V**2)) / floor)
 
 
 def _beginning_is_right(subject: Subject, tokens_T: Tokens, logits_TV: Floats) -> bool:
     """Whether the first tokens are right; of a context too short to have some, nothing is known."""
-    count = min(BEGINNING, len(tokens_T) // 2)
+    count = _beginning(tokens_T)
     if not count:
         return True
     first_T = tokens_T[:count]
@@ -72,7 +92,8 @@ def check_beyond(subject: Subject) -> Iterator[Finding]:
     where = "" if subject.port.device == "cpu" else " (on the CPU)"
     with _on_cpu(subject.port) as port:
         probe = _Probe(port, tokens[:, : min(2, n_ctx)])
-        taken = _refused(lambda: port.logits(tokens))
+        run = port.offers()[LAST] if port.by_prefixes else port.logits
+        taken = _refused(lambda: run(tokens))
         if not isinstance(taken, Refusal):
             what, fault = _what_it_does(subject, port, tokens, np.array(taken))
             words = f"{n_ctx + 1} tokens are not refused{where}, n_ctx is {n_ctx}: {what}"

@@ -60,6 +60,7 @@ LAW = Law(
             needs=(PARAMETERS, GRADIENTS),
             writes=True,
             takes=derivatives,
+            in_one_call=True,
         ),
     ),
 )

@@ -50,6 +50,7 @@ LAW = Law(
             sites=at_the_logits,
             free=if_tied,
             takes=derivatives,
+            in_one_call=True,
         ),
         Part(
             "tying.graph",

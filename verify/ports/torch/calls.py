@@ -2,12 +2,11 @@
 
 Nothing is known of classes: a module that takes ``labels`` has a loss, one that takes
 ``past_key_values`` has a cache, one that takes ``attention_mask`` can be padded. These are the
-names that transformers uses, and most ports follow.
+names that transformers uses, and most ports follow; others are in ``styles``.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from gpt_verify.errors import PortError
 from gpt_verify.port import (
     GRADIENTS,
     INPUT_GRADIENTS,
+    LAST,
     LOSS,
     PADDED,
     PADDED_AT,
@@ -25,6 +25,7 @@ from gpt_verify.port import (
     NotExamined,
 )
 from gpt_verify.ports.torch.gradients import Differentiation
+from gpt_verify.ports.torch.styles import OtherCache, Targets, cache_argument, takes_of
 from gpt_verify.ports.torch.trace import to_numpy
 from gpt_verify.ports.torch.tying import Tying
 
@@ -36,12 +37,16 @@ if TYPE_CHECKING:
 def add_capabilities(port: TorchModule) -> None:
     """Give a port what its module has: from the arguments of its ``forward``, ``loss``, ``step``,
     ``padded`` and ``padded_at``; from its having parameters, their derivatives."""
-    takes = set(inspect.signature(port.module.forward).parameters)
+    takes = takes_of(port.module)
     calls = _Calls(port)
     if "labels" in takes:
         port.offer(LOSS, calls.loss)
-    if {"past_key_values", "use_cache"} <= takes:
+    elif "targets" in takes:
+        _add_targets(port, Targets(port, logits_of), calls)
+    if {"past_key_values", "use_cache"} <= takes.keys():
         port.offer(STEP, calls.step)
+    elif name := cache_argument(takes):
+        port.offer(STEP, OtherCache(calls.made, calls.logits, name, takes).step)
     if "attention_mask" in takes:
         port.offer(PADDED, calls.padded)
         if "position_ids" in takes:
@@ -53,13 +58,25 @@ def add_capabilities(port: TorchModule) -> None:
         port.offer(TYING, Tying(port, differentiation).tying)
 
 
+def _add_targets(port: TorchModule, targets: Targets, calls: _Calls) -> None:
+    """A loss, where there is one; and where nothing else returns all logits, that call."""
+    if targets.shifts is not None:
+        port.offer(LOSS, targets.loss)
+    if targets.needed:
+        calls.with_targets = True
+        port.call_with(lambda module, ids: module(ids, targets=ids))
+        port.offer(LAST, calls.last)
+    port.remarks = (*port.remarks, *targets.remarks)
+
+
 class _Calls:
     """The module's ``forward`` with keywords."""
 
     def __init__(self, port: TorchModule) -> None:
         self._port = port
-        takes = inspect.signature(port.module.forward).parameters
+        takes = takes_of(port.module)
         self._plain = {"use_cache": False} if "use_cache" in takes else {}
+        self.with_targets = False
 
     def loss(self, tokens: Tokens, labels: Tokens) -> float:
         output = self._call(tokens, labels=self._tensor(labels), **self._plain)
@@ -72,20 +89,33 @@ class _Calls:
 
     def step(self, tokens: Tokens, cache: Any) -> tuple[Floats, Any]:
         output = self._call(tokens, past_key_values=cache, use_cache=True)
-        return self._logits(output), member(output, "past_key_values")
+        return self.logits(output), member(output, "past_key_values")
+
+    def last(self, tokens: Tokens) -> Floats:
+        """``Port.last``: without targets."""
+        logits = self.logits(self._call(tokens))
+        return logits[:, -1] if logits.ndim == 3 else logits
+
+    def made(self, tokens: Tokens, **more: Any) -> Any:
+        """What ``forward`` returns; with targets, where only so it returns all logits."""
+        arrays = {n: self._tensor(v) for n, v in more.items() if isinstance(v, np.ndarray)}
+        if self.with_targets:
+            arrays["targets"] = self._tensor(tokens)
+        return self._call(tokens, **(more | arrays))
 
     def padded(self, tokens: Tokens, mask: Tokens) -> Floats:
-        return self._logits(self._call(tokens, attention_mask=self._tensor(mask), **self._plain))
+        return self.logits(self._call(tokens, attention_mask=self._tensor(mask), **self._plain))
 
     def padded_at(self, tokens: Tokens, mask: Tokens, positions: Tokens) -> Floats:
         more = {"attention_mask": self._tensor(mask), "position_ids": self._tensor(positions)}
-        return self._logits(self._call(tokens, **more, **self._plain))
+        return self.logits(self._call(tokens, **more, **self._plain))
 
     def _call(self, tokens: Tokens, **more: Any) -> Any:
         with torch.no_grad():
             return self._port.module(self._tensor(tokens), **more)
 
-    def _logits(self, output: Any) -> Floats:
+    def logits(self, output: Any) -> Floats:
+        """Those in what ``forward`` has returned."""
         logits = logits_of(output)
         if isinstance(logits, torch.Tensor):
             logits = self._port.bare(logits)

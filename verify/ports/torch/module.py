@@ -80,6 +80,10 @@ class TorchModule(Port):
         add_capabilities(self)
         add_lens(self)
 
+    def call_with(self, call: Call) -> None:
+        """From now on its logits are what this call returns."""
+        self._call = call
+
     def logits(self, tokens: Tokens) -> Floats:
         with torch.no_grad():
             return to_numpy(self.run(tokens))
@@ -291,6 +295,8 @@ class TorchModule(Port):
         output = logits_of(self._call(self.module, ids))
         if not isinstance(output, torch.Tensor):
             raise PortError(f"{self.name}: returned {type(output).__name__}, not logits")
+        if output.ndim == 2 and len(output) == len(ids):  # of one position, without its axis
+            output = output[:, None]
         return self.bare(output)
 
     def bare(self, logits: torch.Tensor) -> torch.Tensor:
