@@ -19,7 +19,7 @@ from models import checkpoint, failures, judged, statuses
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.findings import Status, Verdict
-from gpt_verify.port import Floats, Port
+from gpt_verify.port import FLOAT64_COPY, Floats, Port
 from gpt_verify.ports.huggingface import huggingface
 
 HERE = Path(__file__)
@@ -67,8 +67,9 @@ def spoiling(source: Checkpoint) -> Port:
 
 
 def wrap(port: Port, spoilt: Spoilt) -> None:
-    own = {name: getattr(port, name) for name in CALLS}
-    twin = port.float64
+    offers = {c.name: c for c in port.offers() if c.name in CALLS}
+    own = {"logits": port.logits} | {name: port.offers()[c] for name, c in offers.items()}
+    twin = port.offers().get(FLOAT64_COPY)
 
     def logits(tokens: Any) -> Floats:
         spoilt.begin()
@@ -118,16 +119,17 @@ def wrap(port: Port, spoilt: Spoilt) -> None:
 
     @contextmanager
     def float64() -> Iterator[Port]:
+        assert twin is not None
         with twin() as other:
             wrap(other, spoilt)
             yield other
 
     local = locals()
-    for name in CALLS:
-        if own[name] is not None:
-            setattr(port, name, local[name])
+    port.logits = logits  # type: ignore[method-assign]
+    for name, capability in offers.items():
+        port.offer(capability, local[name])
     if twin is not None:
-        port.float64 = float64  # type: ignore[method-assign]
+        port.offer(FLOAT64_COPY, float64)
 
 
 @pytest.mark.parametrize("port", ["one_buffer", "one_tensor", "spoiling"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -243,9 +242,8 @@ class Offers:
     def __init__(self, found: Mapping[Capability[Any], Any]) -> None:
         self._found = found
 
-    def keys(self) -> AbstractSet[Capability[Any]]:
-        """All that it can do."""
-        return self._found.keys()
+    def __iter__(self) -> Iterator[Capability[Any]]:
+        return iter(self._found)
 
     def __contains__(self, capability: Capability[Any]) -> bool:
         return capability in self._found

@@ -242,7 +242,7 @@ class _Work:
         prepared = prepare(port, self.checkpoint, self.shared)
         self.checkpoint, weights = prepared.checkpoint, prepared.weights
         self._weights(prepared)
-        if {ACTIVATIONS, FLOAT64_COPY} <= port.offers().keys():
+        if {ACTIVATIONS, FLOAT64_COPY} <= set(port.offers()):
             self._recognise(port)
         self._architecture(port, weights)
         give_back()
