@@ -303,6 +303,57 @@ class TestLeftOver:
         assert {("weights.accounted", None), ("weights.count", None)} < failed(findings)
 
 
+class TestPartsOfALayerTogether:
+    """Weight and bias of the query, the key and the value, with none of the right values."""
+
+    @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+    @pytest.mark.parametrize("named", ["attn.W_{}|attn.b_{}", "{}_proj.weight|{}_proj.bias"])
+    @pytest.mark.parametrize("right", ["neither", "weights", "biases"])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_names_decide(
+        self, values: Values, scale: float, named: str, right: str, seed: int
+    ) -> None:
+        port, expected = _in_parts(values, named, "QKV" if "W_" in named else "qkv")
+        rng = np.random.default_rng(seed)
+        for name, (_, leaf, _) in expected.items():
+            if leaf not in {"neither": "", "weights": "w", "biases": "b"}[right]:
+                # As large as other parts are, which then look nearer.
+                size = scale * rng.uniform(0.1, 1)
+                port[name] = (rng.standard_normal(port[name].shape) * size).astype(np.float32)
+        matching, _ = matched(port, values)
+        found = {p.parameter: p for p in matching.placements}
+        for name, (tensor, _, part) in expected.items():
+            assert (found[name].tensor, found[name].part) == (tensor, part), name
+
+    def test_a_bias_goes_where_its_weight_is(self, values: Values) -> None:
+        """The weights tell, the names say something else: the biases, which are wrong, follow."""
+        port, expected = _in_parts(values, "{}_proj.weight|{}_proj.bias", "vqk")
+        for name, (_, leaf, _) in expected.items():
+            if leaf == "b":
+                port[name] = np.full_like(port[name], 3)
+        matching, _ = matched(port, values)
+        found = {p.parameter: (p.tensor, p.part) for p in matching.placements}
+        assert all(found[name] == (tensor, part) for name, (tensor, _, part) in expected.items())
+
+
+def _in_parts(
+    values: Values, named: str, letters: str
+) -> tuple[Values, dict[str, tuple[str, str, int]]]:
+    """A port with q, k and v apart, and which name is which tensor, leaf and part."""
+    port: Values = {}
+    expected: dict[str, tuple[str, str, int]] = {}
+    for name, value in values.items():
+        if "c_attn" not in name:
+            port[name] = value
+            continue
+        leaf = name[-1]
+        for part, letter in enumerate(letters):
+            own = f"blocks.{name[1]}.{named.split('|')[leaf == 'b'].format(letter)}"
+            port[own] = np.ascontiguousarray(np.split(value, 3, axis=-1)[part])
+            expected[own] = name, leaf, part
+    return port, expected
+
+
 def test_a_port_made_of_another_checkpoint_is_held_against_this_one() -> None:
     """It has placed its parameters by the other one, to which they are equal."""
     source = checkpoint()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gpt_verify.findings import layer_of
 from gpt_verify.matching.layouts import PARTS, Layout, layouts
-from gpt_verify.matching.name_hints import block_number, name_score
+from gpt_verify.matching.name_hints import block_number, name_score, sibling
 from gpt_verify.matching.placement import Matching as Matching
 from gpt_verify.matching.placement import Placement as Placement
 from gpt_verify.matching.placement import squeeze
@@ -34,6 +34,8 @@ _SAMPLE = 4096
 _TILE = 1 << 20
 #: More than the relative distance of any two samples, less what a name is worth.
 _FARTHEST = 4.0
+#: The relative distance of zeros from any tensor: what is as far says nothing of which it is.
+_OF_ZEROS = 1.0
 #: Between two layouts that fit neither, the one of the other matrices.
 _OTHER_LAYOUT = 0.5
 
@@ -137,7 +139,8 @@ def match(
     taken = _take(_without_strangers(exact, layer_of), open_slots)
     placed += taken
     left = [p for p in left if p.name not in {placement.parameter for placement in taken}]
-    placed += _nearest(left, candidates, weights, open_slots, _Usual(taken, weights), layer_of)
+    told = _Told(taken, weights, layer_of)
+    placed += _nearest(left, candidates, weights, open_slots, told)
 
     names = {placement.parameter for placement in placed}
     surplus = tuple(p.name for p in left if p.name not in names)
@@ -156,10 +159,22 @@ def _missing(open_slots: set[tuple[str, int | None]]) -> tuple[str, ...]:
     return tuple(missing)
 
 
-class _Usual:
-    """In which layouts the tensors of each kind were found where content told."""
+class _Told:
+    """What content told of some parameters says of the others: the layouts of each kind, the layer
+    of each block, and which part of ``c_attn`` a weight or a bias is by what its fellow is."""
 
-    def __init__(self, taken: Sequence[Placement], weights: DeclaredWeights) -> None:
+    def __init__(
+        self,
+        taken: Sequence[Placement],
+        weights: DeclaredWeights,
+        layer_of: Mapping[str, int],
+    ) -> None:
+        self._layer_of = layer_of
+        self._beside = {
+            sibling(p.parameter): (p.tensor.rpartition("/")[0], p.part)
+            for p in taken
+            if p.part is not None and p.alike == 1
+        }
         self._orders: dict[tuple[str, bool], Counter[tuple[int, ...]]] = {}
         upright: Counter[bool] = Counter()
         for p in taken:
@@ -168,6 +183,13 @@ class _Usual:
             if weights[p.tensor].ndim > 1:
                 upright[p.transposed] += 1
         self._transposed = upright.most_common(1)[0][0] if upright else False
+
+    def against(self, name: str, c: _Candidate) -> float:
+        """What speaks against a candidate besides its values."""
+        beside = self._beside.get(sibling(name)) if c.part is not None else None
+        apart = beside is not None and beside != (c.tensor.rpartition("/")[0], c.part)
+        found = _FARTHEST * (apart or _strange(name, c, self._layer_of))
+        return found + _OTHER_LAYOUT * (not self.is_usual(c)) - name_score(name, c.tensor, c.part)
 
     def allows(self, c: _Candidate) -> bool:
         """Where content does not tell: as in the checkpoint, transposed, or as others are."""
@@ -187,25 +209,24 @@ def _nearest(
     candidates: Sequence[_Candidate],
     weights: DeclaredWeights,
     open_slots: set[tuple[str, int | None]],
-    usual: _Usual,
-    layer_of: Mapping[str, int],
+    told: _Told,
 ) -> list[Placement]:
     """What equals no tensor, nearest first, so that a slightly wrong tensor is claimed before a
-    quite different one. One matrix like wte may be a head of its own, where it should be none."""
+    quite different one. Names decide between those that it is no nearer to than zeros are. One
+    matrix like wte may be a head of its own, where it should be none."""
     untied = any(c.tensor == "lm_head" for c in candidates)
     pairs = []
     for parameter in left:
         value = parameter.read()
         fitting = [c for c in candidates if c.layout.fits(value.shape)]
-        for c in [c for c in fitting if usual.allows(c)] or fitting:
+        for c in [c for c in fitting if told.allows(c)] or fitting:
             head = c.slot not in open_slots
             if head and (c.tensor != "wte" or untied):
                 continue
             distance = _distance(value, c.view(weights))
-            rank = distance + _FARTHEST * _strange(parameter.name, c, layer_of)
-            rank += _OTHER_LAYOUT * (not usual.is_usual(c))
-            rank -= name_score(parameter.name, c.tensor, c.part)
+            rank = min(distance, _OF_ZEROS) + told.against(parameter.name, c)
             pairs.append((rank, head, parameter.name, c, distance))
+    pairs = _together(pairs)
     pairs.sort(key=lambda pair: pair[:3])
     done: dict[str, Placement] = {}
     for _, head, name, c, distance in pairs:
@@ -215,6 +236,29 @@ def _nearest(
         done[name] = c.placed(name, exact=False, head=head, distance=distance)
         _close(open_slots, c)
     return list(done.values())
+
+
+#: Rank, whether it is a head, name, candidate, distance.
+_Pair = tuple[float, bool, str, _Candidate, float]
+
+
+def _together(pairs: Sequence[_Pair]) -> list[_Pair]:
+    """Query, key and value parts are no more likely than the weight or the bias beside them is to
+    be the same part."""
+    best: dict[tuple[str, str, str, int], float] = {}
+    for rank, _, name, c, _ in pairs:
+        if c.part is not None:
+            scope, _, leaf = c.tensor.rpartition("/")
+            key = (sibling(name), scope, leaf, c.part)
+            best[key] = min(rank, best.get(key, rank))
+    found = []
+    for rank, head, name, c, distance in pairs:
+        if c.part is not None:
+            scope, _, leaf = c.tensor.rpartition("/")
+            other = best.get((sibling(name), scope, "b" if leaf == "w" else "w", c.part), rank)
+            rank = (rank + other) / 2
+        found.append((rank, head, name, c, distance))
+    return found
 
 
 def _take(exact: _Fits, open_slots: set[tuple[str, int | None]]) -> list[Placement]:

@@ -79,6 +79,53 @@ def split_qkv(model: Any) -> None:
         attn.c_attn = _Side(parts)
 
 
+def fused_kv(model: Any) -> None:
+    """q by itself, k and v in one matrix."""
+    _in_pieces(model, lambda columns, heads: [columns[0].flatten(), columns[1:].flatten()])
+
+
+def backwards(model: Any) -> None:
+    """One matrix, v before k before q."""
+    _in_pieces(model, lambda columns, heads: [columns.flip(0).flatten()])
+
+
+def list_of_heads(model: Any) -> None:
+    """A layer for each of q, k and v of each head."""
+    _in_pieces(model, lambda columns, heads: list(columns.flatten().chunk(3 * heads)))
+
+
+def fused_heads(model: Any) -> None:
+    """A layer for each head, q, k and v side by side."""
+    _in_pieces(model, lambda columns, heads: list(columns.transpose(0, 1).flatten(1)))
+
+
+def _in_pieces(model: Any, cut: Callable[[Any, int], list[Any]]) -> None:
+    """``c_attn`` in several matrices, or in another order.
+
+    Args:
+        cut: from the columns, [q/k/v, head, size], and the number of heads to those of each.
+    """
+    for block in model.blocks(range(model.config.n_layer)):
+        attn = block.attn
+        columns = torch.arange(attn.c_attn.bias.numel()).view(3, attn.n_head, -1)
+        pieces = cut(columns, attn.n_head)
+        weight, bias = attn.c_attn.weight, attn.c_attn.bias
+        parts = [_stored_transposed(weight[:, of], bias[of]) for of in pieces]
+        del attn.c_attn
+        attn.pieces = torch.nn.ModuleList(parts)
+        attn.c_attn = _InOrder(parts, torch.argsort(torch.cat(pieces)))
+
+
+class _InOrder:
+    """Projections of one input, put in order. No module: they belong to the attention."""
+
+    def __init__(self, parts: list[Any], order: Any) -> None:
+        self.parts, self.order = parts, order
+
+    def __call__(self, x: Any) -> Any:
+        return torch.cat([part(x) for part in self.parts], dim=-1)[..., self.order.to(x.device)]
+
+
 class _Side:
     """Three projections of one input, side by side. No module: they belong to the attention."""
 
