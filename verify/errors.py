@@ -3,6 +3,7 @@
     GptVerifyError
     ├── CheckpointError      the checkpoint is missing, damaged, incomplete or not a GPT-2
     ├── PortError            the port could not be built, or broke while it ran
+    ├── ReferenceChanged     a port has changed what it is judged by
     ├── ToolError            this package could not undo what it did to a port
     ├── MissingDependency    an optional framework is not installed
     └── UsageError           the request itself makes no sense
@@ -22,6 +23,10 @@ class CheckpointError(GptVerifyError):
 
 class PortError(GptVerifyError):
     """A port factory raised, returned something that is no port, or the port broke in use."""
+
+
+class ReferenceChanged(GptVerifyError):
+    """Something of this process that the reference is made of is no longer what it was."""
 
 
 class ToolError(GptVerifyError):

@@ -15,8 +15,16 @@ from threadpoolctl import threadpool_limits
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.diagnosis.port import Diagnosis, diagnose
-from gpt_verify.errors import LONGEST_REFUSAL, GptVerifyError, PortError, described, shortened
+from gpt_verify.errors import (
+    LONGEST_REFUSAL,
+    GptVerifyError,
+    PortError,
+    ReferenceChanged,
+    described,
+    shortened,
+)
 from gpt_verify.findings import Finding, Place, PortReport, Status, concerns, unanchored
+from gpt_verify.graph.stored import self_check
 from gpt_verify.inputs import Input
 from gpt_verify.judging.last_position import (
     REMARKS,
@@ -45,6 +53,7 @@ from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights
 from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY, LAST, META_GRAPH
 from gpt_verify.ports import registry
 from gpt_verify.process.memory import give_back, require, spare
+from gpt_verify.process.replaced import Watch, listed
 from gpt_verify.process.state import Loading, snapshot
 from gpt_verify.reference.config import Config
 from gpt_verify.sites import sites
@@ -96,13 +105,17 @@ def judge(
     waivers: Mapping[str, str] = {}
     remarks: tuple[str, ...] = ()
     declared, where, source = dtype or "float32", device, "checkpoint"
+    watch = Watch()
+    work.glance = watch.glance
     try:
+        _require_itself(watch, "before the port was built")
         before = snapshot()
         made = build or partial(registry.build, spec, checkpoint, dtype, device)  # type: ignore[arg-type]
         port = made()
         name, declared, where, source = port.name, port.dtype, port.device, port.provenance()
         waivers, remarks = port.waivers, tuple(port.remarks)
         work.loading = Loading(before, snapshot())
+        _require_itself(watch, f"by {name}")
         progress.port(name, work.steps(port))
         try:
             with one_blas_thread():
@@ -110,9 +123,14 @@ def judge(
         finally:
             source = port.provenance()
             port.close()
+            _require_itself(watch, f"by {name}")
+    except ReferenceChanged as e:
+        error, work.exception = shortened(e, LONGEST_REFUSAL), e
+        work.forget()
     except GptVerifyError as e:
         error, work.exception = shortened(e, LONGEST_REFUSAL), e
     except (KeyboardInterrupt, SystemExit):
+        watch.replaced()
         raise
     except BaseException as e:  # GeneratorExit and CancelledError of a port among them
         error, work.exception = f"{name or spec}: {one_line(e)}", e
@@ -162,6 +180,21 @@ def one_blas_thread() -> AbstractContextManager[object]:
 def one_line(e: BaseException) -> str:
     """Type and first line of an exception."""
     return described(e)
+
+
+def _require_itself(watch: Watch, when: str) -> None:
+    """The reference is what it was, by its parts and by what it computes. What was replaced is put
+    back, so that the next port can be judged.
+
+    Raises:
+        ReferenceChanged: it is not.
+    """
+    if names := watch.replaced():
+        raise ReferenceChanged(f"the reference was changed {when}: {listed(names)} replaced")
+    if words := self_check():
+        raise ReferenceChanged(
+            f"the reference was changed {when}, in a way that is unknown: {words}"
+        )
 
 
 def _kept(port: Port, returned: object) -> Floats:
@@ -226,8 +259,17 @@ class _Work:
         self.diagnosis = Diagnosis()
         self.loading: Loading | None = None
         self._first_call: FirstCall | None = None
+        self.glance: Callable[[], None] = lambda: None
         self._comparisons: dict[str, SiteComparison] = {}
         self._why: dict[str, str] = {}
+
+    def forget(self) -> None:
+        """What was found by a reference that was changed is worth nothing."""
+        self.findings, self.logits_floors, self.diagnosis = [], None, Diagnosis()
+
+    def _on_site(self, site: str) -> None:
+        self.glance()
+        self.progress.step(site)
 
     def steps(self, port: Port) -> int:
         """How often ``progress.step`` will be called."""
@@ -429,7 +471,7 @@ class _Work:
             precision,
             declared=PRECISIONS[port.dtype],
             cascaded=cascaded,
-            on_site=self.progress.step,
+            on_site=self._on_site,
             last_only=port.by_prefixes,
         )
 
