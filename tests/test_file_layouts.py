@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from file_layouts import TABLES, Layout
+from file_layouts import OPENED_HF, TABLES, Layout
 from huggingface_directory import tensors
 
 from gpt_verify.checkpoint import open_checkpoint
 from gpt_verify.errors import CheckpointError
+from gpt_verify.findings import Verdict
+from gpt_verify.inputs import seeded
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,3 +90,18 @@ def test_opening_is_lazy(tmp_path: Path) -> None:
         assert open_checkpoint(tmp_path).config == RELEASED["124M"]
         taken.append(time.process_time() - start)
     assert min(taken) < 0.050
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [layout for layout in OPENED_HF if "of the hub" in layout.what or "shards" in layout.what],
+    ids=lambda layout: layout.what,
+)
+def test_transformers_opens_the_same(tmp_path: Path, layout: Layout) -> None:
+    """By its own reader, from the same files: what the two have read is one model."""
+    layout.make(tmp_path)
+    source, spec = open_checkpoint(tmp_path), f"huggingface-eager={tmp_path}"
+    report = judge(spec, source, [seeded(layout.config, 5, 0)], None, "cpu", Silent(), laws=())
+    assert report.error is None
+    assert report.verdict is Verdict.VERIFIED
+    assert report.weights_from == str(tmp_path)

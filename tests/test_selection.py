@@ -40,9 +40,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     paths: list[object] = []
     open_checkpoint = gpt_verify.checkpoint.open_checkpoint
 
-    def counted(path: Path | None = None) -> gpt_verify.checkpoint.Checkpoint:
+    def counted(
+        path: Path | None = None, ignore: tuple[str, ...] = ()
+    ) -> gpt_verify.checkpoint.Checkpoint:
         paths.append(path)
-        return open_checkpoint(path)
+        return open_checkpoint(path, ignore)
 
     monkeypatch.setattr("gpt_verify.checkpoint.open_checkpoint", counted)
     return paths

@@ -144,10 +144,10 @@ def test_a_place_that_cannot_be_written(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no checkpoint"),
-        ('model_checkpoint_path: "../model.ckpt"', "is not in this directory"),
-        ('model_checkpoint_path: "/etc/model.ckpt"', "is not in this directory"),
-        ('model_checkpoint_path: ".."', "is not in this directory"),
+        ("", "the file is empty"),
+        ('model_checkpoint_path: "../model.ckpt"', "leads outside its directory"),
+        ('model_checkpoint_path: "/etc/model.ckpt"', "leads outside its directory"),
+        ('model_checkpoint_path: ".."', "leads outside its directory"),
     ],
 )
 def test_the_state_file_stays_in_its_directory(tmp_path, text, message):
@@ -157,7 +157,7 @@ def test_the_state_file_stays_in_its_directory(tmp_path, text, message):
 
 
 def test_a_missing_state_file(tmp_path):
-    with pytest.raises(CheckpointError, match="checkpoint: No such file"):
+    with pytest.raises(CheckpointError, match="checkpoint: no such file"):
         read_with_tensorflow(tmp_path)
 
 

@@ -19,16 +19,19 @@ from gpt_verify.errors import UsageError
 # fmt: off
 #: Words of a key that says nothing of the function: who, when, under which terms, trained how.
 _HARMLESS = frozenset([
-    "author", "authors", "batch", "card", "checkpointing", "citation", "comment", "commit",
-    "contact", "corpus", "created", "creation", "creator", "data", "dataset", "datasets",
-    "date", "description", "developer", "doi", "email", "epoch", "epochs", "eval",
-    "evaluation", "finetuned", "generator", "gradient", "hash", "homepage", "id", "info",
-    "language", "languages", "learning", "licence", "license", "loss", "lr", "maintainer",
-    "metadata", "metrics", "modified", "name", "note", "notes", "optimizer", "organization",
-    "owner", "path", "perplexity", "publisher", "repo", "repository", "results", "revision",
-    "run", "seed", "sha", "source", "step", "steps", "tag", "tags", "task", "time",
-    "timestamp", "title", "tokenizer", "train", "trained", "trainer", "training", "updated",
-    "uploaded", "url", "version", "wandb", "warmup", "website",
+    "arxiv", "author", "authors", "batch", "bf16", "card", "checkpointing", "citation",
+    "comment", "commit", "company", "contact", "corpus", "country", "created", "creation",
+    "creator", "data", "dataset", "datasets", "date", "description", "developer", "doi",
+    "domain", "email", "epoch", "epochs", "eval", "evaluation", "finetuned", "fp16",
+    "framework", "generator", "gradient", "hash", "homepage", "id", "info", "init",
+    "initialization", "institution", "language", "languages", "learning", "licence",
+    "license", "loss", "lr", "maintainer", "metadata", "metrics", "mixed", "modified",
+    "name", "note", "notes", "optimizer", "organization", "owner", "paper", "parent",
+    "path", "perplexity", "pipeline", "pretraining", "publisher", "repo", "repository",
+    "results", "revision", "run", "seed", "sha", "source", "sponsor", "step", "steps",
+    "tag", "tags", "task", "team", "time", "timestamp", "title", "token", "tokenizer",
+    "tokens", "train", "trained", "trainer", "training", "unsloth", "updated", "uploaded",
+    "url", "usage", "version", "wandb", "warmup", "website",
 ])
 # fmt: on
 #: Keys of the same kind whose words alone would not say so.

@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 4
-SOURCE = "413a1f72dd55b698b031ca45406b6576066970111fe0326a66169a3f361ee988"
+SOURCE = "ba9ec104645ff6f86da530c5b054a030ba41b0ec4ad41a199d21e005decd3bcd"

@@ -189,7 +189,7 @@ def meta_graph(checkpoint: Checkpoint, tokens: Tokens) -> MetaGraph:
 
 def _meta_graph(worker: Worker, prefix: Path | None, tokens: Tokens) -> MetaGraph:
     if prefix is None or not Path(f"{prefix}.meta").exists():
-        return MetaGraph(False, "the checkpoint has no .meta file")
+        return MetaGraph(False, "the checkpoint has no .meta file that restores its variables")
     size_of(Path(f"{prefix}.meta"))  # a pipe is not opened, by TensorFlow neither
     frame = worker.call("meta", int32(tokens), prefix=str(prefix))
     return MetaGraph(**frame.fields, logits=frame.arrays[0] if frame.arrays else None)
