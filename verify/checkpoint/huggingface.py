@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt_verify.checkpoint.family_files import family_of, open_family
 from gpt_verify.checkpoint.files import refusal, size_of
 from gpt_verify.checkpoint.hf_config import SIZES, read_config
 from gpt_verify.checkpoint.hf_weights import READABLE, Weights, open_weights
@@ -92,6 +93,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     config_json = path / "config.json"
+    if (family := family_of(config_json)) is not None:
+        return open_family(path, family)
     config = read_config(config_json)
     weights = open_weights(path)
     found: dict[str, Stored] = {}

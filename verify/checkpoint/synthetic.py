@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.checkpoint.synthetic_family import FamilyTensors
 from gpt_verify.checkpoint.write import write_huggingface, write_openai
 from gpt_verify.errors import CheckpointError, UsageError
 from gpt_verify.reference import GPT1, RELEASED, Config, ConfigError, TensorSpec, tensor_table
@@ -153,6 +154,8 @@ def synthetic_tensors(
         scale: multiplies embeddings, matrices and biases (not gains); 1 is the regime described
             above, and other values leave it.
     """
+    if config.own is not None:
+        return FamilyTensors(config, seed, scale)
     return SyntheticTensors(config, seed, scale)
 
 
