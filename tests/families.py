@@ -10,8 +10,7 @@ from typing import Any
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.families import FAMILIES
-from gpt_verify.checkpoint.family_files import example, write_family
-from gpt_verify.checkpoint.keys import Keys
+from gpt_verify.checkpoint.family_files import example, read_family, write_family
 from gpt_verify.checkpoint.synthetic import synthetic_tensors
 from gpt_verify.reference import Architecture, Config
 
@@ -31,7 +30,7 @@ def family(name: str) -> Config:
 
 
 def read(keys: Mapping[str, Any]) -> Config:
-    return FAMILIES[keys["model_type"]].read(Keys(Path("config.json"), keys))
+    return read_family(FAMILIES[keys["model_type"]], Path("config.json"), keys)
 
 
 def keyed(config: Config, **keys: Any) -> Config:

@@ -190,7 +190,7 @@ def test_aliases_and_keys_that_do_not_matter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "what"),
     [
-        ({"model_type": "gpt_neo"}, 'model_type is not "gpt2"'),
+        ({"model_type": "falcon"}, 'model_type is not "gpt2"'),
         ({"activation_function": "gelu"}, 'activation_function = "gelu", should be "gelu_new"'),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon = 1e-06, should be 1e-05"),
         ({"scale_attn_weights": False}, "scale_attn_weights = false, should be true"),

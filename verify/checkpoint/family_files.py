@@ -26,7 +26,7 @@ from gpt_verify.checkpoint.record import Checkpoint
 from gpt_verify.checkpoint.safetensors_file import ToWrite, replacing, write_tensors
 from gpt_verify.checkpoint.tensors import LazyTensors
 from gpt_verify.errors import CheckpointError
-from gpt_verify.reference import Config, tensor_table
+from gpt_verify.reference import Config, ConfigError, tensor_table
 
 Array = NDArray[Any]
 
@@ -35,6 +35,19 @@ def family_of(config_json: Path) -> Family | None:
     """The family that a ``config.json`` names, if it names one."""
     name = read_json(config_json).get("model_type")
     return FAMILIES.get(name) if isinstance(name, str) else None
+
+
+def read_family(family: Family, path: Path, stated: Mapping[str, object]) -> Config:
+    """What the keys of a ``config.json`` make.
+
+    Raises:
+        CheckpointError: they make no model, or one that is not known.
+    """
+    try:
+        return family.read(Keys(path, stated))
+    except (ConfigError, ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        # Whatever a value of another kind sets off, deep within.
+        raise refusal(path, f"no {family.name}: {error}") from None
 
 
 def open_family(path: Path, family: Family) -> Checkpoint:
@@ -46,7 +59,7 @@ def open_family(path: Path, family: Family) -> Checkpoint:
             tokens is another one.
     """
     config_json = path / "config.json"
-    config = family.read(Keys(config_json, read_json(config_json)))
+    config = read_family(family, config_json, read_json(config_json))
     weights, table = open_weights(path), tensor_table(config)
     places = pieces(config, family.places(config))
     stored = _stored(weights, places, config, family)
@@ -173,7 +186,7 @@ def write_family(
         tensors: the model → its tensors.
     """
     family = FAMILIES[stated["model_type"]]
-    config = family.read(Keys(directory / "config.json", stated))
+    config = read_family(family, directory / "config.json", stated)
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / "model.safetensors") as file:
         write_tensors(file, stored_tensors(config, tensors(config)))
