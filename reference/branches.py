@@ -25,7 +25,7 @@ from gpt_verify.reference.ops import (
     soft_cap,
     split_heads,
 )
-from gpt_verify.reference.positions import alibi, rotate, turns
+from gpt_verify.reference.positions import alibi, rotate, slopes, turns
 
 #: Checkpoint name → array. Lazy mappings are welcome: a tensor is looked up where it is used and
 #: dropped afterwards.
@@ -91,7 +91,8 @@ def attention(x_TD: Array, layer: Layer) -> Steps:
     if keys.cap is not None:
         scores_HTS = yield from layer.site("attn.capped", soft_cap(scores_HTS, keys.cap))
     if keys.alibi:
-        scores_HTS = yield from layer.site("attn.sloped", alibi(scores_HTS))
+        sloped_HTS = alibi(scores_HTS, slopes(config.n_head))
+        scores_HTS = yield from layer.site("attn.sloped", sloped_HTS)
     sinks_H = layer.w(f"h{layer.number}/attn/sinks") if keys.sinks else None
     pattern_HTS = causal_softmax(scores_HTS, config.window(layer.number), sinks_H)
     del scores_HTS  # large, and not read again

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpt_verify.reference.architecture import Experts
 from gpt_verify.reference.ops import Array, softmax
 
 
-def chosen(logits_TE: Array, count: int) -> Array:
+def chosen(logits_TE: Array, count: int) -> NDArray[np.bool_]:
     """The experts with the largest logits, bool[T, E]; of equal ones those that come first."""
     order_TE = np.argsort(-logits_TE, axis=-1, kind="stable")
     found_TE = np.zeros(logits_TE.shape, bool)

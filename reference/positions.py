@@ -107,10 +107,10 @@ def slopes(n_head: int) -> Array:
     return np.concatenate([below, above[: n_head - power]])
 
 
-def alibi(scores_HTS: Array) -> Array:
+def alibi(scores_HTS: Array, slopes_H: Array) -> Array:
     """The score of source s falls by its distance from target t, times the head's slope: Press et
     al. 2022, section 3. What is masked afterwards is left as it is."""
-    h, t, s = scores_HTS.shape
+    t, s = scores_HTS.shape[-2:]
     distance_TS = (np.arange(t)[:, None] - np.arange(s)).astype(scores_HTS.dtype)
-    slopes_H11 = slopes(h).astype(scores_HTS.dtype)[:, None, None]
+    slopes_H11 = slopes_H.astype(scores_HTS.dtype)[:, None, None]
     return scores_HTS - slopes_H11 * np.maximum(distance_TS, 0)

@@ -331,8 +331,8 @@ def test_alibi_is_a_slope_along_the_sources() -> None:
     """slope · s and slope · (s - t) are the same to a softmax."""
     scores = RNG(3).standard_normal((3, 6, 6))
     along = scores + slopes(3)[:, None, None] * np.arange(6)
-    assert_agrees(ops.causal_softmax(alibi(scores)), ops.causal_softmax(along))
-    assert np.array_equal(alibi(scores)[:, 0], scores[:, 0])
+    assert_agrees(ops.causal_softmax(alibi(scores, slopes(3))), ops.causal_softmax(along))
+    assert np.array_equal(alibi(scores, slopes(3))[:, 0], scores[:, 0])
 
 
 # Activations
