@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-
-class ConfigError(ValueError):
-    """The sizes are impossible, incomplete, or not those of a GPT-2."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """In what one family of models differs from another, whatever the sizes.
-
-    Attributes:
-        norm_first: a block is x + f(ln(x)) where true, ln(x + f(x)) where false.
-        norm_last: a layer norm of its own, ``ln_f``, stands before the head.
-    """
-
-    norm_first: bool
-    norm_last: bool
-
+from gpt_verify.reference.architecture import Architecture, ConfigError, Rope
 
 #: Under the names of Hugging Face's ``model_type``. Radford et al. 2019, section 2.3, say in what
 #: GPT-2 departs from GPT (Radford et al. 2018, equation 2): layer norm was moved to the input of
@@ -48,12 +33,14 @@ class Config:
     """Sizes, under the names of OpenAI's ``hparams.json`` (gpt-2 ``src/model.py:5``), and the rest.
 
     Attributes:
-        architecture: a key of ``ARCHITECTURES``.
+        architecture: a key of ``ARCHITECTURES``, or the name of a family whose ``keys`` are given.
         tied: the head is the table of tokens, ``wte``; otherwise a tensor of its own, ``lm_head``.
+        own: the keys of a model whose family leaves some of them open; None for those of
+            ``ARCHITECTURES``.
 
     Raises:
         ConfigError: a size is not a positive integer, is absurdly large, or heads do not divide
-            the width; or there is no such architecture.
+            the width; the keys are not possible with these sizes; or there is no such architecture.
     """
 
     n_vocab: int
@@ -63,6 +50,7 @@ class Config:
     n_layer: int
     architecture: str = "gpt2"
     tied: bool = True
+    own: Architecture | None = None
 
     def __post_init__(self) -> None:
         for name, largest in LARGEST.items():
@@ -71,23 +59,51 @@ class Config:
                 raise ConfigError(f"{name} = {value!r} is not an integer")
             if not 1 <= value <= largest:
                 raise ConfigError(f"{name} = {value} is outside 1 … {largest}")
-        if self.n_embd % self.n_head:
-            raise ConfigError(f"n_embd = {self.n_embd} is not divisible by n_head = {self.n_head}")
-        if self.architecture not in ARCHITECTURES:
+        if self.own is None and self.architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise ConfigError(f"architecture = {self.architecture!r} is none of {known}")
+        self.keys.check(self.n_embd, self.n_head, self.n_layer)
+
+    @property
+    def keys(self) -> Architecture:
+        """In what the model differs from others."""
+        return self.own or ARCHITECTURES[self.architecture]
 
     @property
     def head_size(self) -> int:
-        return self.n_embd // self.n_head
+        """K."""
+        return self.keys.size or self.n_embd // self.n_head
+
+    @property
+    def n_kv(self) -> int:
+        """G."""
+        return self.keys.n_kv or self.n_head
+
+    @property
+    def n_inner(self) -> int:
+        """F."""
+        return self.keys.inner(self.n_embd)
+
+    @property
+    def embed_scale(self) -> float | None:
+        """What the rows of the tokens are multiplied with; None for nothing."""
+        return math.sqrt(self.n_embd) if self.keys.scale_embed else None
 
     @property
     def norm_first(self) -> bool:
-        return ARCHITECTURES[self.architecture].norm_first
+        return self.keys.norm_first
 
     @property
     def norm_last(self) -> bool:
-        return ARCHITECTURES[self.architecture].norm_last
+        return self.keys.norm_last
+
+    def window(self, layer: int) -> int | None:
+        """W of a layer."""
+        return self.keys.windows[layer % len(self.keys.windows)]
+
+    def rope(self, layer: int) -> Rope | None:
+        """How a layer's queries and keys are turned."""
+        return self.keys.ropes[layer % len(self.keys.ropes)]
 
     @property
     def head(self) -> str:
@@ -96,7 +112,11 @@ class Config:
 
     @classmethod
     def from_mapping(
-        cls, sizes: Mapping[str, object], architecture: str = "gpt2", tied: bool = True
+        cls,
+        sizes: Mapping[str, object],
+        architecture: str = "gpt2",
+        tied: bool = True,
+        own: Architecture | None = None,
     ) -> Config:
         """Read ``hparams.json``; a missing or an unknown key is refused by name."""
         if missing := sorted(set(LARGEST) - set(sizes)):
@@ -104,7 +124,7 @@ class Config:
         if unknown := sorted(set(sizes) - set(LARGEST)):
             raise ConfigError(f"unknown key: {', '.join(unknown)}")
         # __post_init__ refuses what is not an integer.
-        return cls(**sizes, architecture=architecture, tied=tied)  # type: ignore[arg-type]
+        return cls(**sizes, architecture=architecture, tied=tied, own=own)  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, int]:
         """The sizes alone, as ``hparams.json`` has them."""

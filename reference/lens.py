@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.reference.branches import Weights
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.loss import log_softmax
-from gpt_verify.reference.model import Weights, forward
+from gpt_verify.reference.model import forward
 from gpt_verify.reference.ops import Array, layer_norm, unembed
 
 #: Sites that are states of the residual stream, to which the lens applies.

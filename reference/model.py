@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.reference.config import Config
-from gpt_verify.reference.ops import (
-    Array,
-    attention_mix,
-    attention_scores,
-    causal_softmax,
-    embed,
-    gelu,
-    layer_norm,
-    linear,
-    split_heads,
-    unembed,
+from gpt_verify.reference.branches import (
+    Layer,
+    Round,
+    Site,
+    Steps,
+    Weights,
+    attention,
+    mlp,
+    norm,
 )
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.ops import Array, embed, soft_cap, unembed
 
-#: Checkpoint name → array. Lazy mappings are welcome: a tensor is looked up where it is used and
-#: dropped afterwards.
-Weights = Mapping[str, NDArray[np.floating]]
-Site = tuple[str, Array]
-Round = Callable[[Array], Array]
-Lookup = Callable[[str], Array]
-#: Yields its sites, and returns what it makes of the stream.
-Steps = Generator[Site, None, Array]
+#: Attention or an MLP.
 Branch = Callable[[Array], Steps]
 
 
@@ -66,82 +58,73 @@ def forward(
     def w(name: str) -> Array:
         return np.asarray(weights[name], dtype)
 
-    x_TD = store(embed(tokens_T, weights["wte"], weights["wpe"], dtype))
+    keys = config.keys
+    tables = (weights["wte"], weights["wpe"] if keys.table else None)
+    x_TD = store(embed(tokens_T, *tables, dtype, keys.table_offset, config.embed_scale))
     yield "embed", x_TD
+    if keys.norm_embed:
+        x_TD = store(norm(x_TD, "ln_embed", config, w))
+        yield "ln_embed", x_TD
     for layer in range(config.n_layer):
-        for site, value in block(x_TD, layer, config, w, store):
+        for site, value in block(x_TD, Layer(config, layer, w, store)):
             yield site, value
         x_TD = value
-    if config.norm_last:
-        x_TD = store(layer_norm(x_TD, w("ln_f/g"), w("ln_f/b")))
+    if keys.norm_last:
+        x_TD = store(norm(x_TD, "ln_f", config, w))
         yield "ln_f", x_TD
-    yield "logits", store(unembed(x_TD, w(config.head)))
+    logits_TV = unembed(x_TD, w(config.head))
+    if keys.bias_head:
+        logits_TV = logits_TV + w("lm_head/b")
+    if keys.cap_logits is not None:
+        logits_TV = soft_cap(logits_TV, keys.cap_logits)
+    yield "logits", store(logits_TV)
 
 
-def block(x_TD: Array, layer: int, config: Config, w: Lookup, store: Round) -> Iterator[Site]:
+def block(x_TD: Array, layer: Layer) -> Iterator[Site]:
     """One transformer block: gpt-2 ``src/model.py:124``; Radford et al. 2018, equation 2."""
-    attend = partial(attention, layer=layer, n_head=config.n_head, w=w, store=store)
-    think = partial(mlp, layer=layer, w=w, store=store)
-    half = norm_first if config.norm_first else norm_after
-    x_TD = yield from half(x_TD, attend, f"h.{layer}.ln_1", f"h.{layer}.resid_mid", w, store)
-    yield from half(x_TD, think, f"h.{layer}.ln_2", f"h.{layer}.resid_post", w, store)
+    attend, think = partial(attention, layer=layer), partial(mlp, layer=layer)
+    if layer.config.keys.parallel:
+        yield from side_by_side(x_TD, attend, think, layer)
+        return
+    half = norm_after if layer.config.keys.norm_sum else norm_inside
+    x_TD = yield from half(x_TD, attend, "ln_1", "resid_mid", layer)
+    yield from half(x_TD, think, "ln_2", "resid_post", layer)
 
 
-def norm_first(x_TD: Array, branch: Branch, ln: str, resid: str, w: Lookup, store: Round) -> Steps:
-    """x + f(ln(x)), GPT-2's half of a block: gpt-2 ``src/model.py:127``."""
-    normed_TD = store(layer_norm(x_TD, *affine(ln, w)))
-    yield ln, normed_TD
-    out_TD = yield from branch(normed_TD)
-    x_TD = store(x_TD + out_TD)
-    yield resid, x_TD
-    return x_TD
+def norm_inside(x_TD: Array, branch: Branch, ln: str, resid: str, layer: Layer) -> Steps:
+    """x + f(ln(x)), GPT-2's half of a block: gpt-2 ``src/model.py:127``.
+
+    Or x + ln(f(x)): OLMo 2 (OLMo Team 2024, section 3.2.1). Or both, each with a norm of its own:
+    Gemma 2 (Gemma Team 2024, section 2).
+    """
+    read_TD = x_TD
+    if layer.config.keys.norm_first:
+        read_TD = yield from layer.norm(ln, x_TD)
+    out_TD = yield from branch(read_TD)
+    if layer.config.keys.norm_branch:
+        out_TD = yield from layer.norm(f"{ln}_after", out_TD)
+    return (yield from layer.site(resid, x_TD + out_TD))
 
 
-def norm_after(x_TD: Array, branch: Branch, ln: str, resid: str, w: Lookup, store: Round) -> Steps:
+def norm_after(x_TD: Array, branch: Branch, ln: str, resid: str, layer: Layer) -> Steps:
     """ln(x + f(x)), GPT's: finetune-transformer-lm ``train.py:140``; Vaswani et al. 2017, 3.1."""
     out_TD = yield from branch(x_TD)
-    x_TD = store(x_TD + out_TD)
-    yield resid, x_TD
-    normed_TD = store(layer_norm(x_TD, *affine(ln, w)))
-    yield ln, normed_TD
-    return normed_TD
+    x_TD = yield from layer.site(resid, x_TD + out_TD)
+    return (yield from layer.norm(ln, x_TD))
 
 
-def affine(ln: str, w: Lookup) -> tuple[Array, Array]:
-    """Gain and bias of a layer norm: of ``h.3.ln_1``, ``h3/ln_1/g`` and ``h3/ln_1/b``."""
-    _h, layer, name = ln.split(".")
-    return w(f"h{layer}/{name}/g"), w(f"h{layer}/{name}/b")
+def side_by_side(x_TD: Array, attend: Branch, think: Branch, layer: Layer) -> Steps:
+    """x + attention(ln_1(x)) + mlp(ln_2(x)): Black et al. 2022 (GPT-NeoX), section 2.1.
 
-
-def attention(x_TD: Array, layer: int, n_head: int, w: Lookup, store: Round) -> Steps:
-    """Multi-head causal self-attention: gpt-2 ``src/model.py:69``."""
-    at, scope = f"h.{layer}.attn", f"h{layer}/attn"
-    qkv_TC = store(linear(x_TD, w(f"{scope}/c_attn/w"), w(f"{scope}/c_attn/b")))
-    yield f"{at}.qkv", qkv_TC
-    q_HTK, k_HSK, v_HSK = split_heads(qkv_TC, n_head)
-    scores_HTS = store(attention_scores(q_HTK, k_HSK))
-    yield f"{at}.scores", scores_HTS
-    pattern_HTS = store(causal_softmax(scores_HTS))
-    del scores_HTS  # large, and not read again
-    yield f"{at}.pattern", pattern_HTS
-    mix_TD = store(attention_mix(pattern_HTS, v_HSK))
-    del pattern_HTS
-    yield f"{at}.mix", mix_TD
-    out_TD = store(linear(mix_TD, w(f"{scope}/c_proj/w"), w(f"{scope}/c_proj/b")))
-    yield f"{at}.out", out_TD
-    return out_TD
-
-
-def mlp(x_TD: Array, layer: int, w: Lookup, store: Round) -> Steps:
-    """Two matrices with GELU between them: gpt-2 ``src/model.py:116``."""
-    at, scope = f"h.{layer}.mlp", f"h{layer}/mlp"
-    pre_TF = store(linear(x_TD, w(f"{scope}/c_fc/w"), w(f"{scope}/c_fc/b")))
-    yield f"{at}.pre", pre_TF
-    act_TF = store(gelu(pre_TF))
-    yield f"{at}.act", act_TF
-    out_TD = store(linear(act_TF, w(f"{scope}/c_proj/w"), w(f"{scope}/c_proj/b")))
-    yield f"{at}.out", out_TD
-    return out_TD
+    GPT-J has one norm for the two (mesh-transformer-jax ``mesh_transformer/layers.py``,
+    ``TransformerLayerShard``).
+    """
+    read_TD = yield from layer.norm("ln_1", x_TD)
+    attended_TD = yield from attend(read_TD)
+    if layer.config.keys.parallel == 2:
+        read_TD = yield from layer.norm("ln_2", x_TD)
+    thought_TD = yield from think(read_TD)
+    return (yield from layer.site("resid_post", x_TD + attended_TD + thought_TD))
 
 
 def logits(weights: Weights, config: Config, tokens_T: NDArray[np.integer]) -> Array:

@@ -1,7 +1,8 @@
 """The table of tensors: which names a checkpoint has, with which shapes, for what.
 
-The names are the variables of OpenAI's graph without the scope ``model/`` (gpt-2 ``src/model.py``:
-``variable_scope`` at lines 30, 52, 102, 117, 125 and 149).
+GPT's and GPT-2's names are the variables of OpenAI's graph without the scope ``model/`` (gpt-2
+``src/model.py``: ``variable_scope`` at lines 30, 52, 102, 117, 125 and 149). What these have not is
+named in their style.
 """
 
 from __future__ import annotations
@@ -35,36 +36,78 @@ class TensorSpec:
 
 
 def tensor_table(config: Config) -> dict[str, TensorSpec]:
-    """Every tensor of a model of this size, in the order in which the forward pass reads them."""
-    d, f, v, p = config.n_embd, 4 * config.n_embd, config.n_vocab, config.n_ctx
+    """Every tensor of a model of this size, in the order in which the forward pass reads them; of a
+    sum that is normed, the norm before what is added."""
+    keys, d, v = config.keys, config.n_embd, config.n_vocab
     table: dict[str, TensorSpec] = {}
 
     def vector(name: str, role: str, size: int) -> None:
         table[name] = TensorSpec(name, (size,), (size,), role)
 
-    def norm(scope: str) -> None:
-        vector(f"{scope}/g", "gain", d)
-        vector(f"{scope}/b", "bias", d)
+    def norm(scope: str, size: int = d) -> None:
+        vector(f"{scope}/g", "gain", size)
+        if not keys.norm.rms:
+            vector(f"{scope}/b", "bias", size)
 
-    def conv1d(scope: str, n_in: int, n_out: int) -> None:
+    def conv1d(scope: str, n_in: int, n_out: int, bias: bool) -> None:
         table[f"{scope}/w"] = TensorSpec(
             f"{scope}/w", (n_in, n_out), (1, n_in, n_out), role="matrix"
         )
-        vector(f"{scope}/b", "bias", n_out)
+        if bias:
+            vector(f"{scope}/b", "bias", n_out)
 
-    table["wte"] = TensorSpec("wte", (v, d), (v, d), "embedding")
-    table["wpe"] = TensorSpec("wpe", (p, d), (p, d), "embedding")
+    def rows(name: str, count: int) -> None:
+        table[name] = TensorSpec(name, (count, d), (count, d), "embedding")
+
+    def attention(at: str) -> None:
+        q, kv = (n * config.head_size for n in (config.n_head, config.n_kv))
+        if keys.fused:
+            conv1d(f"{at}/c_attn", d, 3 * d, bias=True)
+        else:
+            for part, size in (("q", q), ("k", kv), ("v", kv)):
+                conv1d(f"{at}/{part}", d, size, keys.bias_qkv)
+            for part, size in (("q", q), ("k", kv)):
+                if keys.qk_norm is not None:
+                    norm(f"{at}/{part}_norm", size if keys.qk_norm == "all" else config.head_size)
+        if keys.sinks:
+            vector(f"{at}/sinks", "bias", config.n_head)
+        conv1d(f"{at}/c_proj" if keys.fused else f"{at}/o", q, d, keys.bias_out)
+
+    def gated(at: str) -> None:
+        conv1d(f"{at}/gate", d, config.n_inner, keys.bias_mlp)
+        conv1d(f"{at}/up", d, config.n_inner, keys.bias_mlp)
+        conv1d(f"{at}/down", config.n_inner, d, keys.bias_mlp)
+
+    def mlp(at: str) -> None:
+        if keys.experts is not None:
+            conv1d(f"{at}/router", d, keys.experts.count, keys.experts.bias)
+            for e in range(keys.experts.count):
+                gated(f"{at}/experts/{e}")
+        elif keys.gated:
+            gated(at)
+        else:
+            conv1d(f"{at}/c_fc", d, config.n_inner, keys.bias_mlp)
+            conv1d(f"{at}/c_proj", config.n_inner, d, keys.bias_mlp)
+
+    rows("wte", v)
+    if keys.table:
+        rows("wpe", config.n_ctx + keys.table_offset)
+    if keys.norm_embed:
+        norm("ln_embed")
     for layer in range(config.n_layer):
-        norm(f"h{layer}/ln_1")
-        conv1d(f"h{layer}/attn/c_attn", d, 3 * d)
-        conv1d(f"h{layer}/attn/c_proj", d, d)
-        norm(f"h{layer}/ln_2")
-        conv1d(f"h{layer}/mlp/c_fc", d, f)
-        conv1d(f"h{layer}/mlp/c_proj", f, d)
-    if config.norm_last:
+        for branch, scope, ln in ((attention, "attn", "ln_1"), (mlp, "mlp", "ln_2")):
+            own = ln == "ln_1" or keys.parallel != 1
+            if (keys.norm_first and own) or keys.norm_sum:
+                norm(f"h{layer}/{ln}")
+            branch(f"h{layer}/{scope}")
+            if keys.norm_branch:
+                norm(f"h{layer}/{ln}_after")
+    if keys.norm_last:
         norm("ln_f")
     if not config.tied:
-        table["lm_head"] = TensorSpec("lm_head", (v, d), (v, d), "embedding")
+        rows("lm_head", v)
+    if keys.bias_head:
+        vector("lm_head/b", "bias", v)
     return table
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from families import PLAIN, family, keyed
 from models import CONFIG as LARGER
 from models import checkpoint
 from oracle import CONFIG, weights_of
 from rounding import Noise, gamma, summed
 from transformers import GPT2LMHeadModel
 
+from gpt_verify.checkpoint.families import FAMILIES
 from gpt_verify.graph import backward, differences
 from gpt_verify.graph import derivatives as numerics
 from gpt_verify.graph.back import Back
@@ -25,6 +27,7 @@ from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.ports.huggingface import huggingface
 from gpt_verify.reference import Config, forward, tensor_table
 from gpt_verify.reference.loss import token_losses_nats
+from gpt_verify.sites import sites
 
 TOKENS = np.array([[3, 10, 0, 3, 7, 1], [5, 5, 2, 9, 0, 10]])
 #: A relative error of a derivative that must be seen in float64: a definition of fine enough.
@@ -131,9 +134,17 @@ def test_how_many_noisy_runs_are_made_side_by_side_does_not_matter(monkeypatch):
         assert 1 / LIMIT_FLOORS < a.floor / b.floor < LIMIT_FLOORS
 
 
+def with_operation(operation: str) -> Config:
+    """A small model that has it."""
+    models = [CONFIG, keyed(PLAIN, activation="silu"), *map(family, FAMILIES)]
+    return next(c for c in models if operation in {s.operation for s in sites(c).values()})
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_wrong_rule_is_not_believed(operation, monkeypatch):
     """One part in a million of what it hands back is enough."""
+    config = with_operation(operation)
+    tokens = tokens_of(config)
     correct = OPERATIONS[operation].back
 
     def wrong(step, d):
@@ -148,9 +159,9 @@ def test_a_wrong_rule_is_not_believed(operation, monkeypatch):
             return super()._backs(site, ds, wrong if site.operation == operation else rule)
 
     monkeypatch.setattr(numerics, "Backward", Wrong)
-    directions = [d for d in draw(CONFIG, np.random.default_rng(0)) if d.sites != WTE_READERS]
+    directions = [d for d in draw(config, np.random.default_rng(0)) if d.sites != WTE_READERS]
     with pytest.raises(Inconsistent, match="central differences of its loss"):
-        derivatives(CONFIG, declared(CONFIG), TOKENS, directions, FLOAT64)
+        derivatives(config, declared(config), tokens, directions, FLOAT64)
 
 
 def test_a_loss_of_strong_curvature_is_looked_at_more_closely():

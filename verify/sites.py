@@ -54,36 +54,121 @@ def sites(config: Config) -> dict[str, Site]:
         table[name] = Site(name, kind, layer, operation, inputs, weights, heads)
         return name
 
-    def linear(layer: int, kind: str, x: str, tensors: str, heads: int = 0) -> str:
-        scope = f"h{layer}/{tensors}"
-        return site(layer, kind, "linear", x, weights=(f"{scope}/w", f"{scope}/b"), heads=heads)
+    keys, h, g = config.keys, config.n_head, config.n_kv
 
-    def norm(layer: int | None, kind: str, x: str) -> str:
-        scope = kind if layer is None else f"h{layer}/{kind}"
-        return site(layer, kind, "layer_norm", x, weights=(f"{scope}/g", f"{scope}/b"))
+    def linear(
+        layer: int, kind: str, x: str, tensors: str, heads: int = 0, bias: bool = True
+    ) -> str:
+        weights = product(f"h{layer}/{tensors}", bias)
+        return site(layer, kind, "linear", x, weights=weights, heads=heads)
+
+    def norm(layer: int | None, kind: str, x: str, heads: int = 0) -> str:
+        scope = kind.replace(".", "/") if layer is None else f"h{layer}/{kind.replace('.', '/')}"
+        if not keys.norm.rms:
+            weights = (f"{scope}/g", f"{scope}/b")
+            return site(layer, kind, "layer_norm", x, weights=weights, heads=heads)
+        return site(layer, kind, "rms_norm", x, weights=(f"{scope}/g",), heads=heads)
+
+    def separate(layer: int, x: str) -> tuple[str, str, str]:
+        made = {
+            part: linear(layer, f"attn.{part}", x, f"attn/{part}", heads, keys.bias_qkv)
+            for part, heads in (("q", h), ("k", g), ("v", g))
+        }
+        if keys.qk_norm is not None:
+            for part, heads in (("q", h), ("k", g)):
+                made[part] = norm(layer, f"attn.{part}_norm", made[part], heads)
+        if config.rope(layer) is not None:
+            for part, heads in (("q", h), ("k", g)):
+                made[part] = site(layer, f"attn.{part}_rot", "rope", made[part], heads=heads)
+        return made["q"], made["k"], made["v"]
 
     def attention(layer: int, x: str) -> str:
-        qkv = linear(layer, "attn.qkv", x, "attn/c_attn", 3 * config.n_head)
-        scores = site(layer, "attn.scores", "scores", qkv)
-        pattern = site(layer, "attn.pattern", "pattern", scores)
-        mix = site(layer, "attn.mix", "mix", pattern, qkv, heads=config.n_head)
-        return linear(layer, "attn.out", mix, "attn/c_proj")
+        if keys.fused:
+            qkv = linear(layer, "attn.qkv", x, "attn/c_attn", 3 * h)
+            read, values = [qkv], qkv
+        else:
+            *read, values = separate(layer, x)
+        scores = site(layer, "attn.scores", "scores", *read)
+        if keys.cap is not None:
+            scores = site(layer, "attn.capped", "soft_cap", scores)
+        if keys.alibi:
+            scores = site(layer, "attn.sloped", "alibi", scores)
+        sinks = (f"h{layer}/attn/sinks",) if keys.sinks else ()
+        pattern = site(layer, "attn.pattern", "pattern", scores, weights=sinks)
+        mix = site(layer, "attn.mix", "mix", pattern, values, heads=h)
+        return linear(
+            layer,
+            "attn.out",
+            mix,
+            "attn/c_proj" if keys.fused else "attn/o",
+            bias=keys.bias_out,
+        )
 
     def mlp(layer: int, x: str) -> str:
-        pre = linear(layer, "mlp.pre", x, "mlp/c_fc")
-        return linear(layer, "mlp.out", site(layer, "mlp.act", "gelu", pre), "mlp/c_proj")
+        if keys.experts is not None:
+            router = linear(layer, "mlp.router", x, "mlp/router", bias=keys.experts.bias)
+            routing = site(layer, "mlp.routing", "routing", router)
+            weights = tuple(
+                tensor
+                for e in range(keys.experts.count)
+                for part in ("gate", "up", "down")
+                for tensor in product(f"h{layer}/mlp/experts/{e}/{part}", keys.bias_mlp)
+            )
+            return site(layer, "mlp.out", "experts", x, routing, weights=weights)
+        if keys.gated:
+            gate, up = (
+                linear(layer, f"mlp.{part}", x, f"mlp/{part}", bias=keys.bias_mlp)
+                for part in ("gate", "up")
+            )
+            act = site(layer, "mlp.act", "glu", gate, up)
+            return linear(layer, "mlp.out", act, "mlp/down", bias=keys.bias_mlp)
+        pre = linear(layer, "mlp.pre", x, "mlp/c_fc", bias=keys.bias_mlp)
+        act = site(layer, "mlp.act", _ACTIVATIONS[keys.activation], pre)
+        return linear(layer, "mlp.out", act, "mlp/c_proj", bias=keys.bias_mlp)
 
-    x = site(None, "embed", "embed", weights=("wte", "wpe"))
-    for layer in range(config.n_layer):
+    def in_turn(layer: int, x: str) -> str:
         for branch, ln, total in ((attention, "ln_1", "resid_mid"), (mlp, "ln_2", "resid_post")):
-            read = norm(layer, ln, x) if config.norm_first else x
-            x = site(layer, total, "add", x, branch(layer, read))
-            if not config.norm_first:
+            read = norm(layer, ln, x) if keys.norm_first else x
+            made = branch(layer, read)
+            if keys.norm_branch:
+                made = norm(layer, f"{ln}_after", made)
+            x = site(layer, total, "add", x, made)
+            if keys.norm_sum:
                 x = norm(layer, ln, x)
-    if config.norm_last:
+        return x
+
+    def in_parallel(layer: int, x: str) -> str:
+        read = norm(layer, "ln_1", x)
+        attended = attention(layer, read)
+        if keys.parallel == 2:
+            read = norm(layer, "ln_2", x)
+        return site(layer, "resid_post", "add", x, attended, mlp(layer, read))
+
+    x = site(None, "embed", "embed", weights=("wte", "wpe") if keys.table else ("wte",))
+    if keys.norm_embed:
+        x = norm(None, "ln_embed", x)
+    for layer in range(config.n_layer):
+        x = (in_parallel if keys.parallel else in_turn)(layer, x)
+    if keys.norm_last:
         x = norm(None, "ln_f", x)
-    site(None, "logits", "unembed", x, weights=(config.head,))
+    head = (config.head, "lm_head/b") if keys.bias_head else (config.head,)
+    site(None, "logits", "unembed", x, weights=head)
     return table
+
+
+#: The operation of an activation that is not GPT-2's, where there is no gate.
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_bloom": "gelu",
+    "gelu_exact": "gelu_exact",
+    "silu": "silu",
+    "relu": "relu",
+}
+
+
+def product(scope: str, bias: bool) -> tuple[str, ...]:
+    """The tensors of a product with a matrix."""
+    return (f"{scope}/w", f"{scope}/b") if bias else (f"{scope}/w",)
 
 
 @cache

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt_verify.checkpoint.family_files import family_of, open_family
 from gpt_verify.checkpoint.files import listing, refusal, size_of
 from gpt_verify.checkpoint.hf_config import SIZES, read_config
 from gpt_verify.checkpoint.hf_names import (
@@ -76,6 +77,8 @@ def open_checkpoint(path: str | Path, ignore: Collection[str] = ()) -> Checkpoin
     path = Path(path)
     config_json = path / "config.json"
     need_within(path, config_json)
+    if (family := family_of(config_json)) is not None:
+        return open_family(path, family)
     config, remarks = read_config(
         config_json, ignore, lambda: architecture_of(open_weights(path).stored)
     )

@@ -26,11 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.checkpoint.families import FAMILIES
+from gpt_verify.checkpoint.family_files import example, write_family
+from gpt_verify.checkpoint.synthetic_family import FamilyTensors
 from gpt_verify.checkpoint.write import write_huggingface, write_openai
 from gpt_verify.errors import CheckpointError, UsageError
 from gpt_verify.reference import GPT1, RELEASED, Config, ConfigError, TensorSpec, tensor_table
 
 Format = Literal["openai", "huggingface", "both"]
+#: Of a family's small model: V,P,D,H,L.
+FAMILY_SIZE = "307,40,48,4,4"
 
 #: Standard deviations that are aimed at.
 LOGITS, SCORES, MLP_PRE = 3.0, 2.5, 1.0
@@ -153,6 +158,8 @@ def synthetic_tensors(
         scale: multiplies embeddings, matrices and biases (not gains); 1 is the regime described
             above, and other values leave it.
     """
+    if config.own is not None:
+        return FamilyTensors(config, seed, scale)
     return SyntheticTensors(config, seed, scale)
 
 
@@ -212,6 +219,35 @@ def synthesize(
     write_openai(out / "openai", config, tensors)
     convert(out / "openai", out / "huggingface")
     return [out / "openai", out / "huggingface"]
+
+
+def synthesize_family(out_dir: str | Path, name: str, size: str | None, seed: int) -> str:
+    """Write a small model of a family, in which whatever the family has matters.
+
+    Args:
+        out_dir: the checkpoint's directory.
+        name: of the family.
+        size: ``V,P,D,H,L``, as in ``resolve_size``; a small one where None.
+        seed: see `synthetic_tensors`.
+
+    Returns:
+        The size.
+
+    Raises:
+        CheckpointError: it cannot be written.
+        UsageError: there is no such family, or it has no model of this size.
+    """
+    if name not in FAMILIES:
+        raise UsageError(f"--family: {name!r} is none of {', '.join(FAMILIES)}")
+    size = size or FAMILY_SIZE
+    sizes = resolve_size(size).as_dict()
+    v, p, d, h, n = (sizes[key] for key in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer"))
+    stated = example(name, (v, p, d, h, n))
+    try:
+        write_family(Path(out_dir), stated, lambda config: synthetic_tensors(config, seed))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out_dir}: {error}") from error
+    return size
 
 
 def convert(openai_dir: str | Path, huggingface_dir: str | Path) -> None:

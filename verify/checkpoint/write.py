@@ -1,24 +1,18 @@
-"""Write a checkpoint as a Hugging Face directory, one tensor in memory at a time.
-
-The safetensors file is written by hand because the library's ``save_file`` wants every tensor at
-once, which for the 1558M model is the whole 6 GB. The layout (8 bytes of header length, JSON
-header, raw little-endian data) is the one in the README of huggingface/safetensors, "Format".
-"""
+"""Write a checkpoint as a Hugging Face directory, one tensor in memory at a time."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint.hf_names import PREFIX, stored_name
+from gpt_verify.checkpoint.safetensors_file import ToWrite, replacing, write_tensors
 from gpt_verify.checkpoint.tensorflow import write_openai as write_openai
 from gpt_verify.errors import CheckpointError
 from gpt_verify.reference import Config, TensorSpec, tensor_table
@@ -65,46 +59,40 @@ def write_huggingface(
         kind = "missing" if wrong[0] in table else "surplus"
         raise CheckpointError(f"{directory}: nothing written: {kind} tensor {wrong[0]}")
     directory.mkdir(parents=True, exist_ok=True)
-    with _replacing(directory / "model.safetensors") as file:
-        _write_safetensors(file, directory, table, tensors, config.architecture)
+    with replacing(directory / "model.safetensors") as file:
+        write_tensors(file, _stored(directory, table, tensors, config.architecture))
     for source, name in ((encoder, "vocab.json"), (merges, "merges.txt")):
         if source is not None:
-            with _replacing(directory / name) as file, source.open("rb") as original:
+            with replacing(directory / name) as file, source.open("rb") as original:
                 shutil.copyfileobj(original, file)
     end = None if encoder is None else json.loads(encoder.read_bytes()).get(END_OF_TEXT)
-    with _replacing(directory / "config.json") as file:
+    with replacing(directory / "config.json") as file:
         file.write((json.dumps(_config_json(config, end), indent=2) + "\n").encode())
 
 
-def _write_safetensors(
-    file: BinaryIO,
+def _stored(
     directory: Path,
     table: Mapping[str, TensorSpec],
     tensors: Mapping[str, NDArray[np.float32]],
     architecture: str,
-) -> None:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, spec in table.items():
-        end = offset + 4 * spec.size
-        prefix = "" if name == "lm_head" else PREFIX
-        header[prefix + stored_name(name, architecture)] = {
-            "dtype": "F32",
-            "shape": list(spec.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format wants the data aligned to 8 bytes
-    file.write(len(text).to_bytes(8, "little") + text)
-    for name, spec in table.items():
-        value = tensors[name]
+) -> list[ToWrite]:
+    def make(name: str) -> NDArray[np.float32]:
+        value, spec = tensors[name], table[name]
         if value.shape != spec.shape or value.dtype != np.float32:
             raise CheckpointError(
                 f"{directory}: nothing written: {name} is {value.dtype}{list(value.shape)}, "
                 f"should be float32{list(spec.shape)}"
             )
-        file.write(np.ascontiguousarray(value, "<f4").data)
+        return value
+
+    return [
+        ToWrite(
+            ("" if name == "lm_head" else PREFIX) + stored_name(name, architecture),
+            spec.shape,
+            partial(make, name),
+        )
+        for name, spec in table.items()
+    ]
 
 
 def _config_json(config: Config, end_of_text: int | None) -> dict[str, object]:
@@ -127,16 +115,3 @@ def _config_json(config: Config, end_of_text: int | None) -> dict[str, object]:
         "tie_word_embeddings": config.tied,
         "vocab_size": config.n_vocab,
     }
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name when it is complete, and is gone if it never is."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

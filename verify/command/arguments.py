@@ -228,7 +228,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     synth = add("synth", "Write a synthetic checkpoint, or convert one to Hugging Face's format.")
-    what = synth.add_mutually_exclusive_group(required=True)
+    what = synth.add_mutually_exclusive_group()
     what.add_argument(
         "--size",
         metavar="SIZE",
@@ -236,6 +236,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--convert", type=Path, metavar="OPENAI_DIR", help="convert this checkpoint instead"
+    )
+    synth.add_argument(
+        "--family",
+        metavar="NAME",
+        help="llama, gemma3_text, …: a small model of this family, or one of --size V,P,D,H,L",
     )
     synth.add_argument("--seed", type=_natural, default=0, metavar="N")
     synth.add_argument("--format", choices=("openai", "huggingface", "both"), default="openai")

@@ -239,7 +239,14 @@ def _synth(args: argparse.Namespace) -> int:
 
     if args.out_dir.exists() and (not args.out_dir.is_dir() or any(args.out_dir.iterdir())):
         raise UsageError(f"{args.out_dir}: exists and is not an empty directory")
-    if args.convert is not None:
+    if args.family is not None:
+        if args.convert is not None or args.format == "both":
+            raise UsageError("--family: writes Hugging Face's format, and converts nothing")
+        size = synthetic.synthesize_family(args.out_dir, args.family, args.size, args.seed)
+        print(f"{args.out_dir}: {args.family}:{size}, seed {args.seed}")
+    elif args.size is None and args.convert is None:
+        raise UsageError("synth: one of --size, --convert, --family is required")
+    elif args.convert is not None:
         synthetic.convert(args.convert, args.out_dir)
         print(f"{args.out_dir}: converted from {args.convert}")
     else:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.graph.directions import Direction
+from gpt_verify.graph.heads import Part, split
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import LAYER_NORM_EPSILON, split_heads
@@ -91,6 +92,10 @@ class Step:
         """The tensors that it reads: 0 is the matrix or the gain."""
         return self.weights.in_dtype(self.site.weights[index], self.dtype)
 
+    def part(self, part: Part) -> Array:
+        """Of the scores or the mix: ``Call.part``."""
+        return split(self.config, self.values[self.site.inputs[0 if part == "q" else -1]], part)
+
     def heads(self) -> tuple[Array, Array, Array]:
         """q, k and v, each [H, T, K]: of them the scores are made, and with v the mix."""
         q, k, v = split_heads(self.values[self.site.inputs[-1]], self.config.n_head)
@@ -122,12 +127,14 @@ def joined(*parts: Array | None) -> Array:
     return whole.transpose(2, 0, 1, 3).reshape(known.shape[1], -1)
 
 
-def normed(x_TD: Array, keep: Keep = lambda x: x) -> tuple[Array, Array]:
+def normed(
+    x_TD: Array, keep: Keep = lambda x: x, epsilon: float = LAYER_NORM_EPSILON
+) -> tuple[Array, Array]:
     """What a layer norm makes before its gain, and the deviation [T, 1] that it divides by; a port
     keeps the mean and the deviation, and centres and projects with them as they are kept."""
     mean_T1 = x_TD.mean(axis=-1, keepdims=True)
     variance_T1 = np.mean((x_TD - mean_T1) ** 2, axis=-1, keepdims=True)
-    deviation_T1 = keep(np.sqrt(variance_T1 + LAYER_NORM_EPSILON))
+    deviation_T1 = keep(np.sqrt(variance_T1 + epsilon))
     return (x_TD - keep(mean_T1)) / deviation_T1, deviation_T1
 
 

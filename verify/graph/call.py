@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.graph.heads import Part, split
 from gpt_verify.reference import ops
 from gpt_verify.reference.config import Config
 from gpt_verify.sites import Site, sites
@@ -67,9 +68,15 @@ class Call:
 
     def heads(self) -> tuple[Array, Array, Array]:
         """q, k and v of this layer, each [R · H, T, K]: rows read from each other as little as
-        heads do."""
+        heads do. Of a model that has them in one site."""
         q, k, v = map(self._by_row, ops.split_heads(self.at("attn.qkv"), self.config.n_head))
         return q, k, v
+
+    def part(self, part: Part) -> Array:
+        """One of them, of the scores or of the mix in any model: what the operation reads first is
+        the queries, what last the keys or values."""
+        read = self.values[self.site.inputs[0 if part == "q" else -1]]
+        return self._by_row(split(self.config, read, part))
 
     def _by_row(self, x_HNK: Array) -> Array:
         heads, _, size = x_HNK.shape

@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.graph.operations.unembed import Head
 from gpt_verify.graph.run import side_by_side
 from gpt_verify.graph.tiles import vocabulary_tiles
 from gpt_verify.numerics.draws import Rounding, draws
@@ -25,7 +26,6 @@ from gpt_verify.numerics.recording import Pair
 from gpt_verify.numerics.weights import DeclaredWeights, Widened
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.model import forward
-from gpt_verify.reference.ops import unembed
 from gpt_verify.reference.weights import parameter_count
 from gpt_verify.sites import before_head, sites
 
@@ -95,13 +95,13 @@ class Lockstep:
         last = before_head(self._config)
         self.value(last)
         exact_TD, noisy_RTD = (x[..., first:, :] for x in self._passed[last])
-        head_VD = self._weights[self._config.head]
+        head = Head(self._config, self._weights.__getitem__)
         store = self._last_rounding()
-        for rows in vocabulary_tiles(len(exact_TD), *head_VD.shape):
-            tile_VD = head_VD[rows]
+        sizes = self._config.n_vocab, self._config.n_embd
+        for rows in vocabulary_tiles(len(exact_TD), *sizes):
             exact, noisy = both(
-                partial(_exact_logits, exact_TD, tile_VD),
-                partial(_noisy_logits, noisy_RTD, tile_VD, store),
+                partial(head.logits, exact_TD, rows),
+                partial(_noisy_logits, noisy_RTD, head, rows, store),
             )
             yield rows.start, exact, (noisy - exact) * self.scale
 
@@ -127,13 +127,9 @@ def _rounding(narrow: Precision, tokens_T: NDArray[np.integer], *key: int) -> Ro
     return Rounding(narrow, zlib.crc32(np.asarray(tokens_T, "<i8").tobytes()), *key)
 
 
-def _exact_logits(x_TD: Floats, tile_VD: Floats) -> Floats:
-    return unembed(x_TD, tile_VD.astype(np.float64))
-
-
-def _noisy_logits(x_RTD: Floats, tile_VD: Floats, store: Rounding) -> Floats:
+def _noisy_logits(x_RTD: Floats, head: Head, rows: slice, store: Rounding) -> Floats:
     x_ND = x_RTD.reshape(-1, x_RTD.shape[-1])
-    return store(unembed(x_ND, tile_VD)).reshape(*x_RTD.shape[:2], -1)
+    return store(head.logits(x_ND, rows)).reshape(*x_RTD.shape[:2], -1)
 
 
 @dataclass

@@ -161,7 +161,7 @@ class _Moved:
                 size = 1.0 if call.site.name == "logits" else _rms(value[unmoved])
                 self.scales[i] = _power_of_two(size, _rms(effect_ND[unmoved]))
             steps_N = np.repeat(self._steps * self.scales[i], unmoved.stop)
-            value = value + steps_N[:, None] * effect_ND
+            value = value + steps_N.reshape(-1, *[1] * (value.ndim - 1)) * effect_ND
         return value
 
 

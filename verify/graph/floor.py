@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.graph.cascade import Lockstep
-from gpt_verify.graph.operations import layer_norm as op_layer_norm
+from gpt_verify.graph.local import Asked
 from gpt_verify.graph.table import made_by
-from gpt_verify.graph.tiles import vocabulary_tiles
-from gpt_verify.numerics.budgets import Measured
+from gpt_verify.graph.tiles import EVERY, vocabulary_tiles
+from gpt_verify.numerics.budgets import FUNCTION_ULP, Measured
 from gpt_verify.numerics.draws import FOR_POSITIONS, draws
 from gpt_verify.numerics.precision import Precision
 from gpt_verify.numerics.weights import DeclaredWeights
@@ -58,14 +58,15 @@ def measure_floor(
         count = draws(length, length * parameter_count(config), FOR_POSITIONS)
         lockstep = Lockstep(config, weights, precision, tokens_T, count)
         end = sites(config)[before_head(config)]
-        norms = made_by(end).normalises
-        stream = lockstep.value(end.inputs[0] if norms else end.name)
+        sums = made_by(end).adds
+        stream = lockstep.value(end.name if sums else end.inputs[0])
         assert stream is not None, "sites are asked for in their order"
         stream_TD = stream[0][first:]
         read = rounded = Measured(stream_TD, precision.u * np.abs(stream_TD))
-        if norms:
+        if not sums:
             wide = replace(precision, u=precision.u_sum)
-            read = op_layer_norm.rounding(wide, rounded, *map(weights.float64, end.weights))
+            asked = Asked(config, tokens_T, EVERY, end, wide, lambda *_: rounded, weights)
+            read = made_by(end).budget(wide, asked)
         size = len(tokens_T) - first
         noise_T, squares_T, last, noise = np.zeros(size), np.zeros(size), [], []
         for _, exact, drawn in lockstep.logits(first):
@@ -98,7 +99,14 @@ def _unembedding(
         mean_D += (head_VD[rows].astype(np.float64) ** 2).sum(axis=0)
     mean_D /= config.n_vocab
     assert read.budget is not None, "an operation's result has a budget"
-    budget_T = (config.n_embd * p.u_sum**2 + p.u**2) * (read.value**2 @ mean_D + squares_T)
+    size_T = read.value**2 @ mean_D + squares_T
+    if config.keys.bias_head:
+        size_T += np.mean(weights.float64("lm_head/b") ** 2)
+    budget_T = (config.n_embd * p.u_sum**2 + p.u**2) * size_T
+    if config.keys.cap_logits is not None:
+        # What soft_cap's budget adds; its slope is at most 1, and x times it no more than it makes.
+        function = FUNCTION_ULP * p.u_sum + p.u
+        budget_T += (2 * p.u**2 + function**2) * squares_T
     if p.name == "float64":
         budget_T *= 2  # as in ``budgets``: the oracle rounds as well
     return np.maximum(budget_T + read.budget**2 @ mean_D, p.tiny**2)

@@ -75,9 +75,10 @@ class LocalOracle:
         """The logits in tiles over the vocabulary: ``(first token, [T, tile])``."""
         p = precision or self._precision
         x = self._measure(before_head(self._config), p)
-        head_VD = self._weights[self._config.head]
-        for rows in vocabulary_tiles(len(x.value), *head_VD.shape):
-            yield rows.start, unembed.rounding(p, x, head_VD[rows])
+        head = unembed.Head(self._config, self._weights.__getitem__)
+        sizes = self._config.n_vocab, self._config.n_embd
+        for rows in vocabulary_tiles(len(x.value), *sizes):
+            yield rows.start, head.rounding(p, x, rows)
 
     def _needed(self, name: str, now: int) -> bool:
         """Will a site after ``now`` read this one, itself or through sites that stay hidden?"""
@@ -101,12 +102,12 @@ class LocalOracle:
         operation = made_by(site)
         if not first and not operation.bridged:
             raise NotShown(site.name)
-        at = _At(self._config, self._tokens_T, heads, site, p, self._measure, self._weights)
+        at = Asked(self._config, self._tokens_T, heads, site, p, self._measure, self._weights)
         return operation.budget(p, at)
 
 
 @dataclass(frozen=True)
-class _At:
+class Asked:
     """``gpt_verify.graph.operation.At``, of one site."""
 
     config: Config

@@ -15,6 +15,7 @@ from gpt_verify.graph.directions import Direction
 from gpt_verify.numerics.budgets import Measured
 from gpt_verify.numerics.precision import Precision
 from gpt_verify.reference.config import Config
+from gpt_verify.sites import Site
 
 Array = NDArray[np.floating]
 
@@ -24,12 +25,15 @@ class At(Protocol):
 
     Attributes:
         config: sizes.
+        site: what it makes.
         tokens_T: the sequence.
         heads: the heads that are asked for, of an operation whose result is [H, T, S].
     """
 
     @property
     def config(self) -> Config: ...
+    @property
+    def site(self) -> Site: ...
     @property
     def tokens_T(self) -> NDArray[np.integer]: ...
     @property

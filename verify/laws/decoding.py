@@ -16,8 +16,8 @@ from gpt_verify.laws.agreement import LIMIT_PAIR
 from gpt_verify.laws.subject import Subject
 from gpt_verify.numerics.draws import FOR_POSITIONS, draws, moves
 from gpt_verify.numerics.weights import Widened
+from gpt_verify.reference.branches import Weights
 from gpt_verify.reference.config import Config
-from gpt_verify.reference.model import Weights
 from gpt_verify.reference.ops import (
     attention_mix,
     attention_scores,

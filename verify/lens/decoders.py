@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.lens.states import place
+from gpt_verify.reference.branches import Layer
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.model import block
 from gpt_verify.reference.ops import gelu, layer_norm, linear
@@ -86,7 +87,7 @@ class FromBlock:
         if inside and layer >= self._first:
             x_TD = self._mlp(x_TD, layer)
         for later in range(max(self._first, layer + 1), self._config.n_layer):
-            steps = block(x_TD, later, self._config, self._weight, _exactly)
+            steps = block(x_TD, Layer(self._config, later, self._weight, _exactly))
             ((_site, x_TD),) = deque(steps, maxlen=1)
         return self._ln_f.decode(site, x_TD)
 

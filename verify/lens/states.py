@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.port import ACTIVATIONS, Dtype, Floats, Port, Tokens
+from gpt_verify.reference.branches import Weights
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.lens import RESIDUAL
-from gpt_verify.reference.model import Weights, forward
+from gpt_verify.reference.model import forward
 
 
 def is_state(site: str) -> bool:

@@ -18,7 +18,7 @@ from gpt_verify.reference import ops
 
 
 def value(call: Call) -> Array:
-    return ops.linear(call.x, call.own(0), call.own(1))
+    return ops.linear(call.x, *map(call.own, range(len(call.site.weights))))
 
 
 def rounding(
@@ -54,24 +54,29 @@ def rounding(
 
 
 def back(step: Step, d_TO: Array) -> Back:
-    return Back((d_TO @ step.own(0).T,), (Pulled(step.x, d_TO), Pulled(None, d_TO)))
+    return Back((d_TO @ step.own(0).T,), _pulled(step, d_TO))
+
+
+def _pulled(step: Step, d_TO: Array) -> tuple[Pulled, ...]:
+    return (Pulled(step.x, d_TO), Pulled(None, d_TO))[: len(step.site.weights)]
 
 
 def together(steps: Sequence[Step], ds: Sequence[Array], noise: Summing | None) -> list[Back]:
     """All rows in one product: the matrix is read once."""
     x_NI = np.concatenate(ds) @ steps[0].own(0).T
     parts = zip(np.split(x_NI, len(ds)), steps, ds, strict=True)
-    return [Back((x,), (Pulled(s.x, d), Pulled(None, d))) for x, s, d in parts]
+    return [Back((x,), _pulled(s, d)) for x, s, d in parts]
 
 
 def effect(call: Call, direction: Direction) -> Array:
-    if direction.tensor == call.site.weights[1]:
+    if direction.left is None:
         return np.broadcast_to(direction.right, (len(call.x), direction.right.size))
     return (call.x @ direction.rows())[:, None] * direction.right
 
 
 def budget(p: Precision, at: At) -> Measured:
-    return rounding(p, at.input(0), at.wide(0), at.wide(1), at.narrow(0))
+    bias = at.wide(1) if len(at.site.weights) > 1 else 0.0
+    return rounding(p, at.input(0), at.wide(0), bias, at.narrow(0))
 
 
 OPERATION = Operation(value, budget, back, effect, together, bridged=False, product=True)

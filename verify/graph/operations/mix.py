@@ -8,6 +8,7 @@ import numpy as np
 
 from gpt_verify.graph.back import Array, Back, Step, joined
 from gpt_verify.graph.call import Call
+from gpt_verify.graph.heads import split_measured, together
 from gpt_verify.graph.operation import At, Operation
 from gpt_verify.graph.tiles import EVERY, head_tiles
 from gpt_verify.numerics.budgets import Floats, Measured, measured, sum_of_squares
@@ -17,7 +18,7 @@ from gpt_verify.reference import ops
 
 
 def value(call: Call) -> Array:
-    mix_TX = ops.attention_mix(call.x, call.heads()[2])
+    mix_TX = ops.attention_mix(call.x, call.part("v"))
     # The heads of all rows come out side by side, [T, R · D].
     by_row = mix_TX.reshape(len(mix_TX), call.rows, -1).swapaxes(0, 1)
     return by_row.reshape(-1, by_row.shape[-1])
@@ -26,20 +27,26 @@ def value(call: Call) -> Array:
 def rounding(
     p: Precision, pattern: Measured, qkv: Measured, n_head: int, heads: slice = EVERY
 ) -> Measured:
-    """Weighted sum of values: T products. A fused kernel stores the weights before it divides.
-
-    The pattern is that of ``heads``, and so is the result.
-    """
+    """Of values in one site with queries and keys. The pattern is that of ``heads``, and so is the
+    result."""
     v_HSK = ops.split_heads(qkv.value, n_head)[2][heads]
+    if qkv.budget is None:
+        return weighted(p, pattern, Measured(v_HSK))
+    dv_HSK = ops.split_heads(qkv.budget, n_head)[2][heads]
+    return weighted(p, pattern, Measured(v_HSK, dv_HSK))
+
+
+def weighted(p: Precision, pattern: Measured, v: Measured) -> Measured:
+    """Weighted sum of values: T products. A fused kernel stores the weights before it divides."""
+    v_HSK = v.value
     value_TD = ops.attention_mix(pattern.value, v_HSK)
     t = len(value_TD)
     spread_TD = _heads_side_by_side(sum_of_squares(pattern.value, v_HSK))
     variance = (t * p.u_sum**2 + p.u**2) * spread_TD + (t * p.u_sum**2 + 2 * p.u**2) * value_TD**2
     if pattern.budget is not None:
         variance += _heads_side_by_side(sum_of_squares(pattern.budget, v_HSK))
-    if qkv.budget is not None:
-        dv_HSK = ops.split_heads(qkv.budget, n_head)[2][heads]
-        variance += _heads_side_by_side(sum_of_squares(pattern.value, dv_HSK))
+    if v.budget is not None:
+        variance += _heads_side_by_side(sum_of_squares(pattern.value, v.budget))
     return measured(p, value_TD, variance)
 
 
@@ -50,11 +57,14 @@ def _heads_side_by_side(x_HTK: Floats) -> Floats:
 
 def back(step: Step, d_TD: Array, pattern_HTS: Array | None = None) -> Back:
     """Of the sum over sources, weighted by the pattern; by another one where that is given."""
-    _, _, v_HSK = step.heads()
+    v_HSK = step.part("v")
     pattern_HTS = step.x if pattern_HTS is None else pattern_HTS
     d_HTK = d_TD.reshape(len(d_TD), len(v_HSK), -1).transpose(1, 0, 2)
     of_v = pattern_HTS.transpose(0, 2, 1) @ d_HTK
-    return Back((d_HTK @ v_HSK.transpose(0, 2, 1), joined(None, None, of_v)))
+    of_pattern = d_HTK @ v_HSK.transpose(0, 2, 1)
+    if step.config.keys.fused:
+        return Back((of_pattern, joined(None, None, of_v)))
+    return Back((of_pattern, together(step.config, of_v, "v")))
 
 
 def budget(p: Precision, at: At) -> Measured:
@@ -62,7 +72,7 @@ def budget(p: Precision, at: At) -> Measured:
     values, n_head = at.input(1), at.config.n_head
 
     def of(heads: slice) -> Measured:
-        return rounding(p, at.input(0, heads), values, n_head, heads)
+        return weighted(p, at.input(0, heads), split_measured(at.config, values, "v", heads))
 
     parts = by_twos([partial(of, heads) for heads in head_tiles(n_head, len(at.tokens_T))])
     known = [part.budget for part in parts if part.budget is not None]

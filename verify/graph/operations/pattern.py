@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gpt_verify.graph.back import Array, Back, Step, mean_of
+from gpt_verify.graph.back import Array, Back, Pulled, Step, mean_of
 from gpt_verify.graph.call import Call
+from gpt_verify.graph.directions import Direction
 from gpt_verify.graph.operation import At, Operation
 from gpt_verify.numerics.budgets import Floats, Measured, measured
 from gpt_verify.numerics.precision import Precision
 from gpt_verify.reference import ops
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import Site
 
 #: How many budgets an element may deviate before first-order propagation through an exponential
 #: is no longer trusted; used to keep the bound valid where scores are large and u is coarse.
@@ -17,14 +21,45 @@ LARGE_DEVIATION = 6.0
 
 
 def value(call: Call) -> Array:
-    return ops.causal_softmax(call.x)
+    return ops.causal_softmax(call.x, _window(call.config, call.site), _sinks(call))
 
 
-def rounding(p: Precision, scores: Measured) -> Measured:
-    """Causal softmax. The error of a score is a relative error of its exponential."""
-    value_HTS = ops.causal_softmax(scores.value)
+def _window(config: Config, site: Site) -> int | None:
+    assert site.layer is not None, "a pattern belongs to a layer"
+    return config.window(site.layer)
+
+
+def _sinks(call: Call) -> Array | None:
+    """One for each head of each row."""
+    return np.tile(call.own(0), call.rows) if call.site.weights else None
+
+
+def rounding(
+    p: Precision, scores: Measured, window: int | None = None, sinks_H: Floats | None = None
+) -> Measured:
+    """Causal softmax. A sink is one more source, of which nothing is read."""
+    t, s = scores.value.shape[-2:]
+    below_TS = ops.sees((t, s), window)
+    if sinks_H is None:
+        return softmax_rounding(p, scores, below_TS, ops.causal_softmax(scores.value, window))
+    sink_HT1 = np.broadcast_to(sinks_H[:, None, None], (*scores.value.shape[:2], 1))
+    every = np.concatenate([scores.value, sink_HT1], axis=-1)
+    below_TS = np.concatenate([below_TS, np.ones((t, 1), np.bool_)], axis=-1)
+    budget = scores.budget
+    if budget is not None:
+        budget = np.concatenate([budget, np.zeros_like(sink_HT1)], axis=-1)
+    value_HTS = ops.softmax(np.where(below_TS, every, -np.inf))
+    found = softmax_rounding(p, Measured(every, budget), below_TS, value_HTS)
+    assert found.budget is not None, "an operation's result has a budget"
+    return Measured(found.value[..., :-1], found.budget[..., :-1])
+
+
+def softmax_rounding(
+    p: Precision, scores: Measured, below_TS: NDArray[np.bool_], value_HTS: Floats
+) -> Measured:
+    """Softmax over the last axis, of what counts. The error of a score is a relative error of its
+    exponential."""
     t = value_HTS.shape[-2]
-    below_TS = np.tri(*value_HTS.shape[-2:], dtype=np.bool_)
     largest_HT1 = np.max(np.where(below_TS, scores.value, -np.inf), axis=-1, keepdims=True)
     shifted_HTS = np.where(below_TS, scores.value - largest_HT1, 0.0)
 
@@ -58,7 +93,21 @@ def softmax_back(pattern_HTS: Array, d_HTS: Array) -> Array:
 
 
 def back(step: Step, d_HTS: Array) -> Back:
-    return Back((softmax_back(step.value, d_HTS),))
+    d_scores = softmax_back(step.value, d_HTS)
+    if not step.site.weights:
+        return Back((d_scores,))
+    # That of the sink: it was not read, so that its own derivative is zero before the softmax.
+    left_HT = 1 - step.value.sum(axis=-1)
+    sunk_HT = -left_HT * np.sum(step.value * d_HTS, axis=-1)
+    return Back((d_scores,), (Pulled(None, sunk_HT.T),))
+
+
+def effect(call: Call, direction: Direction) -> Array:
+    """To first order: a softmax is not linear in its sinks."""
+    pattern_HTS = value(call)
+    left_HT1 = 1 - pattern_HTS.sum(axis=-1, keepdims=True)
+    moved: Array = -pattern_HTS * left_HT1 * np.tile(direction.right, call.rows)[:, None, None]
+    return moved
 
 
 def cancels(step: Step, d: Array) -> Array:
@@ -68,7 +117,8 @@ def cancels(step: Step, d: Array) -> Array:
 
 
 def budget(p: Precision, at: At) -> Measured:
-    return rounding(p, at.input(0, at.heads))
+    sinks_H = at.wide(0)[at.heads] if at.site.weights else None
+    return rounding(p, at.input(0, at.heads), _window(at.config, at.site), sinks_H)
 
 
-OPERATION = Operation(value, budget, back, cancels=cancels, by_head=True)
+OPERATION = Operation(value, budget, back, effect, cancels=cancels, by_head=True)

@@ -109,8 +109,9 @@ def _fault(name: str, summary: str, acts: Mapping[str, Act], seen: str = "", **m
 
 def _halves(precision: Precision) -> tuple[Fault, ...]:
     def norm(call: Call) -> Array:
-        parts = (precision.round(t).astype(call.dtype) for t in (call.x, call.own(0), call.own(1)))
-        return precision.round(layer_norm(*parts))
+        parts = (call.x, call.own(0), call.own(1))
+        x, g, b = (precision.round(part).astype(call.dtype) for part in parts)
+        return precision.round(layer_norm(x, g, b))
 
     def rounded(call: Call) -> Array:
         """What a product reads, as it reads it."""
