@@ -175,6 +175,10 @@ class Port:
     #: recognised, a version that was exported.
     remarks: Sequence[str] = ()
 
+    #: Numbers that its last run in float64 kept in a tensor of one element, and that are no
+    #: constant of the reference.
+    odd_constants: Sequence[float] = ()
+
     def logits(self, tokens: Tokens) -> Floats:
         """tokens int[B, T] → logits float[B, T, V]."""
         raise NotImplementedError
