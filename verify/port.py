@@ -185,6 +185,9 @@ class Port:
     #: recognised, a version that was exported.
     remarks: Sequence[str] = ()
 
+    #: Numbers that its last run in float64 kept in a tensor of one element, and that are no
+    #: constant of the reference.
+    odd_constants: Sequence[float] = ()
     #: Whether ``logits`` returns those of the last position only, so that those of all positions
     #: are asked for prefix by prefix. Found out while the port runs.
     by_prefixes: bool = False

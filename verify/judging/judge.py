@@ -38,6 +38,7 @@ from gpt_verify.judging.last_position import (
 from gpt_verify.judging.prepare import Prepared, prepare
 from gpt_verify.judging.waivers import waive
 from gpt_verify.laws.activations.check import SiteComparison
+from gpt_verify.laws.activations.constants import with_constants
 from gpt_verify.laws.determinism.check import Determinism
 from gpt_verify.laws.law import Part
 from gpt_verify.laws.logits.check import LogitsComparison
@@ -354,7 +355,9 @@ class _Work:
             self.findings += _failures(comparison.local_findings(law))
             return
         self._comparisons[law] = comparison
-        self.findings += comparison.local_findings(law)
+        self.findings += with_constants(
+            comparison.local_findings(law), port.odd_constants, self.checkpoint.config
+        )
 
     def _numbers(self, port: Port, weights: DeclaredWeights) -> None:
         repeats = Determinism()

@@ -8,7 +8,7 @@ the attention of q, k and v as it reads them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from gpt_verify.matching.layouts import Layout
 from gpt_verify.matching.match import Matching
 from gpt_verify.matching.order import Reading
 from gpt_verify.port import Floats, Parameter
+from gpt_verify.sites import sites
 
 if TYPE_CHECKING:
     from gpt_verify.ports.torch.module import TorchModule
@@ -63,15 +64,16 @@ def channels_of(
     sizes, order = layout.channel_axes()
     as_laid = Channels(tuple(sizes), tuple(order))
     straight = Channels(tuple(sizes[i] for i in order), tuple(range(len(sizes))))
-    seen = _seen(port, at)
-    if len(seen) < 3:
+    seen = _of_layer(port, at, _sites(port))
+    if seen is None:
         return as_laid  # not shown: content is all there is, and the logits will tell
+    x, qkv, shown_mix = seen
     weight, bias = _upright(parameters, matching, lying.tensor, layout)
-    expected = seen["ln_1"] @ weight + bias
-    found = min((as_laid, straight), key=lambda c: _apart(c.upright(seen["attn.qkv"]), expected))
+    expected = x @ weight + bias
+    found = min((as_laid, straight), key=lambda c: _apart(c.upright(qkv), expected))
     n_head = port.config.n_head
-    mixes = [_attention(c.upright(seen["attn.qkv"]), n_head) for c in (found, straight)]
-    reads_so, reads_straight = (_apart(mix, seen["attn.mix"]) for mix in mixes)
+    mixes = [_attention(c.upright(qkv), n_head) for c in (found, straight)]
+    reads_so, reads_straight = (_apart(mix, shown_mix) for mix in mixes)
     return None if _NEARER * reads_straight < reads_so else found
 
 
@@ -97,10 +99,10 @@ class Readings:
 
     def of(self, layer: int) -> Reading:
         """Content is all there is where the port does not show it; the logits will tell."""
-        names = [f"h.{layer}.{kind}" for kind in ("ln_1", "attn.qkv", "attn.mix")]
-        if not set(names) <= self._sites.keys():
+        seen = _of_layer(self._port, f"h.{layer}", self._sites)
+        if seen is None:
             return Reading(qkv=True, mix=True)
-        x, qkv, mix = (self._sites[name] for name in names)
+        x, qkv, mix = seen
         fused = self._assemblies.get(f"h{layer}/attn/c_attn/w")
         plain_qkv, ordered = qkv, False
         if fused is not None and fused.form == "columns":
@@ -146,18 +148,24 @@ def _plainly(value: torch.Tensor, assembly: Assembly) -> torch.Tensor:
     return made
 
 
-def _seen(port: TorchModule, at: str) -> dict[str, torch.Tensor]:
-    wanted = ("ln_1", "attn.qkv", "attn.mix")
-    seen = _sites(port)
-    return {kind: seen[f"{at}.{kind}"] for kind in wanted if f"{at}.{kind}" in seen}
+def _of_layer(
+    port: TorchModule, at: str, seen: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, ...] | None:
+    """What attention reads, ``attn.qkv`` and ``attn.mix``; None where one of them is not shown."""
+    qkv, mix = f"{at}.attn.qkv", f"{at}.attn.mix"
+    names = (*sites(port.config)[qkv].inputs, qkv, mix)
+    return tuple(seen[name] for name in names) if set(names) <= seen.keys() else None
 
 
 def _sites(port: TorchModule) -> dict[str, torch.Tensor]:
     """What attention reads and makes in every layer, of a few tokens."""
     seen: dict[str, torch.Tensor] = {}
+    table = sites(port.config)
+    wanted = {name for name in table if name.endswith((".attn.qkv", ".attn.mix"))}
+    wanted |= {x for name in wanted if name.endswith("qkv") for x in table[name].inputs}
 
     def visit(site: str, value: Floats, narrowest: str | None = None) -> None:
-        if site.endswith((".ln_1", ".attn.qkv", ".attn.mix")):
+        if site in wanted:
             seen[site] = torch.from_numpy(np.array(value, np.float64))
 
     n_vocab = port.config.n_vocab

@@ -24,6 +24,7 @@ from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.port import Dtype, Floats, Index, Parameter, Port, Tokens, Visit
 from gpt_verify.ports.torch.calls import add_capabilities, logits_of
 from gpt_verify.ports.torch.channels import Channels, Readings, channels_of
+from gpt_verify.ports.torch.constants import WidenedConstants
 from gpt_verify.ports.torch.copies import Copies
 from gpt_verify.ports.torch.differentiable import Arrived, Differentiable
 from gpt_verify.ports.torch.float64 import converted, converted_whole
@@ -252,10 +253,13 @@ class TorchModule(Port):
             recording=lambda: self._differentiable,
         ):
             self._is_twin = True
+            constants = WidenedConstants(self.config)
             try:
-                yield self
+                with constants:
+                    yield self
             finally:
                 self._is_twin = False
+                self.odd_constants = tuple(constants.others)
 
     @contextmanager
     def differentiable(self, arrived: Arrived) -> Iterator[None]:

@@ -396,7 +396,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         )
 
     def _note_width(self, inputs: Sequence[torch.Tensor], output: torch.Tensor) -> None:
-        if output.dtype not in _WIDTH or output.numel() < self._batch * self._length:
+        # A constant is no activation, not even where one token has one number.
+        if output.dtype not in _WIDTH or output.numel() < max(2, self._batch * self._length):
             return
         if any(t.dtype in _WIDTH for t in inputs):
             self._narrowest = max(self._narrowest, output.dtype, key=_WIDTH.__getitem__)
