@@ -10,6 +10,7 @@ from huggingface_directory import CONFIG, state, tensors, write
 from huggingface_hub import constants
 
 from gpt_verify.checkpoint import open_checkpoint
+from gpt_verify.command.cli import main
 from gpt_verify.errors import CheckpointError
 
 COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
@@ -73,3 +74,26 @@ def test_what_can_be_no_name(
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path)
     assert str(caught.value) == f"{Path(path)}: no such directory"
+
+
+def test_a_path_on_the_command_line_stays_one(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``./gpt2`` is no model of the hub, although ``gpt2`` is in its cache."""
+    cached(cache, "gpt2", write(tmp_path / "made", state(), **HUB))
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "--port", "sample_ports:good", "--length", "3", "--quiet", "--checkpoint"]
+    assert main([*words, "gpt2"]) == 0
+    capsys.readouterr()
+    assert main([*words, "./gpt2"]) == 2
+    assert capsys.readouterr().err == f"gpt-verify: {tmp_path}/gpt2: no such directory\n"
+
+
+def test_no_report_replaces_a_file_beside_the_one_that_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, state(), **HUB)
+    (tmp_path / "vocab.json").write_text("{}")
+    words = ["run", "--port", "sample_ports:good", "--json", str(tmp_path / "vocab.json")]
+    assert main([*words, "--checkpoint", str(tmp_path / "config.json")]) == 2
+    assert "--json would replace an input of the run" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -40,10 +41,16 @@ def _token_ids(text: str) -> tuple[int, ...]:
     return tuple(_natural(part.strip()) for part in text.split(","))
 
 
+def _checkpoint(text: str) -> Path:
+    """``./gpt2`` is a directory, and must not become ``gpt2``, which may be a model of the hub."""
+    path = Path(text)
+    return path.absolute() if text.startswith(".") and not os.path.lexists(path) else path
+
+
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--checkpoint",
-        type=Path,
+        type=_checkpoint,
         metavar="DIR|HUB-ID",
         help="default: the one that ships with this tool",
     )

@@ -115,6 +115,9 @@ _OF_A_MODEL = [
     "vocab.bpe",
     "merges.txt",
     "tokenizer.json",
+    "added_tokens.json",
+    "params_shapes.json",
+    ".npy",
     "special_tokens_map.json",
     ".safetensors",
     ".index.json",
@@ -142,7 +145,11 @@ def spare_inputs(
     Raises:
         UsageError: an output is a file of the checkpoint, or of a port.
     """
-    named = [*others, *([] if checkpoint is None else [os.fspath(checkpoint)])]
+    named = list(others)
+    if checkpoint is not None:
+        # A file of a checkpoint stands for its directory.
+        whole = checkpoint.parent if os.path.isfile(checkpoint) else checkpoint
+        named.append(os.fspath(whole))
     for spec in ports:
         kind, _, source = spec.partition("=")
         named += [spec, spec.rpartition(":")[0], source]
