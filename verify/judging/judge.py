@@ -15,9 +15,10 @@ from threadpoolctl import threadpool_limits
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.diagnosis.port import Diagnosis, diagnose
-from gpt_verify.errors import LONGEST_REFUSAL, GptVerifyError, PortError, described, shortened
+from gpt_verify.errors import LONGEST_REFUSAL, GptVerifyError, Refused, described, shortened
 from gpt_verify.findings import Finding, Place, PortReport, Status, concerns, unanchored
 from gpt_verify.inputs import Input
+from gpt_verify.judging.calls import again, kept, returned, visited
 from gpt_verify.judging.last_position import (
     REMARKS,
     LastPositionOnly,
@@ -28,6 +29,7 @@ from gpt_verify.judging.last_position import (
     returns_the_last_only,
 )
 from gpt_verify.judging.prepare import Prepared, prepare
+from gpt_verify.judging.raising import Raising
 from gpt_verify.judging.waivers import waive
 from gpt_verify.laws.activations.check import SiteComparison
 from gpt_verify.laws.determinism.check import Determinism
@@ -48,7 +50,7 @@ from gpt_verify.reference.config import Config
 from gpt_verify.sites import sites
 
 if TYPE_CHECKING:
-    from gpt_verify.port import Port, Tokens, Visit
+    from gpt_verify.port import Port, Tokens
 
 
 Floats = NDArray[np.floating]
@@ -161,39 +163,6 @@ def one_line(e: BaseException) -> str:
     return described(e)
 
 
-def _kept(port: Port, returned: object) -> Floats:
-    """A copy of logits, because a port may use its memory again."""
-    kept: Floats = np.array(returned)
-    if kept.dtype == object:
-        raise PortError(f"{port.name}: returned {type(returned).__name__}, not an array of numbers")
-    return kept
-
-
-def _visited(
-    activations: Callable[[Tokens, Visit], Floats], visit: Visit, tokens: Tokens
-) -> Floats:
-    return activations(tokens, visit)
-
-
-def _again(
-    port: Port, item: Input, first: Floats, repeats: Determinism, logits: LogitsComparison
-) -> None:
-    """Run a port for the second time; what differs from the first is compared as well."""
-    second, at = _returned(port, item.tokens), None
-    if port.by_prefixes:
-        at = [item.tokens.shape[1] - 1]
-    if not repeats.add(item.name, first, second):
-        logits.add_again(item.tokens, second, at=at)
-
-
-def _returned(port: Port, tokens: Tokens) -> Floats:
-    """The logits of one call: of all positions, or where there are no others, of the last, [B, 1,
-    V]."""
-    if port.last is None or not port.by_prefixes:
-        return port.logits(tokens)
-    return port.last(tokens)[:, None]
-
-
 def _failures(findings: Sequence[Finding]) -> list[Finding]:
     """Of a run that broke off, what had failed by then; the rest was not examined in full."""
     return [finding for finding in findings if finding.status is Status.FAILED]
@@ -288,9 +257,12 @@ class _Work:
         try:
             with port.float64() as twin:
                 assert twin.activations is not None, "the twin shows what the port shows"
+                raising = Raising(twin.logits)
                 for item in self.inputs:
                     comparison.begin(item.tokens, item.name)
-                    twin.activations(item.tokens, comparison)
+                    with raising.on(item):
+                        twin.activations(item.tokens, comparison)
+                raising.settled()
         except NotExamined as missing:
             self._why[law] = str(missing)
             return
@@ -304,35 +276,39 @@ class _Work:
         self.findings += comparison.local_findings(law)
 
     def _numbers(self, port: Port, weights: DeclaredWeights) -> None:
-        repeats = Determinism()
+        repeats, raising = Determinism(), Raising(partial(returned, port))
         if port.activations is None:
             self._why["activations"] = "the port shows nothing but logits"
             logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
             for item in self.inputs:
-                first = self._first(port, item, partial(_returned, port))
                 logits.begin()
-                if not port.by_prefixes:
-                    logits.add_again(item.tokens, first)
-                _again(port, item, first, repeats, logits)
-                if port.last is not None:
-                    at = asked(item.tokens.shape[1])
-                    logits.add_again(item.tokens, after(port.last, item.tokens, at), at=at)
+                with raising.on(item):
+                    first = self._first(port, item, partial(returned, port))
+                    if not port.by_prefixes:
+                        logits.add_again(item.tokens, first)
+                    again(port, item, first, repeats, logits)
+                    if port.last is not None:
+                        at = asked(item.tokens.shape[1])
+                        logits.add_again(item.tokens, after(port.last, item.tokens, at), at=at)
                 self.progress.step(item.name)
+            raising.settled()
         else:
             comparison = self._comparison(weights, port, PRECISIONS[port.dtype], cascaded=True)
             logits = comparison.logits
-            watched = partial(_visited, port.activations, comparison)
+            watched = partial(visited, port.activations, comparison)
             try:
                 for item in self.inputs:
                     comparison.begin(item.tokens, item.name)
-                    first = self._first(port, item, watched)
-                    comparison.returned(first)
-                    if port.last is not None:
-                        at = asked(item.tokens.shape[1])
-                        comparison.returned(after(port.last, item.tokens, at), at)
-                    # The second run is not watched: an instrument that changes what it measures
-                    # would show here.
-                    _again(port, item, first, repeats, logits)
+                    with raising.on(item):
+                        first = self._first(port, item, watched)
+                        comparison.returned(first)
+                        if port.last is not None:
+                            at = asked(item.tokens.shape[1])
+                            comparison.returned(after(port.last, item.tokens, at), at)
+                        # The second run is not watched: an instrument that changes what it
+                        # measures would show here.
+                        again(port, item, first, repeats, logits)
+                raising.settled()
             except LastPositionOnly:
                 raise
             except BaseException:
@@ -342,8 +318,9 @@ class _Work:
             self.findings += comparison.local_findings("activations.local")
             self.findings += comparison.cascaded_findings("activations.cascaded")
         self.logits_floors = logits.floors
+        self.inputs = raising.ran
         shortest = min(self.inputs, key=lambda item: item.tokens.size)
-        self.findings += logits.findings()
+        self.findings += raising.findings(logits.findings())
         self.findings += repeats.findings(port, shortest.tokens)
 
     def _first(self, port: Port, item: Input, run: Callable[[Tokens], object]) -> Floats:
@@ -352,7 +329,7 @@ class _Work:
         Raises:
             LastPositionOnly: they are those of the last position, which was not known until now.
         """
-        first = _kept(port, run(item.tokens))
+        first = kept(port, run(item.tokens))
         config = self.checkpoint.config
         if looks_so(first.shape, item.tokens, config) and self._recognise(port):
             raise LastPositionOnly
@@ -372,15 +349,21 @@ class _Work:
             self.findings += law.hold(subject)
         except NotExamined as missing:
             self._why[law.id] = str(missing)
-        except (GptVerifyError, KeyboardInterrupt, SystemExit):
-            raise
+        except (GptVerifyError, KeyboardInterrupt, SystemExit) as e:
+            if not isinstance(e, Refused):
+                raise
+            self._raised(law, e)
         except BaseException as e:
-            places = law.sites(self.checkpoint.config)
-            site = places[0] if len(places) == 1 else None
-            message = f"the port raised {one_line(e)}"
-            self.findings.append(Finding(law.id, Status.FAILED, message, site))
+            self._raised(law, e)
         if law.writes:
             held.hold(law.id)
+
+    def _raised(self, law: Part, e: BaseException) -> None:
+        """What a port raises on the inputs of a law fails it."""
+        places = law.sites(self.checkpoint.config)
+        site = places[0] if len(places) == 1 else None
+        message = f"the port raised {one_line(e)}"
+        self.findings.append(Finding(law.id, Status.FAILED, message, site))
 
     def _stored_graph(self, port: Port, weights: DeclaredWeights) -> None:
         """A forward graph that came with the checkpoint computes the same logits, and is tied."""
