@@ -72,6 +72,41 @@ def raises_midway(checkpoint: Checkpoint) -> Function:
     return logits
 
 
+def _raising(
+    when: Callable[[np.ndarray, int], bool], make: Callable[[], BaseException]
+) -> Callable[[Checkpoint], Function]:
+    """A correct function that raises on some calls."""
+
+    def factory(checkpoint: Checkpoint) -> Function:
+        calls = 0
+
+        def logits(tokens: np.ndarray) -> np.ndarray:
+            nonlocal calls
+            calls += 1
+            if when(tokens, calls):
+                raise make()
+            return _correct(checkpoint, tokens)
+
+        return logits
+
+    return factory
+
+
+whole_context = _raising(lambda x, n: x.shape[1] == 19, lambda: IndexError("out of range"))
+one_token = _raising(lambda x, n: x.shape[1] == 1, lambda: ValueError("too short"))
+batches = _raising(lambda x, n: len(x) > 1, lambda: RuntimeError("shapes differ"))
+some_token = _raising(lambda x, n: bool((x == 3).any()), lambda: KeyError(3))
+# Of which nothing is learnt about the port.
+no_room = _raising(lambda x, n: x.shape[1] == 19, lambda: MemoryError())
+no_room_in_words = _raising(
+    lambda x, n: x.shape[1] == 19,
+    lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 byte"),
+)
+cut_off = _raising(lambda x, n: x.shape[1] == 19, lambda: ConnectionError("reset"))
+once = _raising(lambda x, n: n == 3, lambda: RuntimeError("a hiccup"))
+gone = _raising(lambda x, n: n > 3, lambda: RuntimeError("gone"))
+
+
 def raises(checkpoint: Checkpoint) -> Function:
     raise FileNotFoundError("weights.bin")
 

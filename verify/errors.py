@@ -3,6 +3,7 @@
     GptVerifyError
     ├── CheckpointError      the checkpoint is missing, damaged, incomplete or not a GPT-2
     ├── PortError            the port could not be built, or broke while it ran
+    │   └── Refused          the port answered that it does not take the question
     ├── ReferenceChanged     a port has changed what it is judged by
     ├── ToolError            this package could not undo what it did to a port
     ├── MissingDependency    an optional framework is not installed
@@ -23,6 +24,11 @@ class CheckpointError(GptVerifyError):
 
 class PortError(GptVerifyError):
     """A port factory raised, returned something that is no port, or the port broke in use."""
+
+
+class Refused(PortError):
+    """The port, a program or a server, answered that it does not take the question. On an input
+    that every GPT-2 takes that is a finding."""
 
 
 class ReferenceChanged(GptVerifyError):

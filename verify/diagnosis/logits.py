@@ -10,10 +10,11 @@ import numpy as np
 
 from gpt_verify.diagnosis.deviations import Deviations
 from gpt_verify.diagnosis.filter import Filtered, Match
+from gpt_verify.errors import GptVerifyError, Refused
 from gpt_verify.findings import Cause, Finding, Status
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.laws.catalogue import faults_of
-from gpt_verify.laws.subject import Subject, Tokens
+from gpt_verify.laws.subject import Floats, Subject, Tokens
 
 #: Sequences, and tokens of each: enough for a standard error, and for every distance that matters.
 SEQUENCES, LENGTH = 8, 24
@@ -58,12 +59,13 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
         A finding, failed where a fault is there: also one that is far below the rounding noise, and
         so below what the comparison of logits can see. And the causes.
     """
-    tokens_ST = subject.tokens(SEQUENCES, min(LENGTH, subject.config.n_ctx), len(LAW))
-    # The first token and the last, which faults confuse with padding and with each other.
-    tokens_ST[:, tokens_ST.shape[1] // 3] = 0
-    tokens_ST[:, tokens_ST.shape[1] // 2] = subject.config.n_vocab - 1
-    # One by one: a fault that mixes the rows of a batch is another law's.
-    logits = np.stack([np.array(subject.port.logits(row[None])[0]) for row in tokens_ST])
+    try:
+        tokens_ST, logits = _run(subject, min(LENGTH, subject.config.n_ctx))
+    except Exception as error:
+        if isinstance(error, GptVerifyError) and not isinstance(error, Refused):
+            raise
+        # Positions from 1 raise at the end of the table, and can be told before it.
+        tokens_ST, logits = _run(subject, max(1, min(LENGTH, subject.config.n_ctx) // 2))
     if logits.shape[-1] != subject.config.n_vocab:
         message = "the logits have another shape"
         return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
@@ -97,6 +99,16 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
         for match in found.matches
     ]
     return _finding(found, len(candidates)), causes
+
+
+def _run(subject: Subject, length: int) -> tuple[Tokens, Floats]:
+    """Sequences of some length, and the port's logits of each."""
+    tokens_ST = subject.tokens(SEQUENCES, length, len(LAW))
+    # The first token and the last, which faults confuse with padding and with each other.
+    tokens_ST[:, tokens_ST.shape[1] // 3] = 0
+    tokens_ST[:, tokens_ST.shape[1] // 2] = subject.config.n_vocab - 1
+    # One by one: a fault that mixes the rows of a batch is another law's.
+    return tokens_ST, np.stack([np.array(subject.port.logits(row[None])[0]) for row in tokens_ST])
 
 
 def _finding(found: Filtered, tried: int) -> Finding:

@@ -18,14 +18,15 @@ from gpt_verify.diagnosis.port import Diagnosis, diagnose
 from gpt_verify.errors import (
     LONGEST_REFUSAL,
     GptVerifyError,
-    PortError,
     ReferenceChanged,
+    Refused,
     described,
     shortened,
 )
 from gpt_verify.findings import Finding, Place, PortReport, Status, concerns, unanchored
 from gpt_verify.graph.stored import self_check
 from gpt_verify.inputs import Input
+from gpt_verify.judging.calls import again, kept, returned, visited
 from gpt_verify.judging.last_position import (
     REMARKS,
     LastPositionOnly,
@@ -36,6 +37,7 @@ from gpt_verify.judging.last_position import (
     returns_the_last_only,
 )
 from gpt_verify.judging.prepare import Prepared, prepare
+from gpt_verify.judging.raising import Raising
 from gpt_verify.judging.waivers import waive
 from gpt_verify.laws.activations.check import SiteComparison
 from gpt_verify.laws.activations.constants import with_constants
@@ -60,7 +62,7 @@ from gpt_verify.reference.config import Config
 from gpt_verify.sites import sites
 
 if TYPE_CHECKING:
-    from gpt_verify.port import Port, Tokens, Visit
+    from gpt_verify.port import Port, Tokens
 
 
 Floats = NDArray[np.floating]
@@ -198,39 +200,6 @@ def _require_itself(watch: Watch, when: str) -> None:
         )
 
 
-def _kept(port: Port, returned: object) -> Floats:
-    """A copy of logits, because a port may use its memory again."""
-    kept: Floats = np.array(returned)
-    if kept.dtype == object:
-        raise PortError(f"{port.name}: returned {type(returned).__name__}, not an array of numbers")
-    return kept
-
-
-def _visited(
-    activations: Callable[[Tokens, Visit], Floats], visit: Visit, tokens: Tokens
-) -> Floats:
-    return activations(tokens, visit)
-
-
-def _again(
-    port: Port, item: Input, first: Floats, repeats: Determinism, logits: LogitsComparison
-) -> None:
-    """Run a port for the second time; what differs from the first is compared as well."""
-    second, at = _returned(port, item.tokens), None
-    if port.by_prefixes:
-        at = [item.tokens.shape[1] - 1]
-    if not repeats.add(item.name, first, second):
-        logits.add_again(item.tokens, second, at=at)
-
-
-def _returned(port: Port, tokens: Tokens) -> Floats:
-    """The logits of one call: of all positions, or where there are no others, of the last, [B, 1,
-    V]."""
-    if port.by_prefixes:
-        return port.offers()[LAST](tokens)[:, None]
-    return port.logits(tokens)
-
-
 def _failures(findings: Sequence[Finding]) -> list[Finding]:
     """Of a run that broke off, what had failed by then; the rest was not examined in full."""
     return [finding for finding in findings if finding.status is Status.FAILED]
@@ -341,10 +310,12 @@ class _Work:
         comparison = self._comparison(weights, port, FLOAT64, cascaded=False)
         try:
             with float64() as twin:
-                activations = twin.offers()[ACTIVATIONS]
+                activations, raising = twin.offers()[ACTIVATIONS], Raising(twin.logits)
                 for item in self.inputs:
                     comparison.begin(item.tokens, item.name)
-                    activations(item.tokens, comparison)
+                    with raising.on(item):
+                        activations(item.tokens, comparison)
+                raising.settled()
         except NotExamined as missing:
             self._why[law] = str(missing)
             return
@@ -360,38 +331,42 @@ class _Work:
         )
 
     def _numbers(self, port: Port, weights: DeclaredWeights) -> None:
-        repeats = Determinism()
+        repeats, raising = Determinism(), Raising(partial(returned, port))
         activations = port.offers().get(ACTIVATIONS)
         if activations is None:
             self._why["activations"] = "the port shows nothing but logits"
             logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
             for item in self.inputs:
-                first = self._first(port, item, partial(_returned, port))
-                self._begun(item, first)
                 logits.begin()
-                if not port.by_prefixes:
-                    logits.add_again(item.tokens, first)
-                _again(port, item, first, repeats, logits)
-                if last := port.offers().get(LAST):
-                    at = asked(item.tokens.shape[1])
-                    logits.add_again(item.tokens, after(last, item.tokens, at), at=at)
+                with raising.on(item):
+                    first = self._first(port, item, partial(returned, port))
+                    self._begun(item, first)
+                    if not port.by_prefixes:
+                        logits.add_again(item.tokens, first)
+                    again(port, item, first, repeats, logits)
+                    if last := port.offers().get(LAST):
+                        at = asked(item.tokens.shape[1])
+                        logits.add_again(item.tokens, after(last, item.tokens, at), at=at)
                 self.progress.step(item.name)
+            raising.settled()
         else:
             comparison = self._comparison(weights, port, PRECISIONS[port.dtype], cascaded=True)
             logits = comparison.logits
-            watched = partial(_visited, activations, comparison)
+            watched = partial(visited, activations, comparison)
             try:
                 for item in self.inputs:
                     comparison.begin(item.tokens, item.name)
-                    first = self._first(port, item, watched)
-                    self._begun(item, first)
-                    comparison.returned(first)
-                    if last := port.offers().get(LAST):
-                        at = asked(item.tokens.shape[1])
-                        comparison.returned(after(last, item.tokens, at), at)
-                    # The second run is not watched: an instrument that changes what it measures
-                    # would show here.
-                    _again(port, item, first, repeats, logits)
+                    with raising.on(item):
+                        first = self._first(port, item, watched)
+                        self._begun(item, first)
+                        comparison.returned(first)
+                        if last := port.offers().get(LAST):
+                            at = asked(item.tokens.shape[1])
+                            comparison.returned(after(last, item.tokens, at), at)
+                        # The second run is not watched: an instrument that changes what it
+                        # measures would show here.
+                        again(port, item, first, repeats, logits)
+                raising.settled()
             except LastPositionOnly:
                 raise
             except BaseException:
@@ -401,8 +376,9 @@ class _Work:
             self.findings += comparison.local_findings("activations.local")
             self.findings += comparison.cascaded_findings("activations.cascaded")
         self.logits_floors = logits.floors
+        self.inputs = raising.ran
         shortest = min(self.inputs, key=lambda item: item.tokens.size)
-        self.findings += logits.findings()
+        self.findings += raising.findings(logits.findings())
         self.findings += repeats.findings(port, shortest.tokens)
 
     def _begun(self, item: Input, logits_BTV: Floats) -> None:
@@ -417,7 +393,7 @@ class _Work:
         Raises:
             LastPositionOnly: they are those of the last position, which was not known until now.
         """
-        first = _kept(port, run(item.tokens))
+        first = kept(port, run(item.tokens))
         config = self.checkpoint.config
         if looks_so(first.shape, item.tokens, config) and self._recognise(port):
             raise LastPositionOnly
@@ -437,15 +413,21 @@ class _Work:
             self.findings += law.hold(subject)
         except NotExamined as missing:
             self._why[law.id] = str(missing)
-        except (GptVerifyError, KeyboardInterrupt, SystemExit):
-            raise
+        except (GptVerifyError, KeyboardInterrupt, SystemExit) as e:
+            if not isinstance(e, Refused):
+                raise
+            self._raised(law, e)
         except BaseException as e:
-            places = law.sites(self.checkpoint.config)
-            site = places[0] if len(places) == 1 else None
-            message = f"the port raised {one_line(e)}"
-            self.findings.append(Finding(law.id, Status.FAILED, message, site))
+            self._raised(law, e)
         if law.writes:
             held.hold(law.id)
+
+    def _raised(self, law: Part, e: BaseException) -> None:
+        """What a port raises on the inputs of a law fails it."""
+        places = law.sites(self.checkpoint.config)
+        site = places[0] if len(places) == 1 else None
+        message = f"the port raised {one_line(e)}"
+        self.findings.append(Finding(law.id, Status.FAILED, message, site))
 
     def _stored_graph(self, port: Port, weights: DeclaredWeights) -> None:
         """A forward graph that came with the checkpoint computes the same logits, and is tied."""

@@ -8,10 +8,10 @@ import ssl
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from urllib.parse import urlsplit
 
-from gpt_verify.errors import PortError, UsageError, shortened
+from gpt_verify.errors import PortError, Refused, UsageError, shortened
 from gpt_verify.port import Dtype, Floats, Port, Tokens
 from gpt_verify.ports.remote.process import TIMEOUT
-from gpt_verify.ports.remote.protocol import LARGEST_VOCABULARY, Refused, answer, largest, question
+from gpt_verify.ports.remote.protocol import LARGEST_VOCABULARY, answer, largest, question
 from gpt_verify.ports.remote.timed import Deadline, TimedSocket
 
 _PORTS = {"http": 80, "https": 443}

@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.errors import LONGEST, PortError, UsageError, shortened
+from gpt_verify.errors import LONGEST, PortError, Refused, UsageError, shortened
 from gpt_verify.port import Dtype, Floats, Port, Tokens
-from gpt_verify.ports.remote.protocol import Refused, answer, largest, question
+from gpt_verify.ports.remote.protocol import answer, largest, question
 from gpt_verify.ports.remote.timed import Deadline, TimedPipes
 from gpt_verify.process.children import Child, signal_name
 from gpt_verify.process.scratch import Scratch

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gpt_verify.errors import PortError, described, shortened
+from gpt_verify.errors import PortError, Refused, described, shortened
 from gpt_verify.port import Floats, Tokens
 
 #: Where the port's is not known: more than any model has.
@@ -29,10 +29,6 @@ _BESIDE = 1 << 16
 #: shape, as long as it can be read at no cost.
 _LEAST = 1 << 24
 _MAGIC = b"\x93NUMPY"
-
-
-class Refused(PortError):
-    """The port answered that it does not take the question."""
 
 
 def question(tokens: Tokens) -> bytes:
