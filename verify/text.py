@@ -18,6 +18,14 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean x?`` where one of the known words is much like this one, else nothing."""
+    import difflib
+
+    found = difflib.get_close_matches(one_line(word)[:100], list(known), n=1)
+    return f"; did you mean {one_line(found[0])}?" if found else ""
+
+
 def label(finding: Finding) -> str:
     """``activations.local[h.0.mlp.act]``: a check and its place, as one word."""
     return f"{finding.id}[{finding.site}]" if finding.site else finding.id
@@ -120,3 +128,8 @@ def not_examined(report: PortReport) -> list[tuple[str, str, str]]:
     for (check, why), at in sites.items():
         checks.setdefault((collapse_sites(at), why), []).append(check)
     return [(", ".join(names), at, why) for (at, why), names in checks.items()]
+
+
+def count(n: int, noun: str) -> str:
+    """``1 check``, ``2 checks``."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
