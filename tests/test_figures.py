@@ -163,7 +163,7 @@ def source(tmp_path: Path) -> Path:
     ],
 )
 def test_what_is_computed_counts(source: Path, old: str, new: str) -> None:
-    path = source / "verify" / "numerics" / "cascade.py"
+    path = source / "verify" / "graph" / "cascade.py"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     assert figures.digest(source) != figures.digest()
@@ -171,7 +171,7 @@ def test_what_is_computed_counts(source: Path, old: str, new: str) -> None:
 
 def test_how_it_reads_does_not(source: Path) -> None:
     assert figures.digest(source) == figures.digest()
-    path = source / "verify" / "numerics" / "cascade.py"
+    path = source / "verify" / "graph" / "cascade.py"
     text = path.read_text()
     text = text.replace('"""Squared error and squared floor', '"""Other words for squared floor')
     text = text.replace("LIMIT_FLOORS = 10.0", "# A comment.\nLIMIT_FLOORS = 10.0")

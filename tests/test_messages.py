@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Files that print findings, or write them to a file.
 RENDERERS = {
     "verify/plugin.py",
+    "verify/report/compare/terminal.py",
     "verify/report/diagnose.py",
     "verify/report/json.py",
     "verify/report/junit.py",

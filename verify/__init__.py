@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Parameter,
         Port,
     )
+    from gpt_verify.report.compare.face import compare
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ _AT = {
         "Parameter",
         "Port",
     ),
+    "report.compare.face": ("compare",),
 }
 _WHERE = {name: module for module, names in _AT.items() for name in names}
 
@@ -61,6 +63,7 @@ __all__ = [
     "Report",
     "Status",
     "Verdict",
+    "compare",
     "open_checkpoint",
     "run",
 ]

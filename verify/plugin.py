@@ -20,8 +20,10 @@ import pytest
 from gpt_verify.errors import GptVerifyError
 from gpt_verify.findings import Finding, PortReport, Status, Verdict
 from gpt_verify.judging.port_runs import PortRuns
+from gpt_verify.report.compare import terminal
+from gpt_verify.report.compare.baseline import Baseline
 from gpt_verify.report.output import OutputFile
-from gpt_verify.text import failures_by_check, first_failure, label, number, one_line
+from gpt_verify.text import count, failures_by_check, first_failure, label, number, one_line
 
 if TYPE_CHECKING:
     from gpt_verify.checkpoint import Checkpoint
@@ -63,11 +65,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--gpt-verify-seed", type=int, default=0, metavar="N")
     group.addoption("--gpt-verify-json", metavar="OUT", help="write the JSON report")
+    group.addoption(
+        "--baseline",
+        metavar="OLD.json",
+        help="compare with this earlier report; what is worse fails",
+    )
     group.addoption("--gpt-verify-html", metavar="OUT", help="write the report as one HTML page")
 
 
 _RUNS = pytest.StashKey[PortRuns]()
 _OUTPUTS = pytest.StashKey[dict[str, OutputFile]]()
+_BASELINE = pytest.StashKey[Baseline | None]()
 
 
 def _port_runs(config: pytest.Config) -> PortRuns:
@@ -93,6 +101,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claims: a claim of the ledger (gpt-verify claims)")
     config.stash[_RUNS] = _port_runs(config)
     config.stash[_OUTPUTS] = {}
+    config.stash[_BASELINE] = None
+    try:
+        if old := config.getoption("--baseline"):
+            config.stash[_BASELINE] = Baseline.read(Path(old))
+    except GptVerifyError as error:
+        raise pytest.UsageError(str(error)) from error
     for kind in ("json", "html"):
         option = f"--gpt-verify-{kind}"
         out = config.getoption(option)
@@ -119,6 +133,21 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         outputs["html"].write(html.render(report, runs.repeats()))
 
 
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """What moved since the baseline, of the ports that this process has run."""
+    baseline, runs = config.stash[_BASELINE], config.stash[_RUNS]
+    report = None if baseline is None else runs.merged()
+    if baseline is None or report is None:
+        return
+    terminalreporter.section("gpt-verify: baseline")
+    try:
+        terminalreporter.write(terminal.render(baseline.against(report, runs.asked())))
+    except GptVerifyError as error:
+        terminalreporter.write_line(one_line(error))
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_make_collect_report(
     collector: pytest.Collector,
@@ -135,16 +164,21 @@ def pytest_make_collect_report(
 class Run(pytest.Collector):
     """All ports; here a checkpoint that cannot be read stops the collection, in one line."""
 
-    def collect(self) -> Iterator[pytest.Collector]:
-        runs = self.config.stash[_RUNS]
+    def collect(self) -> Iterator[pytest.Item | pytest.Collector]:
+        runs, baseline = self.config.stash[_RUNS], self.config.stash[_BASELINE]
         try:
             ports, expected = runs.ports(), runs.expected()
+            if baseline is not None:
+                baseline.require_comparable(runs.request)
         except GptVerifyError as error:
             raise self.CollectError(f"gpt-verify: {one_line(error)}") from error
         if not ports or not expected:
             raise self.CollectError("gpt-verify: nothing to compare")
         for port in ports:
             yield OnePort.from_parent(self, name=port, nodeid=port, expected=expected)
+        if baseline is not None and runs.asked() is None:
+            for port in baseline.lost(ports):
+                yield Lost.from_parent(self, name=f"baseline[{one_line(port)}]", port=port)
 
 
 class OnePort(pytest.Collector):
@@ -162,6 +196,8 @@ class OnePort(pytest.Collector):
             name = f"{check}[{site}]" if site else check
             yield Check.from_parent(self, name=name, check=check, site=site)
         yield PortVerdict.from_parent(self, name="verdict")
+        if self.config.stash[_BASELINE] is not None:
+            yield SinceBaseline.from_parent(self, name="baseline")
 
 
 class _PortItem(pytest.Item):
@@ -242,6 +278,40 @@ class PortVerdict(_PortItem):
             lines += [f"failed checks: {failures_by_check(report.findings)}", label(first)]
             lines += _describe(first)
         self.fail(*lines)
+
+
+class SinceBaseline(_PortItem):
+    """Fails where the port is worse than the baseline says that it was."""
+
+    def runtest(self) -> None:
+        baseline, runs = self.config.stash[_BASELINE], self.config.stash[_RUNS]
+        assert baseline is not None, "there is no such test without a baseline"
+        if baseline.lost([self.port_report.name]) != baseline.names:
+            compared = baseline.against(runs.whole(self.port), [self.port])
+            if compared.worse:
+                self.fail(terminal.render(compared))
+        elif baseline.lost(runs.ports()) == baseline.names:
+            self.fail(f"none of the ports is in the baseline ({', '.join(baseline.names)})")
+        else:
+            pytest.skip(f"not in the baseline: {self.nodeid}")
+
+
+class Lost(pytest.Item):
+    """A port of the baseline that was not judged: nothing of it is examined any more."""
+
+    def __init__(self, *, port: str, **more: object) -> None:
+        super().__init__(**more)  # type: ignore[arg-type]  # pytest's own keyword arguments
+        self.port = port
+        self.add_marker(pytest.mark.gpt_verify)
+
+    def runtest(self) -> None:
+        baseline = self.config.stash[_BASELINE]
+        assert baseline is not None, "there is no such test without a baseline"
+        passed = count(baseline.passed(self.port), "check")
+        pytest.fail(f"{one_line(self.port)}: {passed} passed, and it is not judged", pytrace=False)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        return self.path, None, self.name
 
 
 def _describe(finding: Finding) -> list[str]:

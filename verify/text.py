@@ -28,6 +28,14 @@ def weights_words(weights_from: str) -> str:
     return said.get(weights_from, f"the port's own, from {one_line(weights_from)}")
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean x?`` where one of the known words is much like this one, else nothing."""
+    import difflib
+
+    found = difflib.get_close_matches(one_line(word)[:100], list(known), n=1)
+    return f"; did you mean {one_line(found[0])}?" if found else ""
+
+
 def label(finding: Finding) -> str:
     """``activations.local[h.0.mlp.act]``: a check and its place, as one word."""
     return f"{finding.id}[{finding.site}]" if finding.site else finding.id
@@ -130,3 +138,8 @@ def not_examined(report: PortReport) -> list[tuple[str, str, str]]:
     for (check, why), at in sites.items():
         checks.setdefault((collapse_sites(at), why), []).append(check)
     return [(", ".join(names), at, why) for (at, why), names in checks.items()]
+
+
+def count(n: int, noun: str) -> str:
+    """``1 check``, ``2 checks``."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -127,6 +127,25 @@ def _add_lens(lens: argparse.ArgumentParser) -> None:
     lens.add_argument("--quiet", action="store_true", help="print no table")
 
 
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument(
+        "reports",
+        nargs="+",
+        type=Path,
+        metavar="REPORT.json",
+        help="of gpt-verify run --json, the older one first",
+    )
+    compare.add_argument(
+        "--port",
+        action="append",
+        metavar="NAME",
+        help="this port alone; given twice, the first of the older with the second of the newer "
+        "report, or two ports of one",
+    )
+    compare.add_argument("--json", metavar="OUT", help="write all of it; - is standard output")
+    compare.add_argument("--quiet", action="store_true", help="print the last line alone")
+
+
 def _add_claims(claims: argparse.ArgumentParser) -> None:
     claims.add_argument(
         "ids", nargs="*", metavar="ID", help="tie-transpose …: with the whole answer; default: all"
@@ -204,7 +223,21 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--json", metavar="OUT", help="write the JSON report; - is standard output")
     run.add_argument("--junit", metavar="OUT", help="write a JUnit XML report")
     run.add_argument("--html", metavar="OUT", help="write the report as one HTML page")
+    run.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="OLD.json",
+        help="compare with this earlier report; what is worse counts as a failure",
+    )
     run.add_argument("--quiet", action="store_true", help="print the verdict alone")
+
+    _add_compare(
+        add(
+            "compare",
+            "Say what moved between two reports, or between two ports of one.",
+            epilog="Exit status: 0 nothing is worse, 1 something is, 2 could not be compared.",
+        )
+    )
 
     _add_lens(add("lens", "Show what each layer would predict if it were the last."))
     _add_claims(

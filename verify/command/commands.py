@@ -7,104 +7,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 import traceback
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, TextIO
 
 from gpt_verify.command.arguments import COULD_NOT_JUDGE
+from gpt_verify.command.run import options_of
+from gpt_verify.command.streams import progress_bars, say, standard_output_for_the_report
 from gpt_verify.errors import UsageError
-
-if TYPE_CHECKING:
-    from gpt_verify.judging.options import Options
-    from gpt_verify.judging.run import Progress
-
-
-def _options(args: argparse.Namespace) -> Options:
-    from gpt_verify.judging.options import Options
-
-    return Options(
-        device=args.device,
-        dtype=args.dtype,
-        seed=args.seed,
-        lengths=tuple(args.length) if args.length else None,
-        tokens=args.tokens,
-        text=args.text,
-        ignore_keys=tuple(args.ignore_key),
-    )
-
-
-@contextlib.contextmanager
-def _standard_output_for_the_report() -> Iterator[None]:
-    """Whatever a port prints goes to standard error, also from C, so that the JSON stays whole."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    try:
-        os.dup2(2, 1)
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Progress | None]:
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from gpt_verify.report.progress import Bars
-
-    with Bars() as bars:
-        yield bars
 
 
 def _run(args: argparse.Namespace) -> int:
-    from gpt_verify.judging.run import run_request
-    from gpt_verify.judging.selection import request
-    from gpt_verify.report import html, json, junit, terminal
-    from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
-    from gpt_verify.text import one_line
+    from gpt_verify.command.run import run
 
-    outputs = open_outputs({"json": args.json, "junit": args.junit, "html": args.html})
-    spare_inputs(outputs, args.checkpoint, args.port or ())
-    asked = request(args.checkpoint, args.port or (), _options(args))
-    for line in asked.missing:
-        print(f"gpt-verify: not compared: {line}", file=sys.stderr)
-
-    to_stdout = args.json == "-"
-    with contextlib.ExitStack() as stack:
-        if to_stdout:
-            stack.enter_context(_standard_output_for_the_report())
-        progress = stack.enter_context(_progress(args.quiet))
-        report = run_request(asked, progress)
-    for port in report.ports:
-        if args.debug and port.exception is not None:
-            traceback.print_exception(port.exception)
-    # Ports that break for one reason, as two that miss the same files, say it once.
-    for error in dict.fromkeys(port.error for port in report.ports if port.error is not None):
-        print(f"gpt-verify: {one_line(error)}", file=sys.stderr)
-    repeats = asked.repeats()
-    unwritten = write_outputs(
-        outputs,
-        {
-            "json": lambda: json.render(report),
-            "junit": lambda: junit.render(report),
-            "html": lambda: html.render(report, repeats),
-        },
-    )
-    stream = sys.stderr if to_stdout else sys.stdout
-    if args.quiet:
-        text = terminal.summary(report) + "\n"
-    else:
-        text = terminal.render(report, colour=stream.isatty(), repeats=repeats)
-    _say(text, stream, json.render(report) if to_stdout else "")
-    if unwritten is not None:
-        raise unwritten
-    return report.exit_status
+    return run(args)
 
 
 def _lens(args: argparse.Namespace) -> int:
@@ -130,7 +46,7 @@ def _lens(args: argparse.Namespace) -> int:
     to_stdout = args.json == "-"
     with contextlib.ExitStack() as stack:
         if to_stdout:
-            stack.enter_context(_standard_output_for_the_report())
+            stack.enter_context(standard_output_for_the_report())
         report = lens_run(args.checkpoint, args.port or (), options, args.top, args.decoder)
     more = [f"--decoder={args.decoder}"] * (args.decoder != "ln_f")
     more += [f"--statistic={args.statistic}"] * (args.statistic != "probability")
@@ -159,7 +75,7 @@ def _lens(args: argparse.Namespace) -> int:
             width=terminal.width_of(stream),
             sub_blocks=args.sub_blocks,
         )
-    _say(text, stream, json.render(report) if to_stdout else "")
+    say(text, stream, json.render(report) if to_stdout else "")
     if unwritten is not None:
         raise unwritten
     return report.exit_status
@@ -176,7 +92,7 @@ def _claims(args: argparse.Namespace) -> int:
     to_stdout = args.json == "-"
     with contextlib.ExitStack() as stack:
         if to_stdout:
-            stack.enter_context(_standard_output_for_the_report())
+            stack.enter_context(standard_output_for_the_report())
         report = claims_run(args.checkpoint, args.ids, args.text, args.python)
     for decided in report.claims:
         if args.debug and decided.exception is not None:
@@ -194,7 +110,7 @@ def _claims(args: argparse.Namespace) -> int:
         text = words.summary(report) + "\n"
     else:
         text = terminal.render(report, full=bool(args.ids))
-    _say(text, stream, json.render(report) if to_stdout else "")
+    say(text, stream, json.render(report) if to_stdout else "")
     if unwritten is not None:
         raise unwritten
     return report.exit_status
@@ -206,7 +122,7 @@ def _diagnose(args: argparse.Namespace) -> int:
     from gpt_verify.report import diagnose as report
     from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
 
-    asked = request(args.checkpoint, args.port or (), _options(args), by_default=False)
+    asked = request(args.checkpoint, args.port or (), options_of(args), by_default=False)
     if len(asked.specs) != 1:
         raise UsageError(f"diagnose takes one --port; {len(asked.specs)} were given")
     outputs = open_outputs({"json": args.json})
@@ -214,15 +130,15 @@ def _diagnose(args: argparse.Namespace) -> int:
     to_stdout = args.json == "-"
     with contextlib.ExitStack() as stack:
         if to_stdout:
-            stack.enter_context(_standard_output_for_the_report())
-        progress = stack.enter_context(_progress(args.quiet))
+            stack.enter_context(standard_output_for_the_report())
+        progress = stack.enter_context(progress_bars(args.quiet))
         diagnosed = diagnose_run(asked, progress)
     if args.debug and diagnosed.port.exception is not None:
         traceback.print_exception(diagnosed.port.exception)
     unwritten = write_outputs(outputs, {"json": lambda: report.json(diagnosed)})
     text = f"{report.statement(diagnosed)}\n" if args.quiet else report.terminal(diagnosed)
     stream = sys.stderr if to_stdout else sys.stdout
-    _say(text, stream, report.json(diagnosed) if to_stdout else "")
+    say(text, stream, report.json(diagnosed) if to_stdout else "")
     if unwritten is not None:
         raise unwritten
     return diagnosed.exit_status
@@ -232,6 +148,12 @@ def _power(args: argparse.Namespace) -> int:
     from gpt_verify.command.power import power
 
     return power(args)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from gpt_verify.command.compare import compare
+
+    return compare(args)
 
 
 def _synth(args: argparse.Namespace) -> int:
@@ -281,27 +203,10 @@ def _doctor(args: argparse.Namespace) -> int:
     return 0 if well else COULD_NOT_JUDGE
 
 
-def _say(text: str, stream: TextIO, written: str) -> None:
-    """Print words, and a report that was asked for on standard output.
-
-    A reader that goes away changes nothing: the verdict stands.
-    """
-    name = "standard error" if stream is sys.stderr else "standard output"
-    try:
-        print(text, end="", file=stream, flush=True)
-        name = "standard output"
-        if written:
-            sys.stdout.buffer.write(written.encode())
-            sys.stdout.flush()
-    except BrokenPipeError:
-        pass
-    except OSError as error:
-        raise UsageError(f"{name}: {error.strerror}") from error
-
-
 #: By the name that is typed; each returns the exit status.
 COMMANDS = {
     "run": _run,
+    "compare": _compare,
     "lens": _lens,
     "diagnose": _diagnose,
     "power": _power,

@@ -55,6 +55,10 @@ class PortRuns:
         """Specifications, each of exactly one port."""
         return list(dict.fromkeys(self.request.specs))
 
+    def asked(self) -> list[str] | None:
+        """The ports that were asked for; None where the default ones are taken."""
+        return self.ports() if self._ports else None
+
     def expected(self) -> list[tuple[str, str | None]]:
         from gpt_verify.laws.table import expected_checks
 
@@ -66,14 +70,19 @@ class PortRuns:
         Raises:
             GptVerifyError: nothing could be judged.
         """
+        outcome = self.whole(port)
+        if len(outcome.ports) != 1:
+            raise PortError(f"{port}: {len(outcome.ports)} ports were judged instead of one")
+        return outcome.ports[0]
+
+    def whole(self, port: str) -> Report:
+        """The same with its checkpoint, inputs and environment."""
         if port not in self._reports:
             self._reports[port] = self._run(port)
         outcome = self._reports[port]
         if isinstance(outcome, GptVerifyError):
             raise outcome
-        if len(outcome.ports) != 1:
-            raise PortError(f"{port}: {len(outcome.ports)} ports were judged instead of one")
-        return outcome.ports[0]
+        return outcome
 
     def _run(self, port: str) -> Report | GptVerifyError:
         from gpt_verify.judging.run import run_request

@@ -115,7 +115,7 @@ def run_request(asked: Request, progress: Progress | None = None) -> Report:
             "remarks": list(opened.remarks),
         },
         ports=tuple(reports),
-        inputs=_described(inputs, options),
+        inputs=described(inputs, options),
         environment=environment(),
         repeat=asked.repeat(),
     )
@@ -165,19 +165,20 @@ def environment() -> dict[str, Any]:
     return found
 
 
-def _described(inputs: list[Input], options: Options) -> dict[str, Any]:
-    described: dict[str, Any] = {
+def described(inputs: list[Input], options: Options) -> dict[str, Any]:
+    """What the report says of the inputs."""
+    found: dict[str, Any] = {
         "seed": options.seed,
         "shapes": {i.name: list(i.tokens.shape) for i in inputs},
         "tokens_in_all": sum(i.tokens.size for i in inputs),
     }
     if options.text is not None:
-        described["text"] = options.text
+        found["text"] = options.text
     if options.tokens is not None:
-        described["tokens"] = list(options.tokens)
+        found["tokens"] = list(options.tokens)
     if options.lengths is not None:
-        described["lengths"] = list(options.lengths)
-    return described
+        found["lengths"] = list(options.lengths)
+    return found
 
 
 def sha256(files: Sequence[Path]) -> dict[str, str]:

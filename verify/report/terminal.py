@@ -15,6 +15,7 @@ from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict
 from gpt_verify.judging.selection import is_default
 from gpt_verify.report.mapping import mapping_lines
 from gpt_verify.text import (
+    count,
     failures_by_check,
     first_failure,
     label,
@@ -130,7 +131,7 @@ def _mapping(page: _Page, port: PortReport, whole: bool) -> None:
     sure = sum(place.sure for place in port.mapping.values())
     page.line()
     page.line(
-        f"{one_line(port.name)}: {_count(len(port.mapping), 'parameter')}, "
+        f"{one_line(port.name)}: {count(len(port.mapping), 'parameter')}, "
         f"{sure} found by content, bit for bit"
     )
     doubtful = {name: place for name, place in port.mapping.items() if not place.sure}
@@ -142,12 +143,12 @@ def _heading(report: Report) -> str:
     checkpoint, config = report.checkpoint, report.checkpoint.get("config", {})
     sizes = ", ".join(f"{name[2:]} {value}" for name, value in config.items())
     parameters = checkpoint.get("parameters")
-    count = f"{parameters:,} parameters" if isinstance(parameters, int) else "parameters unknown"
+    size = f"{parameters:,} parameters" if isinstance(parameters, int) else "parameters unknown"
     path = checkpoint.get("path", "?")
     name = "default checkpoint" if is_default(Path(path)) else f"checkpoint {path}"
     kind = checkpoint.get("architecture", "gpt2")
     said = f"{kind}, " * (kind != "gpt2") + sizes + ", untied" * (not checkpoint.get("tied", True))
-    return f"{name}: {count} ({said})"
+    return f"{name}: {size} ({said})"
 
 
 def _inputs(report: Report) -> str:
@@ -184,7 +185,7 @@ def render(
             page.line(f"{one_line(port.name)}: could not be judged", style="bold yellow")
             page.line(f"  {one_line(port.error)}")
             if not was_compared(port):
-                page.line(f"  nothing was compared: {_count(len(port.findings), 'check')} not made")
+                page.line(f"  nothing was compared: {count(len(port.findings), 'check')} not made")
         failure = first_failure(port)
         if failure is not None:
             _failure(page, port, failure, repeat)
@@ -198,8 +199,10 @@ def render(
             page.line(f"{one_line(port.name)}: {one_line(remark)}")
         for waiver in port.waived:
             page.line()
-            count = _count(waiver.failures, "failure")
-            page.line(f"{one_line(port.name)}: {one_line(waiver.law)} is waived, {count}", "yellow")
+            excuses = count(waiver.failures, "failure")
+            page.line(
+                f"{one_line(port.name)}: {one_line(waiver.law)} is waived, {excuses}", "yellow"
+            )
             page.line(f"  {one_line(waiver.reason)}")
     # Of a port that could not even be built, everything was said above.
     seen = [port for port in report.ports if was_compared(port) or port.error is None]
@@ -223,12 +226,8 @@ def summary(report: Report) -> str:
     counts = {status: sum(f.status is status for f in findings) for status in Status}
     waivers = sum(len(port.waived) for port in report.ports)
     return (
-        f"{report.verdict.value}: {_count(len(report.ports), 'port')}, "
-        f"{_count(len(findings), 'check')}: {counts[Status.PASSED]} passed, "
+        f"{report.verdict.value}: {count(len(report.ports), 'port')}, "
+        f"{count(len(findings), 'check')}: {counts[Status.PASSED]} passed, "
         f"{counts[Status.FAILED]} failed, {counts[Status.NOT_EXAMINED]} not examined"
-        + (f", {_count(waivers, 'waiver')}" if waivers else "")
+        + (f", {count(waivers, 'waiver')}" if waivers else "")
     )
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
