@@ -80,6 +80,7 @@ class Part:
         needs: optional members of ``Port`` without which it is not examined.
         sites: where it has a finding.
         free: why models of this kind are free of it; None of those that it binds.
+        families: it is held against models of any family, and not of GPT-2 and GPT alone.
         writes: whether it writes to the port's weights, and so must put them back.
         takes: how many bytes it takes beside the port, estimated. It is not begun where fewer are
             free.
@@ -91,6 +92,7 @@ class Part:
     needs: tuple[str, ...] = ()
     sites: Sites = nowhere
     free: Callable[[Config], str | None] = every_model
+    families: bool = True
     writes: bool = False
     takes: Callable[[Config], int] = little
 
@@ -107,6 +109,8 @@ class Part:
         """Why it cannot be held against this port: what the port lacks, or the model's kind."""
         if why := self.free(subject.config):
             return why
+        if subject.config.own is not None and not self.families:
+            return f"not judged of {subject.config.architecture} yet"
         lacking = (n for n in self.needs if getattr(subject.port, n, None) is None)
         return next((LACKS[n] for n in lacking), None)
 

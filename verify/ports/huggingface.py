@@ -90,8 +90,8 @@ def huggingface(
         raise MissingDependency(
             f"{e.name} is not installed: pip install 'gpt-verify[torch]'"
         ) from None
+    from gpt_verify.ports.torch.families import twin
     from gpt_verify.ports.torch.module import TorchModule
-    from gpt_verify.ports.torch.outside import Outside
 
     of_family = checkpoint.config.own is not None
     if of_family:
@@ -122,7 +122,7 @@ def huggingface(
     if getattr(model, "loss_type", "") is None:
         # What it takes by itself as well, after a line on the screen: its class's name has no loss.
         model.loss_type = "ForCausalLM"
-    port = (Outside if of_family else TorchModule)(
+    port = TorchModule(
         model,
         checkpoint,
         name=f"huggingface-{attention}" if source is None else f"huggingface-{attention}={source}",
@@ -131,6 +131,8 @@ def huggingface(
         weights_from="checkpoint" if source is None else source,
         call=lambda module, ids: module(ids, use_cache=False),
     )
+    if of_family:
+        port.float64 = partial(twin, port, partial(type(model), model.config))  # type: ignore[method-assign]
     shipped = checkpoint.encoder is not None and checkpoint.merges is not None
     if shipped or (source is not None and checkpoint.config.architecture == "gpt2"):
         port.tokenizers = cache(partial(tokenizers, checkpoint, source))

@@ -25,6 +25,7 @@ LAW = Law(
             "to one within the budget of a softmax",
             needs=("activations",),
             sites=patterns,
+            families=False,
         ),
         Part(
             "causality.gradient",

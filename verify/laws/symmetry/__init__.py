@@ -22,6 +22,7 @@ LAW = Law(
             "the heads are put into another order: the output stays the same",
             needs=("parameters",),
             writes=True,
+            families=False,
         ),
         Part(
             "symmetry.neurons",
@@ -29,6 +30,7 @@ LAW = Law(
             "the neurons of every MLP are put into another order: the same",
             needs=("parameters",),
             writes=True,
+            families=False,
         ),
         Part(
             "symmetry.scale",
@@ -36,6 +38,7 @@ LAW = Law(
             "queries are multiplied, channel by channel, by what keys are divided by: the same",
             needs=("parameters",),
             writes=True,
+            families=False,
         ),
         Part(
             "symmetry.rotate",
@@ -43,6 +46,7 @@ LAW = Law(
             "values are rotated within a head, and the rows of c_proj with them: the same",
             needs=("parameters",),
             writes=True,
+            families=False,
         ),
         Part(
             "symmetry.shift",
@@ -51,6 +55,7 @@ LAW = Law(
             "embeddings, which its first block reads as they are): the same",
             needs=("parameters",),
             writes=True,
+            families=False,
         ),
         Part(
             "symmetry.gradient",
@@ -59,6 +64,7 @@ LAW = Law(
             needs=("parameters", "gradients"),
             writes=True,
             takes=derivatives,
+            families=False,
         ),
     ),
 )
