@@ -11,6 +11,7 @@ from functools import cache
 from itertools import pairwise
 
 from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import tensor_table
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Site:
         operation: name of the operation that makes it, a file of ``gpt_verify.graph.operations``.
         inputs: the sites that the operation reads (none for ``embed``, which reads the tokens).
         weights: the checkpoint tensors that the operation reads.
+        width: of its last axis; 0 of scores and patterns, [H, T, S].
         heads: how many heads lie side by side in the last axis (0: none do; the second axis of
             scores and pattern is the head).
     """
@@ -35,12 +37,14 @@ class Site:
     inputs: tuple[str, ...]
     weights: tuple[str, ...] = ()
     heads: int = 0
+    width: int = 0
 
 
 @cache
 def sites(config: Config) -> dict[str, Site]:
     """Every site of a model of this size and architecture, in the order of computation."""
     table: dict[str, Site] = {}
+    tensors_of = tensor_table(config)
 
     def site(
         layer: int | None,
@@ -49,9 +53,12 @@ def sites(config: Config) -> dict[str, Site]:
         *inputs: str,
         weights: tuple[str, ...] = (),
         heads: int = 0,
+        width: int | None = None,
     ) -> str:
         name = kind if layer is None else f"h.{layer}.{kind}"
-        table[name] = Site(name, kind, layer, operation, inputs, weights, heads)
+        if width is None:
+            width = heads * config.head_size if heads else table[inputs[0]].width
+        table[name] = Site(name, kind, layer, operation, inputs, weights, heads, width)
         return name
 
     keys, h, g = config.keys, config.n_head, config.n_kv
@@ -60,7 +67,8 @@ def sites(config: Config) -> dict[str, Site]:
         layer: int, kind: str, x: str, tensors: str, heads: int = 0, bias: bool = True
     ) -> str:
         weights = product(f"h{layer}/{tensors}", bias)
-        return site(layer, kind, "linear", x, weights=weights, heads=heads)
+        width = tensors_of[weights[0]].shape[-1]
+        return site(layer, kind, "linear", x, weights=weights, heads=heads, width=width)
 
     def norm(layer: int | None, kind: str, x: str, heads: int = 0) -> str:
         scope = kind.replace(".", "/") if layer is None else f"h{layer}/{kind.replace('.', '/')}"
@@ -88,7 +96,7 @@ def sites(config: Config) -> dict[str, Site]:
             read, values = [qkv], qkv
         else:
             *read, values = separate(layer, x)
-        scores = site(layer, "attn.scores", "scores", *read)
+        scores = site(layer, "attn.scores", "scores", *read, width=0)
         if keys.cap is not None:
             scores = site(layer, "attn.capped", "soft_cap", scores)
         if keys.alibi:
@@ -144,7 +152,8 @@ def sites(config: Config) -> dict[str, Site]:
             read = norm(layer, "ln_2", x)
         return site(layer, "resid_post", "add", x, attended, mlp(layer, read))
 
-    x = site(None, "embed", "embed", weights=("wte", "wpe") if keys.table else ("wte",))
+    tables = ("wte", "wpe") if keys.table else ("wte",)
+    x = site(None, "embed", "embed", weights=tables, width=config.n_embd)
     if keys.norm_embed:
         x = norm(None, "ln_embed", x)
     for layer in range(config.n_layer):
@@ -152,7 +161,7 @@ def sites(config: Config) -> dict[str, Site]:
     if keys.norm_last:
         x = norm(None, "ln_f", x)
     head = (config.head, "lm_head/b") if keys.bias_head else (config.head,)
-    site(None, "logits", "unembed", x, weights=head)
+    site(None, "logits", "unembed", x, weights=head, width=config.n_vocab)
     return table
 
 

@@ -23,6 +23,7 @@ class Family:
         places: where its tensors lie.
         model: the class of its models, as ``architectures`` names it.
         base: before the name of a tensor; files of the model without a head leave it out.
+        attention: what transformers can compute attention with.
         unread: what older versions stored besides, and no version reads: a regular expression.
     """
 
@@ -32,6 +33,7 @@ class Family:
     model: str
     places: Callable[[Config], Places] = lambda config: llama()
     base: str = "model."
+    attention: tuple[str, ...] = ("eager", "sdpa")
     unread: str = r".*\.rotary_emb\.inv_freq"
 
 

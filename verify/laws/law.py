@@ -64,6 +64,7 @@ class Part:
         needs: what a port must offer; without it the check is not examined.
         sites: where it has a finding.
         free: why models of this kind are free of it; None of those that it binds.
+        families: it is held against models of any family, and not of GPT-2 and GPT alone.
         writes: whether it writes to the port's weights, and so must put them back.
         in_one_call: whether it needs the logits, or the loss, of all positions of one call.
         takes: how many bytes it takes beside the port, estimated. It is not begun where fewer are
@@ -76,6 +77,7 @@ class Part:
     needs: tuple[Capability[Any], ...] = ()
     sites: Sites = nowhere
     free: Callable[[Config], str | None] = every_model
+    families: bool = True
     writes: bool = False
     in_one_call: bool = False
     takes: Callable[[Config], int] = little
@@ -93,6 +95,8 @@ class Part:
         """Why it cannot be held against this port: what the port lacks, or the model's kind."""
         if why := self.free(subject.config):
             return why
+        if subject.config.own is not None and not self.families:
+            return f"not judged of {subject.config.architecture} yet"
         if self.in_one_call and subject.port.by_prefixes:
             return LAST_ONLY
         offers = subject.offers

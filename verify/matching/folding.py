@@ -134,7 +134,7 @@ def find_folding(
         tensors: of the checkpoint, unrounded.
         precision: that the port declares.
     """
-    if not config.tied or not config.norm_first:
+    if not config.tied or not config.norm_first or config.own is not None:
         return None
     exact = {p.tensor for p in matching.placements if p.exact}
     open_norms = [n for n in _norms(config) if not {f"{n}/g", f"{n}/b"} & exact]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.families import FAMILIES
 from gpt_verify.errors import PortError
 from gpt_verify.reference.config import Config
 
@@ -51,6 +52,8 @@ class Adapter:
         by_default: it is among the ports that ``run`` compares when none is named.
         architectures: those that it has, of ``reference.config.ARCHITECTURES``.
         untied: it can have a head of its own.
+        attention: what it asks the families of transformers for, of which it has those that have
+            it; nothing where it has none.
     """
 
     summary: str
@@ -60,12 +63,19 @@ class Adapter:
     by_default: bool = True
     architectures: tuple[str, ...] = ("gpt2",)
     untied: bool = False
+    attention: str = ""
+
+    def has(self, architecture: str) -> bool:
+        """Whether it has models of such a kind."""
+        if architecture in FAMILIES:
+            return self.attention in FAMILIES[architecture].attention
+        return architecture in self.architectures
 
     def unfit(self, config: Config) -> str | None:
         """Why it is no port of such a model."""
-        if config.architecture not in self.architectures:
+        if not self.has(config.architecture):
             return f"has no {config.architecture}, which the checkpoint is"
-        if not (config.tied or self.untied):
+        if not (config.tied or self.untied or config.own is not None):
             return "has no head of its own, as the checkpoint does"
         return None
 
@@ -148,6 +158,7 @@ BUILTIN: dict[str, Adapter] = {
         _huggingface("eager"),
         architectures=("gpt2", "openai-gpt"),
         untied=True,
+        attention="eager",
     ),
     "huggingface-sdpa": Adapter(
         "transformers' GPT2LMHeadModel, torch's fused attention",
@@ -155,6 +166,7 @@ BUILTIN: dict[str, Adapter] = {
         "torch",
         _huggingface("sdpa"),
         untied=True,
+        attention="sdpa",
     ),
     "compiled": Adapter(
         "the same, compiled by torch.compile, which takes a minute or more",

@@ -15,7 +15,8 @@ import numpy as np
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.files import LARGEST_POINTER, listing, read_bytes, size_of
 from gpt_verify.errors import MissingDependency, PortError, shortened
-from gpt_verify.port import TOKENIZERS
+from gpt_verify.port import FLOAT64_COPY, TOKENIZERS
+from gpt_verify.ports.huggingface_family import family_model, model_class_of
 from gpt_verify.ports.quiet import quiet
 from gpt_verify.ports.tokenizers import tokenizers
 from gpt_verify.reference.weights import tensor_table
@@ -54,6 +55,14 @@ _CLASSES = {
 }
 
 
+#: What all of transformers' configurations call a size that GPT-2's calls otherwise.
+_GENERAL = {
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+}
+
+
 def huggingface(
     checkpoint: Checkpoint,
     attention: Attention,
@@ -83,20 +92,27 @@ def huggingface(
         raise MissingDependency(
             f"{e.name} is not installed: pip install 'gpt-verify[torch]'"
         ) from None
+    from gpt_verify.ports.torch.families import twin
     from gpt_verify.ports.torch.module import TorchModule
 
-    classes = _CLASSES[checkpoint.config.architecture]
-    if attention not in classes.attention:
-        raise PortError(
-            f"huggingface-{attention}: transformers' {classes.model} has no {attention}"
-        )
-    model_class = getattr(transformers, classes.model)
+    of_family = checkpoint.config.own is not None
+    if of_family:
+        model_class = model_class_of(transformers, checkpoint.config)
+    else:
+        classes = _CLASSES[checkpoint.config.architecture]
+        if attention not in classes.attention:
+            raise PortError(
+                f"huggingface-{attention}: transformers' {classes.model} has no {attention}"
+            )
+        model_class = getattr(transformers, classes.model)
     options: dict[str, Any] = {
         "attn_implementation": attention,
         "dtype": getattr(torch, dtype or "float32"),
     }
     with quiet(transformers):
-        if source is None:
+        if source is None and of_family:
+            model = family_model(transformers, checkpoint, options)
+        elif source is None:
             made = getattr(transformers, classes.config)
             config = made(**_sizes(checkpoint), tie_word_embeddings=checkpoint.config.tied)
             model = model_class.from_pretrained(
@@ -117,6 +133,8 @@ def huggingface(
         weights_from="checkpoint" if source is None else source,
         call=lambda module, ids: module(ids, use_cache=False),
     )
+    if of_family:
+        port.offer(FLOAT64_COPY, lambda: twin(port, lambda: type(model)(model.config)))
     own = source is not None and checkpoint.config.architecture == "gpt2"
     if checkpoint.has_vocabulary or own:
         kept = cache(partial(tokenizers, checkpoint, source))
@@ -198,8 +216,10 @@ def _load(model_class: Any, source: str, options: dict[str, Any]) -> Any:
 
 
 def _same_sizes(config: Any, checkpoint: Checkpoint, source: str) -> None:
+    names = _GENERAL if checkpoint.config.own is not None else {}
     for key, size in _sizes(checkpoint).items():
-        if key.endswith("_token_id"):
+        key = names.get(key, key)
+        if key.endswith("_token_id") or (names and key == "n_positions"):
             continue
         if (own := getattr(config, key, None)) != size:
             raise PortError(f"huggingface={source}: {key} is {own}, the checkpoint's is {size}")

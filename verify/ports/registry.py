@@ -43,7 +43,7 @@ def expand(specs: list[str], architecture: str = "gpt2") -> list[str]:
         if name == "huggingface":
             suffix = f"={source}" if source else ""
             attentions = [f"huggingface-{attention}" for attention in ("eager", "sdpa")]
-            have = [n for n in attentions if architecture in BUILTIN[n].architectures]
+            have = [n for n in attentions if BUILTIN[n].has(architecture)]
             expanded += [f"{name}{suffix}" for name in have]
         else:
             expanded.append(spec)

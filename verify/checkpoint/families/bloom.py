@@ -35,4 +35,4 @@ def places(config: Config) -> Places:
     return {**around, **embed, **linears(f"{at}.h", WITHIN), **heads}
 
 
-FAMILY = Family("bloom", read, {}, "BloomForCausalLM", places, "transformer.")
+FAMILY = Family("bloom", read, {}, "BloomForCausalLM", places, "transformer.", ("eager",))

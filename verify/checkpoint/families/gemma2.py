@@ -35,4 +35,11 @@ EXAMPLE = {
     "sliding_window": 5,
 }
 CAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 6.0}
-FAMILY = Family("gemma2", read, {**EXAMPLE, **CAPS}, "Gemma2ForCausalLM", lambda _: four_norms())
+FAMILY = Family(
+    "gemma2",
+    read,
+    {**EXAMPLE, **CAPS},
+    "Gemma2ForCausalLM",
+    lambda _: four_norms(),
+    attention=("eager",),
+)

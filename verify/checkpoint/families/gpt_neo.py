@@ -35,5 +35,5 @@ AROUND = {name: f"transformer.{name}" for name in ("wte", "wpe", "ln_f")}
 PLACES = {**AROUND, "lm_head": "lm_head", **linears("transformer.h", WITHIN)}
 MASKS = r".*\.attn\.attention\.(bias|masked_bias)"
 EXAMPLE = {"window_size": 5, "attention_types": [[["global", "local", "global"], 1]]}
-MODEL = "GPTNeoForCausalLM"
-FAMILY = Family("gpt_neo", read, EXAMPLE, MODEL, lambda _: PLACES, "transformer.", MASKS)
+MODEL, BASE, EAGER = "GPTNeoForCausalLM", "transformer.", ("eager",)
+FAMILY = Family("gpt_neo", read, EXAMPLE, MODEL, lambda _: PLACES, BASE, EAGER, MASKS)

@@ -31,4 +31,4 @@ def places(config: Config) -> Places:
 
 MASKS = r".*\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"
 EXAMPLE = {"intermediate_size": 40, "rotary_pct": 0.34, "rotary_emb_base": 100}
-FAMILY = Family("gpt_neox", read, EXAMPLE, "GPTNeoXForCausalLM", places, "gpt_neox.", MASKS)
+FAMILY = Family("gpt_neox", read, EXAMPLE, "GPTNeoXForCausalLM", places, "gpt_neox.", unread=MASKS)

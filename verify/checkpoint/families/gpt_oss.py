@@ -33,4 +33,4 @@ RAMP = {"beta_fast": 2.0, "beta_slow": 0.5, "truncate": False}
 HEADS = {"num_key_value_heads": 2, "head_dim": 10, "sliding_window": 5, "intermediate_size": 40}
 EXPERTS = {"num_local_experts": 5, "num_experts_per_tok": 2}
 EXAMPLE = {**HEADS, **EXPERTS, "rope_theta": 100.0, "rope_scaling": {**SCALING, **RAMP}}
-FAMILY = Family("gpt_oss", read, EXAMPLE, "GptOssForCausalLM", places)
+FAMILY = Family("gpt_oss", read, EXAMPLE, "GptOssForCausalLM", places, attention=("eager",))

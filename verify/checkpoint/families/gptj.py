@@ -36,4 +36,5 @@ AROUND = {"wte": "transformer.wte", "ln_f": "transformer.ln_f", "lm_head": "lm_h
 PLACES = {**AROUND, **linears("transformer.h", WITHIN)}
 MASKS = r".*\.attn\.(bias|masked_bias)"
 EXAMPLE = {"n_inner": 40, "rotary_dim": 4}
-FAMILY = Family("gptj", read, EXAMPLE, "GPTJForCausalLM", lambda _: PLACES, "transformer.", MASKS)
+MODEL, BASE, EAGER = "GPTJForCausalLM", "transformer.", ("eager",)
+FAMILY = Family("gptj", read, EXAMPLE, MODEL, lambda _: PLACES, BASE, EAGER, MASKS)

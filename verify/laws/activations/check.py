@@ -254,12 +254,10 @@ class SiteComparison:
     def _shape_complaint(self, site: Site, value: Floats) -> str | None:
         batch, length = self._tokens_BT.shape
         config = self._config
-        widths = {"attn.qkv": 3 * config.n_embd, "mlp.pre": 4 * config.n_embd}
-        widths |= {"mlp.act": 4 * config.n_embd, "logits": config.n_vocab}
         if made_by(site).by_head:
             shape: tuple[int, ...] = (batch, config.n_head, length, length)
         else:
-            shape = (batch, length, widths.get(site.kind, config.n_embd))
+            shape = (batch, length, site.width)
         short = (batch, 1, *shape[2:])
         if site.kind == "logits" and self._last_only:
             shape = short

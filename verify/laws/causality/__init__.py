@@ -27,6 +27,7 @@ LAW = Law(
             "to one within the budget of a softmax",
             needs=(ACTIVATIONS,),
             sites=patterns,
+            families=False,
         ),
         Part(
             "causality.gradient",

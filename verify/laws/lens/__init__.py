@@ -31,6 +31,7 @@ LAW = Law(
             "sub-block ([lens.md](lens.md))",
             sites=of_the_stream,
             free=if_read_through_ln_f,
+            families=False,
             in_one_call=True,
         ),
     ),

@@ -5,6 +5,13 @@ from __future__ import annotations
 from gpt_verify.laws.law import Law, Part, a_whole_context
 from gpt_verify.laws.positions.check import check_beyond, check_limit
 from gpt_verify.laws.positions.faults import FAULTS
+from gpt_verify.reference.config import Config
+
+
+def without_a_table(config: Config) -> str | None:
+    """Why a model has no last position."""
+    return None if config.keys.table else "its positions have no table that could end"
+
 
 LAW = Law(
     "Positions",
@@ -21,6 +28,7 @@ LAW = Law(
             check_beyond,
             "one more is refused, with a cache as well, and the port can be used afterwards; a "
             "port that does not refuse is told what it does instead",
+            free=without_a_table,
             takes=a_whole_context,
         ),
     ),

@@ -201,7 +201,7 @@ def _beyond(subject: Subject, tokens_T: Tokens, row_D: Floats) -> Floats:
     """The oracle's last logits, with one row more in its table."""
     wpe_PD = np.concatenate([subject.weights["wpe"], row_D[None]])
     weights = ChainMap({"wpe": wpe_PD}, Widened(subject.weights))  # type: ignore[arg-type]  # only read
-    config = replace(subject.config, n_ctx=len(wpe_PD))
+    config = replace(subject.config, n_ctx=len(wpe_PD) - subject.config.keys.table_offset)
     state_D = last_state(weights, config, tokens_T)[-1:]
     return np.asarray(unembed(state_D, subject.weights[subject.config.head])[0])
 

@@ -8,6 +8,7 @@ import torch
 
 from gpt_verify.ports.torch.roles import address
 from gpt_verify.reference.config import Config
+from gpt_verify.sites import sites
 
 
 class Layout:
@@ -26,9 +27,10 @@ class Layout:
         sequences one by one does not show this site.
         """
         b, t = self._batch, self._length
-        if site.endswith(("attn.scores", "attn.pattern")):
+        whole = sites(self._config)[site].width
+        if not whole:
             return tensor.reshape(b, self._config.n_head, t, t)
-        width = self.width(site) if width is None else width
+        width = whole if width is None else width
         if tensor.numel() != b * t * width:
             return None
         lead = tensor.shape[:2]
@@ -58,8 +60,3 @@ class Layout:
         else:
             return
         (self._time_first.add if time_first else self._time_first.discard)(at)
-
-    def width(self, site: str) -> int:
-        """Number of channels."""
-        factors = {"attn.qkv": 3, "mlp.pre": 4, "mlp.act": 4}
-        return self._config.n_embd * factors.get(site.split(".", 2)[-1], 1)

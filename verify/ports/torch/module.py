@@ -27,6 +27,7 @@ from gpt_verify.ports.torch.channels import Channels, Readings, channels_of
 from gpt_verify.ports.torch.constants import WidenedConstants
 from gpt_verify.ports.torch.copies import Copies
 from gpt_verify.ports.torch.differentiable import Arrived, Differentiable
+from gpt_verify.ports.torch.families import show_what_is_known
 from gpt_verify.ports.torch.float64 import converted, converted_whole
 from gpt_verify.ports.torch.lens import add_lens
 from gpt_verify.ports.torch.mode import dropout_of, watched_draws
@@ -80,6 +81,8 @@ class TorchModule(Port):
         self._is_twin = False
         add_capabilities(self)
         add_lens(self)
+        if self.config.own is not None:
+            show_what_is_known(self)
 
     def call_with(self, call: Call) -> None:
         """From now on its logits are what this call returns."""

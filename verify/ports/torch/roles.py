@@ -12,10 +12,7 @@ import torch
 from gpt_verify.matching.assembly import Assembly, Patch
 from gpt_verify.matching.placement import Placement
 from gpt_verify.reference.config import Config
-from gpt_verify.sites import Site, readers
-
-#: Site of a projection → the residual stream after it.
-SUMS = {"attn.out": "resid_mid", "mlp.out": "resid_post"}
+from gpt_verify.sites import Site, readers, sites
 
 
 @dataclass(frozen=True)
@@ -151,9 +148,9 @@ def address(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage().data_ptr())
 
 
-def sum_site(site: str) -> str | None:
-    """``h.3.attn.out`` → ``h.3.resid_mid``."""
-    for output, state in SUMS.items():
-        if site.endswith(output):
-            return site.removesuffix(output) + state
-    return None
+def sums(config: Config) -> dict[str, str]:
+    """Site of a projection → the residual stream after it, which is nothing but their sum:
+    ``h.3.attn.out`` → ``h.3.resid_mid``."""
+    table = sites(config).values()
+    added = {s.inputs[1]: s.name for s in table if s.operation == "add" and len(s.inputs) == 2}
+    return {name: state for name, state in added.items() if sites(config)[name].weights}

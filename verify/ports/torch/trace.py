@@ -27,8 +27,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt_verify.ports.torch.layout import Layout
-from gpt_verify.ports.torch.roles import SUMS, Memory, Role, address, sum_site
+from gpt_verify.ports.torch.roles import Memory, Role, address, sums
 from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import tensor_table
+from gpt_verify.sites import sites
 
 if TYPE_CHECKING:
     from gpt_verify.port import Dtype, Floats, Visit
@@ -38,6 +40,8 @@ _MATMULS = {"mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "mv", "addmv", 
 _MATMULS |= {"convolution"}  # over one position, channels before positions
 _GATHERS = {"embedding", "index", "index_select", "gather"}
 _SUM_OPS = {"add", "add_", "addcmul", "addcmul_", "sub"}
+#: Sites that are queries, keys or values.
+_READ_BY_ATTENTION = {"attn.qkv", "attn.q", "attn.k", "attn.v"}
 _COPIES = {"_to_copy", "clone", "contiguous", "_unsafe_view", "alias", "lift_fresh"}
 _WIDTH = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 _DTYPE: dict[torch.dtype, Dtype] = {
@@ -86,6 +90,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         self._config = config
         self._batch, self._length = batch, length
         self._visit = visit
+        self._sites, self._sums = sites(config), sums(config)
         self._layout = Layout(config, batch, length)
         self._memory = Memory()
         self._heads: dict[str, tuple[int, ...]] = {}
@@ -171,7 +176,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         elif waiting := self._pending.get(address(source)):
             whole = waiting.tensor.numel() == result.numel() and result.dtype == source.dtype
             whole = whole and source.is_contiguous()
-            held = any(sum_site(site) == waiting.site for site in self._held)
+            held = any(self._sums[site] == waiting.site for site in self._held)
             if whole and (held or not waiting.complete):
                 self._pending.pop(address(source))
                 waiting.tensor = result.reshape(waiting.tensor.shape)
@@ -204,7 +209,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                     pending.bias = True
                     return pending
                 # The bias of a projection, added after the residual stream was.
-                if role.output in self._held and sum_site(role.output) == pending.site:
+                if role.output in self._held and self._sums[role.output] == pending.site:
                     self._held.pop(role.output)
                     pending.bias = True
                     return pending
@@ -250,8 +255,13 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                 x = self._operand(tensors, roles)
                 if x is not None:
                     self._hand_over(role.input, _channels_last(name, x), role.rows)
-        elif name == "_softmax" and tensors and self._is_pattern(tensors[0]):
-            self._hand_over(f"h.{self._layer}.attn.scores", tensors[0])
+        elif (
+            name == "_softmax"
+            and tensors
+            and self._is_pattern(tensors[0])
+            and (scores := self._softmax_reads()) is not None
+        ):
+            self._hand_over(scores, tensors[0])
 
     def _after(
         self,
@@ -262,7 +272,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
     ) -> None:
         """Sites that are outputs of this operation."""
         if name in _GATHERS and roles and roles[0] is not None and roles[0].output == "embed":
-            self._pending[address(output)] = _Pending("embed", output)
+            self._looked_up(output)
         elif name in _MATMULS:
             role = next((r for r in roles if r and r.is_matrix), None)
             if role is None:
@@ -270,15 +280,16 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             if role.is_table:
                 # A product with a one-hot matrix is a lookup; the other one is the head.
                 if output.shape[-1] == self._config.n_embd:
-                    self._pending[address(output)] = _Pending("embed", output)
+                    self._looked_up(output)
                 return
             site = role.output
             if site is None:
                 return
             bias = any(r and r.leaf == "b" and r.output == site for r in roles)
-            if site.endswith("attn.qkv"):
+            if self._sites[site].kind in _READ_BY_ATTENTION:
                 self._layer = role.layer or 0
-            made = _Pending(site, _channels_last(name, output), role.columns, bias)
+            wants_bias = len(self._sites[site].weights) > 1
+            made = _Pending(site, _channels_last(name, output), role.columns, bias, wants_bias)
             made.missing = self._missing(tensors, roles, site)
             if made.complete:  # nothing is left to wait for
                 self._emit(made)
@@ -293,22 +304,37 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             return None
         for tensor in tensors:
             known = self._outputs.get(address(tensor))
-            if known is not None and (site := sum_site(known[0])):
-                return site
+            if known is not None:
+                return self._sums.get(known[0])
         return None
+
+    def _looked_up(self, output: torch.Tensor) -> None:
+        """A row of each table, which are then added; of one alone nothing is awaited. What is
+        scaled afterwards is not the site."""
+        keys = self._config.keys
+        if not keys.scale_embed:
+            self._pending[address(output)] = _Pending("embed", output, bias=not keys.table)
+
+    def _softmax_reads(self) -> str | None:
+        """The site that a softmax over T × T has read, or None where it read something else as
+        well: a window's mask, or distances in another form (slope · s for slope · (s - t))."""
+        window = self._config.window(self._layer)
+        if self._config.keys.alibi or (window is not None and window < self._length):
+            return None
+        return self._sites[f"h.{self._layer}.attn.pattern"].inputs[0]
 
     def _begun(self, site: str) -> bool:
         """Whether any of the branch has been seen that a sum of the residual stream adds: what is
         normed before that is not this sum."""
-        for output, state in SUMS.items():
-            if site.endswith(state):
-                branch = site.removesuffix(state) + output.partition(".")[0]
+        for output, state in self._sums.items():
+            if site == state:
+                branch = output.rpartition(".")[0]
                 return any(seen.startswith(branch) for seen in (*self._done, *self._held))
         return True
 
     def _rows(self, site: str) -> int:
         """Of the matrix that makes a site: the features that are summed over."""
-        return (4 if site.endswith("mlp.out") else 1) * self._config.n_embd
+        return tensor_table(self._config)[self._sites[site].weights[0]].shape[0]
 
     def _missing(
         self, tensors: Sequence[torch.Tensor], roles: Sequence[Role | None], site: str
@@ -323,7 +349,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             return  # a part of a sum, put to some other use
         if pending.site == "embed" and not pending.bias:
             return  # one table alone, put to some other use: the sum shows where it is read
-        if pending.wants_bias and not pending.bias and pending.site.endswith(tuple(SUMS)):
+        if pending.wants_bias and not pending.bias and pending.site in self._sums:
             # Either the bias is missing, or it will be added to the residual sum. Wait and see.
             value = self._layout.shaped(pending.tensor, pending.site)
             if value is not None:
@@ -331,10 +357,10 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         elif pending.columns is not None:
             self._gather(pending, pending.columns)
         else:
-            for site in [s for s in self._held if sum_site(s) == pending.site]:
+            for site in [s for s in self._held if self._sums[s] == pending.site]:
                 self._hand_over(site, self._held.pop(site))
             self._hand_over(pending.site, pending.tensor)
-        if pending.site.endswith(tuple(SUMS)):
+        if pending.site in self._sums:
             self._outputs = {address(pending.tensor): (pending.site, pending.tensor)}
 
     def _gather(self, pending: _Pending, columns: tuple[int, ...]) -> None:
@@ -345,7 +371,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         parts = self._parts.setdefault(pending.site, {})
         parts[columns] = value.clone()
         order = [channel for seen in parts for channel in seen]
-        if len(order) == self._layout.width(pending.site):
+        if len(order) == self._sites[pending.site].width:
             self._parts.pop(pending.site)
             self._hand_over(pending.site, torch.cat(list(parts.values()), dim=-1), tuple(order))
 

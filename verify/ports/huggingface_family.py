@@ -1,0 +1,38 @@
+"""transformers' models of the families, with weights of their own or with the checkpoint's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.families import FAMILIES
+from gpt_verify.checkpoint.family_files import stored_tensors
+from gpt_verify.errors import PortError
+from gpt_verify.reference.config import Config
+
+
+def family_model(transformers: Any, checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
+    """The model of the checkpoint's ``config.json`` with the checkpoint's tensors.
+
+    Raises:
+        PortError: there is no ``config.json``.
+    """
+    import torch
+
+    if not (checkpoint.path / "config.json").is_file():
+        raise PortError(f"{checkpoint.path}: has no config.json, which transformers reads")
+    model_class = model_class_of(transformers, checkpoint.config)
+    config = transformers.AutoConfig.from_pretrained(checkpoint.path)
+    tensors = {name: np.array(checkpoint.tensors[name]) for name in checkpoint.tensors}
+    state = {
+        stored.name: torch.from_numpy(stored.make())
+        for stored in stored_tensors(checkpoint.config, tensors)
+    }
+    return model_class.from_pretrained(None, config=config, state_dict=state, **options)
+
+
+def model_class_of(transformers: Any, config: Config) -> Any:
+    """The class with a head."""
+    return getattr(transformers, FAMILIES[config.architecture].model)

@@ -1,0 +1,79 @@
+"""What is different where a torch module is of another family than GPT-2 and GPT."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gpt_verify.port import (
+    ACTIVATIONS,
+    COPIES,
+    FLOAT64_COPY,
+    GRADIENTS,
+    INPUT_GRADIENTS,
+    LENS,
+    PARAMETERS,
+    TYING,
+    Capability,
+)
+from gpt_verify.ports.torch.widening import in_float64, widening
+from gpt_verify.process.memory import require
+from gpt_verify.reference.weights import tensor_table
+
+if TYPE_CHECKING:
+    from gpt_verify.port import Port
+    from gpt_verify.ports.torch.module import TorchModule
+
+#: What shows the inside of a port, found by its parameters.
+INSIDE: Sequence[Capability[Any]] = (
+    PARAMETERS,
+    ACTIVATIONS,
+    GRADIENTS,
+    INPUT_GRADIENTS,
+    TYING,
+    COPIES,
+    LENS,
+)
+
+
+def show_what_is_known(port: TorchModule) -> None:
+    """Hide what cannot be judged of this module yet, so that it reads *not examined*.
+
+    A float64 that is one takes a module that is built anew (``twin``), and nobody has said how.
+    Where several of the checkpoint's tensors are one parameter (queries, keys and values head by
+    head, a stack of experts), they are not found in it, and the inside is not seen.
+    """
+    port.withdraw(FLOAT64_COPY)
+    table = tensor_table(port.config)
+    found = {place.tensor for place in port.matching.placements if place.exact}
+    if len(port.pieces) < len(table) and not set(table) <= found:
+        port.withdraw(*INSIDE)
+
+
+@contextmanager
+def twin(port: TorchModule, build: Callable[[], torch.nn.Module]) -> Iterator[Port]:
+    """The port in float64, with its tables and whatever it asks for in float32.
+
+    Args:
+        port: any.
+        build: makes another module of its kind, whatever its weights.
+    """
+    require(8 * sum(tensor.numel() for tensor in port.module.parameters()))
+    module = in_float64(build, port.module)
+    inner = module.forward
+
+    @functools.wraps(inner)
+    def forward(*args: Any, **more: Any) -> Any:
+        with widening():
+            return inner(*args, **more)
+
+    module.forward = forward
+    made = port.like(module)
+    try:
+        yield made
+    finally:
+        made.close()
