@@ -172,6 +172,74 @@ class Shards(Apart):
         return whole
 
 
+class WholeHeads(ListOfHeads):
+    """Each head does all of its attention by itself."""
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        future, mixes = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1), []
+        for query, key, value in self.each:
+            q, k, v = query(x), key(x), value(x)
+            scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(future, -torch.inf)
+            mixes.append(scores.softmax(-1) @ v)
+        return self.out_proj(torch.cat(mixes, -1))
+
+
+class StackedHeads(Apart):
+    """[head, in, q/k/v of that head], contracted with einsum."""
+
+    def keep(self, parts: Sequence[Pair]) -> None:
+        heads = [self.heads_of(part) for part in parts]
+        by_head = list(zip(*heads, strict=True))
+        self.w = nn.Parameter(torch.stack([torch.cat([w for w, _ in of], 1) for of in by_head]))
+        self.b = nn.Parameter(torch.stack([torch.cat([b for _, b in of]) for of in by_head]))
+
+    def qkv(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
+        made = torch.einsum("btd,hdk->bthk", x, self.w) + self.b
+        return [part.flatten(2) for part in made.chunk(3, -1)]
+
+
+class JoinedNorms(FusedKeyValue):
+    """Gains and biases of both layer norms in one matrix."""
+
+    def __init__(self, checkpoint: Checkpoint, scope: str) -> None:
+        super().__init__(checkpoint, scope)
+        rows = [self.ln_1.weight, self.ln_1.bias, self.ln_2.weight, self.ln_2.bias]
+        self.norms = nn.Parameter(torch.stack([row.detach() for row in rows]))
+        del self.ln_1, self.ln_2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gain_1, bias_1, gain_2, bias_2 = self.norms
+        x = x + self.attend(F.layer_norm(x, x.shape[-1:], gain_1, bias_1))
+        return x + self.mlp(F.layer_norm(x, x.shape[-1:], gain_2, bias_2))
+
+
+class OneKeyValue(nn.Module):
+    """k and v of all layers in one matrix, which has more rows than the vocabulary."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.base = Model(checkpoint, SplitBlock)
+        blocks = self.base.blocks
+        rows = [layer.weight.detach() for block in blocks for layer in (block.key, block.value)]
+        self.kv = nn.Parameter(torch.cat(rows))
+        for block in blocks:
+            both = torch.cat([block.key.bias.detach(), block.value.bias.detach()])
+            block.kv_bias = nn.Parameter(both)
+            del block.key, block.value
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.base.wte(ids) + self.base.wpe(torch.arange(ids.shape[1]))
+        weights = self.kv.chunk(len(self.base.blocks))
+        for block, weight in zip(self.base.blocks, weights, strict=True):
+            y = block.ln_1(x)
+            parts = (block.query(y), *F.linear(y, weight, block.kv_bias).chunk(2, -1))
+            q, k, v = (block.split(part) for part in parts)
+            mix = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + block.out_proj(mix.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.ln_2(x))
+        return self.base.head(self.base.final_norm(x))
+
+
 #: By name, what is read in the order in which it lies.
 STYLES: dict[str, type[Apart]] = {
     "fused_key_value": FusedKeyValue,
@@ -183,8 +251,12 @@ STYLES: dict[str, type[Apart]] = {
     "other_heads": OtherHeads,
     "other_neurons": OtherNeurons,
     "shards": Shards,
+    "whole_heads": WholeHeads,
+    "stacked_heads": StackedHeads,
+    "joined_norms": JoinedNorms,
 }
 
 
 def styled(checkpoint: Checkpoint, style: str) -> nn.Module:
-    return Model(checkpoint, STYLES[style])
+    made: nn.Module = Model(checkpoint, STYLES[style])
+    return made

@@ -10,8 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import CONFIG, INPUTS, checkpoint, failed, failures, statuses
-from pieced_styles import STYLES, Backwards, FusedKeyValue, ListOfHeads, OtherNeurons, styled
+from models import CONFIG, INPUTS, checkpoint, failed, failures, finding, statuses
+from pieced_styles import (
+    STYLES,
+    Backwards,
+    FusedKeyValue,
+    ListOfHeads,
+    OneKeyValue,
+    OtherNeurons,
+    styled,
+)
 from torch_styles import Model
 
 from gpt_verify.findings import PortReport, Status, Verdict
@@ -61,6 +69,16 @@ def test_verified(style: str) -> None:
     assert unseen == {f"h.{i}.{kind}" for kind in hidden for i in range(CONFIG.n_layer)}
     for law in ("symmetry.heads", "symmetry.neurons", "gradient", "tying.storage"):
         assert Status.PASSED in statuses(found, law).values(), law
+
+
+def test_more_rows_than_the_vocabulary_has() -> None:
+    """It is no padded table: it begins with a column of another matrix."""
+    module = OneKeyValue(SOURCE)
+    assert len(module.kv) > CONFIG.n_vocab
+    found = report(module)
+    assert failures(found) == []
+    assert found.verdict is Verdict.VERIFIED
+    assert finding(found, "architecture", "h.1.attn.qkv").status is Status.PASSED
 
 
 @pytest.mark.parametrize("style", ["backwards", "list_of_heads", "other_neurons"])

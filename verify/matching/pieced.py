@@ -188,27 +188,27 @@ class _Index:
 
     def __init__(self, forms: Iterable[tuple[str, Form, Array]]) -> None:
         self.names: list[tuple[str, Form]] = []
-        numbers: list[Numbers] = []
+        found: list[Numbers] = []
         which: list[Ints] = []
         channel: list[Ints] = []
         for name, form, value in forms:
             which.append(np.full(len(value), len(self.names), np.int64))
             channel.append(np.arange(len(value), dtype=np.int64))
-            numbers.append(_numbers(value))
+            found.append(numbers(value))
             self.names.append((name, form))
         self.which = np.concatenate(which) if which else np.zeros(0, np.int64)
         self.channel = np.concatenate(channel) if channel else np.zeros(0, np.int64)
-        every = np.concatenate(numbers) if numbers else np.zeros(0, np.uint64)
+        every = np.concatenate(found) if found else np.zeros(0, np.uint64)
         self._order = np.argsort(every, kind="stable")
         self._sorted = every[self._order]
         self.taken = np.zeros(len(every), bool)
 
-    def places(self, numbers: Numbers) -> Ints | None:
+    def places(self, wanted: Numbers) -> Ints | None:
         """Where each of these is; None where one is nowhere. Of equal ones, the one that follows
         the last, then one of a tensor that the others are of, then one that is not taken."""
-        first = np.searchsorted(self._sorted, numbers, "left")
-        last = np.searchsorted(self._sorted, numbers, "right")
-        if not len(numbers) or (first == last).any():
+        first = np.searchsorted(self._sorted, wanted, "left")
+        last = np.searchsorted(self._sorted, wanted, "right")
+        if not len(wanted) or (first == last).any():
             return None
         found = self._order[first]
         doubtful = np.flatnonzero(last - first > 1)
@@ -266,11 +266,11 @@ def _kind(tensor: str) -> str:
 def _reading(source: Parameter, index: _Index, elements: bool = False) -> _Reading | None:
     value = source.read()
     if elements:
-        places = index.places(_numbers(laid(value, None)))
+        places = index.places(numbers(laid(value, None)))
         return None if places is None else _Reading(source.name, None, places)
     for axis in reversed(range(value.ndim)):
         if value.shape[axis] > 1:
-            places = index.places(_numbers(laid(value, axis)))
+            places = index.places(numbers(laid(value, axis)))
             if places is not None:
                 return _Reading(source.name, axis, places)
     return None
@@ -310,7 +310,7 @@ def _complete(
     return made
 
 
-def _numbers(rows: Array) -> Numbers:
+def numbers(rows: Array) -> Numbers:
     """Of each row one that its bits determine: a sum of products with odd numbers, modulo 2^64."""
     n = rows.shape[1]
     factors = np.random.default_rng(n).integers(0, 2**63, n, dtype=np.uint64) * np.uint64(2)

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from gpt_verify.matching.layouts import Layout, layouts
 from gpt_verify.matching.match import fingerprint
+from gpt_verify.matching.pieced import numbers
+from gpt_verify.matching.placement import squeeze
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.port import Parameter
 from gpt_verify.reference.config import Config
@@ -54,6 +56,8 @@ def pieces(
     found: list[Piece] = []
     for parameter, open_ways in zip(parameters, ways, strict=True):
         way = open_ways[0]
+        if way == "padded" and shapes.of_others(parameter):
+            way = "whole"
         if len(open_ways) > 1:
             way = shapes.by_content(parameter) or ("stack" if stacks else open_ways[0])
         found += _taken_apart(parameter.name, way, config)
@@ -100,6 +104,20 @@ class _Shapes:
         rows, width = self._config.n_vocab, self._config.n_embd
         if not whole and len(shape) == 2 and shape[1] == width and shape[0] > rows:
             yield "padded"
+
+    def of_others(self, parameter: Parameter) -> bool:
+        """Whether what is as wide as the vocabulary's table, and longer, begins with a row or a
+        column of a matrix: it is several of these."""
+        first, width = parameter.read()[:1], self._config.n_embd
+        if np.array_equal(first, self._weights["wte"][:1]):
+            return False
+        for name, spec in tensor_table(self._config).items():
+            if spec.role == "matrix" and width in spec.shape:
+                value = squeeze(self._weights[name])
+                for rows in (value, value.T):
+                    if rows.shape[1] == width and np.isin(numbers(first), numbers(rows))[0]:
+                        return True
+        return False
 
     def by_content(self, parameter: Parameter) -> str | None:
         """The way in which it is, or has, a tensor of the checkpoint."""
