@@ -74,11 +74,14 @@ def request(
         MissingDependency: no port was given, and no built-in one can run.
     """
     from gpt_verify.checkpoint import open_checkpoint
+    from gpt_verify.checkpoint.finite import need_finite
     from gpt_verify.ports.registry import expand
     from gpt_verify.process.scratch import sweep
 
     sweep()  # what earlier runs that were killed have left
-    opened = opened or open_checkpoint(path)
+    if opened is None:
+        opened = open_checkpoint(path)
+        need_finite(opened)
     chosen, missing = list(ports), list[str]()
     if by_default and not ports:
         chosen, missing = default_ports(opened, options.dtype)
