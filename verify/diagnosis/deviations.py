@@ -57,6 +57,16 @@ class Deviations:
             dict(run(self._lookup, config, tokens_T, head, keep=None)) for tokens_T in tokens_ST
         ]
 
+    @property
+    def told(self) -> bool:
+        """Whether the right logits of a position differ at all, by more than rounding in float64.
+        Where they are one number (one token, equal rows of the head, zeros), nothing can be read
+        from them, apart from that number."""
+        right = np.array([known["logits"].ravel() for known in self._right])
+        apart = right.reshape(-1, len(self.columns))
+        spread = np.max(np.abs(apart - apart[:, :1]))
+        return bool(spread > BLIND * np.max(np.abs(right)))
+
     def error(self, logits_STV: NDArray[np.floating]) -> Floats:
         """A port's logits minus the right ones, [S, T × columns]."""
         sampled = np.asarray(logits_STV, np.float64)[..., self.columns]

@@ -155,8 +155,7 @@ class MatchedFilter:
             found.append(best)
             rest_SN = left_SN
             nearest = ranked[1:4]
-        after = _norm(rest_SN) / floor if floor > 0 else math.inf
-        before = _norm(error_SN) / floor if floor > 0 else math.inf
+        after, before = (_in_floors(_norm(x), floor) for x in (rest_SN, error_SN))
         if any(match.candidate.coarse for match in found):
             limit = max(limit, COARSE * before)
         if found and after > limit and floor > 0:
@@ -260,6 +259,11 @@ class MatchedFilter:
         left_2S = rest_2S - np.einsum("i,ijs->js", fitted, gram_22S)
         error = max(float(np.linalg.norm(inverse[0] @ by_S)) for by_S in (left_2S, noise_2S))
         return float(fitted[0]), error
+
+
+def _in_floors(error: float, floor: float) -> float:
+    """No error is none, of what rounding leaves alone as well."""
+    return error / floor if floor > 0 else (math.inf if error else 0.0)
 
 
 def _alike(one: Match, other: Match, floor: float) -> bool:

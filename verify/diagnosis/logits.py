@@ -71,6 +71,9 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
         return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
     with np.errstate(all="ignore"):
         deviations = _deviations(subject, tokens_ST)
+        if not deviations.told:
+            message = "the reference's logits at a position are one number, which tells no fault"
+            return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
         error_SN = deviations.error(logits)
         if not np.isfinite(error_SN).all():
             message = "the logits are not finite"

@@ -77,11 +77,14 @@ def request(
         MissingDependency: no port was given, and no built-in one can run.
     """
     from gpt_verify.checkpoint import open_checkpoint
+    from gpt_verify.checkpoint.finite import need_finite
     from gpt_verify.ports.registry import expand
     from gpt_verify.process.scratch import sweep
 
     sweep()  # what earlier runs that were killed have left
-    opened = opened or open_checkpoint(path, options.ignore_keys)
+    if opened is None:
+        opened = open_checkpoint(path, options.ignore_keys)
+        need_finite(opened)
     held = _named([port for port in ports if not isinstance(port, str)])
     names = iter(held)
     ports = [port if isinstance(port, str) else next(names) for port in ports]

@@ -210,7 +210,8 @@ def _compare_block(exact: Oracle, lens: PortLens, at: slice, found: Sequence[_St
             assert lens.logits_NTV is not None, "a lens has states or logits"
             got_NPV = lens.logits_NTV[:, at].astype(np.float64)
         score_NPV = np.abs(got_NPV - y_NPV)
-        score_NPV /= budget_NPV
+        # No error is none, of a logit that cannot be off as well: all of them are 0 there.
+        np.divide(score_NPV, budget_NPV, out=score_NPV, where=score_NPV != 0)
         squares_NP = np.mean(np.square(score_NPV, out=score_NPV), axis=-1)
     squares_NP = np.where(np.isfinite(squares_NP), squares_NP, np.inf)
     # A correct port is as far off at a position as it is, if no further than the limit; and of its

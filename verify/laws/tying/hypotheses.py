@@ -7,6 +7,7 @@ should be, the mistake is the lookup's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -60,13 +61,20 @@ class TiedEnd:
         pairs = list(zip(self.expected, self.got, strict=True))
         if self.blocked or any(not d.floors(x) > _CLEAR for d, x in pairs):
             return False
-        known, told = max(pairs, key=lambda pair: abs(pair[0].value) / pair[0].error())
+        known, told = max(pairs, key=lambda pair: _ratio(abs(pair[0].value), pair[0].error()))
+        if known.value == 0.0:  # nothing comes through where it is right, and so no factor of it
+            return False
         factor, uncertain = told / known.value, known.error() / abs(known.value)
         return all(
             abs(x - factor * d.value)
             <= LIMIT_FLOORS * max(1.0, abs(factor)) * (d.error() + uncertain * abs(d.value))
             for d, x in pairs
         )
+
+
+def _ratio(value: float, error: float) -> float:
+    """How well a derivative is known; one of 0 is not, and rounding may leave others exact."""
+    return value / error if error else (math.inf if value else 0.0)
 
 
 def of_head(lookup: TiedEnd, head: TiedEnd) -> str | None:
