@@ -259,10 +259,9 @@ class PortReport:
         if not self.explained_by:
             return None
         first = self.first_divergence
-        there = {f.id for f in self.findings if f.status is Status.FAILED and f.site == first}
-        whole = any(
-            first in c.sites or c.tensors or there.intersection(c.laws) for c in self.causes
-        )
+        there = [f for f in self.findings if f.status is Status.FAILED and f.site == first]
+        wrong = {*(f.id for f in there), *(name for f in there for name in f.tensors), first}
+        whole = any(wrong.intersection((*c.sites, *c.tensors, *c.laws)) for c in self.causes)
         if first is None or whole or not self.causes:
             return f"explained by: {', '.join(self.explained_by)}"
         parts = [f"at {_some(c.where)} by {c.fault}" if c.where else c.fault for c in self.causes]
