@@ -143,6 +143,12 @@ class Cause:
         return tuple(dict.fromkeys((*self.laws, *self.tensors, *self.sites)))
 
 
+def _some(places: tuple[str, ...]) -> str:
+    """The first of them, and how many more there are."""
+    more = len(places) - 1
+    return f"{places[0]} and {more} more" if more else places[0]
+
+
 @dataclass(frozen=True)
 class Waiver:
     """A law that a port declares not to bind it.
@@ -245,6 +251,21 @@ class PortReport:
     logits_floors: float | None = None
     seconds: float = 0.0
     exception: BaseException | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def explained(self) -> str | None:
+        """The names in one line. Where none of them explains the first divergence, it is in part
+        only, and each stands beside what it explains."""
+        if not self.explained_by:
+            return None
+        first = self.first_divergence
+        there = [f for f in self.findings if f.status is Status.FAILED and f.site == first]
+        wrong = {*(f.id for f in there), *(name for f in there for name in f.tensors), first}
+        whole = any(wrong.intersection((*c.sites, *c.tensors, *c.laws)) for c in self.causes)
+        if first is None or whole or not self.causes:
+            return f"explained by: {', '.join(self.explained_by)}"
+        parts = [f"at {_some(c.where)} by {c.fault}" if c.where else c.fault for c in self.causes]
+        return f"explained in part: {'; '.join(dict.fromkeys(parts))}"
 
     @property
     def verdict(self) -> Verdict:

@@ -271,8 +271,8 @@ class PortVerdict(_PortItem):
             lines.append("its logits were not compared with the reference's")
         if report.first_divergence is not None:
             lines.append(f"first divergence: {report.first_divergence}")
-        if report.explained_by:
-            lines.append(f"explained by: {', '.join(report.explained_by)}")
+        if report.explained is not None:
+            lines.append(report.explained)
         first = first_failure(report)
         if first is not None:
             lines += [f"failed checks: {failures_by_check(report.findings)}", label(first)]

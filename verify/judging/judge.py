@@ -23,7 +23,7 @@ from gpt_verify.errors import (
     described,
     shortened,
 )
-from gpt_verify.findings import Finding, Place, PortReport, Status, concerns, unanchored
+from gpt_verify.findings import Cause, Finding, Place, PortReport, Status, concerns, unanchored
 from gpt_verify.graph.stored import self_check
 from gpt_verify.inputs import Input
 from gpt_verify.judging.calls import again, kept, returned, visited
@@ -142,6 +142,8 @@ def judge(
         error = f"{name}: {unused}"
     if error is None and (missing := unanchored(findings)):
         error = f"{name}: {missing}"
+    diverges = first_divergence(findings, checkpoint.config)
+    causes = tuple(standing(work.diagnosis.causes, findings))
     return PortReport(
         name=name or spec,
         dtype=declared,
@@ -151,9 +153,9 @@ def judge(
         waived=waived,
         remarks=(*remarks, *work.remarks),
         error=error,
-        first_divergence=first_divergence(findings, checkpoint.config),
-        explained_by=tuple(dict.fromkeys(cause.fault for cause in work.diagnosis.causes)),
-        causes=tuple(work.diagnosis.causes),
+        first_divergence=diverges,
+        explained_by=tuple(dict.fromkeys(cause.fault for cause in causes)),
+        causes=causes,
         explanations=tuple(work.diagnosis.explanations.values()),
         mapping=work.mapping,
         logits_floors=work.logits_floors,
@@ -168,6 +170,13 @@ def first_divergence(findings: Sequence[Finding], config: Config) -> str | None:
     failed = [f for f in findings if f.status is Status.FAILED and f.site in order]
     own = [f for f in failed if f.id in ("architecture", "activations.local", "weights.values")]
     return min((f.site for f in own or failed if f.site), key=order.__getitem__, default=None)
+
+
+def standing(causes: Sequence[Cause], findings: Sequence[Finding]) -> list[Cause]:
+    """Those that explain something. What a port has waived fails no more, and explains nothing."""
+    failed = {f.id for f in findings if f.status is Status.FAILED}
+    left = [replace(c, laws=tuple(law for law in c.laws if law in failed)) for c in causes]
+    return [c for c, whole in zip(left, causes, strict=True) if c.where or not whole.where]
 
 
 def one_blas_thread() -> AbstractContextManager[object]:

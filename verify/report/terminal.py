@@ -115,8 +115,8 @@ def _failure(page: _Page, port: PortReport, finding: Finding, repeat: str) -> No
         head += f": score {number(finding.score)}, limit {number(finding.limit)}"
     page.line(head)
     page.line(f"  {one_line(finding.message)}")
-    if port.explained_by:
-        page.line(f"  explained by: {', '.join(port.explained_by)}")
+    if port.explained is not None:
+        page.line(f"  {port.explained}")
     page.line(f"  failed checks: {failures_by_check(port.findings)}")
     page.line(f"  weights: {weights_words(port.weights_from)}")
     page.line(f"  repeat: {repeat}")
