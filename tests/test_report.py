@@ -45,7 +45,7 @@ class TestJson:
     def test_says_what_the_report_says(self) -> None:
         loaded = parsed(report(good(), wrong(), broken()))
         assert loaded["verdict"] == "refuted"
-        assert loaded["schema_version"] == json_report.SCHEMA_VERSION == "1.4"
+        assert loaded["schema_version"] == json_report.SCHEMA_VERSION == "1.5"
         assert [p["verdict"] for p in loaded["ports"]] == ["verified", "refuted", "unjudged"]
         port = loaded["ports"][1]
         assert port["first_divergence"] == "h.0.mlp.act"

@@ -29,6 +29,7 @@ def options_of(args: argparse.Namespace) -> Options:
         lengths=tuple(args.length) if args.length else None,
         tokens=args.tokens,
         text=args.text,
+        require=tuple(getattr(args, "require", None) or ()),  # diagnose has none
     )
 
 

@@ -23,6 +23,8 @@ class Options:
         lengths: seeded samples of these lengths, in place of the default inputs.
         tokens: one sequence of ids, in place of the default inputs.
         text: the same, encoded with the checkpoint's own vocabulary.
+        require: what must be examined, for a port not to be unjudged
+            (``gpt_verify.judging.requirements``).
     """
 
     device: str = "cpu"
@@ -31,6 +33,7 @@ class Options:
     lengths: tuple[int, ...] | None = None
     tokens: tuple[int, ...] | None = None
     text: str | None = None
+    require: tuple[str, ...] = ()
 
 
 def chosen_inputs(checkpoint: Checkpoint, options: Options) -> list[Input]:

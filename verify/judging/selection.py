@@ -75,11 +75,14 @@ def request(
     Raises:
         CheckpointError: the checkpoint cannot be read.
         MissingDependency: no port was given, and no built-in one can run.
+        UsageError: something is required that cannot be.
     """
     from gpt_verify.checkpoint import open_checkpoint
+    from gpt_verify.judging.requirements import requirements
     from gpt_verify.ports.registry import expand
     from gpt_verify.process.scratch import sweep
 
+    requirements(options.require)
     sweep()  # what earlier runs that were killed have left
     opened = opened or open_checkpoint(path)
     held = _named([port for port in ports if not isinstance(port, str)])
