@@ -225,6 +225,7 @@ class PortReport:
         waived: the laws that the port declares not to bind it.
         remarks: what the port says of itself.
         error: why the port could not be judged (one line), or None.
+        unmet: what had to be examined (``--require``) and was not, a line each.
         first_divergence: the earliest site at which an operation is wrong by itself, or None.
         explained_by: names of faults that explain the divergence.
         causes: the same, each with what it explains.
@@ -250,6 +251,7 @@ class PortReport:
     mapping: Mapping[str, Place] = field(default_factory=dict)
     logits_floors: float | None = None
     seconds: float = 0.0
+    unmet: tuple[str, ...] = ()
     exception: BaseException | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -269,9 +271,9 @@ class PortReport:
 
     @property
     def verdict(self) -> Verdict:
-        """Refuted by a finding; otherwise an error leaves it unjudged."""
+        """Refuted by a finding; otherwise an error, or what was required, leaves it unjudged."""
         found = verdict(self.findings)
-        if found is Verdict.VERIFIED and self.error:
+        if found is Verdict.VERIFIED and (self.error or self.unmet):
             return Verdict.UNJUDGED
         return found
 

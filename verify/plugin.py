@@ -23,7 +23,15 @@ from gpt_verify.judging.port_runs import PortRuns
 from gpt_verify.report.compare import terminal
 from gpt_verify.report.compare.baseline import Baseline
 from gpt_verify.report.output import OutputFile
-from gpt_verify.text import count, failures_by_check, first_failure, label, number, one_line
+from gpt_verify.text import (
+    count,
+    failures_by_check,
+    first_failure,
+    headline,
+    label,
+    number,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from gpt_verify.checkpoint import Checkpoint
@@ -66,6 +74,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--gpt-verify-seed", type=int, default=0, metavar="N")
     group.addoption("--gpt-verify-json", metavar="OUT", help="write the JSON report")
     group.addoption(
+        "--require",
+        action="append",
+        metavar="all|LAW|N%",
+        help="what must be examined, or the verdict of the port fails; repeatable",
+    )
+    group.addoption(
         "--baseline",
         metavar="OLD.json",
         help="compare with this earlier report; what is worse fails",
@@ -88,6 +102,7 @@ def _port_runs(config: pytest.Config) -> PortRuns:
         seed=config.getoption("--gpt-verify-seed"),
         lengths=tuple(lengths) if lengths else None,
         ignore_keys=tuple(config.getoption("--gpt-verify-ignore-key")),
+        require=tuple(config.getoption("--require") or ()),
     )
 
 
@@ -136,10 +151,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """What moved since the baseline, of the ports that this process has run."""
+    """The verdict, and what moved since the baseline, of the ports that this process has run."""
     baseline, runs = config.stash[_BASELINE], config.stash[_RUNS]
-    report = None if baseline is None else runs.merged()
-    if baseline is None or report is None:
+    report = runs.merged()
+    if report is None:
+        return
+    terminalreporter.section("gpt-verify")
+    terminalreporter.write_line(headline(report))
+    if baseline is None:
         return
     terminalreporter.section("gpt-verify: baseline")
     try:
@@ -267,6 +286,8 @@ class PortVerdict(_PortItem):
         lines = [f"{one_line(report.name)}: {report.verdict.value}"]
         if report.error is not None:
             lines.append(one_line(report.error))
+        elif report.unmet:
+            lines += map(one_line, report.unmet)
         elif report.verdict is Verdict.UNJUDGED:
             lines.append("its logits were not compared with the reference's")
         if report.first_divergence is not None:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from gpt_verify.findings import Finding, PortReport, Status
+from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict
 
 _LAYER_SITE = re.compile(r"h\.(\d+)\.(.+)")
 
@@ -125,11 +125,17 @@ def not_examined(report: PortReport) -> list[tuple[str, str, str]]:
 
     Checks that were not examined at the same sites for the same reason stand together.
     """
+    error = None if report.error is None else one_line(report.error)
+    return unseen(report.findings, error)
+
+
+def unseen(findings: Iterable[Finding], error: str | None = None) -> list[tuple[str, str, str]]:
+    """The same of some findings; ``error`` is what broke the port, which is said elsewhere."""
     sites: dict[tuple[str, str], list[str]] = {}
-    for finding in report.findings:
+    for finding in findings:
         if finding.status is Status.NOT_EXAMINED:
             why = one_line(finding.message)
-            if report.error is not None and why == one_line(report.error):
+            if why == error:
                 why = "not reached"
             at = sites.setdefault((finding.id, why), [])
             if finding.site:
@@ -138,6 +144,28 @@ def not_examined(report: PortReport) -> list[tuple[str, str, str]]:
     for (check, why), at in sites.items():
         checks.setdefault((collapse_sites(at), why), []).append(check)
     return [(", ".join(names), at, why) for (at, why), names in checks.items()]
+
+
+def tally(report: Report) -> str:
+    """How much was examined, and how much was not: ``8 checks; 245 not examined``."""
+    n = {status: 0 for status in Status}
+    for port in report.ports:
+        for finding in port.findings:
+            n[finding.status] += 1
+    passed = count(n[Status.PASSED], "check")
+    if report.verdict is Verdict.REFUTED:
+        seen = f"{count(n[Status.FAILED], 'check')} failed, {n[Status.PASSED]} passed"
+    else:
+        seen = passed + " passed" * (report.verdict is Verdict.UNJUDGED)
+    ports = "" if len(report.ports) == 1 else f"{count(len(report.ports), 'port')}, "
+    waivers = sum(len(port.waived) for port in report.ports)
+    waived = f", {count(waivers, 'waiver')}" if waivers else ""
+    return f"{ports}{seen}; {n[Status.NOT_EXAMINED]} not examined{waived}"
+
+
+def headline(report: Report) -> str:
+    """The first line of every report: the verdict, and how much of the port it is about."""
+    return f"{report.verdict.value}: {tally(report)}"
 
 
 def count(n: int, noun: str) -> str:

@@ -224,6 +224,13 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--junit", metavar="OUT", help="write a JUnit XML report")
     run.add_argument("--html", metavar="OUT", help="write the report as one HTML page")
     run.add_argument(
+        "--require",
+        action="append",
+        metavar="all|LAW|N%",
+        help="what must be examined, or the run is unjudged: every check, those of a law (tying, "
+        "tying.graph), or a part of all; repeatable",
+    )
+    run.add_argument(
         "--baseline",
         type=Path,
         metavar="OLD.json",

@@ -30,6 +30,7 @@ def options_of(args: argparse.Namespace) -> Options:
         tokens=args.tokens,
         text=args.text,
         ignore_keys=tuple(args.ignore_key),
+        require=tuple(getattr(args, "require", None) or ()),  # diagnose has none
     )
 
 

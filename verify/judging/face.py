@@ -30,6 +30,7 @@ def run(
     lengths: Sequence[int] | None = None,
     tokens: Sequence[int] | None = None,
     text: str | None = None,
+    require: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Judge one port or several against a checkpoint.
@@ -45,6 +46,7 @@ def run(
         lengths: seeded samples of these lengths, in tokens, in place of the default inputs.
         tokens: one sequence of ids in their place.
         text: the same, encoded with the checkpoint's own vocabulary.
+        require: what must be examined, or the port is unjudged: ``all``, ``90%``, or a law.
         progress: told how far the run is.
 
     Returns:
@@ -65,6 +67,7 @@ def run(
         None if lengths is None else tuple(lengths),
         None if tokens is None else tuple(tokens),
         text,
+        tuple(require),
     )
     directory = None if checkpoint is None else Path(checkpoint)
     return run_request(request(directory, asked, options), progress)

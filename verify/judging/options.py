@@ -24,6 +24,8 @@ class Options:
         tokens: one sequence of ids, in place of the default inputs.
         text: the same, encoded with the checkpoint's own vocabulary.
         ignore_keys: keys of the checkpoint's configuration that do not alter what is computed.
+        require: what must be examined, for a port not to be unjudged
+            (``gpt_verify.judging.requirements``).
     """
 
     device: str = "cpu"
@@ -33,6 +35,7 @@ class Options:
     tokens: tuple[int, ...] | None = None
     text: str | None = None
     ignore_keys: tuple[str, ...] = ()
+    require: tuple[str, ...] = ()
 
 
 def chosen_inputs(checkpoint: Checkpoint, options: Options) -> list[Input]:

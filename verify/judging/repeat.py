@@ -31,6 +31,8 @@ def repeat_command(
     if options.text is not None:
         # One word, so that a text that begins with a dash is not read as an option.
         words += [f"--text={options.text}"]
+    for required in options.require:
+        words += ["--require", required]
     return shlex.join(words)
 
 

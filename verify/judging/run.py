@@ -9,6 +9,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from gpt_verify.judging.judge import judge
 from gpt_verify.judging.made_with import made_with
 from gpt_verify.judging.options import Options as Options
 from gpt_verify.judging.options import chosen_inputs as chosen_inputs
+from gpt_verify.judging.requirements import requirements
 from gpt_verify.judging.selection import Request, request
 from gpt_verify.numerics.weights import SharedWeights
 from gpt_verify.port import Port
@@ -81,25 +83,26 @@ def run_request(asked: Request, progress: Progress | None = None) -> Report:
     opened, options, specs = asked.checkpoint, asked.options, asked.specs
     progress = progress or Silent()
     inputs, config = chosen_inputs(opened, options), opened.config
+    required = requirements(options.require)
     shared = SharedWeights(opened.tensors, record=len(specs) > 1)
     with started_early("openai-tf" in specs[1:]), ThreadPoolExecutor(1) as pool:
         # Hashing leaves the interpreter free, and is done while the ports run.
         hashes: Future[dict[str, str]] = pool.submit(sha256, opened.files)
         reports = []
         for spec in specs:
-            reports.append(
-                judge(
-                    spec,
-                    opened,
-                    inputs,
-                    options.dtype,
-                    options.device,
-                    progress,
-                    options.seed,
-                    shared=shared,
-                    build=_holding(asked, spec),
-                )
+            judged = judge(
+                spec,
+                opened,
+                inputs,
+                options.dtype,
+                options.device,
+                progress,
+                options.seed,
+                shared=shared,
+                build=_holding(asked, spec),
             )
+            missing = (needed.unmet(judged.findings) for needed in required)
+            reports.append(replace(judged, unmet=tuple(filter(None, missing))))
             progress.done(reports[-1])
             gc.collect()  # modules hold cycles, and the next port may need the memory
         files = hashes.result()

@@ -75,12 +75,15 @@ def request(
     Raises:
         CheckpointError: the checkpoint cannot be read.
         MissingDependency: no port was given, and no built-in one can run.
+        UsageError: something is required that cannot be.
     """
     from gpt_verify.checkpoint import open_checkpoint
     from gpt_verify.checkpoint.finite import need_finite
+    from gpt_verify.judging.requirements import requirements
     from gpt_verify.ports.registry import expand
     from gpt_verify.process.scratch import sweep
 
+    requirements(options.require)
     sweep()  # what earlier runs that were killed have left
     if opened is None:
         opened = open_checkpoint(path, options.ignore_keys)

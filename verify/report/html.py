@@ -23,9 +23,11 @@ from gpt_verify.text import (
     collapse_sites,
     failures_by_check,
     first_failure,
+    headline,
     not_examined,
     one_line,
     ratio,
+    tally,
     was_compared,
     weights_words,
     worst,
@@ -127,7 +129,11 @@ class PortView:
 
 
 def sentence(report: Report) -> str:
-    """The verdict in one sentence."""
+    """The verdict in one sentence, and how much of the ports it is about."""
+    return f"{_verdict(report)} {tally(report)}."
+
+
+def _verdict(report: Report) -> str:
     ports = report.ports
     if not ports:
         return "Not judged: there was no port."
@@ -138,7 +144,8 @@ def sentence(report: Report) -> str:
     name = one_line(at_fault[0].name)
     several = f"{len(at_fault)} of {len(ports)} ports"
     if report.verdict is Verdict.UNJUDGED:
-        why = one_line(at_fault[0].error or "its logits were not compared")
+        unmet = "; ".join(at_fault[0].unmet)
+        why = one_line(at_fault[0].error or unmet or "its logits were not compared")
         who = several if len(at_fault) > 1 else name
         return f"Not judged: {who} ({why.removeprefix(f'{name}: ')})."
     found = first_failure(at_fault[0])
@@ -187,6 +194,7 @@ def render(report: Report, repeats: Sequence[str] = ()) -> str:
             "report": report,
             "verdict": report.verdict.value,
             "sentence": sentence(report),
+            "headline": headline(report),
             "counts": counts,
             "views": views,
             "matrix": _matrix(views),

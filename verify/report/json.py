@@ -12,7 +12,7 @@ import math
 from importlib import resources
 from typing import Any
 
-from gpt_verify.findings import Finding, PortReport, Report
+from gpt_verify.findings import Finding, PortReport, Report, Status
 
 #: ``major.minor``: a key that is added raises the minor number, any other change the major one.
 SCHEMA_VERSION = "1.5"
@@ -57,6 +57,11 @@ def finding_as_dict(finding: Finding) -> dict[str, Any]:
     }
 
 
+def _counts(*ports: PortReport) -> dict[str, int]:
+    found = [finding.status for port in ports for finding in port.findings]
+    return {status.value: found.count(status) for status in Status}
+
+
 def port_as_dict(port: PortReport) -> dict[str, Any]:
     return {
         "name": plain(port.name),
@@ -65,6 +70,8 @@ def port_as_dict(port: PortReport) -> dict[str, Any]:
         "device": port.device,
         "weights_from": plain(str(port.weights_from)),
         "error": plain(port.error),
+        "unmet": [plain(line) for line in port.unmet],
+        "counts": _counts(port),
         "first_divergence": port.first_divergence,
         "explained_by": list(port.explained_by),
         "waivers": [
@@ -84,6 +91,7 @@ def as_dict(report: Report) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "verdict": report.verdict.value,
+        "counts": _counts(*report.ports),
         "repeat": plain(report.repeat),
         "checkpoint": plain(report.checkpoint),
         "inputs": plain(report.inputs),

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 
 from gpt_verify.findings import Finding, PortReport, Report, Status
-from gpt_verify.text import label, number
+from gpt_verify.text import headline, label, number
 
 #: XML 1.0 has no form, escaped or not, for these; a port's message may hold any of them.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -35,7 +35,7 @@ def _add(suite: ET.Element, port: str, finding: Finding) -> None:
 def _suite(root: ET.Element, port: PortReport, repeat: str) -> Counter[str]:
     counts = Counter(finding.status.value for finding in port.findings)
     # A suite of no case reads as success, so a port without findings becomes an error.
-    error = port.error
+    error = port.error or "; ".join(port.unmet) or None
     if error is None and not port.findings:
         error = "nothing was compared"
     totals = Counter(
@@ -68,7 +68,7 @@ def _suite(root: ET.Element, port: PortReport, repeat: str) -> Counter[str]:
 
 
 def render(report: Report) -> str:
-    root = ET.Element("testsuites", name="gpt-verify")
+    root = ET.Element("testsuites", name=f"gpt-verify: {headline(report)}")
     totals: Counter[str] = Counter()
     for port in report.ports:
         totals.update(_suite(root, port, report.repeat))

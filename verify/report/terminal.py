@@ -18,6 +18,7 @@ from gpt_verify.text import (
     count,
     failures_by_check,
     first_failure,
+    headline,
     label,
     not_examined,
     number,
@@ -172,6 +173,7 @@ def render(
         repeats: for each port the command that judges it alone; without it, that of the whole run.
     """
     page = _Page(colour and "NO_COLOR" not in os.environ)
+    page.line(headline(report), style=_COLOUR[report.verdict])
     page.line(_heading(report))
     for remark in report.checkpoint.get("remarks", ()):
         page.line(f"  {one_line(remark)}")
@@ -186,6 +188,11 @@ def render(
             page.line(f"  {one_line(port.error)}")
             if not was_compared(port):
                 page.line(f"  nothing was compared: {count(len(port.findings), 'check')} not made")
+        if port.unmet:
+            page.line()
+            page.line(f"{one_line(port.name)}: what is required was not examined", "bold yellow")
+            for line in port.unmet:
+                page.line(f"  {one_line(line)}")
         failure = first_failure(port)
         if failure is not None:
             _failure(page, port, failure, repeat)

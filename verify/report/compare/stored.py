@@ -80,6 +80,7 @@ def _port(port: Mapping[str, object]) -> PortReport:
         first_divergence=_maybe(port, "first_divergence", str),
         explained_by=_texts(port, "explained_by"),
         logits_floors=_number(port, "logits_floors"),
+        unmet=_texts(port, "unmet") if "unmet" in port else (),
     )
     _agrees(_one_of(port, "verdict", Verdict), read.verdict)
     return read
