@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 4
-SOURCE = "413a1f72dd55b698b031ca45406b6576066970111fe0326a66169a3f361ee988"
+SOURCE = "bf0585dedc1a145d02a812d2272dfca989a721eb72eac9ce12f3be63c9a48b6a"
