@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "1f86b8eafba670945c82e78615604128112011cddcfecb01c63401a74d21658a"
+SOURCE = "1bcb7e2a983797aeb7f23475a6d95e2fab5cab4a58030a31843c38357bc256cf"

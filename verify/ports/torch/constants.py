@@ -34,7 +34,7 @@ class WidenedConstants(TorchDispatchMode):  # type: ignore[misc]  # mypy does no
     def _widened(self, x: Any) -> Any:
         if not isinstance(x, torch.Tensor) or x.numel() != 1 or x.dtype not in _HELD:
             return x
-        value = float(x)
+        value = float(x.detach())
         exact = stands_for(value, self._config)
         if exact is None:
             self.others[value] = None
