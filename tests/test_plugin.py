@@ -22,8 +22,9 @@ pytest_plugins = ["pytester"]
 Pytest = Callable[..., pytest.RunResult]
 CHECKS = len(expected_checks(Config(97, 24, 12, 3, 2)))
 #: Of them, what a port that shows nothing but logits is judged on: logits, determinism,
-#: causality.bits, batch, positions.limit, positions.beyond, determinism.state.
-SEEN = 7
+#: causality.bits, lengths, batch, batch.sizes, positions.limit, positions.beyond,
+#: determinism.state, calls.
+SEEN = 10
 
 
 @pytest.fixture
