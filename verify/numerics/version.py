@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 4
-SOURCE = "413a1f72dd55b698b031ca45406b6576066970111fe0326a66169a3f361ee988"
+SOURCE = "a6e99fe3d964ec4a0fe1f381a185592339cf41907a524e0ec00740f8a5467def"
