@@ -28,6 +28,9 @@ def _centred(x_TD: Array) -> Array:
 
 def _variance(x_TD: Array, lost: int = 0) -> Array:
     """[T, 1]; ``lost`` degrees of freedom are taken off the divisor."""
+    width = x_TD.shape[-1]
+    if lost >= width:  # as torch has it, and without NumPy's warning of no degrees of freedom
+        return np.full_like(x_TD[..., :1], np.nan)
     variance_T1: Array = np.var(x_TD, axis=-1, keepdims=True, ddof=lost)
     return variance_T1
 

@@ -48,8 +48,11 @@ class PortRuns:
     def checkpoint(self) -> Checkpoint:
         """The checkpoint under test; it is there also where no port can run."""
         from gpt_verify.checkpoint import open_checkpoint
+        from gpt_verify.checkpoint.finite import need_finite
 
-        return open_checkpoint(self._path, self._options.get("ignore_keys", ()))
+        opened = open_checkpoint(self._path, self._options.get("ignore_keys", ()))
+        need_finite(opened)
+        return opened
 
     def ports(self) -> list[str]:
         """Specifications, each of exactly one port."""
