@@ -20,6 +20,7 @@ import pytest
 from gpt_verify.errors import GptVerifyError
 from gpt_verify.findings import Finding, PortReport, Status, Verdict
 from gpt_verify.judging.port_runs import PortRuns
+from gpt_verify.ports.named import require_all
 from gpt_verify.report.compare import terminal
 from gpt_verify.report.compare.baseline import Baseline
 from gpt_verify.report.output import OutputFile
@@ -179,6 +180,7 @@ class Run(pytest.Collector):
         runs, baseline = self.config.stash[_RUNS], self.config.stash[_BASELINE]
         try:
             ports, expected = runs.ports(), runs.expected()
+            require_all(ports, self.config.getoption("--gpt-verify-device"))
             if baseline is not None:
                 baseline.require_comparable(runs.request)
         except GptVerifyError as error:

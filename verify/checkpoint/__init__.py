@@ -7,12 +7,14 @@ own tensor names to float32 arrays with the shapes of ``reference.tensor_table``
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from gpt_verify.checkpoint.record import Checkpoint as Checkpoint
 from gpt_verify.checkpoint.record import Tensors as Tensors
 from gpt_verify.errors import CheckpointError, UsageError
+from gpt_verify.text import nearest, nearest_path
 
 
 def open_checkpoint(path: str | Path | None = None) -> Checkpoint:
@@ -27,15 +29,34 @@ def open_checkpoint(path: str | Path | None = None) -> Checkpoint:
     from gpt_verify.checkpoint import huggingface, openai
 
     path = default_checkpoint() if path is None else Path(path)
+    if path.is_file():
+        raise CheckpointError(f"{path}: is a file; give the directory that holds it, {path.parent}")
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such directory")
-    if (path / "hparams.json").exists() or (path / "checkpoint").exists():
+        raise CheckpointError(f"{path}: no such directory{nearest_path(path)}")
+    if (path / "hparams.json").exists() or (path / "checkpoint").is_file():
         return openai.open_checkpoint(path)
     if (path / "config.json").exists():
         return huggingface.open_checkpoint(path)
     raise CheckpointError(
         f"{path}: neither an OpenAI checkpoint (hparams.json) nor a Hugging Face one (config.json)"
+        f"{_meant(path)}"
     )
+
+
+def _meant(path: Path) -> str:
+    """A directory in it that is a checkpoint, or a file in it that is almost one's."""
+    try:
+        inside = sorted(islice(path.iterdir(), 10_000))
+    except OSError:
+        return ""
+    marks = ("hparams.json", "config.json")
+    for directory in inside:
+        if any((directory / mark).is_file() for mark in marks):
+            return f"; did you mean {directory}?"
+    for entry in inside:
+        if hint := nearest(entry.name, marks):
+            return f"; it has {entry.name}{hint}"
+    return ""
 
 
 def need_gpt2(checkpoint: Checkpoint, what: str) -> None:

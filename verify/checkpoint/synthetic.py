@@ -29,6 +29,7 @@ from gpt_verify.checkpoint import open_checkpoint
 from gpt_verify.checkpoint.write import write_huggingface, write_openai
 from gpt_verify.errors import CheckpointError, UsageError
 from gpt_verify.reference import GPT1, RELEASED, Config, ConfigError, TensorSpec, tensor_table
+from gpt_verify.text import nearest
 
 Format = Literal["openai", "huggingface", "both"]
 
@@ -179,6 +180,7 @@ def resolve_size(text: str) -> Config:
         raise UsageError(
             f"size {text!r} is none of {', '.join([*RELEASED, GPT1.architecture])}, nor five "
             "numbers n_vocab,n_ctx,n_embd,n_head,n_layer"
+            f"{nearest(text, [*RELEASED, GPT1.architecture])}"
         )
     v, p, d, h, n = sizes
     try:

@@ -34,8 +34,10 @@ def options_of(args: argparse.Namespace) -> Options:
 
 
 def run(args: argparse.Namespace) -> int:
+    from gpt_verify.judging.options import chosen_inputs
     from gpt_verify.judging.run import run_request
     from gpt_verify.judging.selection import request
+    from gpt_verify.ports.named import require_all
     from gpt_verify.report import html, json, junit, terminal
     from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
     from gpt_verify.text import one_line
@@ -43,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     outputs = open_outputs({"json": args.json, "junit": args.junit, "html": args.html})
     spare_inputs(outputs, args.checkpoint, args.port or (), [str(args.baseline or "")])
     asked = request(args.checkpoint, args.port or (), options_of(args))
+    require_all(asked.specs, args.device)
+    chosen_inputs(asked.checkpoint, asked.options)  # what is wrong with them is said first
     baseline = _baseline(args, asked)
     for line in asked.missing:
         print(f"gpt-verify: not compared: {line}", file=sys.stderr)
