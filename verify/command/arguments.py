@@ -229,6 +229,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--json", metavar="OUT", help="write the JSON report; - is standard output")
     run.add_argument("--junit", metavar="OUT", help="write a JUnit XML report")
     run.add_argument("--html", metavar="OUT", help="write the report as one HTML page")
+    run.add_argument("--badge", metavar="OUT", help="write the verdict as a badge for shields.io")
     run.add_argument(
         "--require",
         action="append",

@@ -214,8 +214,8 @@ def chosen(plan: Plan) -> list[str]:
     families = {fault.family for fault in CATALOGUE.values()}
     if unknown := [name for name in plan.faults if name not in CATALOGUE]:
         raise UsageError(
-            f"--fault {unknown[0]}: there is no such fault"
-            f"{nearest(unknown[0], CATALOGUE)}; --family lists a family"
+            f"--fault {unknown[0]}: there is no such fault (--family lists a family)"
+            f"{nearest(unknown[0], CATALOGUE)}"
         )
     if unknown := [name for name in plan.families if name not in families]:
         raise UsageError(
