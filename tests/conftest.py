@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ from command import PORTS, SIZE, Run
 from hypothesis import HealthCheck, settings
 
 from gpt_verify.command.cli import main
+
+# What is printed is tested as anybody sees it; what GitHub is told has tests of its own.
+for _name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+    os.environ.pop(_name, None)
 
 # Time means nothing on a shared machine, and a check of the health of the data is one of time.
 settings.register_profile(

@@ -62,7 +62,7 @@ class TestRealReports:
         assert "verified → refuted (worse)" in out
         assert "  first divergence: none → h.1.mlp.act" in out
         assert "  explained by: none → gelu-erf" in out
-        assert "    activations.local at h.1.mlp.act: passed → failed" in out
+        assert "    - activations.local at h.1.mlp.act: passed → failed" in out
         assert "torch " in out and "numpy " in out  # versions of both sides
         assert " floors (" in out
 
@@ -393,8 +393,12 @@ class TestHostileFiles:
             json_comparison.render(compared).encode()
 
     def test_a_lying_name_is_printed_as_text(self) -> None:
-        name = "a\x1b[2J\u202e\n::error::b"
-        out = terminal.render(gv.compare(report(good(name)), report(wrong(name))))
+        name = "::error::a\x1b[2J\u202e\n::error::b"
+        found = Finding(name, Status.FAILED, name, name, 2.0, 1.0)
+        before = _with(good(name), findings=(dataclasses.replace(found, status=Status.PASSED),))
+        after = _with(good(name), findings=(found,), error=name)
+        before.environment["versions"] = {name: "1"}
+        out = terminal.render(gv.compare(before, after))
         assert "\x1b" not in out and "\u202e" not in out
         assert not any(line.lstrip().startswith("::") for line in out.splitlines())
 
@@ -404,5 +408,5 @@ def test_versions_of_both_sides() -> None:
     old.environment.update(versions={"torch": "2.8", "numpy": "2.4"}, platform="Linux")
     new.environment.update(versions={"torch": "2.9", "numpy": "2.4"}, platform="Linux")
     out = terminal.render(gv.compare(old, new))
-    assert "torch: 2.8 → 2.9\n" in out
+    assert "changed: torch 2.8 → 2.9\n" in out
     assert "the same on both sides: numpy 2.4, platform Linux\n" in out

@@ -18,6 +18,7 @@ RENDERERS = {
     "verify/plugin.py",
     "verify/report/compare/terminal.py",
     "verify/report/diagnose.py",
+    "verify/report/github.py",
     "verify/report/json.py",
     "verify/report/junit.py",
     "verify/report/terminal.py",
@@ -29,6 +30,7 @@ PRINTS = {"one_line", "plain", "_clean"}
 RECORD = "verify/findings.py"
 #: Messages that are no finding's.
 OTHERS = {
+    ("verify/command/arguments.py", "error.message"): "of argparse's error",
     ("verify/laws/symmetry/check.py", "changes[worst].message"): "of a change of logits",
     ("verify/report/power.py", "o.message"): "of an outcome of gpt-verify power",
     (

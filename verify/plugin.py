@@ -20,6 +20,7 @@ import pytest
 from gpt_verify.errors import GptVerifyError
 from gpt_verify.findings import Finding, PortReport, Status, Verdict
 from gpt_verify.judging.port_runs import PortRuns
+from gpt_verify.ports.named import require_all
 from gpt_verify.report.compare import terminal
 from gpt_verify.report.compare.baseline import Baseline
 from gpt_verify.report.output import OutputFile
@@ -85,6 +86,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="compare with this earlier report; what is worse fails",
     )
     group.addoption("--gpt-verify-html", metavar="OUT", help="write the report as one HTML page")
+    group.addoption("--gpt-verify-badge", metavar="OUT", help="write a badge for shields.io")
 
 
 _RUNS = pytest.StashKey[PortRuns]()
@@ -122,7 +124,7 @@ def pytest_configure(config: pytest.Config) -> None:
             config.stash[_BASELINE] = Baseline.read(Path(old))
     except GptVerifyError as error:
         raise pytest.UsageError(str(error)) from error
-    for kind in ("json", "html"):
+    for kind in ("json", "html", "badge"):
         option = f"--gpt-verify-{kind}"
         out = config.getoption(option)
         if out is None:
@@ -140,8 +142,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     report = runs.merged() if outputs else None
     if report is None:
         return
-    from gpt_verify.report import html, json
+    from gpt_verify.report import badge, html, json
 
+    if "badge" in outputs:
+        outputs["badge"].write(badge.render(report))
     if "json" in outputs:
         outputs["json"].write(json.render(report))
     if "html" in outputs:
@@ -158,13 +162,21 @@ def pytest_terminal_summary(
         return
     terminalreporter.section("gpt-verify")
     terminalreporter.write_line(headline(report))
-    if baseline is None:
-        return
-    terminalreporter.section("gpt-verify: baseline")
-    try:
-        terminalreporter.write(terminal.render(baseline.against(report, runs.asked())))
-    except GptVerifyError as error:
-        terminalreporter.write_line(one_line(error))
+    compared = None
+    if baseline is not None:
+        terminalreporter.section("gpt-verify: baseline")
+        try:
+            compared = baseline.against(report, runs.asked())
+            terminalreporter.write(terminal.render(compared))
+        except GptVerifyError as error:
+            terminalreporter.write_line(one_line(error))
+    from gpt_verify.report import github
+
+    if github.active():
+        for line in github.marks(report, compared):
+            terminalreporter.write_line(line)
+        if why := github.write_summary(github.summary(report, compared)):
+            terminalreporter.write_line(f"gpt-verify: {why}")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -187,6 +199,7 @@ class Run(pytest.Collector):
         runs, baseline = self.config.stash[_RUNS], self.config.stash[_BASELINE]
         try:
             ports, expected = runs.ports(), runs.expected()
+            require_all(ports, self.config.getoption("--gpt-verify-device"))
             if baseline is not None:
                 baseline.require_comparable(runs.request)
         except GptVerifyError as error:

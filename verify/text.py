@@ -6,6 +6,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
 
 from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict
 
@@ -32,8 +34,20 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """``; did you mean x?`` where one of the known words is much like this one, else nothing."""
     import difflib
 
-    found = difflib.get_close_matches(one_line(word)[:100], list(known), n=1)
+    found = difflib.get_close_matches(one_line(word)[:200], list(known), n=1)
     return f"; did you mean {one_line(found[0])}?" if found else ""
+
+
+def nearest_path(path: Path) -> str:
+    """The same of a file or directory that is not there: what lies beside it under such a name."""
+    import difflib
+
+    try:
+        beside = sorted(entry.name for entry in islice(path.parent.iterdir(), 10_000))
+    except (OSError, ValueError):
+        return ""
+    found = difflib.get_close_matches(path.name[:200], beside, n=1)
+    return f"; did you mean {one_line(path.parent / found[0])}?" if found else ""
 
 
 def label(finding: Finding) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from gpt_verify.checkpoint.files import refusal
 from gpt_verify.checkpoint.gpt1 import SHAPES
+from gpt_verify.text import nearest, nearest_path
 
 Kind = Literal["openai", "huggingface", "gpt1"]
 
@@ -47,7 +49,7 @@ def locate(path: Path) -> tuple[Path, Kind]:
         from gpt_verify.checkpoint.hub import fetched
 
         return fetched(text), "huggingface"
-    raise refusal(path, "no such directory")
+    raise refusal(path, f"no such directory{nearest_path(path)}")
 
 
 def _kind(path: Path) -> Kind:
@@ -69,8 +71,26 @@ def _kind(path: Path) -> Kind:
     if has:
         return "openai"
     raise refusal(
-        path, "neither an OpenAI checkpoint (hparams.json) nor a Hugging Face one (config.json)"
+        path,
+        "neither an OpenAI checkpoint (hparams.json) nor a Hugging Face one (config.json)"
+        f"{_meant(path)}",
     )
+
+
+def _meant(path: Path) -> str:
+    """A directory in it that is a checkpoint, or a file in it that is almost one's."""
+    try:
+        inside = sorted(islice(path.iterdir(), 10_000))
+    except OSError:
+        return ""
+    marks = ("hparams.json", "config.json")
+    for directory in inside:
+        if any((directory / mark).is_file() for mark in marks):
+            return f"; did you mean {directory}?"
+    for entry in inside:
+        if hint := nearest(entry.name, marks):
+            return f"; it has {entry.name}{hint}"
+    return ""
 
 
 def _kind_of_file(path: Path) -> Kind:

@@ -32,6 +32,7 @@ from gpt_verify.checkpoint.synthetic_family import FamilyTensors
 from gpt_verify.checkpoint.write import write_huggingface, write_openai
 from gpt_verify.errors import CheckpointError, UsageError
 from gpt_verify.reference import GPT1, RELEASED, Config, ConfigError, TensorSpec, tensor_table
+from gpt_verify.text import nearest
 
 Format = Literal["openai", "huggingface", "both"]
 #: Of a family's small model: V,P,D,H,L.
@@ -186,6 +187,7 @@ def resolve_size(text: str) -> Config:
         raise UsageError(
             f"size {text!r} is none of {', '.join([*RELEASED, GPT1.architecture])}, nor five "
             "numbers n_vocab,n_ctx,n_embd,n_head,n_layer"
+            f"{nearest(text, [*RELEASED, GPT1.architecture])}"
         )
     v, p, d, h, n = sizes
     try:

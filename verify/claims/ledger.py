@@ -23,7 +23,7 @@ from gpt_verify.claims import (
 from gpt_verify.claims.claim import Claim
 from gpt_verify.claims.evidence import EVIDENCE, Evidence, LedgerError
 from gpt_verify.errors import UsageError
-from gpt_verify.text import one_line
+from gpt_verify.text import nearest, one_line
 
 #: One file for each topic, in the order in which they are printed.
 TOPICS: tuple[ModuleType, ...] = (
@@ -81,5 +81,7 @@ def chosen(ids: Iterable[str]) -> list[Claim]:
     if unknown := [name for name in asked if name not in known]:
         near = sorted(name for name in known if name.split("-")[0] == unknown[0].split("-")[0])
         hint = ", ".join(near or sorted({name.split("-")[0] for name in known}))
-        raise UsageError(f"no claim {one_line(unknown[0])}; there is: {hint}")
+        raise UsageError(
+            f"no claim {one_line(unknown[0])}; there is: {hint}{nearest(unknown[0], known)}"
+        )
     return [known[name] for name in asked] or list(known.values())

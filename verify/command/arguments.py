@@ -4,19 +4,42 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from gpt_verify import __version__
+from gpt_verify.text import nearest, one_line
 
 COULD_NOT_JUDGE = 2
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other error of this command does."""
+    """Says what is wrong in one line, as every other error of this command does, and what may have
+    been meant."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(COULD_NOT_JUDGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(COULD_NOT_JUDGE, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
+
+    def parse_known_args(  # type: ignore[override]  # of its overloads, the one that is called
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """What a command does not know is its own error: its parser knows what is near."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = (
+                nearest(word.partition("=")[0], self._option_string_actions) for word in unknown
+            )
+            hint = next(filter(None, near), "")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed, unknown
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            hint = nearest(str(value), map(str, action.choices or ()))
+            raise argparse.ArgumentError(action, f"{error.message}{hint}") from None
 
 
 def _whole(text: str, least: int) -> int:
@@ -223,6 +246,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--json", metavar="OUT", help="write the JSON report; - is standard output")
     run.add_argument("--junit", metavar="OUT", help="write a JUnit XML report")
     run.add_argument("--html", metavar="OUT", help="write the report as one HTML page")
+    run.add_argument("--badge", metavar="OUT", help="write the verdict as a badge for shields.io")
     run.add_argument(
         "--require",
         action="append",

@@ -119,12 +119,14 @@ def _claims(args: argparse.Namespace) -> int:
 def _diagnose(args: argparse.Namespace) -> int:
     from gpt_verify.judging.diagnose import diagnose_run
     from gpt_verify.judging.selection import request
+    from gpt_verify.ports.named import require_all
     from gpt_verify.report import diagnose as report
     from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
 
     asked = request(args.checkpoint, args.port or (), options_of(args), by_default=False)
     if len(asked.specs) != 1:
         raise UsageError(f"diagnose takes one --port; {len(asked.specs)} were given")
+    require_all(asked.specs, args.device)
     outputs = open_outputs({"json": args.json})
     spare_inputs(outputs, args.checkpoint, args.port or ())
     to_stdout = args.json == "-"

@@ -35,15 +35,21 @@ def options_of(args: argparse.Namespace) -> Options:
 
 
 def run(args: argparse.Namespace) -> int:
+    from gpt_verify.judging.options import chosen_inputs
     from gpt_verify.judging.run import run_request
     from gpt_verify.judging.selection import request
-    from gpt_verify.report import html, json, junit, terminal
+    from gpt_verify.ports.named import require_all
+    from gpt_verify.report import badge, github, html, json, junit, terminal
     from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
     from gpt_verify.text import one_line
 
-    outputs = open_outputs({"json": args.json, "junit": args.junit, "html": args.html})
+    outputs = open_outputs(
+        {"json": args.json, "junit": args.junit, "html": args.html, "badge": args.badge}
+    )
     spare_inputs(outputs, args.checkpoint, args.port or (), [str(args.baseline or "")])
     asked = request(args.checkpoint, args.port or (), options_of(args))
+    require_all(asked.specs, args.device)
+    chosen_inputs(asked.checkpoint, asked.options)  # what is wrong with them is said first
     baseline = _baseline(args, asked)
     for line in asked.missing:
         print(f"gpt-verify: not compared: {line}", file=sys.stderr)
@@ -67,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
             "json": lambda: json.render(report),
             "junit": lambda: junit.render(report),
             "html": lambda: html.render(report, repeats),
+            "badge": lambda: badge.render(report),
         },
     )
     compared, incomparable = _against(baseline, report, asked)
@@ -76,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         text = terminal.render(report, colour=stream.isatty(), repeats=repeats)
     say(text + _words(compared, args.quiet), stream, json.render(report) if to_stdout else "")
+    if github.active():
+        _tell_github(report, compared)
     if unwritten is not None:
         raise unwritten
     if incomparable is not None:
@@ -105,6 +114,16 @@ def _against(
         return baseline.against(report, asked.specs if asked.ports else None), None
     except UsageError as error:
         return None, error
+
+
+def _tell_github(report: Report, compared: Comparison | None) -> None:
+    """On standard error, which GitHub reads as well: standard output holds the report."""
+    from gpt_verify.report import github
+
+    for line in github.marks(report, compared):
+        print(line, file=sys.stderr)
+    if why := github.write_summary(github.summary(report, compared)):
+        print(f"gpt-verify: {why}", file=sys.stderr)
 
 
 def _words(compared: Comparison | None, quiet: bool) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gpt_verify.findings import Finding, Status, Waiver, concerns
+from gpt_verify.text import nearest
 
 
 def waive(
@@ -32,10 +33,15 @@ def waive(
         concerned = [i for i, f in enumerate(found) if concerns(law, f.id)]
         failed = [i for i in concerned if found[i].status is Status.FAILED]
         if not failed and not any(found[i].status is Status.NOT_EXAMINED for i in concerned):
-            what = "the law holds" if concerned else "no such law"
+            what = "the law holds" if concerned else f"no such law{nearest(law, _names(found))}"
             unused.append(f"the waiver of {law} excuses nothing: {what}")
         for i in failed:
             waived_ = found[i].saying(before=f"waived ({reason}): ")
             found[i] = replace(waived_, status=Status.NOT_EXAMINED)
         waived.append(Waiver(law, reason, len(failed)))
     return found, tuple(waived), "; ".join(unused) or None
+
+
+def _names(findings: Sequence[Finding]) -> list[str]:
+    """Of the laws, and of their parts."""
+    return list(dict.fromkeys(name for f in findings for name in (f.law, f.id)))

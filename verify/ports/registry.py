@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from gpt_verify.checkpoint import Checkpoint, Tensors
 from gpt_verify.checkpoint.handed import Handed, handed_out
-from gpt_verify.errors import GptVerifyError, MissingDependency, PortError, UsageError, described
+from gpt_verify.errors import GptVerifyError, MissingDependency, PortError, described
 from gpt_verify.ports.builtin import BUILTIN, only_float32_on_cpu
 from gpt_verify.ports.builtin import PortInfo as PortInfo
 from gpt_verify.ports.builtin import builtin_ports as builtin_ports
+from gpt_verify.ports.named import require_named
+from gpt_verify.text import nearest
 
 if TYPE_CHECKING:
     from gpt_verify.port import Dtype, Port
@@ -59,6 +61,7 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
         MissingDependency: what the port needs is not installed.
         PortError: the factory cannot be imported, raises, or returns something that is no port.
     """
+    require_named(spec)
     name, _, source = spec.partition("=")
     if source and name.startswith("huggingface-") and name in BUILTIN:
         from gpt_verify.ports.huggingface import huggingface
@@ -77,8 +80,6 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
         from gpt_verify.ports.onnx_file import OnnxPort
 
         only_float32_on_cpu(spec, dtype, device)
-        if not Path(source).is_file():
-            raise PortError(f"{spec}: no such file")
         return OnnxPort(Path(source), checkpoint, spec, source)
     if spec in BUILTIN:
         adapter = BUILTIN[spec]
@@ -87,12 +88,6 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
         if why := adapter.unfit(checkpoint.config):
             raise PortError(f"{spec}: {why}")
         return adapter.build(checkpoint, dtype, device)
-    if ":" not in spec:
-        known = ", ".join(["huggingface", *BUILTIN])
-        raise UsageError(
-            f"--port {spec}: not FILE.py:factory, package.module:factory, process=COMMAND, "
-            f"http://…, or one of {known}"
-        )
     return _from_factory(spec, checkpoint, dtype, device)
 
 
@@ -173,7 +168,8 @@ def _import_factory(spec: str) -> Callable[[Checkpoint], Any]:
     if not callable(factory):
         names = sorted(n for n, _ in _functions(module))
         offered = f"; it has {', '.join(names)}" if names else ""
-        raise PortError(f"{spec}: no function {name} in {where}{offered}")
+        hint = nearest(name, names)
+        raise PortError(f"{spec}: no function {name} in {where}{hint or offered}")
     return factory  # type: ignore[no-any-return]
 
 

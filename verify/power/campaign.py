@@ -33,6 +33,7 @@ from gpt_verify.power.planting import (
 from gpt_verify.power.trial import Bench, CorrectOutcome, FaultOutcome
 from gpt_verify.power.variants import VARIANTS, unavailable
 from gpt_verify.reference.config import Config
+from gpt_verify.text import nearest
 
 #: Of correct variants: how many seeds, and in a quick run.
 SEEDS, QUICK_SEEDS = 10, 1
@@ -212,9 +213,15 @@ def chosen(plan: Plan) -> list[str]:
     """Names of the faults that a plan tries; UsageError where it names one that is none."""
     families = {fault.family for fault in CATALOGUE.values()}
     if unknown := [name for name in plan.faults if name not in CATALOGUE]:
-        raise UsageError(f"--fault {unknown[0]}: there is no such fault; --family lists a family")
+        raise UsageError(
+            f"--fault {unknown[0]}: there is no such fault (--family lists a family)"
+            f"{nearest(unknown[0], CATALOGUE)}"
+        )
     if unknown := [name for name in plan.families if name not in families]:
-        raise UsageError(f"--family {unknown[0]}: not one of {', '.join(sorted(families))}")
+        raise UsageError(
+            f"--family {unknown[0]}: not one of {', '.join(sorted(families))}"
+            f"{nearest(unknown[0], families)}"
+        )
     if plan.partial:
         wanted = (plan.faults, plan.families)
         return [n for n, f in CATALOGUE.items() if n in wanted[0] or f.family in wanted[1]]

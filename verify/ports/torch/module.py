@@ -62,6 +62,8 @@ class TorchModule(Port):
         weights_from: str = "checkpoint",
         call: Call = lambda module, ids: module(ids),
     ) -> None:
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise PortError(f"{name}: torch {torch.__version__} finds no CUDA device")
         self.module = module.eval().to(device)
         if dtype is not None:
             self.module = self.module.to(_TORCH[dtype])

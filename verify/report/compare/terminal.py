@@ -1,4 +1,7 @@
-"""The comparison for a person: what is worse first, then what else moved."""
+"""The comparison for a person: what is worse first, then what else moved.
+
+No line begins with what stands in a file: where GitHub reads the log, it could be a command.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def _lines(comparison: Comparison) -> Iterator[str]:
     yield " → ".join(map(one_line, comparison.names))
     changed, same = versions(comparison.before.environment, comparison.after.environment)
     for name, (before, after) in changed.items():
-        yield f"{name}: {before} → {after}"
+        yield f"changed: {name} {before} → {after}"
     if same:
         yield "the same on both sides: " + ", ".join(f"{k} {v}" for k, v in same.items())
     for port in comparison.ports:
@@ -39,12 +42,12 @@ def _lines(comparison: Comparison) -> Iterator[str]:
 def _port(port: PortComparison) -> Iterator[str]:
     before, after = port.before, port.after
     if after is None:
-        yield f"{port.name}: {before.verdict.value} → not there any more"
+        yield f"port {port.name}: {before.verdict.value} → not there any more"
     else:
         verdict = _moved(before.verdict.value, after.verdict.value)
-        yield f"{port.name}: {verdict}{' (worse)' if port.fell else ''}"
+        yield f"port {port.name}: {verdict}{' (worse)' if port.fell else ''}"
         if after.error is not None:
-            yield f"  {one_line(after.error)}"
+            yield f"  error: {one_line(after.error)}"
         rows = (
             ("dtype", before.dtype, after.dtype),
             ("device", before.device, after.device),
@@ -83,9 +86,9 @@ def _changes(title: str, pairs: Iterable[Pair]) -> Iterator[str]:
         yield f"  {title}:"
     for (check, how), found in groups.items():
         sites = collapse_sites(one_line(f.site) for f in found if f.site)
-        yield f"    {one_line(check)}{f' at {sites}' if sites else ''}: {how}"
+        yield f"    - {one_line(check)}{f' at {sites}' if sites else ''}: {how}"
         if not how.endswith((" passed", " not there")):
-            yield f"      {one_line(found[0].message)}"
+            yield f"      e.g. {one_line(found[0].message)}"
 
 
 def _state(finding: Finding | None) -> str:
@@ -104,11 +107,13 @@ def _scores(port: PortComparison) -> Iterator[str]:
     for check, pairs in rated.items():
         moved = [(ratio, pair) for ratio, pair in pairs if ratio != 1]
         if not moved:
-            yield f"    {one_line(check)}: {count(len(pairs), 'score')}, the same"
+            yield f"    - {one_line(check)}: {count(len(pairs), 'score')}, the same"
             continue
         ends = [_end(min, moved)] if len(moved) == 1 else [_end(min, moved), _end(max, moved)]
         same = len(pairs) - len(moved)
-        yield f"    {one_line(check)}: {' to '.join(ends)}" + (f"; {same} the same" if same else "")
+        yield f"    - {one_line(check)}: {' to '.join(ends)}" + (
+            f"; {same} the same" if same else ""
+        )
 
 
 def _end(pick: Callable[..., tuple[float, Pair]], moved: list[tuple[float, Pair]]) -> str:

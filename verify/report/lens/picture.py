@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gpt_verify.errors import UsageError
 from gpt_verify.lens.statistics import STATISTICS, UNDEFINED, Lens
 from gpt_verify.report.lens.colours import LEVELS
-from gpt_verify.text import layer_and_kind
+from gpt_verify.text import layer_and_kind, nearest
 
 if TYPE_CHECKING:
     from gpt_verify.judging.lens import LensReport
@@ -67,7 +67,7 @@ def view(name: str) -> View:
         UsageError: there is no such view; the message lists them.
     """
     if name not in VIEWS:
-        raise UsageError(f"no statistic {name}: there are {', '.join(VIEWS)}")
+        raise UsageError(f"no statistic {name}: there are {', '.join(VIEWS)}{nearest(name, VIEWS)}")
     return VIEWS[name]
 
 
