@@ -132,7 +132,8 @@ def huggingface(
         call=lambda module, ids: module(ids, use_cache=False),
     )
     if of_family:
-        port.float64 = partial(twin, port, partial(type(model), model.config))  # type: ignore[method-assign]
+        again: Any = type(model)
+        port.float64 = partial(twin, port, lambda: again(model.config))  # type: ignore[method-assign]
     shipped = checkpoint.encoder is not None and checkpoint.merges is not None
     if shipped or (source is not None and checkpoint.config.architecture == "gpt2"):
         port.tokenizers = cache(partial(tokenizers, checkpoint, source))
