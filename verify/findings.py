@@ -192,7 +192,7 @@ def unanchored(findings: Iterable[Finding]) -> str | None:
 def layer_of(tensor: str) -> int | None:
     """The layer of ``h3/mlp/c_fc/w``; None of an embedding, the last norm or a head."""
     scope, slash, _ = tensor.partition("/")
-    return int(scope[1:]) if slash and scope != "ln_f" else None
+    return int(scope[1:]) if slash and scope[1:].isdigit() else None
 
 
 @dataclass(frozen=True)

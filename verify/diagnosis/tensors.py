@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from gpt_verify.diagnosis.initialised import initialised
 from gpt_verify.explanation import Candidate, Explanation
+from gpt_verify.findings import layer_of
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32
 from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import tensor_table
 
 Array = NDArray[np.floating]
 
@@ -118,7 +120,8 @@ def _rearranged(d: Difference) -> Iterator[tuple[str, str, Array]]:
         by_head = d.expected.reshape(*d.expected.shape[:-1], 3, d.config.n_head, -1)
         interleaved = np.swapaxes(by_head, -3, -2).reshape(d.expected.shape)
         yield "weights-heads-interleaved", "q, k, v of one head side by side", interleaved
-    if d.expected.ndim == 2 and d.expected.shape[0] == d.config.n_embd:
+    whole = d.config.n_embd % d.config.n_head == 0
+    if whole and d.expected.ndim == 2 and d.expected.shape[0] == d.config.n_embd:
         heads = d.expected.reshape(d.config.n_head, -1, width)
         yield "weights-heads-reversed", "rows", heads[::-1].reshape(d.expected.shape)
 
@@ -126,13 +129,14 @@ def _rearranged(d: Difference) -> Iterator[tuple[str, str, Array]]:
 def _elsewhere(d: Difference) -> Iterator[tuple[str, str, Array]]:
     """The same tensor of another layer, or the other norm of this one; or none at all."""
     scope, _, rest = d.name.partition("/")
-    if rest and scope != "ln_f":
+    table = tensor_table(d.config)
+    if layer_of(d.name) is not None:
         for layer in range(d.config.n_layer):
             if scope != f"h{layer}":
                 yield "weights-other-layer", f"layer {layer}", d.lookup(f"h{layer}/{rest}")
         for one, other in (("ln_1", "ln_2"), ("ln_2", "ln_1")):
-            if rest.startswith(one):
-                swapped = f"{scope}/{rest.replace(one, other)}"
+            swapped = f"{scope}/{rest.replace(one, other)}"
+            if rest.startswith(one) and swapped in table:
                 yield "weights-other-norm", other, d.lookup(swapped)
     for value in (0.0, 1.0):
         yield "weights-missing", f"all {value:g}", np.full_like(d.expected, value)

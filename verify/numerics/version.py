@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "1bcb7e2a983797aeb7f23475a6d95e2fab5cab4a58030a31843c38357bc256cf"
+SOURCE = "6ed8d03788a15129154f0d7be95d6e5580dac18a0f3bbb9a7c947fa92e9c02c3"

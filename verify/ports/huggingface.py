@@ -134,7 +134,8 @@ def huggingface(
         call=lambda module, ids: module(ids, use_cache=False),
     )
     if of_family:
-        port.offer(FLOAT64_COPY, lambda: twin(port, lambda: type(model)(model.config)))
+        again: Any = type(model)
+        port.offer(FLOAT64_COPY, lambda: twin(port, lambda: again(model.config)))
     own = source is not None and checkpoint.config.architecture == "gpt2"
     if checkpoint.has_vocabulary or own:
         kept = cache(partial(tokenizers, checkpoint, source))

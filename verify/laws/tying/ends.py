@@ -21,7 +21,7 @@ from gpt_verify.laws.table_rows import TableRows, row_tiles
 from gpt_verify.numerics.two_tables import OtherLookup, last_state
 from gpt_verify.numerics.weights import Widened
 from gpt_verify.port import Floats, Parameter
-from gpt_verify.reference.ops import unembed
+from gpt_verify.reference.ops import soft_cap, unembed
 
 Tokens = NDArray[np.int64]
 Bits = NDArray[np.bool_]
@@ -216,7 +216,11 @@ class _Trial:
         products = [
             unembed(x_TD, weights.rows("wte", kept[tile]).astype(np.float64)) for tile in tiles
         ]
-        return np.concatenate(products, axis=-1)
+        logits = np.concatenate(products, axis=-1)
+        keys = self._subject.config.keys
+        if keys.bias_head:
+            logits += weights["lm_head/b"][kept]
+        return logits if keys.cap_logits is None else soft_cap(logits, keys.cap_logits)
 
     def _signs(self) -> Floats:
         """A row that no table has: ± the largest power of two in either table, so that a sum with
@@ -225,6 +229,7 @@ class _Trial:
         tiles = (
             weights.rows(name, rows)
             for name, n_rows in (("wte", config.n_vocab), ("wpe", config.n_ctx))
+            if name == "wte" or config.keys.table
             for rows in row_tiles((n_rows, config.n_embd))
         )
         largest = max(float(max(tile.max(), -tile.min())) for tile in tiles)

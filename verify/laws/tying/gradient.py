@@ -211,6 +211,8 @@ def _fault(
     head = TiedEnd(ends.get(End.HEAD, zeros_VD), parts[1].expected)
     if lookup.right or not head.right:
         return of_head(lookup, head)
+    if not subject.config.keys.table:
+        return None  # nothing else is read in the same sum, of which it could be asked
     assert subject.matching is not None, "the table of laws asks for parameters"
     matching = subject.matching
     drawn = draw(subject.config, subject.rng(*b"positions"))

@@ -1,0 +1,162 @@
+"""transformers' models of the families: verified as they are, refuted where one key differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from families import SIZES, written
+from models import batch, failed, failures, judged, statuses
+
+from gpt_verify.checkpoint import Checkpoint, open_checkpoint
+from gpt_verify.checkpoint.families import FAMILIES
+from gpt_verify.findings import Status, Verdict
+from gpt_verify.inputs import Input, seeded
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.sites import sites
+
+#: Families of which several tensors are one parameter: their inside is not seen yet.
+FROM_OUTSIDE = {"gpt_neox", "bloom", "mixtral", "qwen3_moe", "gpt_oss"}
+INSIDE = [name for name in FAMILIES if name not in FROM_OUTSIDE]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
+    made: dict[str, Checkpoint] = {}
+
+    def source(name: str) -> Checkpoint:
+        if name not in made:
+            directory = tmp_path_factory.mktemp("families") / name
+            made[name] = open_checkpoint(written(directory, name))
+        return made[name]
+
+    return source
+
+
+def inputs(source: Checkpoint) -> list[Input]:
+    config = source.config
+    return [seeded(config, 1, 0), batch(config, 2, 11), seeded(config, config.n_ctx, 0)]
+
+
+Sources = Callable[[str], Checkpoint]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_verified_under_every_law(sources: Sources, name: str, dtype: str) -> None:
+    source = sources(name)
+    for attention in FAMILIES[name].attention:
+        report = judged(f"huggingface-{attention}", source, inputs(source), dtype)
+        assert report.verdict is Verdict.VERIFIED, (report.error, failures(report))
+        for law in ("logits", "determinism", "causality.bits", "loss.value", "batch", "cache"):
+            assert Status.PASSED in statuses(report, law).values(), law
+        for law in ("symmetry.heads", "lens", "causality.pattern"):
+            said = {f.message for f in report.findings if f.id == law}
+            assert said == {f"not judged of {name} yet"}, law
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_the_inside_is_seen(sources: Sources, name: str) -> None:
+    """Every product with a matrix, in float64 and in float32, and every tensor's derivative."""
+    source = sources(name)
+    report = judged("huggingface-eager", source, inputs(source))
+    products = {s.name for s in sites(source.config).values() if s.operation == "linear"}
+    for law in ("architecture", "activations.local", "weights.values", "gradient"):
+        seen = {site for site, status in statuses(report, law).items() if status is Status.PASSED}
+        assert products <= seen, (law, sorted(products - seen)[:5])
+
+
+@pytest.mark.parametrize("name", sorted(FROM_OUTSIDE))
+def test_what_is_not_seen_is_not_examined(sources: Sources, name: str) -> None:
+    source = sources(name)
+    report = judged("huggingface-eager", source, inputs(source))
+    for law in ("weights.values", "architecture", "activations.local", "gradient"):
+        assert set(statuses(report, law).values()) == {Status.NOT_EXAMINED}, law
+
+
+def changed(source: Checkpoint, **keys: Any) -> Any:
+    """transformers' model with other keys than the checkpoint's."""
+    config = transformers.AutoConfig.from_pretrained(source.path)
+    for key, value in keys.items():
+        assert hasattr(config, key), key
+        setattr(config, key, value)
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        source.path, config=config, dtype=torch.float32, attn_implementation="eager"
+    )
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    transformers.logging.disable_progress_bar()
+    yield
+    transformers.logging.enable_progress_bar()
+
+
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+#: Keys that are silently lost or mistaken, and where that first shows; None: in the logits alone.
+MISTAKES = [
+    ("llama", {"rope_parameters": ROPE}, "h.0.attn.scores"),
+    ("llama", {"rms_norm_eps": 1e-6}, "h.0.ln_1"),
+    ("llama", {"hidden_act": "gelu"}, "h.0.mlp.act"),
+    ("mistral", {"sliding_window": None}, "h.0.attn.pattern"),
+    ("mistral", {"sliding_window": 6}, "h.0.attn.pattern"),
+    ("gemma", {"hidden_act": "gelu"}, "h.0.mlp.act"),
+    ("gemma2", {"final_logit_softcapping": None}, "logits"),
+    ("gemma2", {"attn_logit_softcapping": None}, "h.0.attn.capped"),
+    ("gemma2", {"query_pre_attn_scalar": 256}, "h.0.attn.capped"),
+    ("smollm3", {"no_rope_layers": [1, 1, 1]}, "h.1.attn.scores"),
+    ("phi", {"layer_norm_eps": 1e-6}, "h.0.ln_1"),
+    ("opt", {"activation_function": "gelu"}, "h.0.mlp.act"),
+    ("gpt_neo", {"window_size": 6}, "h.1.attn.pattern"),
+    ("gpt_neox", {"use_parallel_residual": False}, "logits"),
+    ("gpt_neox", {"hidden_act": "gelu_new"}, "logits"),
+    ("mixtral", {"num_experts_per_tok": 3}, "logits"),
+    ("qwen3_moe", {"norm_topk_prob": True}, "logits"),
+    ("gpt_oss", {"sliding_window": 6}, "logits"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "site"),
+    MISTAKES,
+    ids=[f"{name}-{next(iter(keys))}-{i}" for i, (name, keys, _) in enumerate(MISTAKES)],
+)
+def test_a_key_that_differs_is_refuted_where_it_acts(
+    sources: Sources, quiet: None, name: str, keys: dict[str, Any], site: str
+) -> None:
+    from gpt_verify.ports.torch.module import TorchModule
+
+    source = sources(name)
+
+    def build() -> TorchModule:
+        return TorchModule(
+            changed(source, **keys),
+            source,
+            "changed",
+            call=lambda module, ids: module(ids, use_cache=False),
+        )
+
+    report = judge("changed", source, inputs(source), None, "cpu", Silent(), build=build, laws=())
+    assert report.verdict is Verdict.REFUTED
+    assert report.first_divergence == site, (report.first_divergence, failed(report, "logits"))
+
+
+@pytest.mark.parametrize("name", ["llama", "olmo2", "gpt_neox", "gpt_oss"])
+def test_another_family_is_no_port_of_it(sources: Sources, name: str, tmp_path: Path) -> None:
+    """A correct model with other weights."""
+    source = sources(name)
+    other = written(tmp_path, name)
+    from safetensors.numpy import load_file, save_file
+
+    stored = load_file(other / "model.safetensors")
+    key = next(k for k in stored if "norm" in k)
+    stored[key] = stored[key] * 1.001
+    save_file(stored, other / "model.safetensors", {"format": "pt"})
+    report = judged(f"huggingface-eager={other}", source, inputs(source))
+    assert report.verdict is Verdict.REFUTED
+    assert SIZES[0] == source.config.n_vocab
