@@ -210,10 +210,15 @@ def test_dropout_is_not_deterministic(source: Checkpoint) -> None:
     assert {"determinism", "activations.local", "architecture", "logits"} <= failed_laws(report)
 
 
-def test_a_port_that_breaks_half_way_keeps_what_had_failed(source: Checkpoint) -> None:
+def test_a_port_that_raises_on_some_inputs_is_refuted_and_judged_on_the_others(
+    source: Checkpoint,
+) -> None:
     report = judge_altered("eager_positions_shifted", source)
-    assert "IndexError: index out of range" in str(report.error)
-    assert finding(report, "logits", "logits").status is Status.NOT_EXAMINED
+    assert (report.verdict, report.error) == (Verdict.REFUTED, None)
+    logits = finding(report, "logits", "logits")
+    assert logits.status is Status.FAILED
+    assert "the port raised IndexError: index out of range" in logits.message
+    assert "embeddings-positions-from-1" in report.explained_by
 
 
 def test_the_message_names_element_and_budget(source: Checkpoint) -> None:

@@ -78,10 +78,11 @@ def _floors(difference_V: Floats, floor: float) -> float:
 
 
 def _floors_at_the_beginning(subject: Subject, tokens_T: Tokens, logits_TV: Floats) -> float:
-    """How wrong the first tokens are; of a context too short to have some, nothing is known."""
+    """How wrong the first tokens are. A context of one token has no end that is not its beginning:
+    what is wrong there, the law of the logits says."""
     count = _beginning(tokens_T)
     if not count:
-        return 0.0
+        return float("inf")
     first_T = tokens_T[:count]
     exact_TV = reference_logits(Widened(subject.weights), subject.config, first_T)
     squares_T = mean_squares(logits_TV[:count], exact_TV)
