@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 4
-SOURCE = "413a1f72dd55b698b031ca45406b6576066970111fe0326a66169a3f361ee988"
+SOURCE = "583e5fae09183ab1f0904eeea27f7b63ad39b9b58e9c7e6b4843f970499d355f"
