@@ -366,7 +366,6 @@ def test_what_is_about_gpt2_alone_says_so(tmp_path: Path) -> None:
     for words, what in (
         (("lens", "--tokens", "1,2"), "the lens does not read llama yet"),
         (("power",), "is an untied llama; power is about a tied GPT-2 alone"),
-        (("run", "--port", "onnx"), "has no llama, which the checkpoint is"),
     ):
         first, *rest = words
         done = command(first, "--checkpoint", tmp_path, *rest)
