@@ -36,6 +36,8 @@ def lens(
     Raises:
         ValueError: a model without ``ln_f``, whose states are normed where they are made.
     """
+    if config.own is not None:
+        raise ValueError(f"the lens does not read {config.architecture} yet")
     if not config.norm_last:
         raise ValueError(f"the lens reads through ln_f, which {config.architecture} has not")
     for site, value in forward(weights, config, tokens_T):

@@ -20,7 +20,9 @@ from gpt_verify.checkpoint.families import FAMILIES
 from gpt_verify.checkpoint.family import Family
 from gpt_verify.checkpoint.family_keys import Keys
 from gpt_verify.checkpoint.files import listing, read_json, refusal
+from gpt_verify.checkpoint.hf_config import ARCHITECTURE
 from gpt_verify.checkpoint.hf_weights import Weights, open_weights
+from gpt_verify.checkpoint.keys import stated
 from gpt_verify.checkpoint.places import Piece, pieces
 from gpt_verify.checkpoint.record import Checkpoint
 from gpt_verify.checkpoint.safetensors_file import ToWrite, replacing, write_tensors
@@ -32,9 +34,19 @@ Array = NDArray[Any]
 
 
 def family_of(config_json: Path) -> Family | None:
-    """The family that a ``config.json`` names, if it names one."""
+    """The family that a ``config.json`` names; None of GPT-2, GPT, and one that names nothing.
+
+    Raises:
+        CheckpointError: it names one that is not known.
+    """
     name = read_json(config_json).get("model_type")
-    return FAMILIES.get(name) if isinstance(name, str) else None
+    if not isinstance(name, str) or name in ARCHITECTURE:
+        return None
+    if name not in FAMILIES:
+        known = " or ".join(f'"{one}"' for one in (*ARCHITECTURE, *FAMILIES))
+        what = f"{stated('model_type', name)} is a family that is not supported"
+        raise refusal(config_json, f"{what}; {known} is what can be judged")
+    return FAMILIES[name]
 
 
 def read_family(family: Family, path: Path, stated: Mapping[str, object]) -> Config:

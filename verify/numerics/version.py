@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "6ed8d03788a15129154f0d7be95d6e5580dac18a0f3bbb9a7c947fa92e9c02c3"
+SOURCE = "f8035e2af03a21a108a6890270f6b838776ad400ea6e30ed112ad728fdde634d"

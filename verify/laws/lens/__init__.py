@@ -15,6 +15,8 @@ def of_the_stream(config: Config) -> list[str | None]:
 
 def if_read_through_ln_f(config: Config) -> str | None:
     """The lens puts ln_f between a state and the head; without it a state is no stream of sums."""
+    if config.own is not None:
+        return f"the lens does not read {config.architecture} yet"
     if config.norm_last:
         return None
     return f"the lens reads states through ln_f, which {config.architecture} does not have"
@@ -31,7 +33,6 @@ LAW = Law(
             "sub-block ([lens.md](lens.md))",
             sites=of_the_stream,
             free=if_read_through_ln_f,
-            families=False,
             in_one_call=True,
         ),
     ),
