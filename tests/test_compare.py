@@ -295,6 +295,12 @@ class TestHostileFiles:
             assert says in said and "bad.json" in said
             assert "gpt-verify run --json OUT" in said
 
+    def test_a_slip_in_the_name(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "report.json").write_text(json_report.render(report(good())))
+        assert main(["compare", str(tmp_path / "reprot.json"), "x"]) == 2
+        said = complaint(capsys.readouterr().err)
+        assert said.endswith(f"reprot.json: no such file; did you mean {tmp_path}/report.json?")
+
     @pytest.mark.parametrize("name", ["missing.json", "."])
     def test_no_file(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["compare", str(tmp_path / name), str(tmp_path / name)]) == 2
