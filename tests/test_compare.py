@@ -261,6 +261,12 @@ class TestNotComparable:
         with pytest.raises(UsageError, match=r"different inputs \(seed\); .*: gpt-verify run"):
             gv.compare(mine, other)
 
+    def test_nothing_to_compare(self) -> None:
+        for empty in (report(), _with(good(), findings=())):
+            for sides in ((empty, report(good())), (report(good()), empty)):
+                with pytest.raises(UsageError, match="has no check, and there is nothing"):
+                    gv.compare(*sides)
+
     def test_no_common_port(self) -> None:
         with pytest.raises(
             UsageError, match=r"no port is in both: .* has a and .* has b; --port A"
