@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import PORTS, ROOT, Run, complaint
+from command import PORTS, ROOT, Run, command, complaint
 
 pytest_plugins = ["pytester"]
 
@@ -132,18 +132,35 @@ def user(pytester: pytest.Pytester, tiny: Path, monkeypatch: pytest.MonkeyPatch)
     return run
 
 
+OldOf = Callable[[str], Path]
+
+
+@pytest.fixture
+def old_of(tiny: Path, tmp_path: Path) -> OldOf:
+    """The report of a port, made in another process: pytester forgets what is imported in this
+    one while it is at work, and torch cannot be imported twice."""
+
+    def made(port: str) -> Path:
+        path = tmp_path / "old.json"
+        words = ("--checkpoint", tiny, "--length", "5", "--port", port, "--json", path)
+        assert command("run", *words).returncode == 0
+        return path
+
+    return made
+
+
 class TestPytest:
-    def test_the_same_is_not_worse(self, user: Pytest, old: Path) -> None:
+    def test_the_same_is_not_worse(self, user: Pytest, old_of: OldOf) -> None:
+        old = old_of(f"{PORTS}:good")
         result = user(f"--port={PORTS}:good", f"--baseline={old}", "-v")
         assert result.ret == 0
         assert any("::baseline PASSED" in line for line in result.outlines)
         assert "nothing is worse of 1 port" in result.stdout.str()
 
     def test_what_is_worse_fails(
-        self, user: Pytest, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, user: Pytest, old_of: OldOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        old = tmp_path / "old.json"
-        assert run("--port", PORT, "--json", old, port=None)[0] == 0
+        old = old_of(PORT)
         state(monkeypatch, "hidden")
         result = user(f"--port={PORT}", f"--baseline={old}")
         assert result.ret == 1
@@ -152,7 +169,8 @@ class TestPytest:
         assert "activations.local at embed" in text
         assert "passed → not examined" in text
 
-    def test_another_port(self, user: Pytest, old: Path) -> None:
+    def test_another_port(self, user: Pytest, old_of: OldOf) -> None:
+        old = old_of(f"{PORTS}:good")
         result = user(f"--port={PORTS}:chatty", f"--baseline={old}")
         assert result.ret == 1
         assert "none of the ports is in the baseline" in result.stdout.str()
@@ -160,12 +178,14 @@ class TestPytest:
         assert result.ret == 0
         assert "only in the newer: " in result.stdout.str()
 
-    def test_a_default_port_that_is_lost(self, user: Pytest, old: Path) -> None:
+    def test_a_default_port_that_is_lost(self, user: Pytest, old_of: OldOf) -> None:
+        old = old_of(f"{PORTS}:good")
         result = user(f"--baseline={old}", "-k", "sample_ports")
         assert result.ret == 1
         assert "8 checks passed, and it is not judged" in result.stdout.str()
 
-    def test_what_cannot_be_compared_is_one_line(self, user: Pytest, old: Path) -> None:
+    def test_what_cannot_be_compared_is_one_line(self, user: Pytest, old_of: OldOf) -> None:
+        old = old_of(f"{PORTS}:good")
         result = user("--baseline=missing.json", f"--port={PORTS}:good")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         assert "missing.json: no such file" in result.stderr.str()

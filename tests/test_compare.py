@@ -261,6 +261,12 @@ class TestNotComparable:
         with pytest.raises(UsageError, match=r"different inputs \(seed\); .*: gpt-verify run"):
             gv.compare(mine, other)
 
+    def test_nothing_to_compare(self) -> None:
+        for empty in (report(), _with(good(), findings=())):
+            for sides in ((empty, report(good())), (report(good()), empty)):
+                with pytest.raises(UsageError, match="has no check, and there is nothing"):
+                    gv.compare(*sides)
+
     def test_no_common_port(self) -> None:
         with pytest.raises(
             UsageError, match=r"no port is in both: .* has a and .* has b; --port A"
@@ -294,6 +300,12 @@ class TestHostileFiles:
             said = complaint(capsys.readouterr().err)
             assert says in said and "bad.json" in said
             assert "gpt-verify run --json OUT" in said
+
+    def test_a_slip_in_the_name(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "report.json").write_text(json_report.render(report(good())))
+        assert main(["compare", str(tmp_path / "reprot.json"), "x"]) == 2
+        said = complaint(capsys.readouterr().err)
+        assert said.endswith(f"reprot.json: no such file; did you mean {tmp_path}/report.json?")
 
     @pytest.mark.parametrize("name", ["missing.json", "."])
     def test_no_file(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,9 @@ class TestWords:
             (["claims", "tie-transpse"], "tie-transpose"),
             (["lens", "a", "--statistic", "probabilit"], "probability"),
             (["run", "--require", "causalty"], "causality"),
+            (["run", "--port", "openai-ft"], "openai-tf"),
+            (["lens", "a", "--port", "huggingfase"], "huggingface"),
+            (["diagnose", "--port", "huggingfase"], "huggingface"),
         ],
     )
     def test_what_is_near_is_named(

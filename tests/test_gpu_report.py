@@ -55,7 +55,8 @@ def test_a_run_on_a_gpu_that_is_not_there_is_not_as_it_must_be(tiny: Path) -> No
     result = gpu_report.carried_out(FINE, ("--device", "cuda", "--checkpoint", str(tiny)))
     assert result["as_expected"] is False
     assert result["exit_status"] == 2
-    assert "unjudged, should be verified" in result["complaints"]
+    assert result["complaints"] == ["exit status 2, no report"]
+    assert "there is no CUDA device" in result["stderr"][-1]
 
 
 def report(**checks: tuple[str, str]) -> dict[str, Any]:

@@ -20,9 +20,6 @@ import pytest
 from gpt_verify.errors import GptVerifyError
 from gpt_verify.findings import Finding, PortReport, Status, Verdict
 from gpt_verify.judging.port_runs import PortRuns
-from gpt_verify.ports.named import require_all
-from gpt_verify.report.compare import terminal
-from gpt_verify.report.compare.baseline import Baseline
 from gpt_verify.report.output import OutputFile
 from gpt_verify.text import (
     count,
@@ -36,6 +33,7 @@ from gpt_verify.text import (
 
 if TYPE_CHECKING:
     from gpt_verify.checkpoint import Checkpoint
+    from gpt_verify.report.compare.baseline import Baseline
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -91,7 +89,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 _RUNS = pytest.StashKey[PortRuns]()
 _OUTPUTS = pytest.StashKey[dict[str, OutputFile]]()
-_BASELINE = pytest.StashKey[Baseline | None]()
+_BASELINE: pytest.StashKey[Baseline | None] = pytest.StashKey()
 
 
 def _port_runs(config: pytest.Config) -> PortRuns:
@@ -119,11 +117,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RUNS] = _port_runs(config)
     config.stash[_OUTPUTS] = {}
     config.stash[_BASELINE] = None
-    try:
-        if old := config.getoption("--baseline"):
+    if old := config.getoption("--baseline"):
+        from gpt_verify.report.compare.baseline import Baseline
+
+        try:
             config.stash[_BASELINE] = Baseline.read(Path(old))
-    except GptVerifyError as error:
-        raise pytest.UsageError(str(error)) from error
+        except GptVerifyError as error:
+            raise pytest.UsageError(str(error)) from error
     for kind in ("json", "html", "badge"):
         option = f"--gpt-verify-{kind}"
         out = config.getoption(option)
@@ -160,6 +160,9 @@ def pytest_terminal_summary(
     report = runs.merged()
     if report is None:
         return
+    from gpt_verify.report import github
+    from gpt_verify.report.compare import terminal
+
     terminalreporter.section("gpt-verify")
     terminalreporter.write_line(headline(report))
     compared = None
@@ -170,8 +173,6 @@ def pytest_terminal_summary(
             terminalreporter.write(terminal.render(compared))
         except GptVerifyError as error:
             terminalreporter.write_line(one_line(error))
-    from gpt_verify.report import github
-
     if github.active():
         for line in github.marks(report, compared):
             terminalreporter.write_line(line)
@@ -196,6 +197,8 @@ class Run(pytest.Collector):
     """All ports; here a checkpoint that cannot be read stops the collection, in one line."""
 
     def collect(self) -> Iterator[pytest.Item | pytest.Collector]:
+        from gpt_verify.ports.named import require_all
+
         runs, baseline = self.config.stash[_RUNS], self.config.stash[_BASELINE]
         try:
             ports, expected = runs.ports(), runs.expected()
@@ -318,6 +321,8 @@ class SinceBaseline(_PortItem):
     """Fails where the port is worse than the baseline says that it was."""
 
     def runtest(self) -> None:
+        from gpt_verify.report.compare import terminal
+
         baseline, runs = self.config.stash[_BASELINE], self.config.stash[_RUNS]
         assert baseline is not None, "there is no such test without a baseline"
         if baseline.lost([self.port_report.name]) != baseline.names:

@@ -27,11 +27,14 @@ def _lens(args: argparse.Namespace) -> int:
     from gpt_verify.judging.lens import lens_run
     from gpt_verify.judging.options import Options
     from gpt_verify.judging.repeat import lens_command
+    from gpt_verify.ports.named import require_all
+    from gpt_verify.ports.registry import expand
     from gpt_verify.report.lens import html, json, picture, png, terminal
     from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
     from gpt_verify.text import one_line
 
     view = picture.view(args.statistic)
+    require_all(expand(args.port or []), args.device)
     if args.png is not None:
         png.require()
     outputs = open_outputs({"json": args.json, "html": args.html, "png": args.png})

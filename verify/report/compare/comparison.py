@@ -203,6 +203,9 @@ def compare_reports(
         UsageError: the two cannot be compared; the line says why, and what to do.
     """
     before, after = as_written(before), as_written(after)
+    for name, side in zip(names, (before, after), strict=True):
+        if not any(port.findings for port in side.ports):
+            raise UsageError(f"{name} has no check, and there is nothing to compare; run it again")
     require_comparable(before, after.checkpoint, after.inputs, names)
     laws = _laws(before)
     if ports:

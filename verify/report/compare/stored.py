@@ -13,6 +13,7 @@ from gpt_verify.checkpoint.files import Malformed, parse_json, read_bytes
 from gpt_verify.errors import CheckpointError, UsageError, shortened
 from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict, Waiver
 from gpt_verify.report.json import SCHEMA_VERSION
+from gpt_verify.text import nearest_path
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -30,6 +31,8 @@ def read_report(path: Path) -> Report:
     Raises:
         UsageError: no such file, or no report that can be compared; the line says what to do.
     """
+    if not path.exists():
+        raise UsageError(f"{path}: no such file{nearest_path(path)}")
     try:
         document = parse_json(read_bytes(path, LARGEST))
     except CheckpointError as error:  # its line begins with the path
