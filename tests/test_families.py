@@ -375,5 +375,7 @@ def test_what_is_about_gpt2_alone_says_so(tmp_path: Path) -> None:
 def test_a_family_that_is_not_known(tmp_path: Path) -> None:
     written(tmp_path, "llama")
     (tmp_path / "config.json").write_text(json.dumps(stated("llama", model_type="falcon")))
-    with pytest.raises(CheckpointError, match=r'is a family that is not supported; "gpt2" or .* "llama"'):
+    with pytest.raises(
+        CheckpointError, match=r'is a family that is not supported; "gpt2" or .* "llama"'
+    ):
         open_checkpoint(tmp_path)
