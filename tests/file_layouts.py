@@ -17,6 +17,7 @@ import torch
 from bundles import write_bundle
 from huggingface_directory import CONFIG, SIZES, State, state, tensors, write
 
+from gpt_verify.checkpoint.families import FAMILIES
 from gpt_verify.checkpoint.gpt1 import BLOCK
 from gpt_verify.reference import Config, tensor_table
 
@@ -363,9 +364,9 @@ REFUSED_HF = (
     ),
     Layout(
         "another family",
-        hub(model_type="llama"),
-        'DIR/config.json: model_type = "llama" is a family that is not supported; "gpt2" or '
-        '"openai-gpt" is what can be judged',
+        hub(model_type="falcon"),
+        'DIR/config.json: model_type = "falcon" is a family that is not supported; what can be '
+        f"judged: gpt2, openai-gpt, {', '.join(FAMILIES)}",
         opened=False,
     ),
     Layout(

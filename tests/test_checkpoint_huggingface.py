@@ -192,7 +192,7 @@ def test_aliases_and_keys_that_do_not_matter(tmp_path: Path) -> None:
     [
         (
             {"model_type": "falcon"},
-            'model_type = "falcon" is a family that is not supported; "gp',
+            'model_type = "falcon" is a family that is not supported; what can be judged: gp',
         ),
         ({"activation_function": "gelu"}, 'activation_function = "gelu", should be "gelu_new"'),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon = 1e-06, should be 1e-05"),

@@ -43,9 +43,9 @@ def family_of(config_json: Path) -> Family | None:
     if not isinstance(name, str) or name in ARCHITECTURE:
         return None
     if name not in FAMILIES:
-        known = " or ".join(f'"{one}"' for one in (*ARCHITECTURE, *FAMILIES))
+        known = ", ".join((*ARCHITECTURE, *FAMILIES))
         what = f"{stated('model_type', name)} is a family that is not supported"
-        raise refusal(config_json, f"{what}; {known} is what can be judged")
+        raise refusal(config_json, f"{what}; what can be judged: {known}")
     return FAMILIES[name]
 
 
