@@ -17,7 +17,11 @@ from typing import Any
 
 PACKAGE, NUMPY = "gpt_verify", "numpy"
 #: Modules that are looked at while a port runs, when it calls back: what computes the values.
-_CORE = (NUMPY, f"{PACKAGE}.reference.ops", f"{PACKAGE}.reference.model")
+_CORE = (
+    NUMPY,
+    *(f"{PACKAGE}.reference.{name}" for name in ("ops", "activations", "positions")),
+    *(f"{PACKAGE}.reference.{name}" for name in ("experts", "branches", "model")),
+)
 _CONSTANTS = (int, float, str, tuple, frozenset)
 #: Names in one line, at most.
 NAMED = 4
