@@ -109,7 +109,7 @@ def test_a_port_is_judged_alike_alone_and_after_others() -> None:
 def test_heads_one_at_a_time_are_judged_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worst element, its index and every statistic, to the last digits."""
     whole = judge("huggingface-eager", checkpoint(), INPUTS, None, "cpu", Silent(), laws=())
-    monkeypatch.setattr("gpt_verify.graph.local.HEAD_ELEMENTS", 1)
+    monkeypatch.setattr("gpt_verify.graph.tiles.HEAD_ELEMENTS", 1)
     tiled = judge("huggingface-eager", checkpoint(), INPUTS, None, "cpu", Silent(), laws=())
     # A score is a root of a mean over all elements of a site, of which the logits have most.
     elements = sum(item.tokens.size for item in INPUTS) * CONFIG.n_vocab

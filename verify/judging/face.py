@@ -61,13 +61,13 @@ def run(
     """
     asked = list(port) if isinstance(port, list | tuple) else [port]
     options = Options(
-        device,
-        dtype,
-        seed,
-        None if lengths is None else tuple(lengths),
-        None if tokens is None else tuple(tokens),
-        text,
-        tuple(require),
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        lengths=None if lengths is None else tuple(lengths),
+        tokens=None if tokens is None else tuple(tokens),
+        text=text,
+        require=tuple(require),
     )
     directory = None if checkpoint is None else Path(checkpoint)
     return run_request(request(directory, asked, options), progress)
