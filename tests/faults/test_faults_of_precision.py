@@ -15,6 +15,7 @@ from gpt_verify.faults.fault import Fault
 from gpt_verify.graph.run import run
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.numerics.precision import FLOAT32
+from gpt_verify.port import ACTIVATIONS
 from gpt_verify.sites import sites
 
 SOURCE = checkpoint()
@@ -32,7 +33,7 @@ def test_both_forms_round_alike(fault: Fault) -> None:
         shown[site] = value[0].astype(np.float64)
 
     port = planted(SOURCE, (fault.name, range(CONFIG.n_layer)))
-    port.activations(INPUT.tokens, keep)  # type: ignore[misc]
+    port.offers()[ACTIVATIONS](INPUT.tokens, keep)
     overrides = fault.overrides(CONFIG)
     order = list(sites(CONFIG))
     first = order[min(map(order.index, overrides))]
