@@ -155,10 +155,11 @@ class TestCheckpoints:
         assert status == 2
         assert complaint(err).endswith(f"; did you mean {tiny}?")
 
-    def test_a_file_in_it(self, early: Run, tiny: Path) -> None:
-        status, _, err = early(checkpoint=tiny / "model.safetensors")
+    def test_a_file_of_no_checkpoint(self, early: Run, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").touch()
+        status, _, err = early(checkpoint=tmp_path / "notes.txt")
         assert status == 2
-        assert f"is a file; give the directory that holds it, {tiny}" in complaint(err)
+        assert "notes.txt: is a file of no checkpoint that is read" in complaint(err)
 
     @pytest.mark.parametrize(
         ("name", "meant"), [("hparam.json", "hparams.json"), ("confg.json", "config.json")]

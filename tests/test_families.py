@@ -120,14 +120,14 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     stored = load_file(file)
     del stored["model.layers.1.mlp.up_proj.weight"]
     stored["model.norm.weight"] = stored["model.norm.weight"][:5]
-    stored["lm_head.weight"] = stored["lm_head.weight"].astype(np.float64)
+    stored["lm_head.weight"] = stored["lm_head.weight"].astype(np.int8)
     save_file(stored, file)
     with pytest.raises(CheckpointError) as refused:
         open_checkpoint(tmp_path)
     for what in (
         "missing: model.layers.1.mlp.up_proj.weight",
         r"wrong shape: model.norm.weight [5] (should be [24])",
-        "wrong type: lm_head.weight float64",
+        "wrong type: lm_head.weight I8",
     ):
         assert what in str(refused.value)
 

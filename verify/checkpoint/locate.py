@@ -56,7 +56,7 @@ def _kind(path: Path) -> Kind:
     has = {
         name
         for name in ("config.json", "hparams.json", "checkpoint", SHAPES)
-        if os.path.lexists(path / name)
+        if os.path.lexists(path / name) and not (path / name).is_dir()
     }
     if {"config.json", "hparams.json"} <= has:
         raise refusal(
@@ -67,7 +67,7 @@ def _kind(path: Path) -> Kind:
     if SHAPES in has and "config.json" not in has:
         return "gpt1"
     if "config.json" in has:
-        return "huggingface"  # a directory `checkpoint` beside it is what training leaves
+        return "huggingface"
     if has:
         return "openai"
     raise refusal(
