@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gpt_verify.diagnosis.tensors import Difference, explain
 from gpt_verify.explanation import Candidate, Explanation
 from gpt_verify.findings import Status, Verdict
 from gpt_verify.laws.catalogue import CATALOGUE
-from gpt_verify.laws.table import expected_checks
+from gpt_verify.laws.table import LAWS, expected_checks
 from gpt_verify.numerics.scores import limit_max
 from gpt_verify.reference.weights import tensor_table
 
@@ -124,6 +125,19 @@ def test_what_follows_from_a_fault_is_named_by_a_law() -> None:
         following |= named
     assert following - laws == set()
     assert left_over.GO_WITH.keys() - ids == set()
+
+
+def test_what_a_port_does_twice_follows_from_a_fault_that_rounds_coarsely() -> None:
+    """Two ways to the same logits differ by a step of it, in every law that takes two ways."""
+    follow = left_over.FOLLOW | left_over.FOLLOW_COARSE
+    twice = set()
+    for law in LAWS:
+        for part in law.parts:
+            made_of = inspect.getmodule(inspect.unwrap(part.check)) if part.check else None
+            if hasattr(made_of, "Agreement"):
+                twice.add(part.id)
+    assert {"cache", "lengths", "calls"} <= twice
+    assert {id for id in twice if not {id, id.partition(".")[0]} & follow} == set()
 
 
 def difference(name: str, change: Any) -> Difference:
