@@ -17,7 +17,7 @@ from gpt_verify.findings import Cause, Finding, PortReport, Status, Verdict
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.judging.judge import judge, standing
 from gpt_verify.judging.run import Silent
-from gpt_verify.laws.positions.check import BEGINNING
+from gpt_verify.laws.agreement import BEGINNING
 from gpt_verify.port import Port
 
 SOURCE = checkpoint()

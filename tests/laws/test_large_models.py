@@ -36,6 +36,8 @@ THRESHOLDS: dict[str, Any] = {
     "gpt_verify.laws.causality.boundaries.RUNGS": (6, 12),
     "gpt_verify.laws.causality.boundaries.SHORT": 4,
     "gpt_verify.laws.causality.boundaries.WORK": 0,
+    "gpt_verify.laws.lengths.check.FOR_POSITIONS": 1,
+    "gpt_verify.laws.lengths.check.LARGE": 6,
     "gpt_verify.laws.lens.check.BLOCK_ELEMENTS": 1,
     "gpt_verify.laws.lens.check.ELEMENTS": 1,
     "gpt_verify.laws.loss.check.LOGITS": 1,

@@ -18,7 +18,7 @@ from gpt_verify.findings import Finding, Status, Verdict
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.laws.calls.check import FEWEST, MOST, check_many
-from gpt_verify.laws.lengths.check import chosen
+from gpt_verify.laws.lengths.check import LARGE, chosen, longest
 from gpt_verify.laws.subject import FirstCall
 from gpt_verify.ports.callable import CallablePort
 
@@ -81,10 +81,11 @@ def test_longer_lengths_of_a_large_model_are_drawn_with_the_seed() -> None:
     for seed in range(3):
         held = subject(plain(), seed=seed)
         held.checkpoint = replace(held.checkpoint, config=large)
-        tried.append(set(chosen(held)))
-    assert all(set(range(1, 45)) <= lengths for lengths in tried)
-    assert all(sum(lengths) <= 2 * large.n_ctx for lengths in tried)
-    assert all(max(lengths) > 45 for lengths in tried)
+        tried.append(set(chosen(held, longest(large))))
+    assert longest(large) == LARGE < large.n_ctx
+    assert all(set(range(1, 22)) <= lengths for lengths in tried)
+    assert all(sum(lengths) <= 2 * LARGE for lengths in tried)
+    assert all(max(lengths) > 23 for lengths in tried)
     assert len({frozenset(lengths) for lengths in tried}) == 3
 
 

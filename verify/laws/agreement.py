@@ -61,6 +61,30 @@ def logits_of(subject: Subject, tokens_BT: Tokens, keep: bool = True) -> Floats:
     return checked(subject, subject.port.logits(tokens_BT), tokens_BT, what, keep=keep)
 
 
+#: Positions at the beginning of a whole context, and at its end, whose logits laws share.
+BEGINNING, END = 8, 2
+_WHOLE = "ends of a whole context"
+
+
+def whole_context(subject: Subject) -> tuple[Floats, Floats]:
+    """The logits of the first and of the last positions of ``tokens(1, n_ctx)``, [n, V] each.
+
+    The most expensive run that laws ask for: made once, and its ends alone are kept.
+    """
+    if _WHOLE not in subject.memo:
+        remember_ends(
+            subject, logits_of(subject, subject.tokens(1, subject.config.n_ctx), False)[0]
+        )
+    first_TV, last_TV = subject.memo[_WHOLE]
+    return first_TV, last_TV
+
+
+def remember_ends(subject: Subject, logits_TV: Floats) -> None:
+    """A law that ran the whole context anyway leaves its ends to the others."""
+    if len(logits_TV) == subject.config.n_ctx:
+        subject.memo[_WHOLE] = logits_TV[:BEGINNING].copy(), logits_TV[-END:].copy()
+
+
 def checked(
     subject: Subject,
     logits_BTV: Floats,

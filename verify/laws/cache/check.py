@@ -17,6 +17,7 @@ from gpt_verify.laws.agreement import (
     logits_of,
     mean_squares,
     refuting,
+    whole_context,
 )
 from gpt_verify.laws.cache.hypotheses import last_clipped, ways, window
 from gpt_verify.laws.decoding import Before, Case, Way, recognise, right_positions
@@ -175,7 +176,7 @@ def _last_positions(subject: Subject, agreement: Agreement) -> Case:
     """Most of a whole context in one call, then its last two tokens."""
     n_ctx = subject.config.n_ctx
     tokens, lengths = subject.tokens(1, n_ctx), (n_ctx - 2, 1, 1)
-    whole_TV = logits_of(subject, tokens, keep=False)[0, -2:].copy()
+    _, whole_TV = whole_context(subject)
     ends = []
     for piece_BTV in _decode(subject, tokens, lengths, keep=False):
         ends.append(piece_BTV[0, -1].copy())

@@ -15,7 +15,7 @@ from gpt_verify.reference.weights import parameter_count
 
 LAW = "calls"
 #: Multiplications that the calls may take, and how many are made in any case, and at most.
-AFFORDED, FEWEST, MOST = 1 << 35, 128, 512
+AFFORDED, FEWEST, MOST = 1 << 34, 128, 512
 #: Calls that must be right before one that is wrong is something that comes with the calls.
 AT_FIRST = 3
 

@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding
-from gpt_verify.laws.agreement import LIMIT_PAIR, Agreement, logits_of, mean_squares, refuting
+from gpt_verify.laws.agreement import (
+    LIMIT_PAIR,
+    Agreement,
+    logits_of,
+    mean_squares,
+    refuting,
+    remember_ends,
+)
 from gpt_verify.laws.causality.boundaries import Cuts, cuts
 from gpt_verify.laws.causality.words import Sight
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
@@ -67,6 +74,8 @@ class _Runs:
         self.tokens_T = subject.tokens(1, cut.length)[0]
         self._others_T = subject.other_tokens(self.tokens_T)
         self._right = self._run([self.tokens_T] * self._rows)
+        if self._rows == 1:
+            remember_ends(subject, self._right[0])
 
     def compare(self, agreement: Agreement) -> list[int]:
         """The boundaries before which something is beyond rounding."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gpt_verify.laws.law import Law, Part, a_whole_context
-from gpt_verify.laws.lengths.check import check_lengths
+from gpt_verify.laws.law import Law, Part
+from gpt_verify.laws.lengths.check import check_lengths, takes
 from gpt_verify.laws.lengths.faults import FAULTS
 
 LAW = Law(
@@ -13,9 +13,10 @@ LAW = Law(
         Part(
             "lengths",
             check_lengths,
-            "the first tokens alone have the logits that they have in a whole context: every short "
-            "length, and longer ones that are drawn anew with each seed",
-            takes=a_whole_context,
+            "the first tokens alone have the logits that they have in a whole context, or in 256 "
+            "tokens of a large model: every short length, and longer ones that are drawn anew with "
+            "each seed",
+            takes=takes,
         ),
     ),
     FAULTS,

@@ -7,31 +7,47 @@ length is right in all of them. It is held against itself, which costs no refere
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from gpt_verify.findings import Finding, naming
 from gpt_verify.laws.agreement import LIMIT_PAIR, Agreement, logits_of, refuting
 from gpt_verify.laws.causality.check import LAW as CAUSALITY
+from gpt_verify.laws.law import a_whole_context
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.numerics.draws import FOR_POSITIONS
+from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import parameter_count
 
 LAW = "lengths"
+#: Where a whole context costs more than ``FOR_POSITIONS`` multiplications, so many tokens of it
+#: take its place: that of the whole is held to the reference by the law of the positions.
+LARGE = 256
 
 
-def chosen(subject: Subject) -> list[int]:
+def takes(config: Config) -> int:
+    """Bytes of this law."""
+    return a_whole_context(replace(config, n_ctx=longest(config)))
+
+
+def longest(config: Config) -> int:
+    """Tokens of the sequence whose beginnings are run alone."""
+    large = config.n_ctx * parameter_count(config) > FOR_POSITIONS
+    return min(LARGE, config.n_ctx) if large else config.n_ctx
+
+
+def chosen(subject: Subject, whole: int) -> list[int]:
     """The shortest ones, and some that are drawn: each take half of the tokens that are afforded.
 
-    As many tokens are afforded as take ``FOR_POSITIONS`` multiplications, and two contexts in any
-    case.
+    As many tokens are afforded as take ``FOR_POSITIONS`` multiplications, and twice the longest
+    sequence in any case.
     """
-    n_ctx = subject.config.n_ctx
-    afforded = max(2 * n_ctx, FOR_POSITIONS // parameter_count(subject.config))
+    afforded = max(2 * whole, FOR_POSITIONS // parameter_count(subject.config))
     found, spent = [], 0
-    every = [*range(1, n_ctx)]
+    every = [*range(1, whole)]
     while every and spent + every[0] <= afforded / 2:
         spent += every[0]
         found.append(every.pop(0))
-    drawn = subject.rng(n_ctx, 31).permutation(every)
+    drawn = subject.rng(whole, 31).permutation(every)
     for length in drawn.tolist():
         if spent + length > afforded:
             break
@@ -43,14 +59,14 @@ def chosen(subject: Subject) -> list[int]:
 @refuting(LAW)
 def check_lengths(subject: Subject) -> Iterator[Finding]:
     """The beginnings of one sequence alone, and in the whole of it."""
-    n_ctx = subject.config.n_ctx
-    if n_ctx == 1:
+    if subject.config.n_ctx == 1:
         raise NotExamined("a context of one token has one length")
     if CAUSALITY in subject.memo:
         raise NotExamined("what comes later changes the logits")
-    tokens = subject.tokens(1, n_ctx)
+    whole = longest(subject.config)
+    tokens = subject.tokens(1, whole)
     whole_TV = logits_of(subject, tokens)[0]
-    agreement, tried, wrong = Agreement(subject), chosen(subject), []
+    agreement, tried, wrong = Agreement(subject), chosen(subject, whole), []
     for length in tried:
         got_TV = logits_of(subject, tokens[:, :length], keep=False)[0]
         words = f"{length} token{'s' * (length > 1)} alone"
@@ -63,7 +79,7 @@ def check_lengths(subject: Subject) -> Iterator[Finding]:
         drawn = len(tried) - short
         what = f"every length up to {short}"
         what += f" and {drawn} drawn ones" if drawn else ""
-        yield agreement.passed(LAW, f"{what} alone, and at the beginning of {n_ctx}")
+        yield agreement.passed(LAW, f"{what} alone, and at the beginning of {whole}")
         return
     if len(wrong) == len(tried):
         why = f"wrong at all {len(tried)} lengths that were tried, or in the whole"

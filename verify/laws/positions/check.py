@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from gpt_verify.errors import described
 from gpt_verify.findings import Finding, Status, naming
 from gpt_verify.graph.cascade import LIMIT_FLOORS
-from gpt_verify.laws.agreement import Malformed, logits_of, mean_squares, refuting
+from gpt_verify.laws.agreement import (
+    BEGINNING,
+    Malformed,
+    mean_squares,
+    refuting,
+    whole_context,
+)
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.numerics.two_tables import last_state
 from gpt_verify.numerics.weights import Widened
@@ -25,8 +31,6 @@ Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
 
 LIMIT, BEYOND = "positions.limit", "positions.beyond"
-#: Tokens at the beginning, by which it is seen whether only the end is wrong.
-BEGINNING = 8
 
 
 @refuting(LIMIT)
@@ -34,13 +38,13 @@ def check_limit(subject: Subject) -> Iterator[Finding]:
     """A whole context is taken, and its last position is what the reference says."""
     n_ctx = subject.config.n_ctx
     tokens = subject.tokens(1, n_ctx)
-    logits_TV = _of_a_whole_context(subject, tokens)
+    first_TV, got_V = _of_a_whole_context(subject, tokens)
     # The floors that the law of the cache asks for as well.
     last = subject.measured(tokens[0], max(0, n_ctx - 2))
-    got_V = logits_TV[-1].astype(np.float64)
+    got_V = got_V.astype(np.float64)
     floors = _floors(got_V - last.last_V, last.rms_T[-1])
     if floors > LIMIT_FLOORS:
-        before = _floors_at_the_beginning(subject, tokens[0], logits_TV)
+        before = _floors_at_the_beginning(subject, tokens[0], first_TV)
         # What is as wrong at the beginning, as far as noise can tell, is no matter of the end.
         if before > LIMIT_FLOORS or floors <= LIMIT_FLOORS * before:
             raise NotExamined("the logits are wrong from the beginning on, not only at the end")
@@ -53,23 +57,23 @@ def check_limit(subject: Subject) -> Iterator[Finding]:
     yield Finding(LIMIT, status, message, None, floors, LIMIT_FLOORS)
 
 
-def _of_a_whole_context(subject: Subject, tokens: Tokens) -> Floats:
-    """The logits of its last position, after those of the other ones or of some at its beginning;
-    each of its own call where a call returns those of the last one only."""
+def _of_a_whole_context(subject: Subject, tokens: Tokens) -> tuple[Floats, Floats]:
+    """The logits of some positions at its beginning, and of the last one; each of its own call
+    where a call returns those of the last one only."""
     last = subject.offers.get(LAST)
     if last is None or not subject.port.by_prefixes:
-        logits_TV: Floats = logits_of(subject, tokens)[0]
-        return logits_TV
+        first_TV, last_TV = whole_context(subject)
+        return first_TV, last_TV[-1]
     got_V: Floats = last(tokens)[0]
     if got_V.shape != (subject.config.n_vocab,):
         raise Malformed(f"logits of {tokens.shape[1]} tokens have shape {list(got_V.shape)}")
     lengths = range(1, _beginning(tokens) + 1)
-    stacked: Floats = np.stack([*(last(tokens[:, :n])[0] for n in lengths), got_V])
-    return stacked
+    rows = [last(tokens[:, :n])[0] for n in lengths]
+    return np.stack(rows) if rows else got_V[None], got_V
 
 
 def _beginning(tokens: Tokens) -> int:
-    """How many of these tokens are taken for their beginning."""
+    """By how many of these tokens it is seen whether only the end is wrong."""
     return min(BEGINNING, int(tokens.shape[-1]) // 2)
 
 
