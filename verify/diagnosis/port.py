@@ -136,7 +136,7 @@ def _denied(right: set[str], config: Config | None, name: str, where: Collection
     Of a fault of the weights nothing is expected: any tensor may be damaged alone.
     """
     fault = CATALOGUE.get(name)
-    if fault is None or not fault.acts or config is None:
+    if fault is None or not fault.sites.operations or config is None:
         return 0
     layers = {site.layer for at in where if (site := sites(config).get(at))}
     changed = fault.overrides(config, sorted(layer for layer in layers if layer is not None))
