@@ -6,6 +6,7 @@ departs from the right logits as the port does: same direction, same size, to wi
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.laws.agreement import LIMIT_PAIR
+from gpt_verify.laws.explain import Explained, explain
 from gpt_verify.laws.subject import Subject
 from gpt_verify.numerics.draws import FOR_POSITIONS, draws, moves
 from gpt_verify.numerics.weights import Widened
@@ -59,7 +61,7 @@ class Way:
     """How the pieces of a sequence are decoded; what is left out is right.
 
     Attributes:
-        words: what a port that decodes so does wrong.
+        message: what a port that decodes so does wrong.
         positions: where the tokens of a piece are taken to be.
         sources: what they see.
         layer: the layer whose cached keys and values a layer reads.
@@ -69,7 +71,7 @@ class Way:
         coarse: it rounds in steps that are far above the noise, not always to the same side.
     """
 
-    words: str
+    message: str
     positions: Positions = right_positions
     sources: Sources = right_sources
     layer: Callable[[int], int] = lambda layer: layer
@@ -77,6 +79,9 @@ class Way:
     normalise: Callable[[Floats], Floats] | None = None
     fault: str = ""
     coarse: bool = False
+
+    def fits(self, evidence: Decoding) -> float | None:
+        return evidence.left_by(self)
 
 
 def decode(weights: Weights, config: Config, pieces: Sequence[Tokens], way: Way) -> Floats | None:
@@ -177,39 +182,54 @@ class Case:
 RIGHT = Way("")
 
 
-def recognise(
-    subject: Subject, cases: Sequence[Case], ways: Iterable[Way], right_way: Way = RIGHT
-) -> Way | None:
-    """The way that departs from the right one as the port does, in every case; of several the
-    closest, of equally close ones the first.
+class Decoding:
+    """What a port decoded, as evidence for a ``Way``."""
 
-    As the port does: to within the noise of the right run, or to within that of the mistaken one,
-    whose softmax may hang on the last bit where the right one's does not, and whose coarse rounding
-    on which side of a step a number falls.
-    """
-    weights, config = Widened(subject.weights), subject.config
-    if config.own is not None:
-        return None  # this decodes as GPT-2 and GPT do
-    rights = [decode(weights, config, case.pieces, right_way) for case in cases]
-    best, closest = None, np.inf
-    for way in ways:
-        remainders = []
-        for case, right in zip(cases, rights, strict=True):
+    def __init__(self, subject: Subject, cases: Sequence[Case], right_way: Way) -> None:
+        self._subject, self._cases = subject, cases
+        self._weights, self._config = Widened(subject.weights), subject.config
+        self._rights = [self._decode(case, right_way) for case in cases]
+        self._predicted: set[bytes] = set()
+
+    def left_by(self, way: Way) -> float | None:
+        """What a way leaves of the port's departure from what is right, in noise floors summed over
+        the cases; None where it departs otherwise, or as a way that was tried before it.
+
+        As the port does: to within the noise of the right run, or to within that of the mistaken
+        one, whose softmax may hang on the last bit where the right one's does not, and whose coarse
+        rounding on which side of a step a number falls.
+        """
+        left, predicted = 0.0, hashlib.sha256()
+        for case, right in zip(self._cases, self._rights, strict=True):
             with np.errstate(all="ignore"):  # a token that sees nothing has no softmax
-                wrong = decode(weights, config, case.pieces, way)
+                wrong = self._decode(case, way)
             if right is None or wrong is None:
-                break
+                return None
             predicted_RV = (wrong - right)[case.rows]
             remainder = _remainder(predicted_RV, case, way.coarse)
             if remainder is None and _near(predicted_RV, case, way.coarse):
-                floor_R = np.hypot(case.floor_R, _noise(subject, case, way, wrong))
+                floor_R = np.hypot(case.floor_R, _noise(self._subject, case, way, wrong))
                 remainder = _remainder(predicted_RV, replace(case, floor_R=floor_R), way.coarse)
             if remainder is None:
-                break
-            remainders.append(remainder)
-        if len(remainders) == len(cases) and sum(remainders) < closest:
-            best, closest = way, sum(remainders)
-    return best
+                return None
+            left += remainder
+            predicted.update(predicted_RV.tobytes())
+        known = predicted.digest() in self._predicted
+        self._predicted.add(predicted.digest())
+        return None if known else left
+
+    def _decode(self, case: Case, way: Way) -> Floats | None:
+        return decode(self._weights, self._config, case.pieces, way)
+
+
+def recognise(
+    subject: Subject, cases: Sequence[Case], ways: Iterable[Way], right_way: Way = RIGHT
+) -> Explained[Way]:
+    """The way that departs from the right one as the port does, in every case: of several the
+    closest, of those that come to the same the first."""
+    if subject.config.own is not None:
+        return Explained()  # this decodes as GPT-2 and GPT do
+    return explain(Decoding(subject, cases, right_way), ways)
 
 
 def _remainder(predicted_RV: Floats, case: Case, coarse: bool) -> float | None:
