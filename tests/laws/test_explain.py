@@ -1,4 +1,4 @@
-"""One function decides which known fault a failure is: the one that fits, and only where one does."""
+"""One function decides which known fault a failure is: the one that fits, where exactly one does."""
 
 from __future__ import annotations
 
