@@ -1,4 +1,4 @@
-"""One function decides which known fault a failure is: the one that fits, where exactly one does."""
+"""One function decides which known fault a failure is: the one that fits, where just one does."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from gpt_verify.laws.catalogue import CATALOGUE, faults_of
 from gpt_verify.numerics.precision import FLOAT64
 from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY
 from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import split_qkv
 from gpt_verify.sites import sites
 
 if TYPE_CHECKING:
@@ -280,5 +281,4 @@ def _put(
         own[name] = got
         return
     whole = own.setdefault(name, np.array(subject.weights[placement.tensor]))
-    width = whole.shape[-1] // 3
-    whole[..., placement.part * width : (placement.part + 1) * width] = got
+    split_qkv(whole)[placement.part][...] = got
