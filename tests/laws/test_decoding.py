@@ -7,9 +7,10 @@ import pytest
 from models import CONFIG, checkpoint
 from rounding import LIMIT_FLOORS, Noise, reference_run
 
+from gpt_verify.graph.decode import decode
 from gpt_verify.laws.cache.check import splits_of
 from gpt_verify.laws.cache.hypotheses import ways
-from gpt_verify.laws.decoding import Way, decode
+from gpt_verify.laws.decoding import Way
 
 SOURCE = checkpoint()
 TOKENS = np.random.default_rng(3).integers(0, CONFIG.n_vocab, 7)

@@ -13,47 +13,25 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.graph.decode import (
+    KeysValues,
+    Positions,
+    Sources,
+    decode,
+    right_positions,
+    right_sources,
+)
 from gpt_verify.laws.agreement import LIMIT_PAIR
 from gpt_verify.laws.explain import Explained, explain
 from gpt_verify.laws.subject import Subject
 from gpt_verify.numerics.draws import FOR_POSITIONS, draws, moves
 from gpt_verify.numerics.weights import Widened
-from gpt_verify.reference.branches import Weights
-from gpt_verify.reference.config import Config
-from gpt_verify.reference.ops import (
-    attention_mix,
-    attention_scores,
-    gelu,
-    layer_norm,
-    linear,
-    softmax,
-    split_heads,
-    unembed,
-)
 from gpt_verify.reference.weights import parameter_count
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
 #: How far from 1 the coefficient of a recognised mistake may be.
 NEAR = 0.1
-#: Lengths of the pieces before this one.
-Before = tuple[int, ...]
-#: Rows of wpe for a piece of n tokens, int[n].
-Positions = Callable[[Before, int], NDArray[np.integer]]
-#: Which tokens each of them sees, bool[n, past + n].
-Sources = Callable[[Before, int], NDArray[np.bool_]]
-#: [H, n, K] each.
-KeysValues = tuple[Floats, Floats]
-
-
-def right_positions(before: Before, n: int) -> NDArray[np.integer]:
-    return np.arange(n) + sum(before)
-
-
-def right_sources(before: Before, n: int) -> NDArray[np.bool_]:
-    """Every earlier token and itself: a triangle in the lower right corner."""
-    past = sum(before)
-    return np.tri(n, past + n, past, dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -82,81 +60,6 @@ class Way:
 
     def fits(self, evidence: Decoding) -> float | None:
         return evidence.left_by(self)
-
-
-def decode(weights: Weights, config: Config, pieces: Sequence[Tokens], way: Way) -> Floats | None:
-    """Logits of all pieces, float64[T, V]; None where a position does not exist."""
-    past: list[tuple[Floats, Floats]] = []
-    before: Before = ()
-    logits = []
-    for tokens_n in pieces:
-        positions = way.positions(before, len(tokens_n))
-        if positions.min() < 0 or positions.max() >= config.n_ctx:
-            return None
-        x_nD: Floats = weights["wte"][tokens_n].astype(np.float64) + weights["wpe"][positions]
-        seen = way.sources(before, len(tokens_n))
-        present = []
-        for layer in range(config.n_layer):
-            cached = past[way.layer(layer)] if past else None
-            x_nD, own = _block(weights, config, layer, x_nD, cached, seen, way)
-            if past:
-                own = _joined(past[layer], own)
-            present.append(way.kept(own))
-        past, before = present, (*before, len(tokens_n))
-        if config.norm_last:
-            x_nD = _norm(weights, "ln_f", x_nD, way)
-        logits.append(unembed(x_nD, weights[config.head]))
-    return np.concatenate(logits)
-
-
-def _block(
-    weights: Weights,
-    config: Config,
-    layer: int,
-    x_nD: Floats,
-    cached: tuple[Floats, Floats] | None,
-    seen: NDArray[np.bool_],
-    way: Way,
-) -> tuple[Floats, tuple[Floats, Floats]]:
-    """One block; the keys and values that it makes, [H, n, K] each."""
-    at = f"h{layer}"
-
-    def attend(x_nD: Floats) -> tuple[Floats, KeysValues]:
-        qkv_nC = _linear(weights, f"{at}/attn/c_attn", x_nD)
-        q_HnK, k_HnK, v_HnK = split_heads(qkv_nC, config.n_head)
-        k_HSK, v_HSK = _joined(cached, (k_HnK, v_HnK)) if cached else (k_HnK, v_HnK)
-        scores = np.where(seen, attention_scores(q_HnK, k_HSK), -np.inf)
-        mix_nD = attention_mix(softmax(scores), v_HSK)
-        return _linear(weights, f"{at}/attn/c_proj", mix_nD), (k_HnK, v_HnK)
-
-    def think(x_nD: Floats) -> Floats:
-        return _linear(weights, f"{at}/mlp/c_proj", gelu(_linear(weights, f"{at}/mlp/c_fc", x_nD)))
-
-    def norm(name: str, x_nD: Floats) -> Floats:
-        return _norm(weights, f"{at}/{name}", x_nD, way)
-
-    if config.norm_first:
-        out_nD, own = attend(norm("ln_1", x_nD))
-        x_nD = x_nD + out_nD
-        return x_nD + think(norm("ln_2", x_nD)), own
-    out_nD, own = attend(x_nD)
-    x_nD = norm("ln_1", x_nD + out_nD)
-    return norm("ln_2", x_nD + think(x_nD)), own
-
-
-def _joined(past: tuple[Floats, Floats], own: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
-    return np.concatenate([past[0], own[0]], axis=1), np.concatenate([past[1], own[1]], axis=1)
-
-
-def _norm(weights: Weights, at: str, x: Floats, way: Way) -> Floats:
-    if way.normalise is not None:
-        scaled: Floats = weights[f"{at}/g"] * way.normalise(x) + weights[f"{at}/b"]
-        return scaled
-    return layer_norm(x, weights[f"{at}/g"], weights[f"{at}/b"])
-
-
-def _linear(weights: Weights, at: str, x: Floats) -> Floats:
-    return linear(x, weights[f"{at}/w"], weights[f"{at}/b"])
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Named, naming
+from gpt_verify.graph.decode import Before, Positions, Sources
 from gpt_verify.laws.agreement import LIMIT_PAIR, Agreement, logits_of, mean_squares, refuting
-from gpt_verify.laws.decoding import Before, Case, Positions, Sources, Way, recognise
+from gpt_verify.laws.decoding import Case, Way, recognise
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.numerics.weights import Widened
 from gpt_verify.reference.model import logits as reference_logits

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Named, naming
+from gpt_verify.graph.decode import Before, right_positions
 from gpt_verify.laws.agreement import (
     LIMIT_PAIR,
     Agreement,
@@ -20,7 +21,7 @@ from gpt_verify.laws.agreement import (
     whole_context,
 )
 from gpt_verify.laws.cache.hypotheses import last_clipped, ways, window
-from gpt_verify.laws.decoding import Before, Case, Way, recognise, right_positions
+from gpt_verify.laws.decoding import Case, Way, recognise
 from gpt_verify.laws.explain import Explained
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.port import STEP

@@ -8,7 +8,8 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.laws.decoding import Before, Way, right_sources
+from gpt_verify.graph.decode import Before, right_sources
+from gpt_verify.laws.decoding import Way
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, Precision
 
 Mask = NDArray[np.bool_]
