@@ -234,11 +234,12 @@ def _score(
 
     Of scores only over s ≤ t, because the others are masked.
     """
+    masked = made_by(site).masked
     z = (got - expected) / budget
-    if site.operation == "scores":
+    if masked:
         z = np.where((got <= HIDDEN) & (expected <= HIDDEN), 0.0, z)
     z = np.where(np.isfinite(z), z, np.inf)
-    if site.operation == "scores":
+    if masked:
         z = z[np.broadcast_to(np.tri(*z.shape[-2:], dtype=np.bool_), z.shape)]
     best = np.sort(z.ravel() ** 2)[: max(1, round(fraction * z.size))]
     return float(np.sqrt(np.mean(best))) if z.size else 0.0
