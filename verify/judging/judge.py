@@ -29,10 +29,11 @@ from gpt_verify.judging.waivers import waive
 from gpt_verify.numerics.weights import SharedWeights
 from gpt_verify.ports import registry
 from gpt_verify.process.memory import spare
-from gpt_verify.process.replaced import Watch, listed
+from gpt_verify.process.replaced import Watch
 from gpt_verify.process.state import Loading, snapshot
 from gpt_verify.reference.config import Config
 from gpt_verify.sites import sites
+from gpt_verify.text import listing
 
 if TYPE_CHECKING:
     from gpt_verify.port import Port
@@ -162,7 +163,7 @@ def _require_itself(watch: Watch, when: str) -> None:
         ReferenceChanged: it is not.
     """
     if names := watch.replaced():
-        raise ReferenceChanged(f"the reference was changed {when}: {listed(names)} replaced")
+        raise ReferenceChanged(f"the reference was changed {when}: {listing(names)} replaced")
     if words := self_check():
         raise ReferenceChanged(
             f"the reference was changed {when}, in a way that is unknown: {words}"
