@@ -32,9 +32,9 @@ def test_every_mistake_shows_in_some_split_and_in_none_without_a_cache() -> None
             np.inf if got is None else NOISE.floors("logits", got)
             for got in (decoded(lengths, way) for lengths in splits_of(7))
         ]
-        assert max(shown) > LIMIT_FLOORS, way.message
-        if "sees only the last" not in way.message:
-            assert shown[0] <= LIMIT_FLOORS, way.message
+        assert max(shown) > LIMIT_FLOORS, way.description
+        if "sees only the last" not in way.description:
+            assert shown[0] <= LIMIT_FLOORS, way.description
 
 
 def test_a_position_that_does_not_exist_is_no_hypothesis() -> None:

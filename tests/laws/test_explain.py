@@ -21,7 +21,7 @@ class Leaves:
     left: float | None
 
     @property
-    def message(self) -> str:
+    def description(self) -> str:
         return f"it is {self.fault}"
 
     def fits(self, evidence: object) -> float | None:
@@ -44,15 +44,15 @@ def test_the_one_that_leaves_least_is_named(lefts: list[float | None]) -> None:
         assert found.by is closest[0]
         assert found.named is not None
         assert found.named.fault == closest[0].fault
-        assert found.message == closest[0].message
+        assert found.description == closest[0].description
     else:
         assert not found
-        assert (found.by, found.named, found.message) == (None, None, UNEXPLAINED)
+        assert (found.by, found.named, found.description) == (None, None, UNEXPLAINED)
 
 
 def test_a_fault_that_the_catalogue_lacks_is_said_and_not_named() -> None:
     found = explain(None, [Leaves("", 0.0)])
-    assert found.message == "it is "
+    assert found.description == "it is "
     assert found.named is None
 
 

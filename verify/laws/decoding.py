@@ -39,7 +39,7 @@ class Way:
     """How the pieces of a sequence are decoded; what is left out is right.
 
     Attributes:
-        message: what a port that decodes so does wrong.
+        description: what a port that decodes so does wrong.
         positions: where the tokens of a piece are taken to be.
         sources: what they see.
         layer: the layer whose cached keys and values a layer reads.
@@ -49,7 +49,7 @@ class Way:
         coarse: it rounds in steps that are far above the noise, not always to the same side.
     """
 
-    message: str
+    description: str
     positions: Positions = right_positions
     sources: Sources = right_sources
     layer: Callable[[int], int] = lambda layer: layer

@@ -26,7 +26,7 @@ class Hypothesis(Protocol[Evidence_contra]):
         """Its name in the catalogue; empty or None where the catalogue has none."""
 
     @property
-    def message(self) -> str:
+    def description(self) -> str:
         """What a port that has it does wrong."""
 
     def fits(self, evidence: Evidence_contra) -> float | None:
@@ -53,9 +53,9 @@ class Explained(Generic[Tried]):
         return self.fitting[0] if len(self.fitting) == 1 else None
 
     @property
-    def message(self) -> str:
+    def description(self) -> str:
         """What the port does wrong, or that it is not known."""
-        return UNEXPLAINED if self.by is None else self.by.message
+        return UNEXPLAINED if self.by is None else self.by.description
 
     @property
     def named(self) -> Named | None:

@@ -160,7 +160,7 @@ def _why(
     length = len(wrong[0].tokens_T)
     cases = [_case(subject, row) for row in rows]
     if found := recognise(subject, cases, _ways(length), _apart(length)):
-        return found.message, found.named
+        return found.description, found.named
     if not _is_right(subject, one.tokens_T, one.alone_TV) and all(
         _is_right(subject, row.tokens_T, row.got_TV) for row in rows
     ):
@@ -174,7 +174,7 @@ def _why(
         words = "the first row is right, whichever it is: a row depends on its place in the batch"
         return words, None
     what = f"{len(wrong)} of {len(rows)} rows are wrong, whatever is beside them"
-    return f"{what}: {found.message}", None
+    return f"{what}: {found.description}", None
 
 
 def _between_others(rows: Sequence[Row]) -> tuple[Row, Row]:

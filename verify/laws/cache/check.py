@@ -234,5 +234,5 @@ def _limited(subject: Subject, long: Decoded) -> tuple[str, Named | None]:
 def _explained(found: Explained[Way], otherwise: str, where: str = "") -> tuple[str, Named | None]:
     """What is said of a failure, and the fault that it is; ``otherwise`` of one that is none."""
     if found.by is None:
-        return f"{otherwise}: {found.message}", None
-    return where + found.message, found.named
+        return f"{otherwise}: {found.description}", None
+    return where + found.description, found.named

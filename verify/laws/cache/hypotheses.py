@@ -186,7 +186,7 @@ def _counted(way: Way) -> Iterator[Way]:
         # What the last token of the call before could see is what that call left.
         return np.arange(n) + int(way.sources(before[:-1], before[-1])[-1].sum())
 
-    words = f"{way.message}, and positions are counted in what is left of it"
+    words = f"{way.description}, and positions are counted in what is left of it"
     for positions in (after, ahead):
         yield Way(words, positions, way.sources, fault=way.fault)
 

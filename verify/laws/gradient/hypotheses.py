@@ -141,7 +141,7 @@ class _Rule:
     """A mistake, by its name among those that are tried here."""
 
     rule: str
-    message: str = ""
+    description: str = ""
 
     @property
     def fault(self) -> str:

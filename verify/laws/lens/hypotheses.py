@@ -36,7 +36,7 @@ def sampled(n_vocab: int) -> NDArray[np.int64]:
 class _Decoded:
     """Logits of the sampled tokens that a mistake leads to."""
 
-    message: str
+    description: str
     logits: Measured
     fault: str = ""
 
@@ -72,7 +72,7 @@ def recognised(
 
     with np.errstate(all="ignore"):
         found = explain(got_TS[:POSITIONS], tried())
-    return found.fitting[0].message if found.fitting else None
+    return found.fitting[0].description if found.fitting else None
 
 
 def another_head(oracle: Oracle, p: Precision, sites: Sequence[str], got_NTS: Floats) -> str | None:

@@ -223,9 +223,9 @@ def _finding(law: str, cases: Sequence[Case], exact: Sequence[Case], where: str)
     found = explained(exact)
     if not found.fitting:
         found = explained(cases)
-    message += f": {found.message}"
+    message += f": {found.description}"
     if not found:
-        details["fits"] = [mistake.message for mistake in found.fitting]
+        details["fits"] = [mistake.description for mistake in found.fitting]
     if len(cases) > 1:
         message += f" [{len(wrong)} of {len(cases)} calls]"
     return Finding(

@@ -70,12 +70,12 @@ class Mistake:
 
     Attributes:
         fault: its name in the catalogue of faults.
-        message: what is said of it.
+        description: what is said of it.
         loss: the loss that it gives.
     """
 
     fault: str
-    message: str
+    description: str
     loss: Compute
 
     def fits(self, cases: Sequence[Case]) -> float | None:
@@ -228,11 +228,11 @@ class Fitted:
 
     Attributes:
         fault: its name in the catalogue of faults.
-        message: what is said of it.
+        description: what is said of it.
     """
 
     fault: str
-    message: str
+    description: str
 
     def fits(self, cases: Sequence[Case]) -> float | None:
         return 0.0

@@ -147,7 +147,7 @@ class _Runs:
 
     def explained_by(self, words: str) -> bool:
         """Whether this mistake has these logits, to within rounding; others may have them too."""
-        named = [way for way in ways(self._batches[0]) if way.message == words]
+        named = [way for way in ways(self._batches[0]) if way.description == words]
         # Where what is in front does not show, one batch has nothing to add to the other.
         hidden = all(same_bits(*rows) for rows in zip(*self._got, strict=True))
         return bool(self._recognised(named, 1 if hidden else None))
@@ -155,7 +155,7 @@ class _Runs:
     def failed(self, where: str = "") -> Finding:
         """What is wrong, by the mistake that the oracle would have to make as well."""
         found = self._recognised(ways(self._batches[0]))
-        message = found.message if found else f"{self._described()}: {found.message}"
+        message = found.description if found else f"{self._described()}: {found.description}"
         return self.agreement.failed(LAW, where + message, found.named)
 
     def _described(self) -> str:

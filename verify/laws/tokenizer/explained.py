@@ -165,7 +165,7 @@ def _name(
     told.sort(key=lambda call: (call.right, len(call.given)))
     found = explain(Calls(bpe, [(call.given, call.got) for call in told]), mistakes)
     if found.by is not None:
-        return Said(found.message, found.by.fault)
+        return Said(found.description, found.by.fault)
     return Said(UNEXPLAINED) if found.fitting else None
 
 

@@ -58,13 +58,13 @@ class Mistake(Generic[Way]):
 
     Attributes:
         fault: its name in the catalogue.
-        message: in words.
+        description: in words.
         variants: each gives what a tokenizer that makes it in one way gives; ValueError where that
             one raises.
     """
 
     fault: str
-    message: str
+    description: str
     variants: tuple[Way, ...]
 
     def fits(self, calls: Calls) -> float | None:

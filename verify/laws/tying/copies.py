@@ -82,7 +82,7 @@ class _Parting:
 
     fault: str
     after: Set[str]
-    message: str = ""
+    description: str = ""
 
     def fits(self, apart: Set[str]) -> float | None:
         return 0.0 if self.after == apart else None

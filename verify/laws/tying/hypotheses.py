@@ -113,7 +113,7 @@ class _OfLookup:
 
     fault: str
     shown: Callable[[TiedEnd], bool]
-    message: str = ""
+    description: str = ""
 
     def fits(self, lookup: TiedEnd) -> float | None:
         return 0.0 if self.shown(lookup) else None
