@@ -33,7 +33,8 @@ class Reading:
 
 
 def not_shown(layer: int) -> Reading:
-    """Of a port that shows nothing but its weights, those count that need no telling."""
+    """A port that shows nothing but its weights is taken to read no other order than the
+    checkpoint's."""
     return Reading()
 
 

@@ -87,7 +87,8 @@ class _Shapes:
         self._prints: set[bytes] = set()
 
     def ways(self, parameter: Parameter) -> list[str]:
-        """Of ``whole``, ``stack`` and ``padded`` those that are possible, the likeliest first."""
+        """The ways that are possible among ``whole``, ``stack`` and ``padded``, the likeliest
+        first."""
         shape = parameter.shape
         if shape not in self._known:
             self._known[shape] = list(self._ways(shape)) or ["whole"]

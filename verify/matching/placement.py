@@ -1,4 +1,5 @@
-"""Where the parameters of a port were found to belong, and in which words that is said."""
+"""The places in the checkpoint at which the parameters of a port were found, and how a report names
+them."""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ class Placement:
         return squeeze(value).T if self.transposed else self.layout.lay(value)
 
     def of(self, value: Array) -> Array:
-        """As much of a whole tensor as the parameter is, in the checkpoint's layout."""
+        """The part of a whole tensor that the parameter is, in the checkpoint's layout."""
         return value if self.part is None else np.split(value, 3, axis=-1)[self.part]
 
     @property
