@@ -1,4 +1,4 @@
-"""From what a user writes after ``--port`` to ports that can be run."""
+"""What a user writes after ``--port`` becomes ports that can be run."""
 
 from __future__ import annotations
 
@@ -55,6 +55,12 @@ def expand(specs: list[str], architecture: str = "gpt2") -> list[str]:
 def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
     """One port from one spec: a built-in name, ``huggingface-eager=SOURCE``, ``process=COMMAND``,
     the address of a server, or a factory.
+
+    Args:
+        spec: what stands after ``--port``.
+        checkpoint: what the port is a port of, and its weights where it has none of its own.
+        dtype: the precision to run it in; its own where None.
+        device: ``cpu`` or ``cuda``, as torch names it.
 
     Raises:
         UsageError: no such built-in port, or a spec of no known form.

@@ -51,7 +51,7 @@ class Skeleton:
         self.size = bytes_of(self._anew)
 
     def deepcopy(self) -> torch.nn.Module:
-        """As ``copy.deepcopy`` makes it. What is not copied is lent at once."""
+        """The copy that ``copy.deepcopy`` makes. What is not copied is lent at once."""
         return self._structure({id(tensor): _alias(tensor) for tensor in self._rest.values()})
 
     def in_place(self) -> torch.nn.Module:
