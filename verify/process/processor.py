@@ -67,7 +67,8 @@ def processor() -> dict[str, Any]:
 
 
 def _named(key: str) -> str | None:
-    """Of the first processor, where the system is one that says so (Linux)."""
+    """The value of the key for the first processor, where the system tells it (Linux); None
+    elsewhere."""
     try:
         lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
