@@ -30,7 +30,14 @@ class NotShown(Exception):
 
 
 class LocalOracle:
-    """Expected value and budget of each site of one sequence, from what the port has shown."""
+    """Expected value and budget of each site of one sequence, from what the port has shown.
+
+    Args:
+        config: sizes.
+        weights: the checkpoint's tensors, in the precision that the port declares.
+        precision: what the port computes in.
+        tokens_T: the sequence, int[T].
+    """
 
     def __init__(
         self,
