@@ -96,7 +96,7 @@ def _state(finding: Finding | None) -> str:
 
 
 def _scores(port: PortComparison) -> Iterator[str]:
-    """Of each check the smallest and the largest ratio, and where that is."""
+    """The smallest and the largest ratio of each check, and where that is."""
     rated: dict[str, list[tuple[float, Pair]]] = {}
     for pair in port.pairs:
         if (ratio := pair.ratio) is not None:
