@@ -104,7 +104,7 @@ class PortRuns:
         return {k: report for k, report in self._reports.items() if isinstance(report, Report)}
 
     def repeats(self) -> list[str]:
-        """For each port of ``merged`` the command line that judges it alone."""
+        """The command line that judges each port of ``merged`` alone."""
         return [self.repeat(port) for port in self._done()]
 
     def merged(self) -> Report | None:
