@@ -120,7 +120,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class Architecture:
-    """In what one family of models differs from another, whatever the sizes.
+    """What one family of models does otherwise than another, whatever the sizes.
 
     ``windows`` and ``ropes`` go by layer: layer i has element i, and a tuple that is shorter than
     the model is deep begins again.
