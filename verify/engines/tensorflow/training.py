@@ -84,7 +84,8 @@ class Training:
 
     @cached_property
     def _gradients(self) -> tuple[list[Tensor], Tensor]:
-        """Of the variables, then the two parts of wte; and of the sum of embeddings."""
+        """The derivatives with respect to the variables, then the two parts of wte's; and that of
+        the sum of embeddings."""
         with self._added():
             weights, sites = self._differentiable()
             loss = mean_loss(sites["logits"], self._labels)
