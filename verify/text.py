@@ -21,7 +21,7 @@ def one_line(text: object) -> str:
 
 
 def weights_words(weights_from: str) -> str:
-    """Where a port has its weights from, in a few words."""
+    """The origin of a port's weights, in a few words."""
     said = {
         "checkpoint": "converted from the checkpoint under test",
         "port": "the port's own",
