@@ -1,4 +1,4 @@
-"""What is said of one family of decoders, and what is the same in most of them."""
+"""The record of one family of decoders, and what most of them have in common."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpt_verify.reference.architecture import Norm
 
 @dataclass(frozen=True)
 class Family:
-    """How a family's files say what a model is.
+    """The way in which a family's files say what a model is.
 
     Attributes:
         name: ``model_type``.

@@ -55,7 +55,7 @@ _REQUIRED: Any = object()
 
 
 class Keys:
-    """What a ``config.json`` states, until it has been asked for.
+    """The keys that a ``config.json`` states, until they have been asked for.
 
     Args:
         path: the file, for messages.

@@ -34,7 +34,7 @@ def narrowed(path: Path, name: str, array: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def cast_remark(found: Iterable[Stored], weights: Path) -> list[str]:
-    """What is said where tensors are rounded, as no reader may leave unsaid."""
+    """The remark that tensors are rounded, which no reader may leave unsaid."""
     wide = [tensor.name for tensor in found if tensor.dtype == "float64"]
     if not wide:
         return []
@@ -110,7 +110,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Format:
-    """How one format writes what the table says.
+    """The way in which one format writes what the table of tensors says.
 
     Attributes:
         stored_name: the checkpoint's own name → the file's.

@@ -76,7 +76,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one evidence function found.
+    """The verdict and the numbers that one evidence function found.
 
     Attributes:
         verdict: what follows from it.

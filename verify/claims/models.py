@@ -217,7 +217,7 @@ class Model:
 
     @cached_property
     def subject(self) -> Subject:
-        """What the laws are handed."""
+        """The subject that the laws are handed."""
         return prepare(self.port, self.checkpoint, self._shared).subject(self.seed)
 
     def hold(self, law: str) -> Finding:
@@ -243,5 +243,5 @@ class Model:
         return self.hold(law).status is Status.PASSED
 
     def need(self, capability: Capability[F]) -> F:
-        """What the port offers; NotExamined where it does not."""
+        """The function that has this capability; NotExamined where the port has none."""
         return self.port.offers()[capability]

@@ -85,7 +85,7 @@ class Step:
 
     @property
     def value(self) -> Array:
-        """What it made."""
+        """The value that the operation made."""
         return self.values[self.site.name]
 
     def own(self, index: int) -> Array:
@@ -104,7 +104,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Back:
-    """What an operation hands back.
+    """The derivatives that an operation hands back.
 
     Attributes:
         inputs: the derivative with respect to each of its inputs.

@@ -47,7 +47,7 @@ class Read:
         return sum(self.by_row(direction))
 
     def by_row(self, direction: Direction) -> list[float]:
-        """What each sequence contributes to it."""
+        """The contribution of each sequence to ``along``."""
         return [pulled.along(direction) for pulled in self.tensors[direction.tensor]]
 
 

@@ -32,7 +32,7 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Floor:
-    """What rounding does to the logits of one sequence.
+    """The noise floor: what rounding does to the logits of one sequence.
 
     Attributes:
         rms_T: root mean square over the vocabulary, for each position that was asked for.

@@ -71,7 +71,8 @@ class LocalOracle:
     def expected(
         self, name: str, precision: Precision | None = None, heads: slice = EVERY
     ) -> Measured:
-        """What this site should be; raises NotShown where that cannot be known.
+        """The expected value of this site, with its budget; raises NotShown where that cannot be
+        known.
 
         Args:
             heads: of scores or a pattern, only these.

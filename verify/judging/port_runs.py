@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PortRuns:
-    """What is asked for, and the reports of the ports that have run so far.
+    """A request, and the reports of the ports that have run so far.
 
     Args:
         checkpoint: the directory, or None for the default checkpoint.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """The request of a run: the checkpoint, the ports, and the options.
 
     Attributes:
         checkpoint: opened.

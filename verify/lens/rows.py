@@ -59,7 +59,7 @@ _TO_INPUT = {"kl_input_layer_nats": "kl_ab"}
 
 
 class Arrays(Protocol):
-    """What differs between engines. Rows are padded to a length that suits the engine."""
+    """The part that differs between engines. Rows are padded to a length that suits the engine."""
 
     xp: Any
     n_vocab: int
@@ -92,7 +92,7 @@ class Arrays(Protocol):
         """Σ a over V, into room."""
 
     def summed(self, room: Array) -> Array:
-        """What was put there, in float64."""
+        """The sums that were put into room, in float64."""
 
     def argmax(self, y_PV: Array) -> Array:
         """The smallest id of each row's maximum, [P]."""

@@ -41,7 +41,7 @@ def not_shown(layer: int) -> Reading:
 def confirmed(
     assemblies: Sequence[Assembly], read: Callable[[int], Reading] = not_shown
 ) -> list[Assembly]:
-    """What remains of them when those are left out that are in the wrong order.
+    """The assemblies that remain when those are left out that are in the wrong order.
 
     Args:
         assemblies: as they were found.

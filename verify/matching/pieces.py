@@ -49,7 +49,8 @@ class Piece:
 def pieces(
     parameters: Sequence[Parameter], config: Config, weights: DeclaredWeights
 ) -> list[Piece]:
-    """What each parameter is made of. Only those are read whose shape leaves more than one way."""
+    """The pieces that each parameter is made of. Only those are read whose shape leaves more than
+    one way."""
     shapes = _Shapes(config, weights)
     ways = [shapes.ways(parameter) for parameter in parameters]
     stacks = any(way == ["stack"] for way in ways)

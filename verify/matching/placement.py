@@ -109,7 +109,7 @@ class Matching:
         return not (self.surplus or self.missing) and all(p.exact for p in self.placements)
 
     def places(self) -> dict[str, Place]:
-        """What each parameter is."""
+        """The place of each parameter, for the report."""
         found = {placement.parameter: placement.place for placement in self.placements}
         found |= dict.fromkeys(self.padding, Place(None, PADDING, sure=False))
         return found | dict.fromkeys(self.surplus, Place(None, SURPLUS, sure=False))

@@ -118,7 +118,7 @@ def port_of(
     dtype: Dtype | None,
     device: str,
 ) -> Port:
-    """What a factory makes, as a port.
+    """Make a port of what a factory returns.
 
     Args:
         spec: its name.

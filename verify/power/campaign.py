@@ -80,7 +80,7 @@ CORRECT = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be tried.
+    """A plan of what is to be tried.
 
     Attributes:
         checkpoint: a directory.

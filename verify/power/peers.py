@@ -29,7 +29,7 @@ _MEAN = 5e-5
 
 @dataclass(frozen=True)
 class Shown:
-    """What one port shows to a comparison that is made by hand.
+    """The tensors that one port shows to a comparison that is made by hand.
 
     Attributes:
         logits: of each input, float[B, T, V].

@@ -59,7 +59,7 @@ _LARGEST = 512
 
 @dataclass(frozen=True)
 class FaultOutcome:
-    """What the suite said of one fault in one form.
+    """The suite's judgement of one fault in one form.
 
     Attributes:
         planting: which fault, and how it was planted.
@@ -130,7 +130,7 @@ class FaultOutcome:
 
 @dataclass(frozen=True)
 class CorrectOutcome:
-    """What the suite said of one correct port.
+    """The suite's judgement of one correct port.
 
     Attributes:
         variant: its name.

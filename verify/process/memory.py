@@ -51,7 +51,7 @@ _V2 = _Version(
 
 
 def available_bytes(root: Path = _ROOT) -> int | None:
-    """What may still be taken; None where the system does not say (macOS, Windows).
+    """The bytes that may still be taken; None where the system does not say (macOS, Windows).
 
     Args:
         root: of the file system in which ``proc`` and ``sys`` lie.

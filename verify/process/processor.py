@@ -33,7 +33,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def processor() -> dict[str, Any]:
-    """What a report says: all of it is plain data.
+    """The processor as a report describes it, in plain data.
 
     ``blas`` are the libraries of linear algebra that show themselves (MKL in torch does not);
     ``numpy`` are the instructions beyond the baseline that NumPy's own loops use.

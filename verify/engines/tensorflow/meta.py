@@ -44,7 +44,7 @@ _RUN = _VARIABLE | _SAME | _GATHER | _MATMUL | set(_ARITHMETIC.split())
 
 @dataclass(frozen=True)
 class Forward:
-    """What was found.
+    """The forward graph that was found.
 
     Attributes:
         description: one line.

@@ -26,7 +26,7 @@ Array = NDArray[Any]
 
 
 class Training:
-    """What is added to the graph of one model in order to train it in one precision.
+    """The part that is added to the graph of one model in order to train it in one precision.
 
     Each part is added when it is first asked for; the forward pass stays as it is.
     """

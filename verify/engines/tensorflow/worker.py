@@ -144,7 +144,7 @@ class Commands:
         return [({"tied": found.tied is True, "description": found.description}, [])]
 
     def training(self, dtype: str, model: str = ORIGINAL) -> Answer:
-        """What the graph that is run draws at random."""
+        """The operations of the graph that is run that draw at random."""
         from gpt_verify.engines.tensorflow.meta import drawn
 
         return [({"drawn": drawn(self._model(model).sites(dtype)["logits"])}, [])]

@@ -50,7 +50,7 @@ class Differentiation:
         return self._differentiated(lambda: self._input_gradients(tokens, position))
 
     def graph(self, logits: torch.Tensor) -> Graph:
-        """What a run recorded.
+        """The graph that a run recorded.
 
         Raises:
             NotExamined: it recorded nothing.

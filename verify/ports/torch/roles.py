@@ -76,7 +76,7 @@ class Role:
 
 
 def role_of(placement: Placement, config: Config) -> Role:
-    """What a parameter holds that was placed whole."""
+    """The role of a parameter that was placed whole."""
     columns, width = None, config.n_embd
     if placement.part is not None:
         columns = tuple(range(placement.part * width, (placement.part + 1) * width))

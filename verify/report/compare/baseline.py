@@ -20,7 +20,7 @@ _NOW = "this run"
 
 @dataclass(frozen=True)
 class Baseline:
-    """What ``--baseline`` names."""
+    """The earlier report that ``--baseline`` names."""
 
     name: str
     report: Report
@@ -62,7 +62,7 @@ class Baseline:
         require_comparable(self.report, plain(checkpoint), plain(inputs), (self.name, _NOW))
 
     def against(self, report: Report, ports: Sequence[str] | None) -> Comparison:
-        """What moved since.
+        """Compare the run with the baseline.
 
         Args:
             report: of the run.

@@ -168,12 +168,12 @@ class Comparison:
 
     @property
     def worse(self) -> int:
-        """How much is."""
+        """How many checks and verdicts are worse."""
         return self.worse_checks + self.worse_verdicts
 
     @property
     def better(self) -> int:
-        """How many checks pass that did not."""
+        """How many checks pass now that did not."""
         return sum(pair.better for port in self.ports for pair in port.pairs)
 
     @property
@@ -189,7 +189,7 @@ def compare_reports(
     ports: Sequence[str] = (),
     asked: Sequence[str] | None = None,
 ) -> Comparison:
-    """What moved.
+    """Compare two reports: what is worse, what is better, what moved.
 
     Args:
         before, after: the two sides.

@@ -135,7 +135,7 @@ def _moved(before: str, after: str) -> str:
 
 
 def summary(comparison: Comparison) -> str:
-    """What it comes to, in one line."""
+    """The result of a comparison, in one line."""
     checks = sum(len(port.pairs) for port in comparison.ports)
     of = f"of {count(len(comparison.ports), 'port')}, {count(checks, 'check')}"
     better = f"; {count(comparison.better, 'check')} better" if comparison.better else ""

@@ -43,7 +43,7 @@ Colours = Literal["standard", "256", "truecolor", "windows"]
 
 
 def colours_of(stream: TextIO) -> Colours | None:
-    """What a stream can show; None where it is no terminal, or NO_COLOR is set."""
+    """The colours that a stream can show; None where it is no terminal, or NO_COLOR is set."""
     console = Console(file=stream, legacy_windows=False)
     shown: Any = console.color_system if stream.isatty() and not console.no_color else None
     return cast(Colours | None, shown)
