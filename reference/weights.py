@@ -10,7 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpt_verify.reference.config import Config
+
+Array = NDArray[np.floating]
+#: What lies side by side in the last axis of ``c_attn``: gpt-2 ``src/model.py:104``.
+QKV = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
@@ -23,16 +30,24 @@ class TensorSpec:
         stored_shape: as the file has it. OpenAI's ``conv1d`` keeps a leading 1, the width of a
             convolution over one position: ``[1, in, out]``.
         role: ``embedding``, ``gain``, ``bias`` or ``matrix``.
+        parts: names of what lies side by side in its last axis, in equal shares; empty where it is
+            one thing.
     """
 
     name: str
     shape: tuple[int, ...]
     stored_shape: tuple[int, ...]
     role: str
+    parts: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """The shape of one of its parts."""
+        return (*self.shape[:-1], self.shape[-1] // max(1, len(self.parts)))
 
 
 def tensor_table(config: Config) -> dict[str, TensorSpec]:
@@ -41,20 +56,19 @@ def tensor_table(config: Config) -> dict[str, TensorSpec]:
     keys, d, v = config.keys, config.n_embd, config.n_vocab
     table: dict[str, TensorSpec] = {}
 
-    def vector(name: str, role: str, size: int) -> None:
-        table[name] = TensorSpec(name, (size,), (size,), role)
+    def vector(name: str, role: str, size: int, parts: tuple[str, ...] = ()) -> None:
+        table[name] = TensorSpec(name, (size,), (size,), role, parts)
 
     def norm(scope: str, size: int = d) -> None:
         vector(f"{scope}/g", "gain", size)
         if not keys.norm.rms:
             vector(f"{scope}/b", "bias", size)
 
-    def conv1d(scope: str, n_in: int, n_out: int, bias: bool) -> None:
-        table[f"{scope}/w"] = TensorSpec(
-            f"{scope}/w", (n_in, n_out), (1, n_in, n_out), role="matrix"
-        )
+    def conv1d(scope: str, n_in: int, n_out: int, bias: bool, parts: tuple[str, ...] = ()) -> None:
+        shape = n_in, n_out
+        table[f"{scope}/w"] = TensorSpec(f"{scope}/w", shape, (1, *shape), "matrix", parts)
         if bias:
-            vector(f"{scope}/b", "bias", n_out)
+            vector(f"{scope}/b", "bias", n_out, parts)
 
     def rows(name: str, count: int) -> None:
         table[name] = TensorSpec(name, (count, d), (count, d), "embedding")
@@ -62,7 +76,7 @@ def tensor_table(config: Config) -> dict[str, TensorSpec]:
     def attention(at: str) -> None:
         q, kv = (n * config.head_size for n in (config.n_head, config.n_kv))
         if keys.fused:
-            conv1d(f"{at}/c_attn", d, 3 * d, bias=True)
+            conv1d(f"{at}/c_attn", d, len(QKV) * d, True, QKV)
         else:
             for part, size in (("q", q), ("k", kv), ("v", kv)):
                 conv1d(f"{at}/{part}", d, size, keys.bias_qkv)
@@ -109,6 +123,11 @@ def tensor_table(config: Config) -> dict[str, TensorSpec]:
     if keys.bias_head:
         vector("lm_head/b", "bias", v)
     return table
+
+
+def split_qkv(value: Array) -> list[Array]:
+    """Queries, keys and values of ``c_attn``, or of what it makes: views along the last axis."""
+    return np.split(value, len(QKV), axis=-1)
 
 
 def parameter_count(config: Config) -> int:

@@ -15,7 +15,8 @@ from gpt_verify.checkpoint import open_checkpoint
 from gpt_verify.checkpoint.synthetic import resolve_size, synthetic_tensors
 from gpt_verify.checkpoint.write import write_huggingface, write_openai
 from gpt_verify.errors import CheckpointError, UsageError
-from gpt_verify.laws.decoding import RIGHT, decode
+from gpt_verify.graph.decode import decode
+from gpt_verify.laws.decoding import RIGHT
 from gpt_verify.reference import (
     ARCHITECTURES,
     GPT1,

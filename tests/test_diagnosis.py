@@ -45,7 +45,7 @@ def factories(tmp_path: Path) -> Path:
         "two = make(('gelu-erf', [0]), ('gelu-scale-0.79788', [2]))\n"
         "two_logits = make(('gelu-erf', [0]), ('gelu-cubic-0.0447', [2]), only=True)\n"
         "for n in CATALOGUE:\n"
-        "    if CATALOGUE[n].plant:\n"
+        "    if CATALOGUE[n].inject is not None:\n"
         "        globals()['all_' + n] = make((n, range(3)))\n"
         "        globals()['one_' + n] = make((n, [1]))\n"
         "        globals()['logits_' + n] = make((n, range(3)), only=True)\n"

@@ -15,6 +15,7 @@ from models import CONFIG
 from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
 from gpt_verify.checkpoint.synthetic import synthesize
 from gpt_verify.command.cli import main
+from gpt_verify.faults.fault import InModel
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.port import Port
@@ -165,7 +166,7 @@ class TestItCanFail:
         return [s.words for s in summary.statements(found) if not s.holds]
 
     def test_a_fault_that_is_not_there(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        name = self.with_fault(monkeypatch, plant=lambda model, layers: None)
+        name = self.with_fault(monkeypatch, inject=InModel(lambda model, layers: None))
         assert self.short(model, name) == [
             "faults detected",
             "faults localised",
@@ -174,7 +175,7 @@ class TestItCanFail:
 
     def test_a_fault_that_is_elsewhere(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Named as what it is, which is not what it is called."""
-        name = self.with_fault(monkeypatch, plant=CATALOGUE["norm-eps-1e-6"].plant)
+        name = self.with_fault(monkeypatch, inject=CATALOGUE["norm-eps-1e-6"].inject)
         short = self.short(model, name)
         assert "faults detected" not in short
         assert {"faults localised", "faults explained", "trials with a wrong name"} <= set(short)
@@ -237,7 +238,7 @@ def test_forms() -> None:
     assert found == {EVERYWHERE, ONE_LAYER, LOGITS}
     found = {planting.form for planting in plantings(CATALOGUE["weights-bfloat16"], CONFIG)}
     assert TENSORFLOW in found
-    assert plantings(replace(CATALOGUE["gelu-erf"], plant=None), CONFIG) == []
+    assert plantings(replace(CATALOGUE["gelu-erf"], inject=None), CONFIG) == []
 
 
 class TestTokenizers:
@@ -284,7 +285,7 @@ def test_a_damaged_checkpoint_for_tensorflow(model: Path) -> None:
     names = damaged(fault, source, [0, 1, 2]).tensors
     changed = [n for n, x in names.items() if not np.array_equal(x, source.tensors[n])]
     assert changed
-    assert all(any(n.endswith(kind) for kind in fault.tensors) for n in changed)
+    assert all(any(n.endswith(kind) for kind in fault.tensors.kinds) for n in changed)
 
 
 class TestPeers:

@@ -39,6 +39,32 @@ class Site:
     heads: int = 0
     width: int = 0
 
+    # What a port has to know of an operation that it looks for; all else is its record's.
+
+    @property
+    def looks_up(self) -> bool:
+        """It is read from tables, by tokens and positions."""
+        return not self.inputs
+
+    @property
+    def is_product(self) -> bool:
+        """It is another site times a matrix of the checkpoint."""
+        return self.operation in ("linear", "unembed")
+
+    @property
+    def is_logits(self) -> bool:
+        return self.operation == "unembed"
+
+    @property
+    def centres(self) -> bool:
+        """It is blind to a constant in what it reads: a layer norm."""
+        return self.operation == "layer_norm"
+
+    @property
+    def is_sum(self) -> bool:
+        """It is the sum of what it reads."""
+        return self.operation == "add"
+
 
 @cache
 def sites(config: Config) -> dict[str, Site]:

@@ -38,14 +38,12 @@ def planted(
     around = []
     for name, layers in faults:
         fault = CATALOGUE[name]
-        assert fault.plant or fault.plant_port, f"{name} cannot be planted in a port"
-        if fault.plant:
-            fault.plant(model, layers)
-        if fault.plant_port:
-            around.append(fault.plant_port)
+        assert fault.inject is not None, f"{name} cannot be injected into a port"
+        fault.put_into(model, layers)
+        around.append(fault.put_around)
     port = TorchModule(model, source, " and ".join(name for name, _ in faults) or "correct")
-    for plant_port in around:
-        plant_port(port, source)
+    for put_around in around:
+        put_around(port, source)
     return port
 
 

@@ -28,7 +28,11 @@ LAYERS = range(CONFIG.n_layer)
 #: What a difference between the two forms is proved to be seen by: a change in the seventh digit.
 OFF = 1 + 1e-7
 #: A fault of precision is none in float64, and is compared in float32.
-SITES = [f for f in CATALOGUE.values() if f.acts and f.plant and f.family != "precision"]
+SITES = [
+    f
+    for f in CATALOGUE.values()
+    if f.sites.operations and f.inject is not None and f.family != "precision"
+]
 
 
 @pytest.mark.parametrize("fault", CATALOGUE.values(), ids=CATALOGUE)
@@ -36,8 +40,8 @@ def test_it_is_described(fault: Fault) -> None:
     assert fault.name.startswith(f"{fault.family}-")
     assert fault.summary
     assert not fault.summary.endswith(".")
-    assert fault.acts or fault.alter or fault.plant or fault.plant_port
-    assert {site.kind for site in sites(CONFIG).values()} >= set(fault.acts)
+    assert fault.inject is not None or fault.predict is not None
+    assert {site.kind for site in sites(CONFIG).values()} >= set(fault.sites.operations)
 
 
 def run_with(overrides: Mapping[str, Act]) -> Run:

@@ -32,8 +32,8 @@ from gpt_verify.reference import Config
 from gpt_verify.sites import sites
 
 FAMILIES = ("gelu", "norm", "attention", "linear", "residual", "embeddings", "head")
-FAULTS = [f for f in CATALOGUE.values() if f.family in FAMILIES and f.plant is not None]
-ACTING = [f for f in FAULTS if f.acts or f.fits]
+FAULTS = [f for f in CATALOGUE.values() if f.family in FAMILIES and f.inject is not None]
+ACTING = [f for f in FAULTS if f.sites.operations or f.sites.fitted]
 LAYERS = tuple(range(CONFIG.n_layer))
 
 #: The first token and the last stand in it, and it is as long as it may be.
@@ -176,7 +176,9 @@ def filtered(fault: Fault, layers: Sequence[int]) -> Filtered:
     return found
 
 
-@pytest.mark.parametrize(("fault", "layers"), forms([f for f in ACTING if f.law and f.acts]))
+@pytest.mark.parametrize(
+    ("fault", "layers"), forms([f for f in ACTING if f.law and f.sites.operations])
+)
 def test_it_is_named_from_logits_alone(fault: Fault, layers: tuple[int, ...]) -> None:
     found = filtered(fault, layers)
     names = {m.candidate.fault for m in found.matches}

@@ -23,7 +23,7 @@ PLACES = [f"{name}@{i % CONFIG.n_layer}" for i, (name, f) in enumerate(FAULTS.it
 
 def readers(fault: Fault, layers: list[int]) -> list[str]:
     """Sites that read a damaged tensor, in order."""
-    names = set(tensors_of(fault.tensors, layers))
+    names = set(tensors_of(fault.tensors.kinds, layers))
     return [site.name for site in sites(CONFIG).values() if names & set(site.weights)]
 
 
@@ -38,7 +38,7 @@ def test_it_is_found_in_its_tensor_and_named(planted: str) -> None:
     assert wrong == set(readers(fault, layers))
     assert report.first_divergence == readers(fault, layers)[0]
     assert report.explained_by == (name,), report.causes
-    assert set(tensors_of(fault.tensors, layers)) <= set(report.causes[0].where)
+    assert set(tensors_of(fault.tensors.kinds, layers)) <= set(report.causes[0].where)
     first = finding(report, "weights.values", report.first_divergence)
     assert f"explained by {name}" in first.message
 
@@ -80,7 +80,7 @@ STRUCK = [
 @pytest.mark.parametrize(("name", "tensor"), STRUCK)
 def test_it_is_named_in_any_tensor(name: str, tensor: str) -> None:
     """Also where the catalogue does not plant it; and by no other name."""
-    alter = FAULTS[name].alter
+    alter = FAULTS[name].tensors.corrupt
     assert alter is not None
     explanation = explain(changed(tensor, alter))
     assert {candidate.fault for candidate in explanation.accepted} == {name}, str(explanation)
@@ -130,7 +130,7 @@ def test_of_another_model_nothing_is_said(tensor: str, seed: int) -> None:
     assert explain(changed(tensor, lambda t: other)).best is None
 
 
-@pytest.mark.parametrize("name", [n for n, f in FAULTS.items() if not f.spot])
+@pytest.mark.parametrize("name", [n for n, f in FAULTS.items() if not f.tensors.localised])
 def test_it_is_named_from_logits_alone(name: str) -> None:
     report = judged(f"{ANY}logits {name}")
     assert report.verdict is Verdict.REFUTED
@@ -148,7 +148,7 @@ def test_in_one_layer_too(name: str) -> None:
     assert cause.note == "layer 1"
 
 
-@pytest.mark.parametrize("name", [n for n, f in FAULTS.items() if f.spot])
+@pytest.mark.parametrize("name", [n for n, f in FAULTS.items() if f.tensors.localised])
 def test_one_place_is_not_guessed_from_logits(name: str) -> None:
     report = judged(f"{ANY}logits {name}")
     assert report.explained_by == ()

@@ -36,8 +36,6 @@ def faulty(
     """The same with a fault of the catalogue, in every layer."""
     fault = CATALOGUE[name]
     port = plain(dtype=dtype, source=source, options=options)
-    if fault.plant:
-        fault.plant(port.module, range(port.config.n_layer))
-    if fault.plant_port:
-        fault.plant_port(port, source or checkpoint())
+    fault.put_into(port.module, range(port.config.n_layer))
+    fault.put_around(port, source or checkpoint())
     return port

@@ -7,9 +7,10 @@ import pytest
 from models import CONFIG, checkpoint
 from rounding import LIMIT_FLOORS, Noise, reference_run
 
+from gpt_verify.graph.decode import decode
 from gpt_verify.laws.cache.check import splits_of
 from gpt_verify.laws.cache.hypotheses import ways
-from gpt_verify.laws.decoding import Way, decode
+from gpt_verify.laws.decoding import Way
 
 SOURCE = checkpoint()
 TOKENS = np.random.default_rng(3).integers(0, CONFIG.n_vocab, 7)
@@ -31,9 +32,9 @@ def test_every_mistake_shows_in_some_split_and_in_none_without_a_cache() -> None
             np.inf if got is None else NOISE.floors("logits", got)
             for got in (decoded(lengths, way) for lengths in splits_of(7))
         ]
-        assert max(shown) > LIMIT_FLOORS, way.words
-        if "sees only the last" not in way.words:
-            assert shown[0] <= LIMIT_FLOORS, way.words
+        assert max(shown) > LIMIT_FLOORS, way.message
+        if "sees only the last" not in way.message:
+            assert shown[0] <= LIMIT_FLOORS, way.message
 
 
 def test_a_position_that_does_not_exist_is_no_hypothesis() -> None:

@@ -213,8 +213,7 @@ PLANTED = [n for n, f in CATALOGUE.items() if f.family == "gradient"]
 @pytest.mark.parametrize("name", PLANTED)
 def test_every_fault_of_the_catalogue_is_named(name: str, layers: Sequence[int]) -> None:
     made, fault = plain(), CATALOGUE[name]
-    assert fault.plant is not None
-    fault.plant(made.module, layers)
+    fault.put_into(made.module, layers)
     findings = held(made)
     assert named(findings) == [name]
     # Every value is right: nothing else of a plain pass knows of it.
@@ -230,8 +229,7 @@ def test_a_rule_for_every_fault_that_is_not_read_off() -> None:
 def test_what_changes_too_little_to_be_known_by_has_no_name() -> None:
     """Where the first block begins, two tensors lie behind: two numbers are hit by chance."""
     made, fault = plain(), CATALOGUE["gradient-blocks-apart"]
-    assert fault.plant is not None
-    fault.plant(made.module, [0])
+    fault.put_into(made.module, [0])
     findings = held(made)
     assert failed(findings) == ["embed"]
     assert named(findings) == []
@@ -248,8 +246,7 @@ def test_what_looks_like_another_mistake_as_well_has_no_name(
     """A layer norm of two channels lets next to nothing back, and hides what lies behind it."""
     source, fault = checkpoint(config), CATALOGUE[f"gradient-{name}"]
     made = plain(source=source)
-    assert fault.plant is not None
-    fault.plant(made.module, range(config.n_layer))
+    fault.put_into(made.module, range(config.n_layer))
     try:
         findings = held(made if twin else without_twin(made), source)
     except NotExamined:

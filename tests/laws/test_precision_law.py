@@ -70,7 +70,7 @@ def test_autocast_is_recognised(name: str) -> None:
 
 
 def test_one_product_in_half_precision_is_named() -> None:
-    altered = plain(lambda model: CATALOGUE["precision-product-bfloat16"].plant(model, [1]))
+    altered = plain(lambda model: CATALOGUE["precision-product-bfloat16"].put_into(model, [1]))
     (finding,) = hold("precision", altered)
     assert finding.status is Status.FAILED
     assert "computes in bfloat16 at h.1.mlp.pre of" in finding.message

@@ -293,10 +293,8 @@ def files_for(name: str) -> str:
 
 def altered(name: str, files: str | None = None) -> WithTokenizers:
     """A port with one tokenizer, which has the mistake."""
-    plant = CATALOGUE[f"tokenizer-{name}"].plant_port
-    assert plant is not None
     port = WithTokenizers({})
-    plant(port, source(files or files_for(name)))
+    CATALOGUE[f"tokenizer-{name}"].put_around(port, source(files or files_for(name)))
     return port
 
 

@@ -215,8 +215,7 @@ class TestRefutedInFloat64:
     @pytest.mark.parametrize("fault", GRADIENT, ids=lambda fault: fault.name)
     def test_a_mistake_on_the_way_back_to_the_lookup_is_not_its_own(self, fault: Fault) -> None:
         made = plain()
-        assert fault.plant is not None
-        fault.plant(made.module, range(CONFIG.n_layer))
+        fault.put_into(made.module, range(CONFIG.n_layer))
         assert found(made).fault is None
 
     def test_one_row_is_all_rows(self) -> None:

@@ -107,7 +107,7 @@ class Deviations:
         return self._candidates[key]
 
     def _computed(self, fault: Fault, single_layers: bool) -> Iterator[Candidate]:
-        if not (fault.acts or fault.alter) or fault.spot:
+        if not fault.predicted or (fault.tensors and fault.tensors.localised):
             return
         choices: list[tuple[int, ...] | None] = [None]
         if single_layers:
@@ -121,7 +121,7 @@ class Deviations:
             overrides = fault.overrides(self._config, layers)
             deviation = self._deviation(overrides) if overrides else None
             if deviation is not None:
-                yield Candidate(fault.name, layers, deviation, fault.coarse)
+                yield Candidate(fault.name, layers, deviation, fault.sites.quantising)
 
     def _deviating(self, logits_SN: Floats) -> Floats:
         """What is not right, apart from a constant for each position, to which softmax is blind."""

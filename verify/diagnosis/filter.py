@@ -44,7 +44,7 @@ class Candidate:
         fault: name in the catalogue.
         layers: where it is planted; None everywhere.
         deviation_SN: logits with the fault minus logits without, [sequences, elements].
-        coarse: the fault rounds coarsely, and not always to the same side (``Fault.coarse``).
+        coarse: the fault rounds coarsely, and not always to the same side (``AtSites.quantising``).
     """
 
     fault: str

@@ -24,6 +24,7 @@ from gpt_verify.laws.catalogue import CATALOGUE, faults_of
 from gpt_verify.numerics.precision import FLOAT64
 from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY
 from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import split_qkv
 from gpt_verify.sites import sites
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _denied(right: set[str], config: Config | None, name: str, where: Collection
     Of a fault of the weights nothing is expected: any tensor may be damaged alone.
     """
     fault = CATALOGUE.get(name)
-    if fault is None or not fault.acts or config is None:
+    if fault is None or not fault.sites.operations or config is None:
         return 0
     layers = {site.layer for at in where if (site := sites(config).get(at))}
     changed = fault.overrides(config, sorted(layer for layer in layers if layer is not None))
@@ -280,5 +281,4 @@ def _put(
         own[name] = got
         return
     whole = own.setdefault(name, np.array(subject.weights[placement.tensor]))
-    width = whole.shape[-1] // 3
-    whole[..., placement.part * width : (placement.part + 1) * width] = got
+    split_qkv(whole)[placement.part][...] = got

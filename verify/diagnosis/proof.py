@@ -111,7 +111,7 @@ def named_faults(report: PortReport, config: Config) -> list[Planted]:
             continue
         layers = _layers(cause.sites, config)
         acts = fault.overrides(config, layers) | {
-            kind: act for kind, act in fault.acts.items() if kind in OUTSIDE
+            kind: act for kind, act in fault.sites.operations.items() if kind in OUTSIDE
         }
         acts = {n: a for n, a in acts.items() if n in cause.sites or n not in examined}
         found.append(_planted(cause.fault, layers, acts, config))
@@ -182,8 +182,8 @@ def prove(subject: Subject, planted: Sequence[Planted], inputs: Sequence[Input])
 
 
 def is_coarse(planted: Planted) -> bool:
-    """It rounds coarsely (``Fault.coarse``)."""
-    return planted.fault in CATALOGUE and CATALOGUE[planted.fault].coarse
+    """It rounds coarsely (``AtSites.quantising``)."""
+    return planted.fault in CATALOGUE and CATALOGUE[planted.fault].sites.quantising
 
 
 def _shown(port: Port, places: set[str], tokens_T: Tokens) -> dict[str, Act]:

@@ -70,7 +70,7 @@ class SiteDiagnosis:
         self._config, self._weights, self._precision = config, weights, precision
         self._tokens_T, self._row = tokens_T, row
         self._failed = set(failed)
-        self._faults = [fault for fault in faults if fault.acts or fault.fits]
+        self._faults = [(fault.name, fault.sites) for fault in faults]
         self._own, self._damage = own or {}, damage or {}
         self._sites = sites(config)
         self._oracle = LocalOracle(config, weights, precision, tokens_T)
@@ -117,18 +117,19 @@ class SiteDiagnosis:
     ) -> Iterator[Candidate]:
         """Every fault that acts at one of these sites, with what it leaves."""
         inner = site.layer is not None and site.layer + 1 < self._config.n_layer
-        for fault in self._faults:
-            if fault.last and inner:
+        kinds = {name: self._sites[name].kind for name in concerned}
+        for fault, at in self._faults:
+            if at.last and inner:
                 continue
-            kinds = {name: self._sites[name].kind for name in concerned}
-            overrides = {name: fault.acts[k] for name, k in kinds.items() if k in fault.acts}
-            if site.name in concerned and (fit := fault.fits.get(site.kind)):
+            made = at.operations
+            overrides = {name: made[kind] for name, kind in kinds.items() if kind in made}
+            if site.name in concerned and (fit := at.fitted.get(site.kind)):
                 overrides[site.name] = partial(fit, got)
             if not overrides:
                 continue
-            score = self._leaves(site, overrides, got, expected, STEADY if fault.coarse else 1.0)
+            score = self._leaves(site, overrides, got, expected, STEADY if at.quantising else 1.0)
             if score is not None:
-                yield Candidate(fault.name, score)
+                yield Candidate(fault, score)
 
     def _expected(self, site: Site) -> Measured:
         if site.name != "logits":
@@ -233,11 +234,12 @@ def _score(
 
     Of scores only over s ≤ t, because the others are masked.
     """
+    masked = made_by(site).masked
     z = (got - expected) / budget
-    if site.operation == "scores":
+    if masked:
         z = np.where((got <= HIDDEN) & (expected <= HIDDEN), 0.0, z)
     z = np.where(np.isfinite(z), z, np.inf)
-    if site.operation == "scores":
+    if masked:
         z = z[np.broadcast_to(np.tri(*z.shape[-2:], dtype=np.bool_), z.shape)]
     best = np.sort(z.ravel() ** 2)[: max(1, round(fraction * z.size))]
     return float(np.sqrt(np.mean(best))) if z.size else 0.0

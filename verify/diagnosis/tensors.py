@@ -18,7 +18,7 @@ from gpt_verify.explanation import Candidate, Explanation
 from gpt_verify.findings import layer_of
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32
 from gpt_verify.reference.config import Config
-from gpt_verify.reference.weights import tensor_table
+from gpt_verify.reference.weights import QKV, split_qkv, tensor_table
 
 Array = NDArray[np.floating]
 
@@ -110,14 +110,14 @@ def _rearranged(d: Difference) -> Iterator[tuple[str, str, Array]]:
             d.expected.T.reshape(d.expected.shape),
         )
     width = d.expected.shape[-1]
-    if "/c_attn/" in d.name and width == 3 * d.config.n_embd:
-        parts = np.split(d.expected, 3, axis=-1)
-        for order in itertools.permutations(range(3)):
-            if order != (0, 1, 2):
-                names = ", ".join("qkv"[i] for i in order)
-                rearranged = np.concatenate([parts[i] for i in order], axis=-1)
+    if "/c_attn/" in d.name and width == len(QKV) * d.config.n_embd:
+        parts = dict(zip(QKV, split_qkv(d.expected), strict=True))
+        for order in itertools.permutations(QKV):
+            if order != QKV:
+                names = ", ".join(order)
+                rearranged = np.concatenate([parts[part] for part in order], axis=-1)
                 yield "weights-parts-permuted", f"in the order {names}", rearranged
-        by_head = d.expected.reshape(*d.expected.shape[:-1], 3, d.config.n_head, -1)
+        by_head = d.expected.reshape(*d.expected.shape[:-1], len(QKV), d.config.n_head, -1)
         interleaved = np.swapaxes(by_head, -3, -2).reshape(d.expected.shape)
         yield "weights-heads-interleaved", "q, k, v of one head side by side", interleaved
     whole = d.config.n_embd % d.config.n_head == 0

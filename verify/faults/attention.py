@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import Fault, InModel, of_operations
 from gpt_verify.faults.later import torch
 from gpt_verify.faults.plant import replace
 from gpt_verify.graph.call import Act, Call
@@ -37,7 +37,7 @@ def attention(
     """A fault by the sites of attention that it changes, and the methods."""
     acts = {f"attn.{kind}": act for kind, act in acts.items()}
     plant = partial(plant_steps, steps)
-    return Fault(name, "attention", summary, seen, acts, plant=plant, **more)
+    return of_operations(name, "attention", summary, seen, acts, plant, **more)
 
 
 # The scale
@@ -130,7 +130,7 @@ def _narrow(name: str, precision: Precision, seen: str) -> Fault:
         {"scores": scores, "pattern": pattern},
         {"softmax": in_torch},
         seen,
-        coarse=True,
+        quantising=True,
     )
 
 
@@ -199,13 +199,13 @@ FAULTS = (
         lambda call: _size(call) ** 0.5,
         lambda attn, q: math.sqrt(q.shape[-1]),
     ),
-    Fault(
+    of_operations(
         "attention-scale-by-layer",
         "attention",
         "divides the scores by the number of the layer as well",
         "scale_attn_by_inverse_layer_idx of transformers' GPT2Config",
-        acts={"attn.scores": partial(_scaled, lambda call: _size(call) ** -0.5 / (call.layer + 1))},
-        plant=_plant_by_layer,
+        {"attn.scores": partial(_scaled, lambda call: _size(call) ** -0.5 / (call.layer + 1))},
+        _plant_by_layer,
         needs="more than one layer: the first is divided by 1",
     ),
     attention(
@@ -243,13 +243,13 @@ FAULTS = (
         {"mix": _transposed_mix},
         {"mix": lambda attn, pattern, v: pattern.transpose(-1, -2) @ v},
     ),
-    Fault(
+    of_operations(
         "attention-key-bias-dropped",
         "attention",
         "leaves out the bias of the keys, to which softmax is blind: qkv differs, no logit does",
         "qkv_bias of BEiT, whose keys have none",
-        acts={"attn.qkv": _no_key_bias},
-        plant=_drop_key_bias,
+        {"attn.qkv": _no_key_bias},
+        _drop_key_bias,
         needs="a bias of the keys that is not 0; seen where qkv is shown, never in logits",
     ),
     Fault(
@@ -257,7 +257,7 @@ FAULTS = (
         "attention",
         "drops one weight of attention in ten by chance, as in training",
         "a model that was not put into evaluation mode",
-        plant=partial(plant_steps, {"softmax": _torch_dropout}),
+        InModel(partial(plant_steps, {"softmax": _torch_dropout})),
         law="determinism",
     ),
 )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.faults.attention import attention, plant_steps
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import Fault, of_operations
 from gpt_verify.graph.call import Act, Call
 from gpt_verify.reference.ops import Array, attention_mix, attention_scores
 
@@ -153,7 +153,7 @@ def _linear(name: str, summary: str, cut: Cut, in_torch: Any, seen: str = "") ->
     """The place of the cut belongs to the family of the linear maps."""
     acts = {f"attn.{kind}": act for kind, act in cut_acts(cut).items()}
     plant = partial(plant_steps, {"heads": in_torch})
-    return Fault(name, "linear", summary, seen, acts, plant=plant)
+    return of_operations(name, "linear", summary, seen, acts, plant)
 
 
 FAULTS = (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import Fault, InModel, of_operations
 from gpt_verify.faults.later import torch
 from gpt_verify.faults.plant import replace
 from gpt_verify.graph.call import Act, Call
@@ -30,8 +30,8 @@ def _embeddings(
     def plant(model: Any, layers: object) -> None:
         replace(model, "embed", in_torch)
 
-    return Fault(
-        name, "embeddings", summary, seen, {"embed": act}, plant=plant, layered=False, **more
+    return of_operations(
+        name, "embeddings", summary, seen, {"embed": act}, plant, layered=False, **more
     )
 
 
@@ -301,9 +301,8 @@ FAULTS = (
         "embeddings",
         "drops a tenth of the embeddings by chance, as in training",
         "a model that was not put into evaluation mode",
-        plant=_plant_dropout,
+        InModel(_plant_dropout, layered=False),
         law="determinism",
-        layered=False,
     ),
     _tokens(
         "embeddings-rows-exchanged",

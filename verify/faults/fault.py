@@ -57,6 +57,92 @@ OUTSIDE = frozenset(("embed", "ln_f", "logits"))
 
 
 @dataclass(frozen=True)
+class InModel:
+    """A fault that is injected in torch, into some layers of a ``gpt_verify.faults.model.Model``.
+
+    Attributes:
+        inject: changes the model.
+        layered: it can be injected into one layer as well as into all.
+        in_blocks: it lies in the blocks, although it changes none of their sites.
+    """
+
+    inject: Plant
+    layered: bool = True
+    in_blocks: bool = False
+
+
+@dataclass(frozen=True)
+class AroundPort:
+    """A fault that is injected around the model: into its tokenizer, its cache, its process.
+
+    Attributes:
+        inject: changes the port.
+        model: changes the model first; None where the fault is around it alone.
+    """
+
+    inject: PlantPort
+    model: Plant | None = None
+
+
+@dataclass(frozen=True)
+class AtSites:
+    """What a fault makes of operations of the forward pass, in NumPy.
+
+    A kind of site is its name without the layer: ``mlp.act``, ``ln_1``, ``embed``, ``logits``.
+
+    Attributes:
+        operations: kind of site → what the operation becomes.
+        fitted: kind of site → the same for a fault with numbers of its own, which are fitted.
+        quantising: it rounds so coarsely that a tiny difference before it becomes a whole step
+            after it where the step falls in between: one element in ten may be off by that.
+        last: of the blocks it is in the last alone.
+    """
+
+    operations: Mapping[str, Act] = field(default_factory=dict)
+    fitted: Mapping[str, Fit] = field(default_factory=dict)
+    quantising: bool = False
+    last: bool = False
+
+    def at(self, config: Config, layers: Sequence[int]) -> dict[str, Act]:
+        """Site → what it becomes with the fault in these layers.
+
+        What lies outside the blocks is concerned where all layers are, or where nothing in the
+        blocks is: an ε in one layer leaves the last norm as it is.
+        """
+        layers = layers[-1:] if self.last else layers
+        whole = len(layers) == config.n_layer or OUTSIDE.issuperset(self.operations)
+        found: dict[str, Act] = {}
+        for kind, act in self.operations.items():
+            if kind not in OUTSIDE:
+                found |= {f"h.{layer}.{kind}": act for layer in layers}
+            elif whole:
+                found[kind] = act
+        return found
+
+
+@dataclass(frozen=True)
+class OfTensors:
+    """What a loader with a fault makes of tensors of the checkpoint.
+
+    Attributes:
+        corrupt: what becomes of one.
+        kinds: which it is injected into (``attn/c_attn/w``).
+        localised: the damage is at a place of its own (one bit, one row), which is found where the
+            tensor is shown, and not looked for in logits.
+    """
+
+    corrupt: Alter
+    kinds: tuple[str, ...]
+    localised: bool = False
+
+    def at(self, config: Config, layers: Sequence[int]) -> dict[str, Act]:
+        """Site that reads one of them → what it becomes with those of these layers corrupted."""
+        names = tensors_of(self.kinds, layers)
+        readers = [s for s in sites(config).values() if set(s.weights) & set(names)]
+        return {site.name: partial(_corrupted, self.corrupt, names) for site in readers}
+
+
+@dataclass(frozen=True)
 class Fault:
     """One porting mistake.
 
@@ -66,25 +152,11 @@ class Fault:
         summary: one sentence that completes "the port …": ``computes the exact GELU, with erf``.
         seen: where it was made (project, and issue or commit where known); empty where it is known
             from the literature on porting alone.
-        acts: kind of site → what the operation becomes, in NumPy. A kind is a site's name without
-            its layer: ``mlp.act``, ``ln_1``, ``embed``, ``logits``. Empty for a fault that changes
-            no site of a plain forward pass.
-        fits: kind of site → the same for a mistake with numbers of its own, which are fitted.
-        alter: for a fault of the weights, what it makes of a tensor.
-        tensors: for a fault of the weights, the kinds of tensor that it is planted in
-            (``attn/c_attn/w``).
-        spot: the damage is at a place of its own (one bit, one row), which is found where the
-            tensor is shown, and not looked for in logits.
-        plant: the fault in torch, in some layers of a model.
-        plant_port: the same for a fault that lies around the model.
+        inject: puts it into a correct port; None where that would be another architecture.
+        predict: what it makes of the forward pass, in NumPy; None where it changes no site of it.
         law: the check that must refute it; None where the fault provably changes nothing.
-        coarse: the mistake rounds coarsely, so that a tiny difference before it becomes a whole
-            step after it where the step falls in between: one element in ten may be off by that.
-        layered: it can be planted in one layer as well as in all.
-        in_blocks: it lies in the blocks, although it changes none of their sites.
         entails: faults that laws would name it by as well, which see only what follows from it.
         needs: why it may change nothing on some checkpoints, in words; empty where it always does.
-        last: of the blocks it is in the last alone.
         norm_first: it is one of blocks that norm first alone (True), or afterwards alone (False).
     """
 
@@ -92,42 +164,76 @@ class Fault:
     family: str
     summary: str
     seen: str = ""
-    acts: Mapping[str, Act] = field(default_factory=dict)
-    fits: Mapping[str, Fit] = field(default_factory=dict)
-    alter: Alter | None = None
-    tensors: tuple[str, ...] = ()
-    spot: bool = False
-    plant: Plant | None = None
-    plant_port: PlantPort | None = None
+    inject: InModel | AroundPort | None = None
+    predict: AtSites | OfTensors | None = None
     law: str | None = "architecture"
-    coarse: bool = False
-    layered: bool = True
-    in_blocks: bool = False
     entails: tuple[str, ...] = ()
     needs: str = ""
-    last: bool = False
     norm_first: bool | None = None
 
-    def overrides(self, config: Config, layers: Sequence[int] | None = None) -> dict[str, Act]:
-        """Site → what it becomes, for ``gpt_verify.graph.run.run``; all layers where None.
+    @property
+    def sites(self) -> AtSites:
+        """What it makes of operations; nothing where it is no fault of theirs."""
+        return self.predict if isinstance(self.predict, AtSites) else AtSites()
 
-        What lies outside the blocks is concerned where all layers are, or where nothing in the
-        blocks is: an ε in one layer leaves the last norm as it is.
-        """
+    @property
+    def tensors(self) -> OfTensors | None:
+        """What it makes of tensors; None where it is no fault of a loader."""
+        return self.predict if isinstance(self.predict, OfTensors) else None
+
+    @property
+    def predicted(self) -> bool:
+        """The reference can compute with it, without numbers that are fitted first."""
+        return self.tensors is not None or bool(self.sites.operations)
+
+    @property
+    def layered(self) -> bool:
+        """It can be injected into one layer as well as into all."""
+        return isinstance(self.inject, InModel) and self.inject.layered
+
+    def put_into(self, model: Any, layers: Sequence[int]) -> None:
+        """Inject what lies in the model, before a port is made of it."""
+        match self.inject:
+            case InModel(inject) | AroundPort(model=inject) if inject is not None:
+                inject(model, layers)
+
+    def put_around(self, port: Any, checkpoint: Checkpoint) -> None:
+        """Inject what lies around the model."""
+        if isinstance(self.inject, AroundPort):
+            self.inject.inject(port, checkpoint)
+
+    def overrides(self, config: Config, layers: Sequence[int] | None = None) -> dict[str, Act]:
+        """Site → what it becomes, for ``gpt_verify.graph.run.run``; all layers where None."""
         every = range(config.n_layer) if layers is None else layers
-        every = every[-1:] if self.last else every
-        whole = len(every) == config.n_layer or OUTSIDE.issuperset(self.acts)
-        found: dict[str, Act] = {}
-        for kind, act in self.acts.items():
-            if kind not in OUTSIDE:
-                found |= {f"h.{layer}.{kind}": act for layer in every}
-            elif whole:
-                found[kind] = act
-        if self.alter is not None:
-            altered = tensors_of(self.tensors, every)
-            readers = [s for s in sites(config).values() if set(s.weights) & set(altered)]
-            found |= {site.name: partial(_altered, self.alter, altered) for site in readers}
+        found = self.predict.at(config, every) if self.predict is not None else {}
         return {site: act for site, act in found.items() if site in sites(config)}
+
+
+def of_operations(
+    name: str,
+    family: str,
+    summary: str,
+    seen: str,
+    operations: Mapping[str, Act],
+    inject: Plant,
+    *,
+    layered: bool = True,
+    quantising: bool = False,
+    fitted: Mapping[str, Fit] | None = None,
+    **more: Any,
+) -> Fault:
+    """A fault of operations of the forward pass, in its two writings.
+
+    Args:
+        name, family, summary, seen: as of ``Fault``.
+        operations: in NumPy, as of ``AtSites``.
+        inject: in torch, as of ``InModel``.
+        layered: as of ``InModel``.
+        quantising, fitted: as of ``AtSites``.
+        more: whatever else ``Fault`` takes.
+    """
+    predict = AtSites(operations, fitted or {}, quantising)
+    return Fault(name, family, summary, seen, InModel(inject, layered), predict, **more)
 
 
 def tensors_of(kinds: Sequence[str], layers: Sequence[int]) -> list[str]:
@@ -139,13 +245,13 @@ def tensors_of(kinds: Sequence[str], layers: Sequence[int]) -> list[str]:
     return names
 
 
-def _altered(alter: Alter, names: Sequence[str], call: Call) -> Array:
-    """The right operation on altered tensors."""
+def _corrupted(corrupt: Alter, names: Sequence[str], call: Call) -> Array:
+    """The right operation on corrupted tensors."""
 
     def lookup(name: str) -> Array:
         if name not in names:
             return call.lookup(name)
         value = np.asarray(call.lookup(name), np.float32)
-        return alter(Stored(call.config, name, value, call.lookup))
+        return corrupt(Stored(call.config, name, value, call.lookup))
 
     return right(replace(call, lookup=lookup))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import Fault, of_operations
 from gpt_verify.faults.later import torch
 from gpt_verify.graph.call import Call
 from gpt_verify.reference.ops import SQRT_2_OVER_PI, Array
@@ -47,15 +47,8 @@ def _gelu(
     def changed(call: Call) -> Array:
         return act(call.x)
 
-    return Fault(
-        name,
-        "gelu",
-        summary,
-        seen,
-        acts={"mlp.act": changed},
-        plant=partial(_in_torch, in_torch),
-        **more,
-    )
+    inject = partial(_in_torch, in_torch)
+    return of_operations(name, "gelu", summary, seen, {"mlp.act": changed}, inject, **more)
 
 
 FAULTS = (
@@ -115,6 +108,6 @@ FAULTS = (
         lambda x: tanh_gelu(x.astype(np.float16).astype(np.float64)).astype(np.float16),
         lambda x: _torch_tanh_gelu(x.half().to(x.dtype)).half().to(x.dtype),
         "ggml's GGML_GELU_FP16 table (gpt-2 example of ggml, 2022)",
-        coarse=True,
+        quantising=True,
     ),
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import AtSites, Fault, InModel, of_operations
 from gpt_verify.faults.later import torch
 from gpt_verify.faults.plant import replace
 from gpt_verify.graph.call import Act, Call
@@ -35,7 +35,7 @@ def _head(
 ) -> Fault:
     """``in_torch(model, x [B, T, D])`` → logits."""
     plant = partial(_plant, in_torch)
-    return Fault(name, "head", summary, seen, {"logits": act}, plant=plant, layered=False, **more)
+    return of_operations(name, "head", summary, seen, {"logits": act}, plant, layered=False, **more)
 
 
 def _afterwards(
@@ -97,8 +97,8 @@ def _own(
     name: str, summary: str, change: Callable[[Any], Any], seen: str = "", **more: Any
 ) -> Fault:
     """A matrix of its own in place of wte."""
-    plant = partial(_plant_own, change)
-    return Fault(name, "head", summary, seen, plant=plant, layered=False, **more)
+    inject = InModel(partial(_plant_own, change), layered=False)
+    return Fault(name, "head", summary, seen, inject, **more)
 
 
 def _fitted_bias(got_TV: Array, call: Call) -> Array:
@@ -157,7 +157,7 @@ FAULTS = (
         "returns the logits in float16",
         lambda logits: logits.astype(np.float16),
         lambda logits: logits.half().to(logits.dtype),
-        coarse=True,
+        quantising=True,
     ),
     _head(
         "head-wrong-rows",
@@ -190,17 +190,15 @@ FAULTS = (
         "head-detached",
         "head",
         "keeps the gradient of the last product from wte",
-        plant=partial(_plant, lambda model, x: x @ model.wte.detach().T),
+        inject=InModel(partial(_plant, lambda model, x: x @ model.wte.detach().T), layered=False),
         law="tying.gradient",
-        layered=False,
     ),
     Fault(
         "head-bias",
         "head",
         "adds a bias of its own to the logits",
         "BertForMaskedLM's decoder.bias, and GPT-J's lm_head.bias",
-        fits={"logits": _fitted_bias},
-        plant=_plant_bias,
-        layered=False,
+        InModel(_plant_bias, layered=False),
+        AtSites(fitted={"logits": _fitted_bias}),
     ),
 )

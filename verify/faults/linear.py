@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.faults.fault import Fault, Stored
+from gpt_verify.faults.fault import Fault, InModel, OfTensors, Stored, of_operations
 from gpt_verify.faults.later import torch
 from gpt_verify.faults.plant import replace
 from gpt_verify.graph.call import Act, Call
@@ -48,7 +48,7 @@ def _linear(
 ) -> Fault:
     """``in_torch(linear, x)``, one for all sites or one for each."""
     changes = in_torch if isinstance(in_torch, Mapping) else dict.fromkeys(acts, in_torch)
-    return Fault(name, "linear", summary, seen, acts, plant=partial(_plant, changes), **more)
+    return of_operations(name, "linear", summary, seen, acts, partial(_plant, changes), **more)
 
 
 def _product(call: Call) -> Array:
@@ -142,10 +142,8 @@ FAULTS = (
         "linear",
         "sorts the layers by their names as strings: h.10 comes before h.2",
         "parts of a checkpoint of 100 parts and more (deepspeedai/DeepSpeed#1381)",
-        alter=_string_sorted,
-        tensors=_KINDS,
-        plant=_plant_string_sorted,
-        layered=False,
+        InModel(_plant_string_sorted, layered=False),
+        OfTensors(_string_sorted, _KINDS),
         needs="more than ten layers",
     ),
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import Fault, of_operations
 from gpt_verify.faults.later import torch
 from gpt_verify.faults.plant import replace
 from gpt_verify.graph.call import Act, Call
@@ -101,7 +101,7 @@ def _act(formula: Formula) -> Act:
 def _eps(name: str, summary: str, eps: float, seen: str = "", **more: Any) -> Fault:
     act = _act(partial(_with_eps, eps=eps))
     acts = dict.fromkeys(_EVERY, act)
-    return Fault(name, "norm", summary, seen, acts, plant=partial(_plant_eps, eps), **more)
+    return of_operations(name, "norm", summary, seen, acts, partial(_plant_eps, eps), **more)
 
 
 def _normalise(
@@ -115,9 +115,8 @@ def _normalise(
     """The normalisation alone is another; gain and bias follow."""
     changed = partial(_torch_normalise, change=in_torch)
     plant = partial(plant_norms, "normalise", changed, _EVERY)
-    return Fault(
-        name, "norm", summary, seen, dict.fromkeys(_EVERY, _act(formula)), plant=plant, **more
-    )
+    acts = dict.fromkeys(_EVERY, _act(formula))
+    return of_operations(name, "norm", summary, seen, acts, plant, **more)
 
 
 def whole(
@@ -131,9 +130,8 @@ def whole(
 ) -> Fault:
     """The whole of the norm is another: ``in_torch(norm, x)``."""
     plant = partial(plant_norms, "forward", in_torch, kinds)
-    return Fault(
-        name, "norm", summary, seen, dict.fromkeys(kinds, _act(formula)), plant=plant, **more
-    )
+    acts = dict.fromkeys(kinds, _act(formula))
+    return of_operations(name, "norm", summary, seen, acts, plant, **more)
 
 
 def _root_mean_square(x: Any, eps: float = EPS) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import AtSites, Fault, of_operations
 from gpt_verify.faults.norm import plant_norms, whole
 from gpt_verify.faults.plant import replace
 from gpt_verify.graph.call import Act, Call
@@ -141,13 +141,13 @@ FAULTS = (
         kinds=("ln_f",),
         layered=False,
     ),
-    Fault(
+    of_operations(
         "norm-final-twice",
         "norm",
         "applies the last norm twice",
         "a lens or a head that normalises hidden states which transformers has normalised already",
-        acts={"ln_f": _final_twice},
-        plant=partial(
+        {"ln_f": _final_twice},
+        partial(
             plant_norms,
             "forward",
             lambda norm, x: type(norm).forward(norm, type(norm).forward(norm, x)),
@@ -155,30 +155,32 @@ FAULTS = (
         ),
         layered=False,
     ),
-    Fault(
+    of_operations(
         "norm-exchanged",
         "norm",
         "exchanges the tensors of ln_1 and ln_2",
-        acts={
+        "",
+        {
             "ln_1": lambda call: _of("ln_2", call.x, call),
             "ln_2": lambda call: _of("ln_1", call.x, call),
         },
-        plant=_swap,
+        _swap,
     ),
-    Fault(
+    of_operations(
         "norm-shared",
         "norm",
         "uses ln_1 before the MLP as well",
-        acts={"ln_2": lambda call: _of("ln_1", call.x, call)},
-        plant=_share,
+        "",
+        {"ln_2": lambda call: _of("ln_1", call.x, call)},
+        _share,
     ),
-    Fault(
+    of_operations(
         "norm-post",
         "norm",
         "normalises after each residual sum instead of before each branch",
         "the block of GPT-1 and of the original transformer",
-        acts=_POST,
-        plant=_post,
+        _POST,
+        _post,
         layered=False,
         norm_first=True,
     ),
@@ -187,8 +189,7 @@ FAULTS = (
         "norm",
         "normalises before each branch instead of after each residual sum",
         "the block of GPT-2, in a port of GPT",
-        acts=_PRE,
-        layered=False,
+        predict=AtSites(_PRE),
         norm_first=False,
     ),
     Fault(
@@ -196,9 +197,7 @@ FAULTS = (
         "norm",
         "has one more norm, without gain and bias, before the head",
         "the end of GPT-2, in a port of GPT",
-        acts={"ln_2": _once_more},
-        layered=False,
-        last=True,
+        predict=AtSites({"ln_2": _once_more}, last=True),
         norm_first=False,
     ),
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import Fault, of_operations
 from gpt_verify.faults.later import torch
 from gpt_verify.faults.plant import replace
 from gpt_verify.graph.call import Act, Call
@@ -36,7 +36,7 @@ def _residual(
     **more: Any,
 ) -> Fault:
     """``wire(block, x, attend)`` joins the parts of a block in torch."""
-    return Fault(name, "residual", summary, seen, acts, plant=partial(_plant, wire), **more)
+    return of_operations(name, "residual", summary, seen, acts, partial(_plant, wire), **more)
 
 
 def _summed(join: Sum, call: Call) -> Array:
@@ -82,7 +82,7 @@ def _narrow(name: str, precision: Precision, seen: str = "") -> Fault:
         return torch.add(x.to(narrow), out.to(narrow)).to(x.dtype)
 
     summary = f"keeps the residual stream in {precision.name}"
-    return _both(name, summary, join, in_torch, seen, coarse=True)
+    return _both(name, summary, join, in_torch, seen, quantising=True)
 
 
 def _normed(call: Call, x_TD: Array) -> Array:
@@ -180,13 +180,13 @@ FAULTS = (
         lambda x, out: x * 0.5**0.5 + out * 0.5**0.5,
         "the residual sums of convolutional sequence models (fairseq's fconv)",
     ),
-    Fault(
+    of_operations(
         "residual-scaled-by-depth",
         "residual",
         "divides what each branch makes by √(2L)",
         "GPT-2's initialisation, which is scaled so, taken for part of the model",
-        acts=dict.fromkeys(("resid_mid", "resid_post"), _by_depth),
-        plant=_plant_by_depth,
+        dict.fromkeys(("resid_mid", "resid_post"), _by_depth),
+        _plant_by_depth,
     ),
     _residual(
         "residual-after-norm",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.faults.fault import Alter, Array, Fault, Stored, tensors_of
+from gpt_verify.faults.fault import Alter, Array, Fault, InModel, OfTensors, Stored, tensors_of
 from gpt_verify.faults.later import torch
 
 _UPPER_HALF = np.uint32(0xFFFF0000)
@@ -145,18 +145,23 @@ def _drawn(t: Stored) -> Array:
 
 
 def _weights(
-    name: str, summary: str, alter: Alter, *tensors: str, seen: str = "", **more: Any
+    name: str,
+    summary: str,
+    alter: Alter,
+    *tensors: str,
+    seen: str = "",
+    localised: bool = False,
+    **more: Any,
 ) -> Fault:
+    layered = tensors_of(tensors, [0]) != list(tensors)
     return Fault(
         f"weights-{name}",
         "weights",
         summary,
         seen,
-        alter=alter,
-        tensors=tensors,
-        plant=partial(plant_tensors, alter, tensors),
-        law="weights.values",
-        layered=bool(tensors_of(tensors, [0]) != list(tensors)),
+        InModel(partial(plant_tensors, alter, tensors), layered),
+        OfTensors(alter, tensors, localised),
+        "weights.values",
         **more,
     )
 
@@ -197,35 +202,35 @@ FAULTS = (
         "has a number of which one mantissa bit is flipped",
         bit_flip(0),
         "mlp/c_proj/w",
-        spot=True,
+        localised=True,
     ),
     _weights(
         "exponent-bit",
         "has a number of which one exponent bit is flipped",
         bit_flip(25),
         "attn/c_proj/w",
-        spot=True,
+        localised=True,
     ),
     _weights(
         "sign-bit",
         "has a number of which the sign is flipped",
         bit_flip(31),
         "mlp/c_fc/b",
-        spot=True,
+        localised=True,
     ),
     _weights(
         "row-zeroed",
         "has a row of zeros in a tensor",
         _row_zeroed,
         "mlp/c_proj/w",
-        spot=True,
+        localised=True,
     ),
     _weights(
         "rows-exchanged",
         "has two rows of the token table exchanged",
         _rows_exchanged,
         "wte",
-        spot=True,
+        localised=True,
     ),
     _weights(
         "rows-shifted",

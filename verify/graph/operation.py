@@ -81,7 +81,9 @@ class Operation:
         bridged: where a port does not show it, it is computed rather than given up. A product with
             a matrix is not: an error in it would be charged to the next operation.
         by_head: its result is [H, T, S].
+        masked: of its result only what comes from no later token counts.
         product: it multiplies with a matrix of the checkpoint.
+        by_vocabulary: its result is as wide as the vocabulary, and made in tiles of it.
         looks_up: it reads rows of tables, and no site.
         normalises: adding a constant to what it reads changes nothing.
         adds: a constant in what it reads is a constant in what it makes.
@@ -95,7 +97,9 @@ class Operation:
     cancels: Callable[[Step, Array], Array] | None = None
     bridged: bool = True
     by_head: bool = False
+    masked: bool = False
     product: bool = False
+    by_vocabulary: bool = False
     looks_up: bool = False
     normalises: bool = False
     adds: bool = False

@@ -6,52 +6,32 @@ departs from the right logits as the port does: same direction, same size, to wi
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.graph.decode import (
+    KeysValues,
+    Positions,
+    Sources,
+    decode,
+    right_positions,
+    right_sources,
+)
 from gpt_verify.laws.agreement import LIMIT_PAIR
+from gpt_verify.laws.explain import Explained, explain
 from gpt_verify.laws.subject import Subject
 from gpt_verify.numerics.draws import FOR_POSITIONS, draws, moves
 from gpt_verify.numerics.weights import Widened
-from gpt_verify.reference.branches import Weights
-from gpt_verify.reference.config import Config
-from gpt_verify.reference.ops import (
-    attention_mix,
-    attention_scores,
-    gelu,
-    layer_norm,
-    linear,
-    softmax,
-    split_heads,
-    unembed,
-)
 from gpt_verify.reference.weights import parameter_count
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
 #: How far from 1 the coefficient of a recognised mistake may be.
 NEAR = 0.1
-#: Lengths of the pieces before this one.
-Before = tuple[int, ...]
-#: Rows of wpe for a piece of n tokens, int[n].
-Positions = Callable[[Before, int], NDArray[np.integer]]
-#: Which tokens each of them sees, bool[n, past + n].
-Sources = Callable[[Before, int], NDArray[np.bool_]]
-#: [H, n, K] each.
-KeysValues = tuple[Floats, Floats]
-
-
-def right_positions(before: Before, n: int) -> NDArray[np.integer]:
-    return np.arange(n) + sum(before)
-
-
-def right_sources(before: Before, n: int) -> NDArray[np.bool_]:
-    """Every earlier token and itself: a triangle in the lower right corner."""
-    past = sum(before)
-    return np.tri(n, past + n, past, dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -59,7 +39,7 @@ class Way:
     """How the pieces of a sequence are decoded; what is left out is right.
 
     Attributes:
-        words: what a port that decodes so does wrong.
+        message: what a port that decodes so does wrong.
         positions: where the tokens of a piece are taken to be.
         sources: what they see.
         layer: the layer whose cached keys and values a layer reads.
@@ -69,7 +49,7 @@ class Way:
         coarse: it rounds in steps that are far above the noise, not always to the same side.
     """
 
-    words: str
+    message: str
     positions: Positions = right_positions
     sources: Sources = right_sources
     layer: Callable[[int], int] = lambda layer: layer
@@ -78,80 +58,8 @@ class Way:
     fault: str = ""
     coarse: bool = False
 
-
-def decode(weights: Weights, config: Config, pieces: Sequence[Tokens], way: Way) -> Floats | None:
-    """Logits of all pieces, float64[T, V]; None where a position does not exist."""
-    past: list[tuple[Floats, Floats]] = []
-    before: Before = ()
-    logits = []
-    for tokens_n in pieces:
-        positions = way.positions(before, len(tokens_n))
-        if positions.min() < 0 or positions.max() >= config.n_ctx:
-            return None
-        x_nD: Floats = weights["wte"][tokens_n].astype(np.float64) + weights["wpe"][positions]
-        seen = way.sources(before, len(tokens_n))
-        present = []
-        for layer in range(config.n_layer):
-            cached = past[way.layer(layer)] if past else None
-            x_nD, own = _block(weights, config, layer, x_nD, cached, seen, way)
-            if past:
-                own = _joined(past[layer], own)
-            present.append(way.kept(own))
-        past, before = present, (*before, len(tokens_n))
-        if config.norm_last:
-            x_nD = _norm(weights, "ln_f", x_nD, way)
-        logits.append(unembed(x_nD, weights[config.head]))
-    return np.concatenate(logits)
-
-
-def _block(
-    weights: Weights,
-    config: Config,
-    layer: int,
-    x_nD: Floats,
-    cached: tuple[Floats, Floats] | None,
-    seen: NDArray[np.bool_],
-    way: Way,
-) -> tuple[Floats, tuple[Floats, Floats]]:
-    """One block; the keys and values that it makes, [H, n, K] each."""
-    at = f"h{layer}"
-
-    def attend(x_nD: Floats) -> tuple[Floats, KeysValues]:
-        qkv_nC = _linear(weights, f"{at}/attn/c_attn", x_nD)
-        q_HnK, k_HnK, v_HnK = split_heads(qkv_nC, config.n_head)
-        k_HSK, v_HSK = _joined(cached, (k_HnK, v_HnK)) if cached else (k_HnK, v_HnK)
-        scores = np.where(seen, attention_scores(q_HnK, k_HSK), -np.inf)
-        mix_nD = attention_mix(softmax(scores), v_HSK)
-        return _linear(weights, f"{at}/attn/c_proj", mix_nD), (k_HnK, v_HnK)
-
-    def think(x_nD: Floats) -> Floats:
-        return _linear(weights, f"{at}/mlp/c_proj", gelu(_linear(weights, f"{at}/mlp/c_fc", x_nD)))
-
-    def norm(name: str, x_nD: Floats) -> Floats:
-        return _norm(weights, f"{at}/{name}", x_nD, way)
-
-    if config.norm_first:
-        out_nD, own = attend(norm("ln_1", x_nD))
-        x_nD = x_nD + out_nD
-        return x_nD + think(norm("ln_2", x_nD)), own
-    out_nD, own = attend(x_nD)
-    x_nD = norm("ln_1", x_nD + out_nD)
-    return norm("ln_2", x_nD + think(x_nD)), own
-
-
-def _joined(past: tuple[Floats, Floats], own: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
-    return np.concatenate([past[0], own[0]], axis=1), np.concatenate([past[1], own[1]], axis=1)
-
-
-def _norm(weights: Weights, at: str, x: Floats, way: Way) -> Floats:
-    if way.normalise is not None:
-        scaled: Floats = weights[f"{at}/g"] * way.normalise(x) + weights[f"{at}/b"]
-        return scaled
-    return layer_norm(x, weights[f"{at}/g"], weights[f"{at}/b"])
-
-
-def _linear(weights: Weights, at: str, x: Floats) -> Floats:
-    return linear(x, weights[f"{at}/w"], weights[f"{at}/b"])
+    def fits(self, evidence: Decoding) -> float | None:
+        return evidence.left_by(self)
 
 
 @dataclass(frozen=True)
@@ -177,39 +85,54 @@ class Case:
 RIGHT = Way("")
 
 
-def recognise(
-    subject: Subject, cases: Sequence[Case], ways: Iterable[Way], right_way: Way = RIGHT
-) -> Way | None:
-    """The way that departs from the right one as the port does, in every case; of several the
-    closest, of equally close ones the first.
+class Decoding:
+    """What a port decoded, as evidence for a ``Way``."""
 
-    As the port does: to within the noise of the right run, or to within that of the mistaken one,
-    whose softmax may hang on the last bit where the right one's does not, and whose coarse rounding
-    on which side of a step a number falls.
-    """
-    weights, config = Widened(subject.weights), subject.config
-    if config.own is not None:
-        return None  # this decodes as GPT-2 and GPT do
-    rights = [decode(weights, config, case.pieces, right_way) for case in cases]
-    best, closest = None, np.inf
-    for way in ways:
-        remainders = []
-        for case, right in zip(cases, rights, strict=True):
+    def __init__(self, subject: Subject, cases: Sequence[Case], right_way: Way) -> None:
+        self._subject, self._cases = subject, cases
+        self._weights, self._config = Widened(subject.weights), subject.config
+        self._rights = [self._decode(case, right_way) for case in cases]
+        self._predicted: set[bytes] = set()
+
+    def left_by(self, way: Way) -> float | None:
+        """What a way leaves of the port's departure from what is right, in noise floors summed over
+        the cases; None where it departs otherwise, or as a way that was tried before it.
+
+        As the port does: to within the noise of the right run, or to within that of the mistaken
+        one, whose softmax may hang on the last bit where the right one's does not, and whose coarse
+        rounding on which side of a step a number falls.
+        """
+        left, predicted = 0.0, hashlib.sha256()
+        for case, right in zip(self._cases, self._rights, strict=True):
             with np.errstate(all="ignore"):  # a token that sees nothing has no softmax
-                wrong = decode(weights, config, case.pieces, way)
+                wrong = self._decode(case, way)
             if right is None or wrong is None:
-                break
+                return None
             predicted_RV = (wrong - right)[case.rows]
             remainder = _remainder(predicted_RV, case, way.coarse)
             if remainder is None and _near(predicted_RV, case, way.coarse):
-                floor_R = np.hypot(case.floor_R, _noise(subject, case, way, wrong))
+                floor_R = np.hypot(case.floor_R, _noise(self._subject, case, way, wrong))
                 remainder = _remainder(predicted_RV, replace(case, floor_R=floor_R), way.coarse)
             if remainder is None:
-                break
-            remainders.append(remainder)
-        if len(remainders) == len(cases) and sum(remainders) < closest:
-            best, closest = way, sum(remainders)
-    return best
+                return None
+            left += remainder
+            predicted.update(predicted_RV.tobytes())
+        known = predicted.digest() in self._predicted
+        self._predicted.add(predicted.digest())
+        return None if known else left
+
+    def _decode(self, case: Case, way: Way) -> Floats | None:
+        return decode(self._weights, self._config, case.pieces, way)
+
+
+def recognise(
+    subject: Subject, cases: Sequence[Case], ways: Iterable[Way], right_way: Way = RIGHT
+) -> Explained[Way]:
+    """The way that departs from the right one as the port does, in every case: of several the
+    closest, of those that come to the same the first."""
+    if subject.config.own is not None:
+        return Explained()  # this decodes as GPT-2 and GPT do
+    return explain(Decoding(subject, cases, right_way), ways)
 
 
 def _remainder(predicted_RV: Floats, case: Case, coarse: bool) -> float | None:

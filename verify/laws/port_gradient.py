@@ -11,6 +11,7 @@ import numpy as np
 from gpt_verify.graph.directions import WTE_READERS, Direction
 from gpt_verify.matching.match import Matching, Placement
 from gpt_verify.port import GRADIENTS, End, Floats, Port, Tokens
+from gpt_verify.reference.weights import split_qkv
 
 #: What the parts of c_attn are called when one of them gets no gradient.
 _WORDS = ("query", "key", "value")
@@ -126,5 +127,5 @@ class PortGradient:
             if placement.tensor == direction.tensor:
                 part, piece = placement.part, direction
                 if part is not None:
-                    piece = replace(direction, right=np.split(direction.right, 3)[part])
+                    piece = replace(direction, right=split_qkv(direction.right)[part])
                 yield _Piece(placement.parameter, piece, placement, part)

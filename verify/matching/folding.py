@@ -28,7 +28,7 @@ from gpt_verify.matching.placement import Matching
 from gpt_verify.numerics.precision import FLOAT32, Precision
 from gpt_verify.port import Parameter
 from gpt_verify.reference.config import Config
-from gpt_verify.reference.weights import tensor_table
+from gpt_verify.reference.weights import split_qkv, tensor_table
 
 Array = NDArray[np.floating]
 Tensors = Mapping[str, Array]
@@ -173,7 +173,7 @@ class _Search:
                 if part is None:
                     found[name] = value
                 else:
-                    np.split(whole, 3, axis=-1)[part][...] = value
+                    split_qkv(whole)[part][...] = value
         return found
 
     def head_bias(self) -> tuple[str | None, bool]:
@@ -243,13 +243,11 @@ class _Search:
 
     def _met(self, name: str, product: _Product) -> Iterator[tuple[int | None, Array]]:
         """Parts of a product that the port has, and its values, in the checkpoint's layout."""
-        parts: list[int | None] = [None, 0, 1, 2] if "/c_attn/" in name else [None]
+        parts: list[int | None] = [None, *range(len(tensor_table(self._config)[name].parts))]
         for part in parts:
             piece = product
             if part is not None:
-                value, bound = (
-                    np.split(x, 3, axis=-1)[part] for x in (product.value, product.bound)
-                )
+                value, bound = (split_qkv(x)[part] for x in (product.value, product.bound))
                 piece = _Product(value, bound)
             ways = layouts(name, piece.value.shape, self._config, part is not None)
             for parameter in self._parameters:

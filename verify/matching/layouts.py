@@ -20,8 +20,6 @@ from gpt_verify.reference.config import Config
 
 Array = NDArray[np.floating]
 
-#: Names of the parts of c_attn, in the order in which they lie side by side.
-PARTS = ("q", "k", "v")
 #: Axes of what a head computes, slowest first, in the checkpoint.
 _OF_HEADS = ("q/k/v", "head", "size")
 #: Other orders of these in use: ``[head, q/k/v, size]`` and ``[head, size, q/k/v]`` (two versions

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import layer_of
-from gpt_verify.matching.layouts import PARTS, Layout, layouts
+from gpt_verify.matching.layouts import Layout, layouts
 from gpt_verify.matching.name_hints import block_number, name_score, sibling
 from gpt_verify.matching.placement import Matching as Matching
 from gpt_verify.matching.placement import Placement as Placement
@@ -25,7 +25,7 @@ from gpt_verify.matching.placement import squeeze
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.port import Parameter
 from gpt_verify.reference.config import Config
-from gpt_verify.reference.weights import tensor_table
+from gpt_verify.reference.weights import QKV, tensor_table
 
 Array = NDArray[np.floating]
 
@@ -155,7 +155,7 @@ def _missing(open_slots: set[tuple[str, int | None]]) -> tuple[str, ...]:
     missing = [tensor for tensor, _ in sorted(whole)]
     # A c_attn of which only some parts were placed is missing the others.
     missing += [
-        f"{tensor} ({PARTS[part]})"
+        f"{tensor} ({QKV[part]})"
         for tensor, part in sorted(s for s in open_slots if s[1] is not None)
         if (tensor, None) not in whole and part is not None
     ]
@@ -352,9 +352,7 @@ def _strange(name: str, c: _Candidate, layer_of: Mapping[str, int]) -> bool:
 def _candidates(config: Config) -> Iterator[_Candidate]:
     for spec in tensor_table(config).values():
         parts: list[tuple[int | None, tuple[int, ...]]] = [(None, spec.shape)]
-        if "/c_attn/" in spec.name:
-            third = (*spec.shape[:-1], spec.shape[-1] // 3)
-            parts += [(part, third) for part in range(3)]
+        parts += [(part, spec.part_shape) for part in range(len(spec.parts))]
         for part, shape in parts:
             for layout in layouts(spec.name, shape, config, part is not None):
                 yield _Candidate(spec.name, part, layout)
@@ -363,8 +361,8 @@ def _candidates(config: Config) -> Iterator[_Candidate]:
 def _close(open_slots: set[tuple[str, int | None]], c: _Candidate) -> None:
     """A whole tensor uses up its parts, and a part uses up the whole."""
     open_slots.discard(c.slot)
-    others = [(c.tensor, part) for part in range(3)] if c.part is None else [(c.tensor, None)]
-    open_slots.difference_update(others)
+    parts = range(len(QKV)) if c.part is None else (None,)
+    open_slots.difference_update((c.tensor, part) for part in parts)
 
 
 def _distinct(parameters: Sequence[Parameter]) -> Iterator[Parameter]:

@@ -22,7 +22,7 @@ from gpt_verify.matching.placement import squeeze
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.port import Parameter
 from gpt_verify.reference.config import Config
-from gpt_verify.reference.weights import tensor_table
+from gpt_verify.reference.weights import split_qkv, tensor_table
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,11 @@ def _layouts(config: Config, every_layer: bool = False) -> Iterator[tuple[str, L
             continue
         for layout in layouts(spec.name, spec.shape, config):
             yield spec.name, layout
-        if "/c_attn/" in spec.name:
-            third = (*spec.shape[:-1], spec.shape[-1] // 3)
-            for layout in layouts(spec.name, third, config, part=True):
+        if spec.parts:
+            for layout in layouts(spec.name, spec.part_shape, config, part=True):
                 yield spec.name, layout
 
 
 def _parts(value: NDArray[np.floating], layout: Layout) -> list[NDArray[np.floating]]:
-    """The tensor, or the thirds of which the layout is one."""
-    return [value] if value.size == layout.size else np.split(value, 3, axis=-1)
+    """The tensor, or its parts, of which the layout is one."""
+    return [value] if value.size == layout.size else split_qkv(value)

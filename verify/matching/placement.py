@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Place
-from gpt_verify.matching.layouts import PARTS, Layout
+from gpt_verify.matching.layouts import Layout
 from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference.weights import QKV, split_qkv
 
 Array = NDArray[np.floating]
 
@@ -68,12 +69,12 @@ class Placement:
 
     def of(self, value: Array) -> Array:
         """The part of a whole tensor that the parameter is, in the checkpoint's layout."""
-        return value if self.part is None else np.split(value, 3, axis=-1)[self.part]
+        return value if self.part is None else split_qkv(value)[self.part]
 
     @property
     def place(self) -> Place:
         """The same for the report."""
-        part = "" if self.part is None else f" ({PARTS[self.part]})"
+        part = "" if self.part is None else f" ({QKV[self.part]})"
         head = ", a head of its own" if self.head else ""
         note = "" if self.exact else ", by shape and name: the values differ"
         if self.distance is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.faults.fault import Fault, Stored, tensors_of
+from gpt_verify.faults.fault import Fault, InModel, Stored, tensors_of
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import tensor_table
 from gpt_verify.sites import sites
@@ -42,17 +42,18 @@ class Planting:
 
 def plantings(fault: Fault, config: Config) -> list[Planting]:
     """Every form that a fault has on a model of this size; empty where it cannot be planted."""
-    if fault.plant is None and fault.plant_port is None:
+    if fault.inject is None:
         return []
     every = tuple(range(config.n_layer))
     found = [Planting(fault.name, EVERYWHERE, every)]
     layers = [sites(config)[name].layer for name in fault.overrides(config)]
-    in_blocks = fault.in_blocks or any(layer is not None for layer in layers)
-    if fault.layered and fault.plant is not None and in_blocks and config.n_layer > 1:
+    in_blocks = any(layer is not None for layer in layers)
+    in_blocks |= isinstance(fault.inject, InModel) and fault.inject.in_blocks
+    if fault.layered and in_blocks and config.n_layer > 1:
         found.append(Planting(fault.name, ONE_LAYER, (config.n_layer // 2,)))
-    if fault.acts or fault.alter:
+    if fault.predicted:
         found.append(Planting(fault.name, LOGITS, every))
-    if fault.alter is not None:
+    if fault.tensors:
         found.append(Planting(fault.name, TENSORFLOW, every))
     return found
 
@@ -71,7 +72,7 @@ def why_not_planted(fault: Fault, checkpoint: Checkpoint) -> str | None:
 
 def why_no_tensorflow(fault: Fault) -> str | None:
     """Why a fault has no form in TensorFlow; None where it has one."""
-    if fault.alter is not None:
+    if fault.tensors:
         return None
     return "not a damage to tensors, and the graph of the TensorFlow port is the published one"
 
@@ -104,12 +105,12 @@ def correct_port(checkpoint: Checkpoint) -> Port:
 
 def damaged(fault: Fault, checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:
     """A checkpoint in memory whose tensors are as a mistaken loader makes them."""
-    assert fault.alter is not None, f"{fault.name} is no damage to tensors"
+    assert fault.tensors, f"{fault.name} is no damage to tensors"
     tensors = {name: np.array(checkpoint.tensors[name]) for name in tensor_table(checkpoint.config)}
     whole = dict(tensors)
-    for name in tensors_of(fault.tensors, layers):
+    for name in tensors_of(fault.tensors.kinds, layers):
         stored = Stored(checkpoint.config, name, whole[name], whole.__getitem__)
-        tensors[name] = np.asarray(fault.alter(stored), np.float32)
+        tensors[name] = np.asarray(fault.tensors.corrupt(stored), np.float32)
     # Assigned one by one: the Saver would restore what lies in OpenAI's files.
     return replace(checkpoint, format="huggingface", tensors=tensors, files=())
 
@@ -126,9 +127,9 @@ def _torch_port(fault: Fault | None, layers: Sequence[int], checkpoint: Checkpoi
     from gpt_verify.ports.torch.module import TorchModule
 
     model: Any = build(checkpoint)
-    if fault is not None and fault.plant is not None:
-        fault.plant(model, layers)
+    if fault is not None:
+        fault.put_into(model, layers)
     port = TorchModule(model, checkpoint, fault.name if fault else "correct")
-    if fault is not None and fault.plant_port is not None:
-        fault.plant_port(port, checkpoint)
+    if fault is not None:
+        fault.put_around(port, checkpoint)
     return port

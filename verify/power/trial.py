@@ -179,7 +179,7 @@ class Bench:
         batch, long = short_inputs(self.checkpoint, self.seed)
         # What acts at a site does so in one row; what lies around the model needs two.
         fault = CATALOGUE[planting.fault]
-        first = long if fault.acts or fault.fits or fault.alter else batch
+        first = long if fault.predict is not None else batch
         found = self._tried(planting, "short", [first])
         # From logits alone a fault is named on sequences of the filter's own: others add nothing.
         named = planting.form == LOGITS or (found.localised is not False and found.explained)
@@ -319,7 +319,7 @@ class Bench:
         one = port_with(fault, planting, self.checkpoint)
         if TOKENIZERS in one.offers():
             return reads_otherwise(one, self.checkpoint, self.seed)
-        if not (fault.acts or fault.alter):
+        if not fault.predicted:
             return True
         other = correct_port(self.checkpoint)
         items = [

@@ -49,4 +49,4 @@ def budget(p: Precision, at: At) -> Measured:
     return rounding(p, at.input(0, at.heads), at.config.n_head, at.heads)
 
 
-OPERATION = Operation(value, budget, back, by_head=True)
+OPERATION = Operation(value, budget, back, by_head=True, masked=True)

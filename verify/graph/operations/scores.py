@@ -74,4 +74,4 @@ def budget(p: Precision, at: At) -> Measured:
     return product(p, q, k, at.config.keys.scale)
 
 
-OPERATION = Operation(value, budget, back, by_head=True)
+OPERATION = Operation(value, budget, back, by_head=True, masked=True)

@@ -41,4 +41,4 @@ def budget(p: Precision, at: At) -> Measured:
     return rounding(p, at.input(0, at.heads), cap_of(at.config))
 
 
-OPERATION = Operation(value, budget, back, by_head=True)
+OPERATION = Operation(value, budget, back, by_head=True, masked=True)

@@ -118,4 +118,6 @@ def budget(p: Precision, at: At) -> Measured:
     return Head(at.config, lambda name: at.wide(names[name])).rounding(p, at.input(0))
 
 
-OPERATION = Operation(value, budget, back, effect, together, bridged=False, product=True)
+OPERATION = Operation(
+    value, budget, back, effect, together, bridged=False, product=True, by_vocabulary=True
+)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.findings import Finding, naming
+from gpt_verify.findings import Finding, Named, naming
+from gpt_verify.graph.decode import Before, Positions, Sources
 from gpt_verify.laws.agreement import LIMIT_PAIR, Agreement, logits_of, mean_squares, refuting
-from gpt_verify.laws.decoding import Before, Case, Positions, Sources, Way, recognise
+from gpt_verify.laws.decoding import Case, Way, recognise
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.numerics.weights import Widened
 from gpt_verify.reference.model import logits as reference_logits
@@ -74,10 +75,10 @@ def check_batch(subject: Subject) -> Iterator[Finding]:
     for length in lengths:
         alone, rows = _arranged(subject, agreement, length)
         if not agreement.holds():
-            why, fault = _why(subject, alone, [row for row in rows if row.wrong], rows)
+            why, named = _why(subject, alone, [row for row in rows if row.wrong], rows)
             details = {"rows": len(rows), "wrong": sum(row.wrong for row in rows)}
             subject.memo[LAW] = "failed"
-            yield agreement.failed(LAW, why, naming(fault), **details)
+            yield agreement.failed(LAW, why, named, **details)
             return
         first, second = _between_others(rows)
         kept = kept and same_bits(first.got_TV, second.got_TV)
@@ -146,33 +147,34 @@ def _arranged(
 
 def _why(
     subject: Subject, alone: Sequence[Floats], wrong: Sequence[Row], rows: Sequence[Row]
-) -> tuple[str, str]:
+) -> tuple[str, Named | None]:
     """What the wrong rows have in common; and the name of the fault, where it is a known one."""
     one = wrong[0]
     again_TV = logits_of(subject, one.tokens_T[None])[0]
     if _apart_by(subject, again_TV, one.alone_TV, one.tokens_T) > LIMIT_PAIR:
-        return "but that row alone has other logits when it is asked for again", ""
+        return "but that row alone has other logits when it is asked for again", None
     if owners := _owners(subject, alone, wrong):
         mirrored = all(len(row.order) - 1 - row.place == owners[i] for i, row in enumerate(wrong))
         words = f"row {wrong[0].place} is given the logits of row {owners[0]}"
-        return words, "batch-rows-reversed" if mirrored else ""
+        return words, naming("batch-rows-reversed" if mirrored else None)
     length = len(wrong[0].tokens_T)
     cases = [_case(subject, row) for row in rows]
-    if way := recognise(subject, cases, _ways(length), _apart(length)):
-        return way.words, way.fault
+    if found := recognise(subject, cases, _ways(length), _apart(length)):
+        return found.message, found.named
     if not _is_right(subject, one.tokens_T, one.alone_TV) and all(
         _is_right(subject, row.tokens_T, row.got_TV) for row in rows
     ):
-        return "it is the row alone that is wrong", "batch-single-row"
+        return "it is the row alone that is wrong", naming("batch-single-row")
     first, second = _between_others(rows)
     if _apart_by(subject, first.got_TV, second.got_TV, first.tokens_T) > LIMIT_PAIR:
-        return "a row depends on the rows beside it: they share something, a mean or a mask", ""
+        return "a row depends on the rows beside it: they share something, a mean or a mask", None
     if [row for row in rows if row.place == len(row.order) - 1] == list(wrong):
-        return "the last row is wrong, whichever it is", "batch-last-row"
+        return "the last row is wrong, whichever it is", naming("batch-last-row")
     if all(row.place > 0 for row in wrong):
         words = "the first row is right, whichever it is: a row depends on its place in the batch"
-        return words, ""
-    return f"{len(wrong)} of {len(rows)} rows are wrong, whatever is beside them", ""
+        return words, None
+    what = f"{len(wrong)} of {len(rows)} rows are wrong, whatever is beside them"
+    return f"{what}: {found.message}", None
 
 
 def _between_others(rows: Sequence[Row]) -> tuple[Row, Row]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gpt_verify.faults.fault import Fault, Plant
+from gpt_verify.faults.fault import Fault, InModel, Plant
 from gpt_verify.faults.later import torch
 from gpt_verify.faults.plant import wrap
 
@@ -101,7 +101,8 @@ def _large(model: Any, layers: Sequence[int]) -> None:
 
 
 def _batch(name: str, summary: str, plant: Plant, seen: str = "", law: str = "batch") -> Fault:
-    return Fault(f"batch-{name}", "batch", summary, seen, plant=plant, law=law, layered=False)
+    inject = InModel(plant, layered=False)
+    return Fault(f"batch-{name}", "batch", summary, seen, inject, law=law)
 
 
 FAULTS = (

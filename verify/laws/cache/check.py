@@ -9,7 +9,8 @@ from itertools import combinations, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.findings import Finding, naming
+from gpt_verify.findings import Finding, Named, naming
+from gpt_verify.graph.decode import Before, right_positions
 from gpt_verify.laws.agreement import (
     LIMIT_PAIR,
     Agreement,
@@ -20,7 +21,8 @@ from gpt_verify.laws.agreement import (
     whole_context,
 )
 from gpt_verify.laws.cache.hypotheses import last_clipped, ways, window
-from gpt_verify.laws.decoding import Before, Case, Way, recognise, right_positions
+from gpt_verify.laws.decoding import Case, Way, recognise
+from gpt_verify.laws.explain import Explained
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.port import STEP
 from gpt_verify.reference.weights import parameter_count
@@ -67,7 +69,7 @@ def check_cache(subject: Subject) -> Iterator[Finding]:
     short = min(n_ctx, _affordable(parameter_count(subject.config)))
     splits = _splits(subject, agreement, short)
     if not agreement.holds():
-        yield _failed(agreement, *_named(subject, splits))
+        yield agreement.failed(LAW, *_named(subject, splits))
         return
     said = [f"{len(splits)} splits of {short} tokens"]
     del splits  # all their logits
@@ -76,7 +78,8 @@ def check_cache(subject: Subject) -> Iterator[Finding]:
         words = "one row alone is decoded as it should be: rows are mixed up"
         if exchanged:
             words += ", each reads the other's cache"
-        yield _failed(agreement, words, "cache-rows-exchanged" if exchanged else "")
+        named = naming("cache-rows-exchanged") if exchanged else None
+        yield agreement.failed(LAW, words, named)
         return
     said.append("two rows at once")
     count = min(n_ctx, max(FEWEST, READS // parameter_count(subject.config)))
@@ -85,14 +88,14 @@ def check_cache(subject: Subject) -> Iterator[Finding]:
         whole_TV = logits_of(subject, tokens)[0]
         long = _compare(subject, agreement, tokens, (1,) * count, whole_TV)
         if not agreement.holds():
-            yield _failed(agreement, *_limited(subject, long))
+            yield agreement.failed(LAW, *_limited(subject, long))
             return
         del whole_TV, long
         said.append(f"{count} tokens one by one")
     if count < n_ctx:
         last = _last_positions(subject, agreement)
         if not agreement.holds():
-            yield _failed(agreement, *_clipped(subject, last))
+            yield agreement.failed(LAW, *_clipped(subject, last))
             return
         said.append(f"the last two of {n_ctx}")
     yield agreement.passed(LAW, ", ".join(said))
@@ -187,30 +190,22 @@ def _last_positions(subject: Subject, agreement: Agreement) -> Case:
     return Case([tokens[0]], rows, got_TV, whole_TV, subject.floor(tokens[0], n_ctx - 2))
 
 
-def _clipped(subject: Subject, last: Case) -> tuple[str, str]:
+def _clipped(subject: Subject, last: Case) -> tuple[str, Named | None]:
     """Is it that the last position is taken for the one before?"""
-    way = recognise(subject, [last], [last_clipped(subject.config.n_ctx)])
-    if way is None:
-        return "shorter sequences are decoded as they should be", ""
-    return way.words, way.fault
+    found = recognise(subject, [last], [last_clipped(subject.config.n_ctx)])
+    return _explained(found, "shorter sequences are decoded as they should be")
 
 
-def _failed(agreement: Agreement, why: str, fault: str) -> Finding:
-    """The failure, with the name of a known fault where it is one."""
-    return agreement.failed(LAW, why, naming(fault))
-
-
-def _named(subject: Subject, splits: Sequence[Decoded]) -> tuple[str, str]:
+def _named(subject: Subject, splits: Sequence[Decoded]) -> tuple[str, Named | None]:
     """Which mistake it is, where the oracle that makes it departs in the same way: in words, and
     by its name in the catalogue of faults."""
     n = len(splits[0].tokens_T)
     telling = {(n // 2, n - n // 2), (1, n - 1), (n - 1, 1), (1, n - 2, 1), (1,) * n}
     cases = [split.case(subject) for split in splits if split.lengths in telling]
-    way = recognise(subject, cases, ways(subject.config.n_layer, n))
+    found = recognise(subject, cases, ways(subject.config.n_layer, n))
     wrong = [split for split in splits if split.floors_T.max() > LIMIT_PAIR]
-    if way is None:
-        return f"{len(wrong)} of {len(splits)} splits are wrong", ""
-    return _displaced(way, wrong) + way.words, way.fault
+    where = _displaced(found.by, wrong) if found.by else ""
+    return _explained(found, f"{len(wrong)} of {len(splits)} splits are wrong", where)
 
 
 def _displaced(way: Way, wrong: Sequence[Decoded]) -> str:
@@ -226,13 +221,18 @@ def _displaced(way: Way, wrong: Sequence[Decoded]) -> str:
     return ""
 
 
-def _limited(subject: Subject, long: Decoded) -> tuple[str, str]:
+def _limited(subject: Subject, long: Decoded) -> tuple[str, Named | None]:
     """A mistake that a short sequence does not show: is it that so many tokens are kept?"""
     first = int(np.argmax(long.floors_T > LIMIT_PAIR))
     rows, floor_T = np.arange(len(long.tokens_T)), subject.floor(long.tokens_T)
     case = Case([long.tokens_T], rows, long.got_TV, long.expected_TV, floor_T)
     tried = [*(window(first - i) for i in range(3)), last_clipped(subject.config.n_ctx)]
-    way = recognise(subject, [case], tried)
-    if way is None:
-        return f"the first {first} tokens are decoded as they should be", ""
-    return way.words, way.fault
+    found = recognise(subject, [case], tried)
+    return _explained(found, f"the first {first} tokens are decoded as they should be")
+
+
+def _explained(found: Explained[Way], otherwise: str, where: str = "") -> tuple[str, Named | None]:
+    """What is said of a failure, and the fault that it is; ``otherwise`` of one that is none."""
+    if found.by is None:
+        return f"{otherwise}: {found.message}", None
+    return where + found.message, found.named

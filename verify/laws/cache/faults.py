@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from gpt_verify.faults.fault import Fault, Plant
+from gpt_verify.faults.fault import Fault, InModel, Plant
 from gpt_verify.faults.later import torch
 from gpt_verify.faults.plant import wrap
 
@@ -104,9 +104,8 @@ def _cache(name: str, summary: str, plant: Plant, seen: str = "", needs: str = "
         "cache",
         summary,
         seen,
-        plant=plant,
+        InModel(plant, layered=False),
         law="cache",
-        layered=False,
         needs=needs,
     )
 

@@ -8,7 +8,8 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.laws.decoding import Before, Way, right_sources
+from gpt_verify.graph.decode import Before, right_sources
+from gpt_verify.laws.decoding import Way
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, Precision
 
 Mask = NDArray[np.bool_]
@@ -185,7 +186,7 @@ def _counted(way: Way) -> Iterator[Way]:
         # What the last token of the call before could see is what that call left.
         return np.arange(n) + int(way.sources(before[:-1], before[-1])[-1].sum())
 
-    words = f"{way.words}, and positions are counted in what is left of it"
+    words = f"{way.message}, and positions are counted in what is left of it"
     for positions in (after, ahead):
         yield Way(words, positions, way.sources, fault=way.fault)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import AroundPort, Fault
 
 #: The calls after which a port is worn out, and of how many calls one is wrong: a prime, so that it
 #: is none of a pattern.
@@ -44,16 +44,14 @@ FAULTS = (
         "calls-worn-out",
         "calls",
         "computes something else from some call on, as where a buffer is full",
-        plant_port=_after_many,
+        inject=AroundPort(_after_many),
         law="calls",
-        layered=False,
     ),
     Fault(
         "calls-now-and-then",
         "calls",
         "computes something else now and then, in no call of which that can be foreseen",
-        plant_port=_now_and_then,
+        inject=AroundPort(_now_and_then),
         law="calls",
-        layered=False,
     ),
 )

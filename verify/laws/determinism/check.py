@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Named, Status, naming
+from gpt_verify.laws.explain import agreed
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.port import (
     ACTIVATIONS,
@@ -259,7 +260,7 @@ def check_state(subject: Subject) -> list[Finding]:
             told.append(f"{what} changes {_listed([str(change) for change in new])}")
     details: dict[str, Any] = {"calls": done, "changed": sorted(changer)}
     if told:
-        named = naming(_fault_of_state(changer, calls))
+        named = _fault_of_state(changer, calls)
         return [Finding(STATE, Status.FAILED, "; ".join(told), named=named, details=details)]
     loaded = "loading it and its" if subject.loading is not None else "its"
     message = f"{loaded} calls of {', '.join(done)} leave {len(now)} settings as they were"
@@ -268,7 +269,7 @@ def check_state(subject: Subject) -> list[Finding]:
 
 def _fault_of_state(
     changer: Mapping[str, str], calls: Mapping[str, Callable[[], object]]
-) -> str | None:
+) -> Named | None:
     """The fault of the catalogue that changes all that is changed.
 
     Args:
@@ -276,16 +277,15 @@ def _fault_of_state(
         calls: every call of the port.
     """
     if not changer.keys() <= RANDOM_STATES:
-        faults = {_SETS.get(name) for name in changer}
-        return faults.pop() if len(faults) == 1 else None
+        return agreed(_SETS.get(name) for name in changer)
     seeded = [seeded_by(calls[what.removesuffix("()")]) for what in set(changer.values())]
     if changer.keys() <= set().union(*seeded):
-        return "determinism-seeds"
+        return naming("determinism-seeds")
     # What another call draws may be of use to it, and a seed says nothing of what is drawn after.
     if set(changer.values()) != {"logits()"} or any(changer.keys() & names for names in seeded):
         return None
     one, other = (np.array(calls["logits"]()) for _ in range(2))
-    return "determinism-draws" if same_bits(one, other) else None
+    return naming("determinism-draws") if same_bits(one, other) else None
 
 
 def _lasting(moved: Sequence[Change]) -> list[Change]:

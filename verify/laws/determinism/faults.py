@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.faults.fault import Fault, Plant, PlantPort
+from gpt_verify.faults.fault import AroundPort, Fault, InModel, Plant, PlantPort
 from gpt_verify.faults.later import torch
 from gpt_verify.faults.plant import wrap
 
@@ -87,16 +87,8 @@ def _determinism(
     seen: str = "",
     plant_port: PlantPort | None = None,
 ) -> Fault:
-    return Fault(
-        f"determinism-{name}",
-        "determinism",
-        summary,
-        seen,
-        plant=plant,
-        plant_port=plant_port,
-        law=law,
-        layered=False,
-    )
+    inject = AroundPort(plant_port, plant) if plant_port else InModel(plant, layered=False)
+    return Fault(f"determinism-{name}", "determinism", summary, seen, inject, law=law)
 
 
 _MODE, _STATE = "determinism.mode", "determinism.state"

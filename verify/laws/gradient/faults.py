@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import Fault, InModel
 
 
 def _plant(name: str, model: Any, layers: Sequence[int]) -> None:
@@ -20,9 +20,8 @@ def _plant(name: str, model: Any, layers: Sequence[int]) -> None:
 
 
 def _gradient(name: str, summary: str, in_blocks: bool = True) -> Fault:
-    plant = partial(_plant, name)
-    name = f"gradient-{name}"
-    return Fault(name, "gradient", summary, plant=plant, law="gradient", in_blocks=in_blocks)
+    inject = InModel(partial(_plant, name), in_blocks=in_blocks)
+    return Fault(f"gradient-{name}", "gradient", summary, inject=inject, law="gradient")
 
 
 FAULTS = (

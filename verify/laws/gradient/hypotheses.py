@@ -24,6 +24,7 @@ from gpt_verify.graph.operations.layer_norm import back as norm_back
 from gpt_verify.graph.operations.linear import back as linear_back
 from gpt_verify.graph.operations.mix import back as mix_back
 from gpt_verify.graph.operations.pattern import softmax_back
+from gpt_verify.laws.explain import explain
 from gpt_verify.laws.gradient.words import Comparison
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import softmax
@@ -136,6 +137,22 @@ _TOGETHER = ("blocks-apart", "mask-missing")
 
 
 @dataclass(frozen=True)
+class _Rule:
+    """A mistake, by its name among those that are tried here."""
+
+    rule: str
+    message: str = ""
+
+    @property
+    def fault(self) -> str:
+        return f"gradient-{self.rule}"
+
+    def fits(self, shown: Mapping[str, int]) -> float | None:
+        """Every derivative is what it gives; ``shown`` says of which rules that is so."""
+        return 0.0 if self.rule in shown else None
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What a port's derivatives are.
 
@@ -152,12 +169,12 @@ class Evidence:
     def name(self) -> str | None:
         """The one mistake that all of it fits; None where none does, or several."""
         with np.errstate(all="ignore"):  # what is not finite fits nothing
-            clear = dict.fromkeys((n for n, fits in _READ_OFF.items() if fits(self)), _FEWEST)
+            shown = dict.fromkeys((n for n, fits in _READ_OFF.items() if fits(self)), _FEWEST)
             for name, moved in self._by_rule():
-                clear[name] = max(moved, clear.get(name, 0))
+                shown[name] = max(moved, shown.get(name, 0))
         # One that fits by chance, or because it changes little here, is no name, and denies others.
-        names = [name for name in clear if len(clear) == 1 and clear[name] >= _FEWEST]
-        return f"gradient-{names[0]}" if names else None
+        found = explain(shown, map(_Rule, (*_READ_OFF, *MISTAKES)))
+        return found.by.fault if found.by and shown[found.by.rule] >= _FEWEST else None
 
     @cached_property
     def wrong(self) -> list[Comparison]:

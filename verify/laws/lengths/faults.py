@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import AroundPort, Fault
 
 #: What the logits are multiplied by there.
 OFF = 1.02
@@ -32,9 +32,8 @@ FAULTS = (
         "lengths-one",
         "lengths",
         "has a path of its own for one length, which is wrong",
-        plant_port=_at_one_length,
+        inject=AroundPort(_at_one_length),
         law="lengths",
-        layered=False,
         needs="shows where the context has more than one token",
     ),
 )

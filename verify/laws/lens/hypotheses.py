@@ -7,6 +7,7 @@ sample of positions and of the vocabulary is enough: every one of them moves all
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.graph.operations import layer_norm as op_layer_norm
 from gpt_verify.graph.operations import unembed as op_unembed
+from gpt_verify.laws.explain import explain
 from gpt_verify.laws.lens.oracle import Oracle
 from gpt_verify.numerics.budgets import Measured
 from gpt_verify.numerics.precision import Precision
@@ -30,29 +32,47 @@ def sampled(n_vocab: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, n_vocab - 1, min(SAMPLE, n_vocab)).astype(np.int64))
 
 
+@dataclass(frozen=True)
+class _Decoded:
+    """Logits of the sampled tokens that a mistake leads to."""
+
+    message: str
+    logits: Measured
+    fault: str = ""
+
+    def fits(self, got_PS: Floats) -> float | None:
+        floors = _floors(self.logits, got_PS)
+        return floors if floors < LIMIT_FLOORS else None
+
+
 def recognised(
     oracle: Oracle, p: Precision, site: str, got_TS: Floats, heads: Mapping[str, Floats]
 ) -> str | None:
-    """The mistake that leads to these logits of the sampled tokens, in words.
+    """The mistake that leads to these logits of the sampled tokens, in words; of several the
+    closest.
 
     Args:
+        oracle: its states.
+        p: the port's precision.
+        site: the state that was decoded.
+        got_TS: what the port has, of the tokens of ``sampled``.
         heads: other matrices [V, D] that the port holds, by its own names.
     """
     ids_S = sampled(len(oracle.wte_VD))
-    wte_SD = oracle.wte_VD[ids_S].astype(np.float64)
-    best, words, got_PS = LIMIT_FLOORS, None, got_TS[:POSITIONS]
-    with np.errstate(all="ignore"):
-        for said, decoded in _decodings(oracle, p, site):
-            floors = _floors(op_unembed.rounding(p, decoded, wte_SD), got_PS)
-            if floors < best:
-                best, words = floors, said
+
+    def tried() -> Iterator[_Decoded]:
+        wte_SD = oracle.wte_VD[ids_S].astype(np.float64)
+        for message, state in _decodings(oracle, p, site):
+            yield _Decoded(message, op_unembed.rounding(p, state, wte_SD))
         right, right_head = oracle.norm(p, _state(oracle, site)), oracle.subject.config.head
         for name, head_VD in heads.items():
             head_SD = np.asarray(head_VD[ids_S], np.float64)
-            floors = _floors(op_unembed.rounding(p, right, head_SD), got_PS)
-            if floors < best:
-                best, words = floors, f"{_not_tied(oracle)}it is {name}, which is not {right_head}"
-    return words
+            message = f"{_not_tied(oracle)}it is {name}, which is not {right_head}"
+            yield _Decoded(message, op_unembed.rounding(p, right, head_SD))
+
+    with np.errstate(all="ignore"):
+        found = explain(got_TS[:POSITIONS], tried())
+    return found.fitting[0].message if found.fitting else None
 
 
 def another_head(oracle: Oracle, p: Precision, sites: Sequence[str], got_NTS: Floats) -> str | None:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.findings import Finding, Status, naming
+from gpt_verify.findings import Finding, Status
 from gpt_verify.graph.cascade import LIMIT_FLOORS, Lockstep
-from gpt_verify.laws.loss.hypotheses import SHIFTS, Case, aligned, mean_loss, names
+from gpt_verify.laws.loss.hypotheses import SHIFTS, Case, aligned, explained, mean_loss
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.numerics.loss import Losses, loss_noise, losses, mean_budget
 from gpt_verify.numerics.precision import FLOAT32, Precision
@@ -220,17 +220,17 @@ def _finding(law: str, cases: Sequence[Case], exact: Sequence[Case], where: str)
         details["furthest"] = message
         message = f"{len(cases)} calls, the loss of the port's own logits; the furthest {message}"
         return Finding(law, Status.PASSED, message, None, score, limit, details)
-    fitting = names(exact) or names(cases)
-    named = None
-    if len(fitting) == 1:
-        message += f": {fitting[0].words}"
-        named = naming(fitting[0].fault)
-    else:
-        message += ": unexplained"
-        details["fits"] = [mistake.words for mistake in fitting]
+    found = explained(exact)
+    if not found.fitting:
+        found = explained(cases)
+    message += f": {found.message}"
+    if not found:
+        details["fits"] = [mistake.message for mistake in found.fitting]
     if len(cases) > 1:
         message += f" [{len(wrong)} of {len(cases)} calls]"
-    return Finding(law, Status.FAILED, message, None, score, limit, named=named, details=details)
+    return Finding(
+        law, Status.FAILED, message, None, score, limit, named=found.named, details=details
+    )
 
 
 def _ratio(case: Case) -> float:

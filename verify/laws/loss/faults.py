@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import Fault, InModel
 from gpt_verify.faults.later import torch
 from gpt_verify.faults.plant import replace
 
@@ -75,9 +75,8 @@ def _loss(name: str, summary: str, law: str, loss: Loss, seen: str = "", needs: 
         "loss",
         summary,
         seen,
-        plant=partial(plant_loss, loss),
+        InModel(partial(plant_loss, loss), layered=False),
         law=law,
-        layered=False,
         needs=needs,
     )
 
@@ -201,17 +200,15 @@ FAULTS = (
         "loss-mask-not-shifted",
         "loss",
         "shifts the labels, but not the mask of what is ignored",
-        plant=partial(_plant_with_tokens, _mask_not_shifted),
+        inject=InModel(partial(_plant_with_tokens, _mask_not_shifted), layered=False),
         law="loss.ignored",
-        layered=False,
     ),
     Fault(
         "loss-padding-counted",
         "loss",
         "makes its labels from the tokens again, so that nothing is ignored",
         "padding in labels that are a copy of the inputs (huggingface/transformers#7135)",
-        plant=partial(_plant_with_tokens, lambda x, y, tokens: right(x, tokens)),
+        InModel(partial(_plant_with_tokens, lambda x, y, tokens: right(x, tokens)), layered=False),
         law="loss.ignored",
-        layered=False,
     ),
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.laws.explain import Explained, explain
 from gpt_verify.numerics.loss import Losses
 
 Floats = NDArray[np.floating]
@@ -69,13 +70,20 @@ class Mistake:
 
     Attributes:
         fault: its name in the catalogue of faults.
-        words: what is said of it.
+        message: what is said of it.
         loss: the loss that it gives.
     """
 
     fault: str
-    words: str
+    message: str
     loss: Compute
+
+    def fits(self, cases: Sequence[Case]) -> float | None:
+        """It gives every loss of the port by itself."""
+        if not any(math.isfinite(case.measured) for case in cases):
+            return None
+        given = (case.fits(self.loss(case.losses, case.counted)) for case in cases)
+        return 0.0 if all(given) else None
 
 
 def aligned(nats_BT: Floats, shift: int) -> Floats:
@@ -215,34 +223,32 @@ MISTAKES = (
 
 
 @dataclass(frozen=True)
-class Named:
-    """A mistake that gives all of a port's losses.
+class Fitted:
+    """A mistake with a number, which was fitted to all of a port's losses.
 
     Attributes:
         fault: its name in the catalogue of faults.
-        words: what is said of it.
+        message: what is said of it.
     """
 
     fault: str
-    words: str
+    message: str
+
+    def fits(self, cases: Sequence[Case]) -> float | None:
+        return 0.0
 
 
-def names(cases: Sequence[Case]) -> list[Named]:
+def explained(cases: Sequence[Case]) -> Explained[Mistake | Fitted]:
     """What a port may have done: every mistake that by itself gives all of its losses."""
-    fitting = [Named(m.fault, m.words) for m in MISTAKES if _explains(m.loss, cases)]
-    if not fitting and len(cases) > 1:
+    found: Explained[Mistake | Fitted] = explain(cases, MISTAKES)
+    if not found.fitting and len(cases) > 1:
         # These have a number to fit, which any one case would determine.
         fitted = (fit(cases) for fit in (_smoothing, _multiple, _clipping))
-        fitting = list(filter(None, fitted))[:1]
-    return fitting
+        found = explain(cases, list(filter(None, fitted))[:1])
+    return found
 
 
-def _explains(mistake: Compute, cases: Sequence[Case]) -> bool:
-    finite = any(math.isfinite(case.measured) for case in cases)
-    return finite and all(case.fits(mistake(case.losses, case.counted)) for case in cases)
-
-
-def _smoothing(cases: Sequence[Case]) -> Named | None:
+def _smoothing(cases: Sequence[Case]) -> Fitted | None:
     """Label smoothing: the same share of the uniform loss in every case."""
     uniform = [_mean(aligned(c.losses.uniform, 1), c.counted) for c in cases]
     share = _fit([u - c.expected for u, c in zip(uniform, cases, strict=True)], cases)
@@ -251,18 +257,18 @@ def _smoothing(cases: Sequence[Case]) -> Named | None:
     smoothed = [c.expected + share * (u - c.expected) for u, c in zip(uniform, cases, strict=True)]
     if not all(case.fits(value) for case, value in zip(cases, smoothed, strict=True)):
         return None
-    return Named("loss-label-smoothing", f"labels are smoothed, ε = {share:.3g}")
+    return Fitted("loss-label-smoothing", f"labels are smoothed, ε = {share:.3g}")
 
 
-def _multiple(cases: Sequence[Case]) -> Named | None:
+def _multiple(cases: Sequence[Case]) -> Fitted | None:
     """The same factor in every case."""
     factor = 1.0 + _fit([case.expected for case in cases], cases)
     if not all(case.fits(factor * case.expected) for case in cases):
         return None
-    return Named("loss-scaled", f"every loss is {factor:.6g} times what it should be")
+    return Fitted("loss-scaled", f"every loss is {factor:.6g} times what it should be")
 
 
-def _clipping(cases: Sequence[Case]) -> Named | None:
+def _clipping(cases: Sequence[Case]) -> Fitted | None:
     """The loss of each token cut at the same number of nats, which is found by bisection."""
     each = [aligned(c.losses.nats[1], 1) for c in cases]
     each = [nats[c.counted & ~np.isnan(nats)] for nats, c in zip(each, cases, strict=True)]
@@ -279,7 +285,7 @@ def _clipping(cases: Sequence[Case]) -> Named | None:
     clipped = [float(np.minimum(nats, high).mean()) for nats in each]
     if not all(case.fits(value) for case, value in zip(cases, clipped, strict=True)):
         return None
-    return Named("loss-clipped", f"the loss of each token is cut at {high:.6g} nats")
+    return Fitted("loss-clipped", f"the loss of each token is cut at {high:.6g} nats")
 
 
 def _fit(directions: Sequence[float], cases: Sequence[Case]) -> float:

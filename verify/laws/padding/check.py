@@ -23,6 +23,7 @@ from gpt_verify.laws.agreement import (
     refuting,
 )
 from gpt_verify.laws.decoding import Case, Way, recognise
+from gpt_verify.laws.explain import Explained
 from gpt_verify.laws.padding.hypotheses import COUNTED, Padded, ways
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.port import PADDED, PADDED_AT
@@ -146,16 +147,16 @@ class _Runs:
 
     def explained_by(self, words: str) -> bool:
         """Whether this mistake has these logits, to within rounding; others may have them too."""
-        named = [way for way in ways(self._batches[0]) if way.words == words]
+        named = [way for way in ways(self._batches[0]) if way.message == words]
         # Where what is in front does not show, one batch has nothing to add to the other.
         hidden = all(same_bits(*rows) for rows in zip(*self._got, strict=True))
-        return self._recognised(named, 1 if hidden else None) is not None
+        return bool(self._recognised(named, 1 if hidden else None))
 
     def failed(self, where: str = "") -> Finding:
         """What is wrong, by the mistake that the oracle would have to make as well."""
-        if way := self._recognised(ways(self._batches[0])):
-            return self.agreement.failed(LAW, where + way.words, naming(way.fault))
-        return self.agreement.failed(LAW, where + self._described())
+        found = self._recognised(ways(self._batches[0]))
+        message = found.message if found else f"{self._described()}: {found.message}"
+        return self.agreement.failed(LAW, where + message, found.named)
 
     def _described(self) -> str:
         """What can be said of a mistake that is not known."""
@@ -165,7 +166,7 @@ class _Runs:
             return "the tokens of the padding matter: it is attended to"
         return "whatever tokens the padding has: it is the mask or the positions"
 
-    def _recognised(self, mistakes: Sequence[Way], batches: int | None = None) -> Way | None:
+    def _recognised(self, mistakes: Sequence[Way], batches: int | None = None) -> Explained[Way]:
         """The mistake that the first ``batches`` of them show; all where None."""
         return recognise(self._subject, self._cases[:batches], mistakes, self._batches[0].right)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from gpt_verify.faults.fault import Fault, Plant
+from gpt_verify.faults.fault import Fault, InModel, Plant
 from gpt_verify.faults.later import torch
 from gpt_verify.faults.plant import wrap
 
@@ -72,9 +72,8 @@ def _padding(name: str, summary: str, plant: Plant, seen: str = "", needs: str =
         "padding",
         summary,
         seen,
-        plant=plant,
+        InModel(plant, layered=False),
         law=law,
-        layered=False,
         needs=needs,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import replace as with_values
 from functools import partial
 from typing import Any
 
-from gpt_verify.faults.fault import Fault, Plant
+from gpt_verify.faults.fault import Fault, InModel, Plant
 from gpt_verify.faults.later import torch
 from gpt_verify.faults.plant import wrap
 
@@ -63,10 +63,8 @@ def _refusal_breaks_it(model: Any, layers: Sequence[int]) -> None:
 
 
 def _positions(name: str, summary: str, plant: Plant, seen: str = "") -> Fault:
-    law = "positions.beyond"
-    return Fault(
-        f"positions-{name}", "positions", summary, seen, plant=plant, law=law, layered=False
-    )
+    inject = InModel(plant, layered=False)
+    return Fault(f"positions-{name}", "positions", summary, seen, inject, law="positions.beyond")
 
 
 FAULTS = (

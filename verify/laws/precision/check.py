@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status, naming
 from gpt_verify.graph.local import LocalOracle, NotShown
+from gpt_verify.graph.table import made_by
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.numerics.budgets import Measured
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Precision
@@ -120,13 +121,13 @@ class _Products:
 
     def _expected(self, site: str) -> Iterator[tuple[int, dict[str, Measured]]]:
         """What a product should be in each format, in tiles; nothing for other operations."""
-        operation = self._sites[site].operation
+        operation = made_by(self._sites[site])
         if self.altered.intersection(self._sites[site].weights):
             return
         try:
-            if operation == "linear":
+            if operation.product and not operation.by_vocabulary:
                 yield 0, {p.name: self._oracle.expected(site, p) for p in FORMATS}
-            elif operation == "unembed":
+            elif operation.product:
                 runs = [self._oracle.expected_logits(p) for p in FORMATS]
                 for tiles in zip(*runs, strict=True):
                     named = zip(FORMATS, tiles, strict=True)

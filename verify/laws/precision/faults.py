@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.faults.fault import Array, Fault
+from gpt_verify.faults.fault import AroundPort, Array, AtSites, Fault, InModel
 from gpt_verify.faults.later import torch
 from gpt_verify.faults.plant import wrap
 from gpt_verify.graph.call import Act, Call
@@ -93,17 +93,23 @@ def _plant_norm(dtype: str, model: Any, layers: Sequence[int]) -> None:
         wrap(norm, "forward", forward)
 
 
-def _fault(name: str, summary: str, acts: Mapping[str, Act], seen: str = "", **more: Any) -> Fault:
-    needs = "a model in that precision computes so anyway"
+def _fault(
+    name: str,
+    summary: str,
+    operations: Mapping[str, Act],
+    inject: InModel | AroundPort,
+    law: str,
+    seen: str = "",
+) -> Fault:
     return Fault(
         f"precision-{name}",
         "precision",
         summary,
         seen,
-        acts=acts,
-        coarse=True,
-        needs=needs,
-        **more,
+        inject,
+        AtSites(operations, quantising=True),
+        law,
+        needs="a model in that precision computes so anyway",
     )
 
 
@@ -124,23 +130,22 @@ def _halves(precision: Precision) -> tuple[Fault, ...]:
             f"autocast-{name}",
             f"runs under autocast to {name}, which was left on",
             products | read,
-            plant=partial(_plant_autocast, name),
-            law="precision",
-            layered=False,
+            InModel(partial(_plant_autocast, name), layered=False),
+            "precision",
         ),
         _fault(
             f"product-{name}",
             f"computes one matrix product in {name}",
             {"ln_2": rounded, "mlp.pre": products["mlp.pre"]},
-            plant=partial(_plant_product, name),
-            law="precision",
+            InModel(partial(_plant_product, name)),
+            "precision",
         ),
         _fault(
             f"norm-{name}",
             f"computes layer norm in {name}",
             dict.fromkeys(("ln_1", "ln_2", "ln_f"), norm),
-            plant=partial(_plant_norm, name),
-            law="activations.local",
+            InModel(partial(_plant_norm, name)),
+            "activations.local",
         ),
     )
 
@@ -150,10 +155,9 @@ FAULTS = (
         "tf32",
         "multiplies in TF32, on tensor cores",
         _products(_tf32, lambda x: x),
+        AroundPort(_plant_tf32),
+        "precision",
         "the default of torch on Ampere GPUs up to version 1.11 (pytorch/pytorch#67384)",
-        plant_port=_plant_tf32,
-        law="precision",
-        layered=False,
     ),
     *_halves(BFLOAT16),
     *_halves(FLOAT16),

@@ -15,7 +15,7 @@ from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.matching.match import Placement
 from gpt_verify.numerics.parallel import by_twos
 from gpt_verify.port import Parameter
-from gpt_verify.reference.weights import tensor_table
+from gpt_verify.reference.weights import QKV, tensor_table
 
 Array = NDArray[Any]
 #: From a tensor's name and what the port held of it at first to what it is to hold.
@@ -118,7 +118,7 @@ class Stored:
         """The parameter that is the tensor, or the three that are its parts."""
         placed = [p for p in self._matching.placements if p.tensor == tensor and not p.head]
         placed.sort(key=lambda p: p.part or 0)
-        if [p.part for p in placed] not in ([None], [0, 1, 2]):
+        if [p.part for p in placed] not in ([None], [*range(len(QKV))]):
             raise NotExamined(f"no parameter was matched to all of {tensor}")
         places = [(self._by_name[p.parameter], p) for p in placed]
         if any(parameter.write is None for parameter, _ in places):
@@ -126,9 +126,8 @@ class Stored:
         return places
 
     def _piece(self, parameter: Parameter, placement: Placement) -> Array:
-        shape = self._table[placement.tensor].shape
-        if placement.part is not None:
-            shape = (*shape[:-1], shape[-1] // 3)
+        spec = self._table[placement.tensor]
+        shape = spec.shape if placement.part is None else spec.part_shape
         return placement.layout.upright(self._original(parameter, placement)).reshape(shape)
 
     def _original(self, parameter: Parameter, placement: Placement) -> Array:

@@ -13,7 +13,8 @@ from itertools import zip_longest
 from typing import Any, Generic
 
 from gpt_verify.errors import CheckpointError, described
-from gpt_verify.findings import Finding, Status, naming
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.explain import agreed
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.laws.tokenizer.explained import (
     Call,
@@ -115,7 +116,7 @@ def _judge(subject: Subject, direction: _Direction[Any, Any], things: str) -> li
     more: dict[str, Any] = {"tokenizers": details}
     if wrong:
         # A name stands for the port: all of its tokenizers that are wrong must have that fault.
-        named = naming(*faults) if len(faults) == 1 else None
+        named = agreed(faults)
         return [Finding(law, Status.FAILED, "; ".join(wrong), named=named, details=more)]
     same = "ids" if direction.word == "encode" else "text"
     message = f"{', '.join(tokenizers)}: {number} {things}, same {same}"

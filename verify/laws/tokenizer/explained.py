@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from gpt_verify.laws.tokenizer.hypotheses import DECODING, ENCODING, Decode, Encode, Mistake
+from gpt_verify.laws.explain import UNEXPLAINED, explain
+from gpt_verify.laws.tokenizer.hypotheses import (
+    DECODING,
+    ENCODING,
+    Calls,
+    Decode,
+    Encode,
+    Mistake,
+)
 from gpt_verify.laws.tokenizer.texts import is_open
 from gpt_verify.reference.bpe import BPE, alphabet, split
 
@@ -135,7 +143,7 @@ def _how_one(bpe: BPE, text: str, got: list[int]) -> int:
 def explain_texts(bpe: BPE, calls: Sequence[Call[list[int], str]]) -> Said:
     """What all calls of ``decode`` show; an error says by itself what it is."""
     raised = any(call.raised for call in calls)
-    return _name(bpe, calls, DECODING) or Said("" if raised else "unexplained")
+    return _name(bpe, calls, DECODING) or Said("" if raised else UNEXPLAINED)
 
 
 def _plain(calls: Iterable[Call[Given, Made]]) -> list[Call[Given, Made]]:
@@ -147,7 +155,7 @@ def _plain(calls: Iterable[Call[Given, Made]]) -> list[Call[Given, Made]]:
 def _name(
     bpe: BPE,
     calls: Sequence[Call[Any, Any]],
-    mistakes: Sequence[Mistake[Encode]] | Sequence[Mistake[Decode]],
+    mistakes: Sequence[Mistake[Encode] | Mistake[Decode]],
 ) -> Said | None:
     """The one mistake that gives everything that the tokenizer gave; otherwise nothing."""
     told = _plain(calls)
@@ -155,22 +163,10 @@ def _name(
         told = list(calls)  # every mistake that changes nothing in the plain ones would fit them
     # The wrong ones first: most mistakes fail at the first of them.
     told.sort(key=lambda call: (call.right, len(call.given)))
-    fitting = [
-        Said(mistake.said, mistake.fault)
-        for mistake in mistakes
-        if any(all(_gives(way, bpe, call) for call in told) for way in mistake.variants)
-    ]
-    if len(fitting) == 1:
-        return fitting[0]
-    return Said("unexplained") if fitting else None
-
-
-def _gives(way: Encode | Decode, bpe: BPE, call: Call[Any, Any]) -> bool:
-    """A mistake gives what the tokenizer gave, or raises as it does."""
-    try:
-        return bool(call.got == way(bpe, call.given))
-    except ValueError:
-        return call.got is None
+    found = explain(Calls(bpe, [(call.given, call.got) for call in told]), mistakes)
+    if found.by is not None:
+        return Said(found.message, found.by.fault)
+    return Said(UNEXPLAINED) if found.fitting else None
 
 
 def token_words(bpe: BPE, token: int | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import gpt_verify.laws.tokenizer.injection as to
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.vocabulary import load
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import AroundPort, Fault
 from gpt_verify.port import TOKENIZERS
 
 
@@ -27,9 +27,8 @@ def _fault(
         "tokenizer",
         summary,
         seen,
-        plant_port=partial(_plant, change),
+        AroundPort(partial(_plant, change)),
         law=law,
-        layered=False,
         needs=needs,
     )
 

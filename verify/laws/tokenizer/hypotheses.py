@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from gpt_verify.laws.tokenizer.cuts import (
     BLANK,
@@ -32,19 +32,45 @@ Way = TypeVar("Way", Encode, Decode)
 
 
 @dataclass(frozen=True)
+class Calls:
+    """What a tokenizer gave, as evidence for a ``Mistake``.
+
+    Attributes:
+        bpe: the reference.
+        each: what each call was given, and what it gave; None where it raised.
+    """
+
+    bpe: BPE
+    each: Sequence[tuple[Any, Any]]
+
+    def given_by(self, way: Encode | Decode, call: tuple[Any, Any]) -> bool:
+        """A mistake gives what the tokenizer gave, or raises as it does."""
+        given, got = call
+        try:
+            return bool(got == way(self.bpe, given))
+        except ValueError:
+            return got is None
+
+
+@dataclass(frozen=True)
 class Mistake(Generic[Way]):
     """One mistake.
 
     Attributes:
         fault: its name in the catalogue.
-        said: in words.
+        message: in words.
         variants: each gives what a tokenizer that makes it in one way gives; ValueError where that
             one raises.
     """
 
     fault: str
-    said: str
+    message: str
     variants: tuple[Way, ...]
+
+    def fits(self, calls: Calls) -> float | None:
+        """Everything that the tokenizer gave, one variant gives."""
+        fits = any(all(map(partial(calls.given_by, way), calls.each)) for way in self.variants)
+        return 0.0 if fits else None
 
 
 #: What ``clean_up_tokenization_spaces`` of transformers removes the space before, in its order.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gpt_verify.findings import Finding, Status, naming
+from gpt_verify.laws.explain import agreed
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.laws.table_rows import TableRows
 from gpt_verify.laws.tying.ends import ends_of
@@ -105,8 +106,7 @@ def check_storage(subject: Subject) -> Iterable[Finding]:
         faults |= set(ends.faults)
     if problems:
         message = "; ".join(dict.fromkeys(problems))
-        named = naming(*faults) if len(faults) == 1 else None
-        yield Finding(law, Status.FAILED, message, SITE, named=named)
+        yield Finding(law, Status.FAILED, message, SITE, named=agreed(faults))
     elif unseen:
         raise NotExamined(f"no write can show in {' and '.join(dict.fromkeys(unseen))}")
     else:

@@ -5,12 +5,13 @@ Frameworks tie when a model is built, and lose it when a model is copied, cast, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 
-from gpt_verify.findings import Finding, Status, naming
+from gpt_verify.findings import Finding, Named, Status
+from gpt_verify.laws.explain import explain
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.laws.table_rows import Rows, TableRows
 from gpt_verify.laws.tying.check import SITE, Tables, differences, tables_of, transposed
@@ -62,7 +63,7 @@ def check_persistence(subject: Subject) -> Iterable[Finding]:
     left_out = f"; not examined: {', '.join(missing)}" if missing else ""
     if problems:
         message = "; ".join(problems) + left_out
-        yield Finding(_LAW, Status.FAILED, message, SITE, named=naming(_fault(compared)))
+        yield Finding(_LAW, Status.FAILED, message, SITE, named=_named(compared))
     elif compared:
         what = "equal bits" if tables.own else "one matrix at both ends"
         yield Finding(_LAW, Status.PASSED, f"{what} after {', '.join(compared)}{left_out}", SITE)
@@ -70,22 +71,39 @@ def check_persistence(subject: Subject) -> Iterable[Finding]:
         raise NotExamined(", ".join(missing) or "the port offers no way of copying it")
 
 
-def _fault(compared: Mapping[str, _Copied]) -> str | None:
+@dataclass(frozen=True)
+class _Parting:
+    """A known way in which the two ends come apart.
+
+    Attributes:
+        fault: its name in the catalogue.
+        after: the ways of copying after which they are apart.
+    """
+
+    fault: str
+    after: Set[str]
+    message: str = ""
+
+    def fits(self, apart: Set[str]) -> float | None:
+        return 0.0 if self.after == apart else None
+
+
+def _named(compared: Mapping[str, _Copied]) -> Named | None:
     """What parts the two, where it is told by the ways of copying after which they are apart."""
     wrong = {how for how, found in compared.items() if found.problems}
+    casts = {how for how in compared if how in ("to(float64)", "to(bfloat16)")}
     if not all(compared[how].parted for how in wrong):
         return None
-    casts = {how for how in compared if how in ("to(float64)", "to(bfloat16)")}
-    parting = {
-        "tying-by-data": casts | {"deepcopy"},
-        "tying-parted-by-casting": casts,
-        "tying-parted-by-loading": {how for how in compared if how in _LOADED},
+    if not casts or not compared.keys() >= set(_TELLING):
+        return None  # one cause cannot be told from another
+    known = (
+        _Parting("tying-by-data", casts | {"deepcopy"}),
+        _Parting("tying-parted-by-casting", casts),
+        _Parting("tying-parted-by-loading", {how for how in compared if how in _LOADED}),
         # All others begin with a deepcopy or end with what was pickled; that one builds it anew.
-        "tying-parted-by-copying": compared.keys() - {"save_pretrained"},
-    }
-    seen = set(_TELLING) <= compared.keys()
-    found = [name for name, ways in parting.items() if ways == wrong]
-    return found[0] if seen and casts and len(found) == 1 else None
+        _Parting("tying-parted-by-copying", compared.keys() - {"save_pretrained"}),
+    )
+    return explain(wrong, known).named
 
 
 def _compare(subject: Subject, copy: Port, tables: Tables) -> _Copied:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import Fault, InModel
 
 
 def _plant(name: str, model: Any, layers: Sequence[int]) -> None:
@@ -26,9 +26,8 @@ def _tying(name: str, law: str, summary: str, seen: str = "", **more: Any) -> Fa
         "tying",
         summary,
         seen,
-        plant=partial(_plant, name),
+        InModel(partial(_plant, name), layered=False),
         law=f"tying.{law}",
-        layered=False,
         **more,
     )
 

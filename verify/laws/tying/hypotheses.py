@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.graph.derivatives import Derivative
 from gpt_verify.graph.directions import Direction
+from gpt_verify.laws.explain import explain
 from gpt_verify.port import Floats
 
 #: Floors by which a part must be off in every direction before a factor is read off: noise has one.
@@ -94,13 +96,27 @@ def of_lookup(lookup: TiedEnd, tokens: NDArray[np.int64], known: Known) -> str |
         return None
     if lookup.blocked:
         return "tying-lookup-detached"
-    fits = {
-        "tying-lookup-scaled": lookup.scaled,
-        "tying-by-frequency": _by_frequency(lookup, tokens),
-        "tying-padding-row": _row_missing(lookup, tokens, known),
-    }
-    names = [name for name, fit in fits.items() if fit]
-    return names[0] if len(names) == 1 else None
+    found = explain(
+        lookup,
+        (
+            _OfLookup("tying-lookup-scaled", lambda lookup: lookup.scaled),
+            _OfLookup("tying-by-frequency", partial(_by_frequency, tokens)),
+            _OfLookup("tying-padding-row", partial(_row_missing, tokens, known)),
+        ),
+    )
+    return found.by.fault if found.by else None
+
+
+@dataclass(frozen=True)
+class _OfLookup:
+    """A mistake of a lookup, by its name in the catalogue, and whether an end shows it."""
+
+    fault: str
+    shown: Callable[[TiedEnd], bool]
+    message: str = ""
+
+    def fits(self, lookup: TiedEnd) -> float | None:
+        return 0.0 if self.shown(lookup) else None
 
 
 def _read(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -108,13 +124,13 @@ def _read(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.unique(tokens[:, :-1])
 
 
-def _by_frequency(lookup: TiedEnd, tokens: NDArray[np.int64]) -> bool:
+def _by_frequency(tokens: NDArray[np.int64], lookup: TiedEnd) -> bool:
     """Multiplied by how often each token occurs, it is right."""
     times_V = np.bincount(tokens.ravel(), minlength=len(lookup.gradient_VD))
     return replace(lookup, gradient_VD=lookup.gradient_VD * times_V[:, None]).right
 
 
-def _row_missing(lookup: TiedEnd, tokens: NDArray[np.int64], known: Known) -> bool:
+def _row_missing(tokens: NDArray[np.int64], known: Known, lookup: TiedEnd) -> bool:
     """One token's row gets nothing, and apart from that it is right."""
     missing = [int(v) for v in _read(tokens) if not lookup.gradient_VD[v].any()]
     if len(missing) != 1:

@@ -61,18 +61,18 @@ class Role:
     @property
     def output(self) -> str | None:
         """The site that an operation with this parameter makes."""
-        return next((r.name for r in self.readers if r.operation in ("embed", "linear")), None)
+        made = (r for r in self.readers if r.looks_up or (r.is_product and not r.is_logits))
+        return next((r.name for r in made), None)
 
     @property
     def input(self) -> str | None:
         """The site that a product with this matrix reads."""
-        products = (r for r in self.readers if r.operation in ("linear", "unembed"))
-        return next((r.inputs[0] for r in products), None)
+        return next((r.inputs[0] for r in self.readers if r.is_product), None)
 
     @property
     def normalised(self) -> str | None:
         """The state of the residual stream that a layer norm with this gain reads."""
-        return next((r.inputs[0] for r in self.readers if r.operation == "layer_norm"), None)
+        return next((r.inputs[0] for r in self.readers if r.centres), None)
 
 
 def role_of(placement: Placement, config: Config) -> Role:
@@ -152,5 +152,5 @@ def sums(config: Config) -> dict[str, str]:
     """Site of a projection → the residual stream after it, which is nothing but their sum:
     ``h.3.attn.out`` → ``h.3.resid_mid``."""
     table = sites(config).values()
-    added = {s.inputs[1]: s.name for s in table if s.operation == "add" and len(s.inputs) == 2}
+    added = {s.inputs[1]: s.name for s in table if s.is_sum and len(s.inputs) == 2}
     return {name: state for name, state in added.items() if sites(config)[name].weights}

@@ -1,0 +1,79 @@
+"""One function decides which known fault a failure is: the one that fits, where just one does."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gpt_verify
+from gpt_verify.laws.explain import UNEXPLAINED, agreed, explain
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """A hypothesis that leaves a given rest of any failure."""
+
+    fault: str
+    left: float | None
+
+    @property
+    def message(self) -> str:
+        return f"it is {self.fault}"
+
+    def fits(self, evidence: object) -> float | None:
+        return self.left
+
+
+rests = st.none() | st.sampled_from([0.0, 0.5, 1.0, 7.0])
+
+
+@given(st.lists(rests, max_size=6))
+def test_the_one_that_leaves_least_is_named(lefts: list[float | None]) -> None:
+    tried = [Leaves(f"fault-{i}", left) for i, left in enumerate(lefts)]
+    found = explain(None, tried)
+    fitting = [h for h in tried if h.left is not None]
+    least = min((h.left for h in fitting if h.left is not None), default=None)
+    closest = tuple(h for h in fitting if h.left == least)
+    assert found.fitting == closest
+    if len(closest) == 1:
+        assert found
+        assert found.by is closest[0]
+        assert found.named is not None
+        assert found.named.fault == closest[0].fault
+        assert found.message == closest[0].message
+    else:
+        assert not found
+        assert (found.by, found.named, found.message) == (None, None, UNEXPLAINED)
+
+
+def test_a_fault_that_the_catalogue_lacks_is_said_and_not_named() -> None:
+    found = explain(None, [Leaves("", 0.0)])
+    assert found.message == "it is "
+    assert found.named is None
+
+
+def test_every_part_of_a_failure_must_have_the_fault() -> None:
+    assert agreed([]) is None
+    assert agreed(["a", "b"]) is None
+    assert agreed(["a", None]) is None
+    assert agreed([None]) is None
+    found = agreed(["a", "a"])
+    assert found is not None
+    assert found.fault == "a"
+
+
+def test_nobody_else_counts_what_fits() -> None:
+    """``len(…) == 1`` beside a name is how a second way of naming begins."""
+    laws = Path(gpt_verify.__file__).resolve().parent / "laws"
+    said = []
+    for file in sorted(laws.rglob("*.py")):
+        if file.name == "explain.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and node.value == UNEXPLAINED:
+                said.append(file.name)
+    assert said == []
