@@ -328,7 +328,7 @@ OPENED_HF = (
         "float64",
         in_float64,
         "model.safetensors: transformer.h.0.attn.c_attn.bias, transformer.h.0.attn.c_attn.weight, "
-        "transformer.h.0.attn.c_proj.bias … and 25 more are float64, and are rounded to float32",
+        "transformer.h.0.attn.c_proj.bias and 25 more are float64, and are rounded to float32",
         rounded=True,
     ),
     Layout("links into the hub's cache", in_the_hubs_cache),
@@ -531,7 +531,7 @@ OPENED_OPENAI = (
         "Adam's slots, `beta1_power`, `global_step`",
         openai(trained),
         "model.ckpt.index: ignored, as of the training and not of the model: beta1_power, "
-        "beta2_power, global_step … and 56 more",
+        "beta2_power, global_step and 56 more",
     ),
     Layout(
         "variables in another scope",
@@ -559,7 +559,7 @@ OPENED_OPENAI = (
         "float64",
         openai(lambda: {name: value.astype(np.float64) for name, value in stored().items()}),
         "model.ckpt.index: model/h0/attn/c_attn/b, model/h0/attn/c_attn/w, "
-        "model/h0/attn/c_proj/b … and 25 more are float64, and are rounded to float32",
+        "model/h0/attn/c_proj/b and 25 more are float64, and are rounded to float32",
     ),
     Layout(
         "`hparams.json` with keys of the training",

@@ -127,7 +127,7 @@ def drop(values: Tensors, *names: str) -> None:
 TENSORS: dict[str, Callable[[Tensors], object]] = {
     "missing: model/h0/ln_1/g": lambda t: drop(t, "model/h0/ln_1/g"),
     "missing: model/wte": lambda t: drop(t, "model/wte"),
-    "missing: model/wte, model/wpe, model/h0/ln_1/g … and 25 more; surplus: x": lambda t: (
+    "missing: model/wte, model/wpe, model/h0/ln_1/g and 25 more; surplus: x": lambda t: (
         t.clear() or t.update(x=np.ones(1, np.float32))
     ),
     "missing: model/wpe; surplus: wpe": lambda t: rename(t, "model/wpe", "wpe"),

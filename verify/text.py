@@ -20,6 +20,13 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
+def listing(names: Iterable[object], most: int = 3) -> str:
+    """The first of them, and how many more there are: ``a, b, c and 4 more``."""
+    found = [str(name) for name in names]
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more
+
+
 def weights_words(weights_from: str) -> str:
     """The origin of a port's weights, in a few words."""
     said = {

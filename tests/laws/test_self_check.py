@@ -24,8 +24,9 @@ from gpt_verify.numerics.precision import FLOAT64
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.port import Port
 from gpt_verify.ports.callable import CallablePort
-from gpt_verify.process.replaced import NAMED, Watch, listed
+from gpt_verify.process.replaced import Watch
 from gpt_verify.reference import model, ops
+from gpt_verify.text import listing
 
 Change = Callable[[], object]
 TANH, MEAN = np.tanh, np.mean
@@ -171,8 +172,9 @@ def test_what_is_added_is_nobodys_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_long_lists_are_cut() -> None:
-    assert listed(["a"] * NAMED) == ", ".join(["a"] * NAMED)
-    assert listed(["a"] * (NAMED + 3)).endswith(" and 3 more")
+    assert listing(["a"] * 3) == "a, a, a"
+    assert listing("abcdefg") == "a, b, c and 4 more"
+    assert listing(range(9), 7) == "0, 1, 2, 3, 4, 5, 6 and 2 more"
 
 
 Vector = list[float]

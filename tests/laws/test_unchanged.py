@@ -13,7 +13,8 @@ from subjects import port, subject
 
 from gpt_verify.errors import ToolError
 from gpt_verify.findings import Finding, Status, Verdict
-from gpt_verify.judging import judge as judging
+from gpt_verify.judging import examination
+from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.laws import table as laws
 from gpt_verify.laws.subject import NotExamined, Subject
@@ -50,9 +51,9 @@ def test_a_law_that_leaves_something_behind_ends_the_run(
     altered = tuple(
         replace(entry, check=untidy) if entry.id == law else entry for entry in laws.CHECKS
     )
-    monkeypatch.setattr(judging, "CHECKS", altered)
+    monkeypatch.setattr(examination, "CHECKS", altered)
     source = checkpoint()
-    report = judging.judge(
+    report = judge(
         "port", source, INPUTS[:1], None, "cpu", Silent(), build=lambda: port(source=source)
     )
     assert report.verdict is Verdict.UNJUDGED

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gpt_verify.checkpoint.protobuf as protobuf
-from gpt_verify.checkpoint.files import Malformed, MappedFile, listing, read_bytes, refusal
+from gpt_verify.checkpoint.files import Malformed, MappedFile, read_bytes, refusal
 from gpt_verify.checkpoint.protobuf import decode, last
 from gpt_verify.checkpoint.table import mask, read_table, varint
+from gpt_verify.text import listing
 
 #: About 160,000 tensors; the 580 of the 1558M model take 40 kB.
 LARGEST_INDEX = 1 << 24

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gpt_verify.checkpoint.families import FAMILIES
 from gpt_verify.checkpoint.family import Family
 from gpt_verify.checkpoint.family_keys import Keys
-from gpt_verify.checkpoint.files import listing, read_json, refusal
+from gpt_verify.checkpoint.files import read_json, refusal
 from gpt_verify.checkpoint.hf_config import ARCHITECTURE
 from gpt_verify.checkpoint.hf_weights import Weights, open_weights
 from gpt_verify.checkpoint.keys import stated
@@ -29,6 +29,7 @@ from gpt_verify.checkpoint.safetensors_file import ToWrite, replacing, write_ten
 from gpt_verify.checkpoint.tensors import READABLE, LazyTensors
 from gpt_verify.errors import CheckpointError
 from gpt_verify.reference import Config, ConfigError, tensor_table
+from gpt_verify.text import listing
 
 Array = NDArray[Any]
 

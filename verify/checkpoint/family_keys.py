@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt_verify.checkpoint.files import listing, refusal
+from gpt_verify.checkpoint.files import refusal
 from gpt_verify.checkpoint.hf_config import IGNORED
 from gpt_verify.errors import CheckpointError
 from gpt_verify.reference import Architecture, Config, ConfigError
 from gpt_verify.reference.architecture import Activation, Rope, Scaling
 from gpt_verify.reference.positions import yarn_attention
+from gpt_verify.text import listing
 
 #: transformers' ``ACT2FN`` (``activations.py``), as far as families here use it.
 ACTIVATIONS: dict[str, Activation] = {

@@ -8,7 +8,6 @@ import os
 import re
 import stat
 import weakref
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +36,6 @@ def refusal(path: Path, what: object) -> CheckpointError:
         text = f"{text[:600]} …"
     line = f"{path}: {text}"
     return CheckpointError("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
-
-
-def listing(names: Iterable[str]) -> str:
-    """The first three, and how many more."""
-    found = list(names)
-    rest = f" … and {len(found) - 3} more" if len(found) > 3 else ""
-    return ", ".join(found[:3]) + rest
 
 
 def need_content(path: Path, start: bytes) -> None:

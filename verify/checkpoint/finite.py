@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpt_verify.checkpoint.files import listing, refusal
+from gpt_verify.checkpoint.files import refusal
 from gpt_verify.checkpoint.record import Checkpoint
+from gpt_verify.text import listing
 
 #: What holds no weights among the files of a checkpoint.
 _WORDS = {".json", ".bpe", ".index", ".txt", ".meta", ""}

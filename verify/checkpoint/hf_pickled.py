@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.checkpoint.files import LARGEST_POINTER, listing, need_content, refusal, size_of
+from gpt_verify.checkpoint.files import LARGEST_POINTER, need_content, refusal, size_of
 from gpt_verify.checkpoint.tensors import narrowed, need_as_stated
 from gpt_verify.errors import MissingDependency, shortened
+from gpt_verify.text import listing
 
 #: What has no code in it.
 SINGLE = "model.safetensors"

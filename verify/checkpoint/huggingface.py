@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt_verify.checkpoint.family_files import family_of, open_family
-from gpt_verify.checkpoint.files import listing, refusal, size_of
+from gpt_verify.checkpoint.files import refusal, size_of
 from gpt_verify.checkpoint.hf_config import SIZES, read_config
 from gpt_verify.checkpoint.hf_names import (
     MASK,
@@ -41,6 +41,7 @@ from gpt_verify.checkpoint.tensors import (
     check_tensors,
 )
 from gpt_verify.reference import Config, tensor_table
+from gpt_verify.text import listing
 
 #: Bytes of the head and of wte that are compared at a time.
 PIECE = 1 << 22

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from gpt_verify.checkpoint.files import listing, refusal
+from gpt_verify.checkpoint.files import refusal
 from gpt_verify.errors import UsageError
+from gpt_verify.text import listing
 
 # fmt: off
 #: Words of a key that says nothing of the function: who, when, under which terms, trained how.
@@ -130,9 +131,10 @@ def settle(
         )
     remarks = []
     if silent:
-        remarks.append(f"{path.name}: ignored, as saying nothing of the function: {_all(silent)}")
+        which = listing(silent, 10)
+        remarks.append(f"{path.name}: ignored, as saying nothing of the function: {which}")
     if asked:
-        remarks.append(f"{path.name}: ignored, as --ignore-key says: {_all(asked)}")
+        remarks.append(f"{path.name}: ignored, as --ignore-key says: {listing(asked, 10)}")
     return remarks
 
 
@@ -140,10 +142,3 @@ def need_present(path: Path, keys: Collection[str], ignore: Collection[str]) -> 
     """UsageError for a key that is to be ignored and does not occur."""
     if absent := [key for key in ignore if key not in keys]:
         raise UsageError(f"--ignore-key {absent[0]}: {path} has no such key")
-
-
-def _all(keys: Iterable[str]) -> str:
-    """Ten of them: a remark is read, a refusal is acted on."""
-    found = list(keys)
-    more = f" … and {len(found) - 10} more" if len(found) > 10 else ""
-    return ", ".join(found[:10]) + more

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint.bundle import Bundle, Entry
-from gpt_verify.checkpoint.files import listing, read_json, refusal, size_of
+from gpt_verify.checkpoint.files import read_json, refusal, size_of
 from gpt_verify.checkpoint.hf_config import IGNORED
 from gpt_verify.checkpoint.keys import need_present, settle, stated
 from gpt_verify.checkpoint.links import need_within
@@ -36,6 +36,7 @@ from gpt_verify.checkpoint.tensors import (
 )
 from gpt_verify.reference import Config, ConfigError, tensor_table
 from gpt_verify.reference.config import LARGEST
+from gpt_verify.text import listing
 
 #: gpt-2 ``src/model.py:149``: everything is in ``variable_scope("model")``.
 SCOPE = "model/"

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.checkpoint.files import listing, refusal
+from gpt_verify.checkpoint.files import refusal
 from gpt_verify.reference import Config, tensor_table
+from gpt_verify.text import listing
 
 #: Types that are read → NumPy's code. float64 alone is rounded, and then a remark says so.
 CODES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "float64": "<f8"}

@@ -8,12 +8,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from gpt_verify.checkpoint.files import LARGEST_JSON, listing, read_bytes, read_json, refusal
+from gpt_verify.checkpoint.files import LARGEST_JSON, read_bytes, read_json, refusal
 from gpt_verify.checkpoint.record import Checkpoint
 from gpt_verify.checkpoint.tokenizer_json import read_ids, read_tokenizer
 from gpt_verify.errors import UsageError
 from gpt_verify.process.scratch import scratch
 from gpt_verify.reference.bpe import BPE, alphabet
+from gpt_verify.text import listing
 
 #: Tokens that no merge makes, because they never come from text: ``<|endoftext|>``, ``[PAD]``.
 SPECIAL = re.compile(r"<.+>|\[.+\]")

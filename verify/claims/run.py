@@ -15,8 +15,8 @@ from gpt_verify.claims.evidence import EVIDENCE
 from gpt_verify.claims.ledger import chosen
 from gpt_verify.claims.released import released
 from gpt_verify.claims.transformers_code import TransformersCode, installed
-from gpt_verify.errors import GptVerifyError
-from gpt_verify.judging.judge import one_blas_thread, one_line
+from gpt_verify.errors import GptVerifyError, described
+from gpt_verify.judging.judge import one_blas_thread
 from gpt_verify.judging.run import environment, sha256
 from gpt_verify.port import NotExamined
 from gpt_verify.reference.weights import parameter_count
@@ -138,7 +138,7 @@ def decide(
     except (NotExamined, GptVerifyError) as missing:
         return Decided(claim, None, name, missing=str(missing), repeat=repeat, exception=missing)
     except Exception as error:
-        return Decided(claim, None, name, missing=one_line(error), repeat=repeat, exception=error)
+        return Decided(claim, None, name, missing=described(error), repeat=repeat, exception=error)
     asserted = on_released and claim.kind is Kind.WEIGHTS and claim.released is not None
     return Decided(claim, measured, name, asserted, "", _answer(claim, measured), repeat)
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from gpt_verify.diagnosis.left_over import left_over
 from gpt_verify.diagnosis.proof import Planted, Proof, named_faults, prove
-from gpt_verify.errors import GptVerifyError
+from gpt_verify.errors import GptVerifyError, described
 from gpt_verify.explanation import Explanation
 from gpt_verify.findings import Finding, PortReport, Verdict
 from gpt_verify.inputs import Input
-from gpt_verify.judging.judge import judge, one_blas_thread, one_line
+from gpt_verify.judging.judge import judge, one_blas_thread
 from gpt_verify.judging.options import chosen_inputs
 from gpt_verify.judging.prepare import prepare
 from gpt_verify.judging.run import Progress, Silent
@@ -90,7 +90,7 @@ def diagnose_run(asked: Request, progress: Progress | None = None) -> Diagnosed:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as e:  # whatever a port raises when it is run once more
-            no_proof = one_line(e)
+            no_proof = described(e)
     left = tuple(left_over(report, proof)) if report.verdict is Verdict.REFUTED else ()
     unexplained = tuple(e for e in report.explanations if e.best is None)
     repeat = asked.repeat("diagnose")

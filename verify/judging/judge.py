@@ -7,73 +7,39 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.diagnosis.port import Diagnosis, diagnose
 from gpt_verify.errors import (
     LONGEST_REFUSAL,
     GptVerifyError,
     ReferenceChanged,
-    Refused,
     described,
     shortened,
 )
-from gpt_verify.findings import Cause, Finding, Place, PortReport, Status, concerns, unanchored
+from gpt_verify.findings import Cause, Finding, PortReport, Status, unanchored
 from gpt_verify.graph.stored import self_check
 from gpt_verify.inputs import Input
-from gpt_verify.judging.calls import again, kept, returned, visited
-from gpt_verify.judging.last_position import (
-    REMARKS,
-    LastPositionOnly,
-    after,
-    ask_by_prefixes,
-    asked,
-    looks_so,
-    returns_the_last_only,
-)
-from gpt_verify.judging.prepare import Prepared, prepare
-from gpt_verify.judging.raising import Raising
+from gpt_verify.judging.examination import Examination, Steps
 from gpt_verify.judging.waivers import waive
-from gpt_verify.laws.activations.check import SiteComparison
-from gpt_verify.laws.activations.constants import with_constants
-from gpt_verify.laws.determinism.check import Determinism
-from gpt_verify.laws.law import Part
-from gpt_verify.laws.logits.check import LogitsComparison
-from gpt_verify.laws.subject import FirstCall, NotExamined, Subject
-from gpt_verify.laws.table import CHECKS, expected_checks
-from gpt_verify.laws.tying.check import with_stored_graph
-from gpt_verify.laws.unchanged import Weights
-from gpt_verify.laws.weights.check import check_weights
-from gpt_verify.laws.weights.unplaced import with_unplaced
-from gpt_verify.matching.folding import NOT_TIED
-from gpt_verify.numerics.precision import FLOAT64, PRECISIONS, Precision
-from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights
-from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY, LAST, META_GRAPH
+from gpt_verify.numerics.weights import SharedWeights
 from gpt_verify.ports import registry
-from gpt_verify.process.memory import give_back, require, spare
-from gpt_verify.process.replaced import Watch, listed
+from gpt_verify.process.memory import spare
+from gpt_verify.process.replaced import Watch
 from gpt_verify.process.state import Loading, snapshot
 from gpt_verify.reference.config import Config
 from gpt_verify.sites import sites
+from gpt_verify.text import listing
 
 if TYPE_CHECKING:
-    from gpt_verify.port import Port, Tokens
+    from gpt_verify.port import Port
 
 
 Floats = NDArray[np.floating]
-
-
-class Steps(Protocol):
-    """The part of ``gpt_verify.judging.run.Progress`` that is needed here."""
-
-    def port(self, name: str, steps: int) -> None: ...
-
-    def step(self, what: str) -> None: ...
 
 
 def judge(
@@ -110,7 +76,7 @@ def judge(
     """
     start = time.perf_counter()
     spare()
-    work = _Work(checkpoint, inputs, progress, seed, laws, shared)
+    work = Examination(checkpoint, inputs, progress, seed, laws, shared)
     error = name = None
     waivers: Mapping[str, str] = {}
     remarks: tuple[str, ...] = ()
@@ -143,7 +109,7 @@ def judge(
         watch.replaced()
         raise
     except BaseException as e:  # GeneratorExit and CancelledError of a port among them
-        error, work.exception = f"{name or spec}: {one_line(e)}", e
+        error, work.exception = f"{name or spec}: {described(e)}", e
     findings, waived, unused = waive(work.diagnosis.annotated(work.complete(error)), waivers)
     if unused and error is None:
         error = f"{name}: {unused}"
@@ -196,11 +162,6 @@ def one_blas_thread() -> AbstractContextManager[object]:
     return limits
 
 
-def one_line(e: BaseException) -> str:
-    """Type and first line of an exception."""
-    return described(e)
-
-
 def _require_itself(watch: Watch, when: str) -> None:
     """The reference is what it was, by its parts and by what it computes. What was replaced is put
     back, so that the next port can be judged.
@@ -209,287 +170,8 @@ def _require_itself(watch: Watch, when: str) -> None:
         ReferenceChanged: it is not.
     """
     if names := watch.replaced():
-        raise ReferenceChanged(f"the reference was changed {when}: {listed(names)} replaced")
+        raise ReferenceChanged(f"the reference was changed {when}: {listing(names)} replaced")
     if words := self_check():
         raise ReferenceChanged(
             f"the reference was changed {when}, in a way that is unknown: {words}"
         )
-
-
-def _failures(findings: Sequence[Finding]) -> list[Finding]:
-    """What had failed when a run broke off; the rest was not examined in full."""
-    return [finding for finding in findings if finding.status is Status.FAILED]
-
-
-class _Work:
-    """The state of one port's examination: what was found so far."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        inputs: Sequence[Input],
-        progress: Steps,
-        seed: int,
-        laws: Collection[str] | None = None,
-        shared: SharedWeights | None = None,
-    ) -> None:
-        self.shared = shared or SharedWeights(checkpoint.tensors, record=False)
-        self.checkpoint, self.inputs, self.progress = checkpoint, inputs, progress
-        self.seed, self.laws = seed, laws
-        self.findings: list[Finding] = []
-        self.mapping: dict[str, Place] = {}
-        self.remarks: tuple[str, ...] = ()
-        self.tied = checkpoint.config.tied
-        self.logits_floors: float | None = None
-        self.exception: BaseException | None = None
-        self.diagnosis = Diagnosis()
-        self.loading: Loading | None = None
-        self._first_call: FirstCall | None = None
-        self.glance: Callable[[], None] = lambda: None
-        self._comparisons: dict[str, SiteComparison] = {}
-        self._why: dict[str, str] = {}
-
-    def forget(self) -> None:
-        """What was found by a reference that was changed is worth nothing."""
-        self.findings, self.logits_floors, self.diagnosis = [], None, Diagnosis()
-
-    def _on_site(self, site: str) -> None:
-        self.glance()
-        self.progress.step(site)
-
-    def steps(self, port: Port) -> int:
-        """How often ``progress.step`` will be called."""
-        offers = port.offers()
-        passes = (ACTIVATIONS in offers) * (1 + (FLOAT64_COPY in offers))
-        sited = max(1, passes * len(sites(self.checkpoint.config)))
-        return len(self.inputs) * sited + len(CHECKS)
-
-    def examine(self, port: Port) -> None:
-        """Weights, then architecture in float64, then the numbers in the declared precision; then
-        everything that follows from them alone, the laws."""
-        prepared = prepare(port, self.checkpoint, self.shared)
-        self.checkpoint, weights = prepared.checkpoint, prepared.weights
-        self._weights(prepared)
-        if {ACTIVATIONS, FLOAT64_COPY} <= set(port.offers()):
-            self._recognise(port)
-        self._architecture(port, weights)
-        give_back()
-        try:
-            self._numbers(port, weights)
-        except LastPositionOnly:
-            self._numbers(port, weights)
-        if prepared.matching is not None:
-            self.findings = with_unplaced(
-                self.findings, prepared.parameters, prepared.matching, self.checkpoint.config
-            )
-        give_back()
-        subject = prepared.subject(self.seed, self.loading)
-        subject.first_call = self._first_call
-        held = Weights(port.name, prepared.parameters)
-        for law in CHECKS:
-            self._law(law, subject, held)
-            give_back()
-            self.progress.step(law.id)
-        if self.checkpoint.config.tied != self.tied:
-            self._why |= {law.id: NOT_TIED for law in CHECKS if concerns("tying", law.id)}
-        self.diagnosis = diagnose(subject, self.inputs, self._comparisons, tuple(self.findings))
-        self._stored_graph(port, weights)
-
-    def _weights(self, prepared: Prepared) -> None:
-        """Hold the port's weights against the checkpoint's."""
-        matching, folding = prepared.matching, prepared.folding
-        if matching is None:
-            self._why["weights"] = "the port does not show its weights"
-            return
-        self.mapping = matching.places()
-        if folding is not None:
-            self.remarks += (folding.remark,)
-            self.mapping |= folding.places(matching)
-        config, weights = self.checkpoint.config, prepared.weights
-        self.findings += check_weights(prepared.parameters, matching, config, weights, folding)
-
-    def _recognise(self, port: Port) -> bool:
-        """Whether it turns out to return the logits of the last position only. Then it is asked
-        for the others prefix by prefix from now on."""
-        if port.by_prefixes or not returns_the_last_only(port, self.checkpoint.config):
-            return False
-        ask_by_prefixes(port)
-        self.remarks += REMARKS
-        return True
-
-    def _architecture(self, port: Port, weights: DeclaredWeights) -> None:
-        law = "architecture"
-        float64 = port.offers().get(FLOAT64_COPY)
-        if float64 is None or ACTIVATIONS not in port.offers():
-            self._why[law] = "the port cannot be run in float64 with its sites shown"
-            return
-        comparison = self._comparison(weights, port, FLOAT64, cascaded=False)
-        try:
-            with float64() as twin:
-                activations, raising = twin.offers()[ACTIVATIONS], Raising(twin.logits)
-                for item in self.inputs:
-                    comparison.begin(item.tokens, item.name)
-                    with raising.on(item):
-                        activations(item.tokens, comparison)
-                raising.settled()
-        except NotExamined as missing:
-            self._why[law] = str(missing)
-            return
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as e:
-            self._why[law] = f"the port does not run in float64: {one_line(e)}"
-            self.findings += _failures(comparison.local_findings(law))
-            return
-        self._comparisons[law] = comparison
-        self.findings += with_constants(
-            comparison.local_findings(law), port.odd_constants, self.checkpoint.config
-        )
-
-    def _numbers(self, port: Port, weights: DeclaredWeights) -> None:
-        repeats, raising = Determinism(), Raising(partial(returned, port))
-        activations = port.offers().get(ACTIVATIONS)
-        if activations is None:
-            self._why["activations"] = "the port shows nothing but logits"
-            logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
-            for item in self.inputs:
-                logits.begin()
-                with raising.on(item):
-                    first = self._first(port, item, partial(returned, port))
-                    self._begun(item, first)
-                    if not port.by_prefixes:
-                        logits.add_again(item.tokens, first)
-                    again(port, item, first, repeats, logits)
-                    if last := port.offers().get(LAST):
-                        at = asked(item.tokens.shape[1])
-                        logits.add_again(item.tokens, after(last, item.tokens, at), at=at)
-                self.progress.step(item.name)
-            raising.settled()
-        else:
-            comparison = self._comparison(weights, port, PRECISIONS[port.dtype], cascaded=True)
-            logits = comparison.logits
-            watched = partial(visited, activations, comparison)
-            try:
-                for item in self.inputs:
-                    comparison.begin(item.tokens, item.name)
-                    with raising.on(item):
-                        first = self._first(port, item, watched)
-                        self._begun(item, first)
-                        comparison.returned(first)
-                        if last := port.offers().get(LAST):
-                            at = asked(item.tokens.shape[1])
-                            comparison.returned(after(last, item.tokens, at), at)
-                        # The second run is not watched: an instrument that changes what it
-                        # measures would show here.
-                        again(port, item, first, repeats, logits)
-                raising.settled()
-            except LastPositionOnly:
-                raise
-            except BaseException:
-                self.findings += _failures(comparison.local_findings("activations.local"))
-                raise
-            self._comparisons["activations.local"] = comparison
-            self.findings += comparison.local_findings("activations.local")
-            self.findings += comparison.cascaded_findings("activations.cascaded")
-        self.logits_floors = logits.floors
-        self.inputs = raising.ran
-        shortest = min(self.inputs, key=lambda item: item.tokens.size)
-        self.findings += raising.findings(logits.findings())
-        self.findings += repeats.findings(port, shortest.tokens)
-
-    def _begun(self, item: Input, logits_BTV: Floats) -> None:
-        """What the very first call returned is asked for once more at the end."""
-        if self._first_call is None and logits_BTV.shape[:2] == item.tokens.shape:
-            tokens_T = np.asarray(item.tokens[0], np.int64)
-            self._first_call = FirstCall(tokens_T, np.array(logits_BTV[0, -1]))
-
-    def _first(self, port: Port, item: Input, run: Callable[[Tokens], object]) -> Floats:
-        """The logits of a port's first run on an input.
-
-        Raises:
-            LastPositionOnly: they are those of the last position, which was not known until now.
-        """
-        first = kept(port, run(item.tokens))
-        config = self.checkpoint.config
-        if looks_so(first.shape, item.tokens, config) and self._recognise(port):
-            raise LastPositionOnly
-        return first[:, None] if port.by_prefixes and first.ndim == 2 else first
-
-    def _law(self, law: Part, subject: Subject, held: Weights) -> None:
-        if self.laws is not None and law.id not in self.laws:
-            self._why[law.id] = "not asked for"
-            return
-        if why := law.lacking(subject):
-            self._why[law.id] = why
-            return
-        if law.writes:
-            held.note()
-        try:
-            require(law.takes(subject.config))
-            self.findings += law.hold(subject)
-        except NotExamined as missing:
-            self._why[law.id] = str(missing)
-        except (GptVerifyError, KeyboardInterrupt, SystemExit) as e:
-            if not isinstance(e, Refused):
-                raise
-            self._raised(law, e)
-        except BaseException as e:
-            self._raised(law, e)
-        if law.writes:
-            held.hold(law.id)
-
-    def _raised(self, law: Part, e: BaseException) -> None:
-        """What a port raises on the inputs of a law fails it."""
-        places = law.sites(self.checkpoint.config)
-        site = places[0] if len(places) == 1 else None
-        message = f"the port raised {one_line(e)}"
-        self.findings.append(Finding(law.id, Status.FAILED, message, site))
-
-    def _stored_graph(self, port: Port, weights: DeclaredWeights) -> None:
-        """A forward graph that came with the checkpoint computes the same logits, and is tied."""
-        meta_graph = port.offers().get(META_GRAPH)
-        if meta_graph is None:
-            return
-        law, item = "graph.meta", max(self.inputs, key=lambda item: item.tokens.shape[1])
-        graph = meta_graph(item.tokens)
-        self.findings = with_stored_graph(self.findings, graph)
-        if not graph.found or graph.logits is None:
-            self.findings.append(Finding(law, Status.NOT_EXAMINED, graph.description, "logits"))
-            return
-        logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
-        logits.add(item.tokens, graph.logits)
-        self.findings += [
-            replace(finding.saying(before=f"{graph.description}: "), id=law)
-            for finding in logits.findings()
-        ]
-
-    def _comparison(
-        self, weights: DeclaredWeights, port: Port, precision: Precision, cascaded: bool
-    ) -> SiteComparison:
-        return SiteComparison(
-            self.checkpoint.config,
-            weights,
-            precision,
-            declared=PRECISIONS[port.dtype],
-            cascaded=cascaded,
-            on_site=self._on_site,
-            last_only=port.by_prefixes,
-        )
-
-    def complete(self, error: str | None) -> list[Finding]:
-        """Every expected check has its finding: what was not reached is named as such."""
-        found = {(f.id, f.site): f for f in self.findings}
-        complete = []
-        for check in expected_checks(self.checkpoint.config):
-            law, site = check
-            if check in found:
-                complete.append(found.pop(check))
-                continue
-            of_law = (why for name, why in self._why.items() if concerns(name, law))
-            why = self._why.get(law) or next(of_law, error)
-            complete.append(
-                Finding(
-                    law, Status.NOT_EXAMINED, why or "this part of the run was not reached", site
-                )
-            )
-        return complete + list(found.values())

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint, Tensors
-from gpt_verify.errors import GptVerifyError, PortError, UsageError
-from gpt_verify.judging.judge import one_line
+from gpt_verify.errors import GptVerifyError, PortError, UsageError, described
 from gpt_verify.judging.options import Options, chosen_inputs
 from gpt_verify.judging.selection import request
 from gpt_verify.laws.lens import if_read_through_ln_f
@@ -211,7 +210,7 @@ def _read_port(
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as e:
-        return replace(made, error=_named(made.name, one_line(e)), exception=e)
+        return replace(made, error=_named(made.name, described(e)), exception=e)
 
 
 def _named(name: str, complaint: str) -> str:

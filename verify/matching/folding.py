@@ -243,7 +243,8 @@ class _Search:
 
     def _met(self, name: str, product: _Product) -> Iterator[tuple[int | None, Array]]:
         """Parts of a product that the port has, and its values, in the checkpoint's layout."""
-        parts: list[int | None] = [None, *range(len(tensor_table(self._config)[name].parts))]
+        spec = tensor_table(self._config).get(name)  # a head of its own is in no tied table
+        parts: list[int | None] = [None, *range(len(spec.parts) if spec else 0)]
         for part in parts:
             piece = product
             if part is not None:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.checkpoint.files import LARGEST_POINTER, listing, read_bytes, size_of
+from gpt_verify.checkpoint.files import LARGEST_POINTER, read_bytes, size_of
 from gpt_verify.errors import MissingDependency, PortError, shortened
 from gpt_verify.port import FLOAT64_COPY, TOKENIZERS
 from gpt_verify.ports.huggingface_family import family_model, model_class_of
 from gpt_verify.ports.quiet import quiet
 from gpt_verify.ports.tokenizers import tokenizers
 from gpt_verify.reference.weights import tensor_table
+from gpt_verify.text import listing
 
 if TYPE_CHECKING:
     from gpt_verify.port import Dtype

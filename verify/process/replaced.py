@@ -23,8 +23,6 @@ _CORE = (
     *(f"{PACKAGE}.reference.{name}" for name in ("experts", "branches", "model")),
 )
 _CONSTANTS = (int, float, str, tuple, frozenset)
-#: Names in one line, at most.
-NAMED = 4
 #: ``(what has the attribute, its name, how it is called in a message)``, and what it was.
 Place = tuple[Any, str, str]
 
@@ -58,12 +56,6 @@ class Watch:
                 found.append((owner, name, value))
                 self._seen.setdefault(called)
         return found
-
-
-def listed(names: list[str]) -> str:
-    """Some of them, in words."""
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _now(owner: Any, name: str) -> Any:

@@ -1,7 +1,8 @@
 """Messages between two of our processes: a length, a JSON header, and the bytes of arrays.
 
 The header says of each array its dtype and shape; the arrays follow raw, little-endian. Nothing
-that could run code (pickle) is ever sent, and large arrays are never copied on the way.
+that could run code (pickle) is ever sent, and large arrays are never copied on the way:
+``multiprocessing.connection`` puts what it receives together in a buffer of its own.
 """
 
 from __future__ import annotations

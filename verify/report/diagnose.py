@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterable
 from typing import Any
 
 from gpt_verify.explanation import Candidate, Explanation
@@ -11,7 +10,7 @@ from gpt_verify.findings import Cause, Finding, Verdict
 from gpt_verify.judging.diagnose import Diagnosed
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.report.json import finding_as_dict, plain
-from gpt_verify.text import number, one_line
+from gpt_verify.text import listing, number, one_line
 
 SCHEMA_VERSION = "1.1"
 #: Failures that are listed; the rest is counted.
@@ -75,7 +74,7 @@ def _cause(d: Diagnosed, cause: Cause) -> list[str]:
         lines.append(f"  the port {fault.summary}")
         if fault.seen:
             lines.append(f"  seen in: {fault.seen}")
-    lines.append(f"  explains: {_some(cause.where)}")
+    lines.append(f"  explains: {listing(cause.where, _MOST)}")
     scores = [e for e in d.port.explanations if e.where in cause.where and e.best]
     if scores:
         worst = max(scores, key=lambda e: e.before)
@@ -119,12 +118,6 @@ def _nearest_in_logits(d: Diagnosed) -> str:
 
 def _place(finding: Finding) -> str:
     return f"{finding.id} at {finding.site}" if finding.site else finding.id
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
-    return ", ".join(names[:_MOST]) + more
 
 
 def as_dict(d: Diagnosed) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from gpt_verify.port import (
     TRAINING,
 )
 from gpt_verify.process.state import RANDOM_STATES, Change, changed_by, changes, seeded_by, snapshot
+from gpt_verify.text import listing
 
 if TYPE_CHECKING:
     from gpt_verify.port import Port
@@ -116,7 +117,7 @@ def _why(moved: Sequence[Change]) -> str | None:
     drawn = [change.name for change in moved if change.is_random]
     if not drawn:
         return None
-    return f"a call draws from {_listed(drawn)}: dropout or another random operation is on"
+    return f"a call draws from {listing(drawn, NAMED)}: dropout or another random operation is on"
 
 
 def _fault_of_bits(port: Port, tokens: Tokens, moved: Sequence[Change]) -> str | None:
@@ -198,10 +199,10 @@ def _held(part: str, dropout: Mapping[str, float]) -> float:
 
 def _acting(inner: Sequence[str], dropout: Mapping[str, float] | None) -> str:
     if dropout is None:
-        return f"left on from training: {_listed(inner)}"
+        return f"left on from training: {listing(inner, NAMED)}"
     is_are = "is" if len(inner) == 1 else "are"
     largest = max(_held(part, dropout) for part in inner)
-    return f"{_listed(inner)} {is_are} in training mode, dropout p = {largest:g} would act"
+    return f"{listing(inner, NAMED)} {is_are} in training mode, dropout p = {largest:g} would act"
 
 
 def _within(name: str, part: str) -> bool:
@@ -211,7 +212,7 @@ def _within(name: str, part: str) -> bool:
 def _modes(parts: Sequence[str]) -> str:
     if not parts:
         return "nothing is in training mode"
-    return f"{_listed(parts)} in training mode without any dropout"
+    return f"{listing(parts, NAMED)} in training mode without any dropout"
 
 
 def _dropouts(port: Port, tokens: Tokens) -> Named | None:
@@ -228,7 +229,7 @@ def _dropouts_of(parts: Sequence[str]) -> Named | None:
 
 def _drawing(port: Port, tokens: Tokens, moved: Sequence[Change]) -> str | None:
     if found := _draws(port, tokens):
-        return f"drawn at random, whatever the mode: {_listed(found)}"
+        return f"drawn at random, whatever the mode: {listing(found, NAMED)}"
     return _why(moved)
 
 
@@ -257,7 +258,7 @@ def check_state(subject: Subject) -> list[Finding]:
         new = [change for change in moved if change.name not in changer]
         changer |= {change.name: what for change in new}
         if new:
-            told.append(f"{what} changes {_listed([str(change) for change in new])}")
+            told.append(f"{what} changes {listing(new, NAMED)}")
     details: dict[str, Any] = {"calls": done, "changed": sorted(changer)}
     if told:
         named = _fault_of_state(changer, calls)
@@ -321,8 +322,3 @@ class _Dropped:
     def add(self, where: object, value: object) -> None: ...
 
     def restart(self) -> None: ...
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -17,6 +17,7 @@ from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.numerics.draws import FOR_POSITIONS
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import parameter_count
+from gpt_verify.text import listing
 
 LAW = "lengths"
 #: Where a whole context costs more than ``FOR_POSITIONS`` multiplications, so many tokens of it
@@ -84,9 +85,8 @@ def check_lengths(subject: Subject) -> Iterator[Finding]:
     if len(wrong) == len(tried):
         why = f"wrong at all {len(tried)} lengths that were tried, or in the whole"
     else:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        shown = ", ".join(map(str, wrong[:3]))
-        why = f"wrong at length {shown}{more}, and right at {len(tried) - len(wrong)} other lengths"
+        right = len(tried) - len(wrong)
+        why = f"wrong at length {listing(wrong)}, and right at {right} other lengths"
     named = None
     if len(wrong) == 1:
         again = Agreement(subject)

@@ -23,6 +23,7 @@ from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, T
 from gpt_verify.numerics.scores import limit_rms
 from gpt_verify.port import ACTIVATIONS
 from gpt_verify.sites import sites
+from gpt_verify.text import listing
 
 Floats = NDArray[np.floating]
 
@@ -185,5 +186,4 @@ def _finding(declared: Precision, products: dict[str, _Product]) -> Finding:
 def _named(sites_: Sequence[str], products: dict[str, _Product]) -> str:
     if len(sites_) == len(products):
         return f"all {len(products)} products"
-    more = f" and {len(sites_) - 3} more" if len(sites_) > 3 else ""
-    return f"{', '.join(sites_[:3])}{more} of {len(products)} products"
+    return f"{listing(sites_)} of {len(products)} products"

@@ -29,6 +29,7 @@ from gpt_verify.laws.tokenizer.explained import (
 from gpt_verify.laws.tokenizer.texts import id_lists, is_open, texts
 from gpt_verify.port import TOKENIZERS, Tokenizer
 from gpt_verify.reference.bpe import BPE, kind, split
+from gpt_verify.text import listing
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,9 @@ def _open_words(characters: str) -> str:
     found = sorted(set(characters))
     if not found:
         return ""
-    shown = ", ".join(f"U+{ord(c):04X}" for c in found[:3])
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    shown = listing(f"U+{ord(c):04X}" for c in found)
     return (
-        f"; {shown}{more} by another Unicode than this Python's {unicodedata.unidata_version}, "
+        f"; {shown} by another Unicode than this Python's {unicodedata.unidata_version}, "
         "which the definition leaves open"
     )
 

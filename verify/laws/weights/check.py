@@ -17,6 +17,7 @@ from gpt_verify.port import Parameter
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import parameter_count, tensor_table
 from gpt_verify.sites import sites
+from gpt_verify.text import listing
 
 Array = NDArray[np.floating]
 
@@ -103,13 +104,13 @@ def _accounted(matching: Matching) -> Finding:
         n = len(matching.placements)
         message = f"{n} parameters, each placed once; no tensor left over"
         if matching.padding:
-            message += f"; padding of the vocabulary: {some(matching.padding)}"
+            message += f"; padding of the vocabulary: {listing(matching.padding)}"
         return Finding(law, Status.PASSED, message)
     parts = []
     if matching.surplus:
-        parts.append(f"no tensor of the checkpoint for {some(matching.surplus)}")
+        parts.append(f"no tensor of the checkpoint for {listing(matching.surplus)}")
     if matching.missing:
-        parts.append(f"no parameter for {some(matching.missing)}")
+        parts.append(f"no parameter for {listing(matching.missing)}")
     details = {"surplus": list(matching.surplus), "missing": list(matching.missing)}
     return Finding(law, Status.FAILED, "; ".join(parts), details=details)
 
@@ -145,9 +146,3 @@ def _readers(tensor: str, config: Config, own_head: bool) -> list[str]:
     """The sites that read a tensor; the logits read a head of their own where there is one."""
     readers = [site.name for site in sites(config).values() if tensor in site.weights]
     return [name for name in readers if not (own_head and name == "logits")]
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from gpt_verify.findings import END_TO_END, Finding, Status, concerns
-from gpt_verify.laws.weights.check import some
 from gpt_verify.matching.placement import Matching
 from gpt_verify.port import Parameter
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import tensor_table
+from gpt_verify.text import listing
 
 
 def with_unplaced(
@@ -36,8 +36,8 @@ def with_unplaced(
     missing = {name.split(" ")[0] for name in matching.missing}
     wrong = {p.stands_for for p in matching.placements if not p.exact}
     why = (
-        f"not examined, because the logits are right and {some(matching.surplus)} "
-        f"could not be placed, which may hold {some(matching.missing)}: "
+        f"not examined, because the logits are right and {listing(matching.surplus)} "
+        f"could not be placed, which may hold {listing(matching.missing)}: "
     )
     found = []
     for finding in findings:
