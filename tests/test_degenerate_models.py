@@ -22,9 +22,13 @@ from torch_styles import fused_in_place
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.findings import PortReport, Verdict
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.floor import measure_floor
 from gpt_verify.inputs import default_inputs
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
+from gpt_verify.numerics.precision import FLOAT32
+from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.port import Dtype, Port
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.ports.torch.module import TorchModule
@@ -134,14 +138,27 @@ def first_moved(logits: np.ndarray, by: float) -> np.ndarray:
     return logits
 
 
+def noise(source: Checkpoint) -> float:
+    """The largest noise floor of a correct port's logits, on any of the inputs.
+
+    The norm of a vector whose channels are all alike divides what its rounding makes unlike by the
+    root of epsilon. With constant weights that is all that the last norm sees: where all are 1, the
+    logits are 8 with a floor of 0.17, and a hundredth more cannot be told from rounding.
+    """
+    weights = DeclaredWeights(source.tensors, FLOAT32)
+    rows = [row for item in default_inputs(source.config, 0) for row in item.tokens]
+    floors = [measure_floor(source.config, weights, FLOAT32, row).rms_T.max() for row in rows]
+    return float(max(floors))
+
+
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("change", [all_moved, first_moved])
 def test_wrong_function(name: str, change: Callable[[Any, float], Any]) -> None:
     """What is added to all logits of a position may be a centred head where they differ; where they
-    do not, it is all that they say. The norm of a constant vector divides its rounding by the root
-    of epsilon: there, only what is far off is."""
+    do not, it is all that they say. It shows where it is twice what the limit leaves to rounding,
+    of one logit among all."""
     source = SOURCES[name]
-    by = 100.0 if name in ("weights: constant", "weights: ones") else 1e-2
+    by = max(1e-2, 2 * LIMIT_FLOORS * source.config.n_vocab**0.5 * noise(source))
     report = report_of(source, function(source, lambda x: change(x, by)))
     right = _correct(source, np.zeros((1, 1), np.int64))
     if change is first_moved or np.ptp(right) == 0.0:
