@@ -19,7 +19,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Norm:
-    """What is done to the stream before something reads it.
+    """The norm that the stream passes before something reads it.
 
     Attributes:
         rms: RMS norm, which neither centres nor has a bias; otherwise layer norm.
@@ -40,7 +40,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How rotary frequencies are changed, so that a model reads further than it was trained.
+    """A change of the rotary frequencies, so that a model reads further than it was trained.
 
     Attributes:
         kind: ``linear``, ``llama3`` or ``yarn`` (``reference.rope``).
@@ -120,7 +120,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class Architecture:
-    """In what one family of models differs from another, whatever the sizes.
+    """What one family of models does otherwise than another, whatever the sizes.
 
     ``windows`` and ``ropes`` go by layer: layer i has element i, and a tuple that is shorter than
     the model is deep begins again.

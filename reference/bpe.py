@@ -166,7 +166,7 @@ class BPE:
         after, before = [*range(1, len(word) + 1)], [*range(-1, len(word) - 1)]
 
         def rank(at: int) -> int | None:
-            """Of the pair that starts here, if there is one."""
+            """The rank of the pair that starts here, if there is one."""
             follower = after[at]
             return self._rank.get((word[at], word[follower])) if follower < len(word) else None
 

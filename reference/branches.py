@@ -60,7 +60,14 @@ class Layer:
         return value
 
     def linear(self, kind: str, x_Ti: Array, tensors: str, bias: bool) -> Steps:
-        """A product with a matrix of this layer: ``attn/c_proj``."""
+        """A product with a matrix of this layer: ``attn/c_proj``.
+
+        Args:
+            kind: of the site that it makes, ``attn.out``.
+            x_Ti: the input.
+            tensors: scope of the matrix and of its bias, without the layer.
+            bias: there is one.
+        """
         return self.site(kind, self.product(x_Ti, tensors, bias))
 
     def product(self, x_Ti: Array, tensors: str, bias: bool) -> Array:
@@ -75,7 +82,14 @@ class Layer:
 
 def norm(x_TD: Array, scope: str, config: Config, w: Lookup) -> Array:
     """The model's kind of norm, over the last axis. Gemma's gain is 1 + g (gemma_pytorch
-    ``gemma/model.py``, ``RMSNorm``)."""
+    ``gemma/model.py``, ``RMSNorm``).
+
+    Args:
+        x_TD: the input.
+        scope: of the gain and the bias, ``h0/ln_1``.
+        config: sizes and architecture.
+        w: name → tensor.
+    """
     kind, g_D = config.keys.norm, w(f"{scope}/g")
     if not kind.rms:
         return layer_norm(x_TD, g_D, w(f"{scope}/b"), kind.epsilon)
@@ -115,8 +129,9 @@ def fused(x_TD: Array, layer: Layer) -> Heads:
 
 
 def separate(x_TD: Array, layer: Layer) -> Heads:
-    """From a matrix each, queries and keys normed and turned where the model has it so, in this
-    order (Qwen 3: Yang et al. 2025, section 2; OLMo 2: OLMo Team 2024, section 3.2.1)."""
+    """Queries, keys and values come from a matrix each; queries and keys are normed and turned
+    where the model has it so, in this order (Qwen 3: Yang et al. 2025, section 2; OLMo 2: OLMo Team
+    2024, section 3.2.1)."""
     config, keys, w = layer.config, layer.config.keys, layer.w
     made = {}
     for part in "qkv":

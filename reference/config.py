@@ -66,7 +66,7 @@ class Config:
 
     @property
     def keys(self) -> Architecture:
-        """In what the model differs from others."""
+        """What the model does otherwise than others."""
         return self.own or ARCHITECTURES[self.architecture]
 
     @property
@@ -118,7 +118,17 @@ class Config:
         tied: bool = True,
         own: Architecture | None = None,
     ) -> Config:
-        """Read ``hparams.json``; a missing or an unknown key is refused by name."""
+        """Read ``hparams.json``; a missing or an unknown key is refused by name.
+
+        Args:
+            sizes: what the file says.
+            architecture: its name, one of ``ARCHITECTURES``, or that of a family.
+            tied: the head is wte.
+            own: of a family, what this model does otherwise than others.
+
+        Raises:
+            ConfigError: a key is missing or unknown, or a size is impossible.
+        """
         if missing := sorted(set(LARGEST) - set(sizes)):
             raise ConfigError(f"missing: {', '.join(missing)}")
         if unknown := sorted(set(sizes) - set(LARGEST)):

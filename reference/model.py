@@ -96,6 +96,13 @@ def norm_inside(x_TD: Array, branch: Branch, ln: str, resid: str, layer: Layer) 
 
     Or x + ln(f(x)): OLMo 2 (OLMo Team 2024, section 3.2.1). Or both, each with a norm of its own:
     Gemma 2 (Gemma Team 2024, section 2).
+
+    Args:
+        x_TD: the residual stream.
+        branch: f, attention or the MLP.
+        ln: the norm's kind of site, ``ln_1``.
+        resid: the sum's kind of site, ``resid_mid``.
+        layer: the layer that both are in.
     """
     read_TD = x_TD
     if layer.config.keys.norm_first:
@@ -107,7 +114,10 @@ def norm_inside(x_TD: Array, branch: Branch, ln: str, resid: str, layer: Layer) 
 
 
 def norm_after(x_TD: Array, branch: Branch, ln: str, resid: str, layer: Layer) -> Steps:
-    """ln(x + f(x)), GPT's: finetune-transformer-lm ``train.py:140``; Vaswani et al. 2017, 3.1."""
+    """ln(x + f(x)), GPT's: finetune-transformer-lm ``train.py:140``; Vaswani et al. 2017, 3.1.
+
+    The arguments are those of ``norm_inside``.
+    """
     out_TD = yield from branch(x_TD)
     x_TD = yield from layer.site(resid, x_TD + out_TD)
     return (yield from layer.norm(ln, x_TD))
@@ -118,6 +128,11 @@ def side_by_side(x_TD: Array, attend: Branch, think: Branch, layer: Layer) -> St
 
     GPT-J has one norm for the two (mesh-transformer-jax ``mesh_transformer/layers.py``,
     ``TransformerLayerShard``).
+
+    Args:
+        x_TD: the residual stream.
+        attend, think: attention and the MLP.
+        layer: the layer that both are in.
     """
     read_TD = yield from layer.norm("ln_1", x_TD)
     attended_TD = yield from attend(read_TD)

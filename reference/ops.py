@@ -34,8 +34,8 @@ def softmax(x: Array) -> Array:
 
 
 def _softmax(y: Array) -> Array:
-    """Of scores that were shifted. Each step overwrites the one before it: the patterns of a long
-    sequence are large."""
+    """The softmax of scores that were shifted. Each step overwrites the one before it: the patterns
+    of a long sequence are large."""
     np.exp(y, out=y)
     y /= np.sum(y, axis=-1, keepdims=True)
     return y
@@ -45,6 +45,11 @@ def layer_norm(x_TD: Array, g_D: Array, b_D: Array, epsilon: float = LAYER_NORM_
     """g · (x - mean) / √(variance + ε) + b: Ba et al. 2016 equation 4; gpt-2 ``src/model.py:28``.
 
     The variance is the biased one (divided by D), and ε is inside the root.
+
+    Args:
+        x_TD: the input, normed over its last axis.
+        g_D, b_D: gain and bias.
+        epsilon: ε.
     """
     centred_TD = x_TD - np.mean(x_TD, axis=-1, keepdims=True)
     variance_T1 = np.mean(centred_TD * centred_TD, axis=-1, keepdims=True)

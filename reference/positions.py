@@ -78,6 +78,11 @@ def rotate(x_HTK: Array, cos_TR: Array, sin_TR: Array, rope: Rope) -> Array:
     Su et al. 2021, equation 34. Pairs are neighbours there and in GPT-J (mesh-transformer-jax
     ``mesh_transformer/layers.py``, ``rotate_every_two``), and half of R apart in GPT-NeoX
     (``megatron/model/positional_embeddings.py``, ``rotate_half``).
+
+    Args:
+        x_HTK: queries or keys.
+        cos_TR, sin_TR: of the angle of each position and pair, [T, R/2].
+        rope: which channels are a pair.
     """
     turned_HTK = x_HTK.copy()
     a, b = pairs(rope)
@@ -95,7 +100,7 @@ def pairs(rope: Rope) -> tuple[slice, slice]:
 
 
 def slopes(n_head: int) -> Array:
-    """By how much a head's scores fall from one source to the one before, [H].
+    """How much each head's scores fall from one source to the one before, [H].
 
     Press et al. 2022 (ALiBi), section 3: 2^(-8i/H), i = 1 … H, for H a power of two. For others
     their code (``fairseq/models/transformer.py``, ``get_slopes``) takes those of the power

@@ -61,7 +61,15 @@ def streamed(engine: Any) -> Callable[..., object]:
 
 
 def plain(logits: Any, log_q: Any, log_p: Any, log_r: Any, tokens: Any, predicted: Any) -> Any:
-    """Every statistic of one layer, as one would write it."""
+    """Every statistic of one layer, as one would write it.
+
+    Args:
+        logits: [T, V].
+        log_q: their log-softmax.
+        log_p, log_r: that of the last and of the first layer.
+        tokens: ids, int[T].
+        predicted: the most likely token of the last layer, int[T].
+    """
     import torch
 
     q, p, r = log_q.exp(), log_p.exp(), log_r.exp()
@@ -113,7 +121,8 @@ def layer_at_a_time(states: Any, weights: Any, tokens: Any) -> object:
 
 
 def transformer_lens(states: Any, weights: Any, tokens: Any) -> object:
-    """From the cache of a run to the logits of every layer, as its documentation does it."""
+    """TransformerLens's way from the cache of a run to the logits of every layer, as its
+    documentation has it."""
     import torch
     from transformer_lens import ActivationCache
 

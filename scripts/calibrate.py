@@ -76,7 +76,8 @@ def plain_tensors(config: Config, seed: int, scale: float) -> Mapping[str, NDArr
 
 
 def released_inputs(config: Config, rng: np.random.Generator) -> list[Input]:
-    """Of a large model: one token, odd lengths up to 128, a batch, and one token over and over."""
+    """The inputs of a large model: one token, odd lengths up to 128, a batch, and one token over
+    and over."""
     shapes = [(1, 1), (1, 17), (1, 128), (3, 33)]
     inputs = [Input(f"{s}", rng.integers(0, config.n_vocab, s, dtype=np.int64)) for s in shapes]
     same = np.full((1, 64), rng.integers(config.n_vocab), np.int64)
@@ -170,7 +171,14 @@ def calibrate(configs: range, seed: int, size: Config | None = None) -> Distribu
 
 
 def markdown(found: Distribution, configs: int, name: str, made_on: str) -> str:
-    """The table for the documentation: RMS, maximum and floors of every operation."""
+    """The table for the documentation: RMS, maximum and floors of every operation.
+
+    Args:
+        found: the scores of all runs.
+        configs: how many configurations were drawn.
+        name: of the file with the results.
+        made_on: the machine and the versions.
+    """
     lines = [
         f"<!-- figures: {name} -->",
         "",

@@ -100,13 +100,21 @@ def processor_of(run: Mapping[str, Any]) -> str:
 
 
 def stem() -> str:
-    """Of the files' names: runs under other instructions stand beside the others."""
+    """The stem of the files' names: runs under other instructions stand beside the others."""
     name = os.environ.get(NAME)
     return f"power-correct-{name}" if name else "power-correct"
 
 
 def made(size: str, first: int, seeds: int, runs: int, out: Path) -> Iterator[Path]:
-    """Runs of every law on every correct variant, each of a checkpoint and a seed of its own."""
+    """Run every law on every correct variant, each time with a checkpoint and seeds of their own.
+
+    Args:
+        size: of the checkpoint, as ``synth`` names it.
+        first: the first seed.
+        seeds: how many a run takes.
+        runs: how many there are.
+        out: the directory of the results.
+    """
     known = in_force()
     for number in range(runs):
         path, seed = out / f"{stem()}-{number}.json", first + number * seeds

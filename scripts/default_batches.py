@@ -25,7 +25,14 @@ PERIODS = (4, 125)
 
 
 class Batches:
-    """Draws batches from one stream of token ids."""
+    """Draws batches from one stream of token ids.
+
+    Args:
+        text: the stream, int[N].
+        n_vocab: number of tokens.
+        n_ctx: tokens of a row, less the one that is only predicted.
+        seed: of the draws.
+    """
 
     def __init__(self, text: Ids, n_vocab: int, n_ctx: int, seed: int) -> None:
         self.text, self.n_vocab, self.length = text, n_vocab, n_ctx + 1

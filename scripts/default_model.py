@@ -117,6 +117,13 @@ def hidden(parameters: Parameters, config: Config, tokens: Tensor) -> Tensor:
 
 
 def scored_loss(parameters: Parameters, config: Config, rows: Tensor, scored: Tensor) -> Tensor:
-    """Mean cross entropy over the scored tokens of ``rows`` [B, T + 1]."""
+    """The mean cross entropy over the scored tokens, in nats.
+
+    Args:
+        parameters: name → tensor.
+        config: sizes.
+        rows: ids, int[B, T + 1].
+        scored: which of them count, bool[B, T + 1].
+    """
     x = hidden(parameters, config, rows[:, :-1])[scored[:, 1:]]
     return F.cross_entropy((x @ parameters["wte"].T).float(), rows[:, 1:][scored[:, 1:]])

@@ -53,7 +53,8 @@ def stored(root: Path, name: str) -> Mapping[str, Any]:
 
 
 def why_older(made: Mapping[str, Any], now: Mapping[str, Any], faults: bool) -> str | None:
-    """In words; None where the figures are of today. ``faults``: they are about known faults."""
+    """The reason why figures are older, in words; None where they are of today. ``faults``: they
+    are about known faults."""
     if not made:
         return "made before results said with which laws and numerics"
     reasons = []
@@ -85,7 +86,7 @@ def mark(root: Path, names: list[str], now: Mapping[str, Any]) -> str | None:
 
 
 def names_in(comment: str) -> list[str]:
-    """Of the results that a comment names; or the one piece of JSON that it is."""
+    """The names of the results that a comment names, or the one piece of JSON that it is."""
     return [comment] if comment.startswith("{") else comment.split()
 
 
@@ -147,7 +148,7 @@ def mistakes(root: Path = ROOT, now: Mapping[str, Any] | None = None) -> Iterato
 
 
 def digest(root: Path = ROOT) -> str:
-    """Of the code that decides numbers: of what it does, not of how it reads.
+    """A digest of the code that decides numbers: of what it does, not of how it reads.
 
     Comments, docstrings, annotations, imports and the words of messages do not count, nor does the
     order of functions or the file that they are in. A constant does, and so does an operation.

@@ -172,7 +172,8 @@ def complaints_of(planned: Planned, status: int, report: dict[str, Any] | None) 
 
 
 def shortened(report: dict[str, Any]) -> dict[str, Any]:
-    """Of a report, what is worth keeping: each law's statuses, worst score and what failed."""
+    """The part of a report that is worth keeping: each law's statuses, worst score and what
+    failed."""
     return {
         "environment": report["environment"],
         "checkpoint": report["checkpoint"],

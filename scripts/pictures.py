@@ -53,7 +53,7 @@ def photograph(page: Path, out: Path, clip_height: int) -> None:
 
 
 def smaller(picture: Path) -> None:
-    """With a palette, which flat colours do not suffer from."""
+    """Store a picture with a palette, which flat colours do not suffer from."""
     with Image.open(picture) as image:
         flat = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
     flat.save(picture, optimize=True)

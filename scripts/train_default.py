@@ -66,7 +66,15 @@ def prepare_text(work: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def train(work: Path, steps: int, stop: int, threads: int, peak: float) -> None:
-    """Train for ``steps`` steps (or leave off after ``stop``), going on from the saved state."""
+    """Train for ``steps`` steps (or leave off after ``stop``), going on from the saved state.
+
+    Args:
+        work: the directory of the state.
+        steps: of the whole training.
+        stop: the step after which this run leaves off.
+        threads: of torch.
+        peak: the highest learning rate.
+    """
     import torch
     from default_model import initial_parameters, scored_loss
 
@@ -135,7 +143,16 @@ def save(
     step: int,
     seconds: float,
 ) -> None:
-    """Keep everything that going on needs; the old state is replaced in one step."""
+    """Keep everything that going on needs; the old state is replaced in one step.
+
+    Args:
+        work: the directory of the state.
+        parameters: name → tensor.
+        optimizer: and its state.
+        batches: whose random state is kept.
+        step: how many were made.
+        seconds: that they took.
+    """
     import torch
 
     state: dict[str, Any] = {
@@ -156,7 +173,15 @@ def restore(
     optimizer: torch.optim.Optimizer,
     batches: Batches,
 ) -> tuple[int, float]:
-    """Load what ``save`` kept; (0, 0.0) where there is nothing yet."""
+    """Load what ``save`` kept.
+
+    Args:
+        work: the directory of the state.
+        parameters, optimizer, batches: are set to what was kept.
+
+    Returns:
+        Steps that were made and seconds that they took; (0, 0.0) where there is nothing yet.
+    """
     import torch
 
     if not (work / "state.pt").exists():

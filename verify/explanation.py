@@ -28,7 +28,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of one failure.
+    """The explanation of one failure.
 
     Attributes:
         where: the site; of a tensor that differs, the tensor.

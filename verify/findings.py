@@ -197,7 +197,7 @@ def layer_of(tensor: str) -> int | None:
 
 @dataclass(frozen=True)
 class Place:
-    """What a parameter of a port is in the checkpoint, for the report.
+    """The place of a port's parameter in the checkpoint, for the report.
 
     Attributes:
         tensor: the checkpoint's name; None of a parameter that is no tensor.

@@ -138,7 +138,7 @@ class Tokenizer(Protocol):
 
 
 class StoredGraph(Protocol):
-    """What a graph that came with the weights turned out to be."""
+    """The graph that came with the weights, as it turned out to be."""
 
     @property
     def found(self) -> bool:
@@ -240,7 +240,7 @@ class Capability(Generic[F]):
 
 
 class Offers:
-    """What one port can do."""
+    """The capabilities of one port."""
 
     def __init__(self, found: Mapping[Capability[Any], Any]) -> None:
         self._found = found
@@ -252,12 +252,12 @@ class Offers:
         return capability in self._found
 
     def get(self, capability: Capability[F]) -> F | None:
-        """What does it; None where nothing does."""
+        """The function that has this capability; None where none has."""
         found: F | None = self._found.get(capability)
         return found
 
     def __getitem__(self, capability: Capability[F]) -> F:
-        """What does it.
+        """The function that has this capability.
 
         Raises:
             NotExamined: nothing does.

@@ -28,7 +28,7 @@ def listing(names: Iterable[object], most: int = 3) -> str:
 
 
 def weights_words(weights_from: str) -> str:
-    """Where a port has its weights from, in a few words."""
+    """The origin of a port's weights, in a few words."""
     said = {
         "checkpoint": "converted from the checkpoint under test",
         "port": "the port's own",

@@ -1,4 +1,4 @@
-"""Where weights come from.
+"""The checkpoints that weights come from.
 
 A checkpoint is a directory in OpenAI's format (TensorFlow; NumPy's for the first GPT) or in Hugging
 Face's (safetensors or torch's). Either way the result is the same: a config and a lazy mapping from

@@ -77,7 +77,7 @@ PIECE = 1 << 18
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index says of one tensor.
+    """The index's entry for one tensor.
 
     Attributes:
         dtype: TensorFlow's name, for example ``float32``.

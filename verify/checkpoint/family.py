@@ -1,4 +1,4 @@
-"""What is said of one family of decoders, and what is the same in most of them."""
+"""The record of one family of decoders, and what most of them have in common."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpt_verify.reference.architecture import Norm
 
 @dataclass(frozen=True)
 class Family:
-    """How a family's files say what a model is.
+    """The way in which a family's files say what a model is.
 
     Attributes:
         name: ``model_type``.
@@ -131,7 +131,7 @@ def plain_config(
 
 
 def windows_of_qwen(keys: Keys, depth: int) -> tuple[int | None, ...]:
-    """Where there are windows at all, layers have them from ``max_window_layers`` on."""
+    """Layers have a window from ``max_window_layers`` on, where the model has windows at all."""
     first = keys.integer("max_window_layers", default=28)
     window = keys.integer("sliding_window", default=None)
     window = window if keys.flag("use_sliding_window", False) else None
@@ -141,7 +141,14 @@ def windows_of_qwen(keys: Keys, depth: int) -> tuple[int | None, ...]:
 
 
 def windows_by_turns(keys: Keys, depth: int, full: int, default: int) -> tuple[int | None, ...]:
-    """Every so many layers, the last of them, see everything, the others a window."""
+    """One layer in ``full`` sees everything, the last of each group; the others see a window.
+
+    Args:
+        keys: what ``config.json`` states.
+        depth: number of layers.
+        full: length of a group, in layers.
+        default: the window in tokens, where ``sliding_window`` is not stated.
+    """
     window = keys.integer("sliding_window", default=default)
     kinds = ["sliding_attention" if (i + 1) % full else "full_attention" for i in range(depth)]
     return keys.layers(depth, window, kinds)

@@ -51,7 +51,7 @@ def family_of(config_json: Path) -> Family | None:
 
 
 def read_family(family: Family, path: Path, stated: Mapping[str, object]) -> Config:
-    """What the keys of a ``config.json`` make.
+    """The model that the keys of a ``config.json`` describe.
 
     Raises:
         CheckpointError: they make no model, or one that is not known.
@@ -142,7 +142,7 @@ def _head(family: Family, config: Config) -> str:
 
 
 def stored_tensors(config: Config, tensors: Mapping[str, NDArray[np.float32]]) -> list[ToWrite]:
-    """What a directory of this model stores."""
+    """The tensors that a directory of this model stores."""
     table = tensor_table(config)
     together: dict[str, dict[str, Piece]] = {}
     for name, piece in pieces(config, FAMILIES[config.architecture].places(config)).items():

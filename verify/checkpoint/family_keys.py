@@ -56,7 +56,7 @@ _REQUIRED: Any = object()
 
 
 class Keys:
-    """What a ``config.json`` states, until it has been asked for.
+    """The keys that a ``config.json`` states, until they have been asked for.
 
     Args:
         path: the file, for messages.
@@ -220,7 +220,14 @@ class Keys:
     def config(
         self, family: str, sizes: Mapping[str, int], own: Architecture, tied: bool
     ) -> Config:
-        """What was found; refused where a key is left that nobody has asked for."""
+        """The model that the keys describe; a key that nobody has asked for is refused.
+
+        Args:
+            family: the architecture's name, ``model_type``.
+            sizes: vocabulary, context, width, heads and layers, by our names.
+            own: in what the model differs from others.
+            tied: the head is wte.
+        """
         self.rope_read()
         self.done("")
         try:
@@ -239,5 +246,5 @@ class Keys:
 
 
 def _shown(*values: object) -> str:
-    """As they stand in the file."""
+    """The values are written as they stand in the file."""
     return ", ".join(json.dumps(value, ensure_ascii=False) for value in values)

@@ -158,7 +158,7 @@ class _Numbers:
 
 
 def _header(file: MappedFile) -> tuple[int, int]:
-    """Where the numbers of an array begin, and how many there are."""
+    """The offset in bytes at which the numbers of an array begin, and how many there are."""
     start = io.BytesIO(file.view(0, min(file.size, LARGEST_HEADER)).tobytes())
     try:
         version = np.lib.format.read_magic(start)

@@ -56,7 +56,7 @@ class Handed(Mapping[str, Array]):
         return np.ndarray(*self._kinds[name], memory)
 
     def _own(self, name: str) -> Array:
-        """In C order, from the first byte of its memory on."""
+        """The copy is in C order, and begins at the first byte of its memory."""
         if isinstance(self._source, Owning):
             return np.ascontiguousarray(self._source.own(name))
         return np.array(self._source[name], order="C")

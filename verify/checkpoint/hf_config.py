@@ -208,5 +208,5 @@ def _same(value: object, other: object) -> bool:
 
 
 def _join(values: Iterable[object], word: str = ", ") -> str:
-    """As they stand in the file."""
+    """The values are joined as they stand in the file."""
     return word.join(json.dumps(value, ensure_ascii=False) for value in values)

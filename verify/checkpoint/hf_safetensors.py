@@ -71,7 +71,8 @@ class Safetensors:
 
 
 def _read_header(path: Path) -> dict[str, _Place]:
-    """Where each tensor lies. The library judges the header; bfloat16 it cannot read for NumPy."""
+    """The header says where each tensor lies. The library judges it, but cannot read bfloat16 for
+    NumPy."""
     from safetensors import safe_open
 
     file = MappedFile(path)

@@ -48,7 +48,7 @@ PIECE = 1 << 22
 
 
 def format_of(config: Config) -> Format:
-    """How transformers writes a model of this architecture."""
+    """The format in which transformers writes a model of this architecture."""
     return Format(
         stored_name=partial(stored_name, architecture=config.architecture),
         leading_one=False,

@@ -14,7 +14,7 @@ from gpt_verify.checkpoint.files import refusal
 
 
 def hub_cache() -> Path:
-    """Where ``huggingface_hub`` keeps models; it is not imported for it."""
+    """The directory in which ``huggingface_hub`` keeps models; it is not imported for this."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if stated := os.environ.get(name):
             return Path(stated).expanduser()

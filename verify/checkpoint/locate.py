@@ -1,4 +1,4 @@
-"""From what a user writes after ``--checkpoint`` to a directory and the format that it is in."""
+"""What a user writes after ``--checkpoint`` becomes a directory and the format that it is in."""
 
 from __future__ import annotations
 

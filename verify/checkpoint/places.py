@@ -1,4 +1,4 @@
-"""Where a family's files keep each tensor: under which name, turned, side by side with others.
+"""A table says where a family's files keep each tensor: its name, transposed or not, fused or not.
 
 A place is a view of what is stored. Read through it, a stored tensor is the checkpoint's; written
 through it, the checkpoint's become what is stored.
@@ -25,7 +25,7 @@ _GATED = ("gate", "up", "down")
 
 @dataclass(frozen=True)
 class Place:
-    """Where one kind of tensor lies.
+    """The place of one kind of tensor in the files.
 
     Attributes:
         scope: its stored name without the leaf, ``#`` for the layer and ``@`` for the expert.

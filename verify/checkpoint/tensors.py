@@ -22,7 +22,7 @@ LAYER = re.compile(r"h(0|[1-9][0-9]{0,5})/")
 
 
 def narrowed(path: Path, name: str, array: NDArray[Any]) -> NDArray[np.float32]:
-    """As float32: a view where it is, widened exactly, or rounded from float64.
+    """The numbers in float32: a view where they are, widened exactly, or rounded from float64.
 
     Raises:
         CheckpointError: a number of float64 is too large for float32.
@@ -35,7 +35,7 @@ def narrowed(path: Path, name: str, array: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def cast_remark(found: Iterable[Stored], weights: Path) -> list[str]:
-    """What is said where tensors are rounded, as no reader may leave unsaid."""
+    """The remark that tensors are rounded, which no reader may leave unsaid."""
     wide = [tensor.name for tensor in found if tensor.dtype == "float64"]
     if not wide:
         return []
@@ -46,7 +46,17 @@ def cast_remark(found: Iterable[Stored], weights: Path) -> list[str]:
 def need_as_stated(
     main: Path, shard: Path, found: Iterable[str], expected: set[str] | None
 ) -> None:
-    """CheckpointError where a shard has other tensors than the index says; None expects any."""
+    """Refuse a shard that has other tensors than the index says.
+
+    Args:
+        main: the index, or the only file.
+        shard: the file that was read.
+        found: names of the tensors that it has.
+        expected: names that it must have; any where None.
+
+    Raises:
+        CheckpointError: a tensor is missing, or is one too many.
+    """
     if expected is not None and (wrong := sorted(set(found) ^ expected)):
         raise refusal(shard, f"has other tensors than {main.name} says: {listing(wrong)}")
 
@@ -101,7 +111,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Format:
-    """How one format writes what the table says.
+    """The way in which one format writes what the table of tensors says.
 
     Attributes:
         stored_name: the checkpoint's own name → the file's.
@@ -124,8 +134,10 @@ def check_tensors(
     Args:
         found: the checkpoint's own name → what the file has. A tensor that is no part of a GPT-2
             stands under the file's name.
+        config: the sizes that the checkpoint states.
         weights: the file that has the tensors.
         stated: the file that states the sizes.
+        format: how the tensors' names and shapes are written.
 
     Raises:
         CheckpointError: a size disagrees with a tensor; or tensors are missing, surplus, or of the

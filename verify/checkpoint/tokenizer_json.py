@@ -32,7 +32,7 @@ _BYTES: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class StoredTokenizer:
-    """What the file says.
+    """The tokenizer that the file describes.
 
     Attributes:
         ids: token, spelt in the alphabet of bytes → id.

@@ -37,7 +37,7 @@ TEXTS = ("prose", "rare", "repetition")
 
 
 class Case:
-    """What one run has at hand. Close it, or processes stay.
+    """Everything that one run has at hand. Close it, or processes stay.
 
     Args:
         checkpoint: whose claims are decided.
@@ -134,7 +134,7 @@ class Case:
 
     @property
     def versions(self) -> str:
-        """Which were examined, by their major numbers: ``transformers 4 and 5``."""
+        """The versions that were examined, by their major numbers: ``transformers 4 and 5``."""
         majors = sorted({code.facts["version"].partition(".")[0] for code in self.code()})
         return f"transformers {' and '.join(majors)}"
 

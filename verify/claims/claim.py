@@ -14,7 +14,7 @@ from typing import Any
 
 
 class Kind(StrEnum):
-    """On what a claim is decided."""
+    """The kind of evidence that decides a claim."""
 
     #: Follows from the architecture: decided on any checkpoint, by every model that is asked.
     ARCHITECTURE = "A"
@@ -36,7 +36,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a claim was made.
+    """The text in which a claim was made.
 
     Attributes:
         author: who said it.
@@ -76,7 +76,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one evidence function found.
+    """The verdict and the numbers that one evidence function found.
 
     Attributes:
         verdict: what follows from it.

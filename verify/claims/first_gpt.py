@@ -18,13 +18,13 @@ _TENSORS = synthetic_tensors(CONFIG, seed=0)
 
 
 def write(directory: Path) -> Path:
-    """As transformers keeps it; the same directory."""
+    """Write the checkpoint as transformers keeps it, and return the same directory."""
     write_huggingface(directory, CONFIG, _TENSORS)
     return directory
 
 
 def distance(tokens_T: ArrayLike, logits_TV: ArrayLike) -> float:
-    """From the reference's logits, whose one table is at both ends: the largest difference, as a
+    """The largest difference from the reference's logits, whose one table is at both ends, as a
     fraction of the largest logit."""
     exact_TV = logits(_TENSORS, CONFIG, np.asarray(tokens_T))
     return float(np.max(np.abs(np.asarray(logits_TV) - exact_TV)) / np.max(np.abs(exact_TV)))

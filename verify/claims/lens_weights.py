@@ -221,8 +221,8 @@ def rare_kept(case: Case) -> Measured:
 
 
 def settled(lens: Lens) -> Ints:
-    """After how many blocks the next token comes first and stays so, [T - 1]; N where it never
-    does."""
+    """The number of blocks after which the next token comes first and stays so, [T - 1]; N where it
+    never does."""
     first_NT = lens.rank_next[:, :-1] == 0
     stays_NT = np.flip(np.logical_and.accumulate(np.flip(first_NT, 0), 0), 0)
     count: Ints = len(lens.sites) - stays_NT.sum(axis=0)
@@ -231,7 +231,8 @@ def settled(lens: Lens) -> Ints:
 
 @evidence("lens-copy-late")
 def copied_late(case: Case) -> Measured:
-    """Where the later tokens of the rare word come first, from its second occurrence on."""
+    """The depth at which the later tokens of the rare word come first, from its second occurrence
+    on."""
     word, tokens_T = case.bpe.encode(RARE_WORD), case.tokens("rare")
     starts = [
         at
@@ -254,7 +255,7 @@ def copied_late(case: Case) -> Measured:
 
 @evidence("lens-repeat-upper")
 def repetition_noticed(case: Case) -> Measured:
-    """Where what is being repeated comes first, of what comes first at the end."""
+    """The depth at which what is being repeated comes first, among what comes first at the end."""
     found, blocks = settled(case.lens("repetition")), case.config.n_layer
     repeated = found[-(-len(found) // TIMES) :]
     right = repeated[repeated <= blocks]

@@ -140,7 +140,7 @@ class Model:
         return np.stack([self.at(f"h.{layer}.attn.pattern") for layer in self.layers])
 
     def logits(self, tokens_T: Tokens) -> Floats:
-        """As the port computes them in its own precision, [T, V]."""
+        """The logits as the port computes them in its own precision, [T, V]."""
         value: Floats = self.port.logits(np.asarray(tokens_T)[None])[0]
         return value
 
@@ -185,7 +185,8 @@ class Model:
             return np.asarray(act(call), np.float64)
 
     def _needed(self, site: Site, tokens_T: Tokens) -> list[str]:
-        """What a formula may look at: the sites before this one, in this block and the last."""
+        """The sites that a formula may look at: those before this one, in this block and the
+        last."""
         for name in site.inputs:
             self.at(name, tokens_T)  # must be shown
         order = list(sites(self.config))
@@ -216,7 +217,7 @@ class Model:
 
     @cached_property
     def subject(self) -> Subject:
-        """What the laws are handed."""
+        """The subject that the laws are handed."""
         return prepare(self.port, self.checkpoint, self._shared).subject(self.seed)
 
     def hold(self, law: str) -> Finding:
@@ -242,5 +243,5 @@ class Model:
         return self.hold(law).status is Status.PASSED
 
     def need(self, capability: Capability[F]) -> F:
-        """What the port offers; NotExamined where it does not."""
+        """The function that has this capability; NotExamined where the port has none."""
         return self.port.offers()[capability]

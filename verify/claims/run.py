@@ -121,7 +121,15 @@ def decide(
     on_released: bool = False,
     words: Sequence[str] = ("gpt-verify", "claims"),
 ) -> Decided:
-    """Put one claim to its evidence. What that raises is no verdict."""
+    """Put one claim to its evidence. What that raises is no verdict.
+
+    Args:
+        claim: the claim.
+        case: what its evidence is handed.
+        on_released: the checkpoint has the size of a released one, so that a claim about its
+            weights must come out as expected.
+        words: of the command line that repeats it; the claim's id comes after the second.
+    """
     function = EVIDENCE[claim.id]
     name = f"{function.__module__}:{function.__name__}"
     repeat = shlex.join([*words[:2], claim.id, *words[2:]])

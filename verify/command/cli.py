@@ -120,7 +120,7 @@ def _supervise(debug: bool) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """In this process: the exit status, when everything that is to be said was said."""
+    """Run a command in this process, and return its exit status when everything was printed."""
     if args.debug:
         logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
         logging.getLogger("verify").setLevel(logging.DEBUG)

@@ -117,7 +117,8 @@ def _against(
 
 
 def _tell_github(report: Report, compared: Comparison | None) -> None:
-    """On standard error, which GitHub reads as well: standard output holds the report."""
+    """Print GitHub's annotations on standard error, which GitHub reads as well: standard output
+    holds the report."""
     from gpt_verify.report import github
 
     for line in github.marks(report, compared):

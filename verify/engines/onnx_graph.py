@@ -1,4 +1,4 @@
-"""Where the sites are in an ONNX graph, told by the initializers that its operations use.
+"""The sites are found in an ONNX graph by the initializers that its operations use.
 
 A bias is added by one node, whose output is the site; a gain or a matrix is used by one node, whose
 other input is the site before. So a graph needs no names of ours, only tensors that were matched.

@@ -85,7 +85,7 @@ class Step:
 
     @property
     def value(self) -> Array:
-        """What it made."""
+        """The value that the operation made."""
         return self.values[self.site.name]
 
     def own(self, index: int) -> Array:
@@ -93,7 +93,7 @@ class Step:
         return self.weights.in_dtype(self.site.weights[index], self.dtype)
 
     def part(self, part: Part) -> Array:
-        """Of the scores or the mix: ``Call.part``."""
+        """The queries, keys or values that the scores or the mix read: ``Call.part``."""
         return split(self.config, self.values[self.site.inputs[0 if part == "q" else -1]], part)
 
     def heads(self) -> tuple[Array, Array, Array]:
@@ -104,7 +104,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Back:
-    """What an operation hands back.
+    """The derivatives that an operation hands back.
 
     Attributes:
         inputs: the derivative with respect to each of its inputs.
@@ -139,12 +139,12 @@ def normed(
 
 
 def mean(x: Array) -> Array:
-    """Over the last axis, which is kept."""
+    """The mean over the last axis, which is kept."""
     found: Array = x.mean(axis=-1, keepdims=True)
     return found
 
 
 def mean_of(weights: Array, x: Array) -> Array:
-    """Over the last axis, which is kept, with weights whose sum is 1."""
+    """The mean over the last axis, which is kept, with weights whose sum is 1."""
     found: Array = np.sum(weights * x, axis=-1, keepdims=True)
     return found

@@ -47,7 +47,7 @@ class Read:
         return sum(self.by_row(direction))
 
     def by_row(self, direction: Direction) -> list[float]:
-        """What each sequence contributes to it."""
+        """The contribution of each sequence to ``along``."""
         return [pulled.along(direction) for pulled in self.tensors[direction.tensor]]
 
 
@@ -134,7 +134,8 @@ class Backward:
         self._pending: dict[str, list[_Pending]] = {}
 
     def reads(self) -> Iterator[Read]:
-        """By the correct rules, from the last operation that reads a tensor to the first."""
+        """The backward pass by the correct rules, from the last operation that reads a tensor to
+        the first."""
         return self._walk(self._first(), len(self._order) - 1, {}, keep=False)
 
     @cached_property
@@ -143,7 +144,8 @@ class Backward:
         return list(self._walk(self._first(), len(self._order) - 1, {}, keep=True))
 
     def walk(self, rules: Mapping[str, Rule]) -> Iterator[Read]:
-        """With other rules at some sites, from the last of those on, which is reached first."""
+        """The backward pass with other rules at some sites, from the last of those on, which it
+        reaches first."""
         assert self.right, "it is walked with the correct rules first"
         last = max(i for i, site in enumerate(self._order) if site.name in rules)
         yield from self._walk(self._pending[self._order[last].name], last, rules, keep=False)

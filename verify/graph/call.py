@@ -46,7 +46,7 @@ class Call:
 
     @property
     def layer(self) -> int:
-        """Of a site that has one."""
+        """The layer of a site that has one."""
         assert self.site.layer is not None, f"{self.site.name} belongs to no layer"
         return self.site.layer
 

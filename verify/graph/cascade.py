@@ -44,6 +44,10 @@ class Lockstep:
     In the port's precision it runs as often as ``gpt_verify.numerics.draws`` says, R times below.
 
     Args:
+        config: sizes.
+        weights: the checkpoint's tensors, in the precision that the port declares.
+        precision: what the port computes in.
+        tokens_T: the sequence, int[T].
         count: R, where it is not that of a sequence whose positions are taken together. Such a run
             is not kept for the next port, and only the site that is asked for is remembered.
     """
@@ -123,7 +127,7 @@ def _run(
 
 
 def _rounding(narrow: Precision, tokens_T: NDArray[np.integer], *key: int) -> Rounding:
-    """Of all draws, the same for the same tokens."""
+    """The rounding of all draws, the same for the same tokens."""
     return Rounding(narrow, zlib.crc32(np.asarray(tokens_T, "<i8").tobytes()), *key)
 
 
@@ -152,7 +156,16 @@ class CascadeScores:
         first: int = 0,
         channels: int = 0,
     ) -> None:
-        """Take in [T, F] (or [H, T, S], s ≤ t), element by element; of the noise, R draws."""
+        """Add the errors of one sequence, or of some of its channels.
+
+        Args:
+            error: port minus oracle, [T, F], or [H, T, S] of which s ≤ t counts.
+            noise: the oracle in the port's precision minus the oracle, R draws: [R, T, F] or [R, H,
+                T, S].
+            budget: the operation's own, of the shape of the error; None for none.
+            first: the channel at which they begin, where they come in tiles.
+            channels: how many the site has in all; 0 where the error has them all.
+        """
         floor = np.mean(noise**2, axis=0)
         if budget is not None:
             floor += budget**2

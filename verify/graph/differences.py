@@ -137,7 +137,7 @@ class _Moved:
         self.scales = [0.0] * len(directions)
 
     def losses(self, config: Config, weights: DeclaredWeights) -> Array:
-        """Of each run and prediction in nats, [runs, B (T - 1)]."""
+        """The losses of each run and prediction in nats, [runs, B (T - 1)]."""
         tokens_RT = np.tile(self._tokens_BT, (len(self._steps), 1))
         for _, value in side_by_side(config, weights, tokens_RT, np.float64, self._move):
             logits = value

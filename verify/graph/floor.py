@@ -32,7 +32,7 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Floor:
-    """What rounding does to the logits of one sequence.
+    """The noise floor: what rounding does to the logits of one sequence.
 
     Attributes:
         rms_T: root mean square over the vocabulary, for each position that was asked for.
@@ -52,7 +52,15 @@ def measure_floor(
     tokens_T: NDArray[np.integer],
     first: int = 0,
 ) -> Floor:
-    """The floor of the positions from ``first`` on."""
+    """Measure the noise floor of the positions from ``first`` on.
+
+    Args:
+        config: sizes.
+        weights: the checkpoint's tensors, in the precision that the port declares.
+        precision: what the port computes in.
+        tokens_T: one sequence of ids, int[T].
+        first: the first position that is asked for.
+    """
     with np.errstate(all="ignore"):  # what overflows has no floor, and whoever asks is told
         length = len(tokens_T)
         count = draws(length, length * parameter_count(config), FOR_POSITIONS)

@@ -26,7 +26,17 @@ def split(config: Config, x_TX: Array, part: Part) -> Array:
 
 
 def split_measured(config: Config, x: Measured, part: Part, heads: slice) -> Measured:
-    """The same, with the budgets."""
+    """What the scores or the mix read, with its budget, of some heads.
+
+    Args:
+        config: sizes.
+        x: a value and its budget, [T, X].
+        part: queries, keys or values.
+        heads: which of the H.
+
+    Returns:
+        [heads, T, K], with the budget where x has one.
+    """
     budget = None if x.budget is None else split(config, x.budget, part)[heads]
     return Measured(split(config, x.value, part)[heads], budget)
 

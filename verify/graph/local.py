@@ -30,7 +30,14 @@ class NotShown(Exception):
 
 
 class LocalOracle:
-    """Expected value and budget of each site of one sequence, from what the port has shown."""
+    """Expected value and budget of each site of one sequence, from what the port has shown.
+
+    Args:
+        config: sizes.
+        weights: the checkpoint's tensors, in the precision that the port declares.
+        precision: what the port computes in.
+        tokens_T: the sequence, int[T].
+    """
 
     def __init__(
         self,
@@ -64,7 +71,8 @@ class LocalOracle:
     def expected(
         self, name: str, precision: Precision | None = None, heads: slice = EVERY
     ) -> Measured:
-        """What this site should be; raises NotShown where that cannot be known.
+        """The expected value of this site, with its budget; raises NotShown where that cannot be
+        known.
 
         Args:
             heads: of scores or a pattern, only these.

@@ -54,7 +54,8 @@ class Outliers:
         return self._at
 
     def statistics(self) -> list[Statistic]:
-        """By token, by position, and the largest of all, in floors."""
+        """The statistics by token, by position, and of the largest logit of all, in noise
+        floors."""
         if not self._rows:
             return []
         token = int(np.argmax(self._by_token))

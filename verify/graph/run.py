@@ -24,7 +24,7 @@ Alter = Callable[[Call, Array], Array]
 
 
 def right(call: Call) -> Array:
-    """What the operation should be: the reference's."""
+    """The value that the reference's operation makes."""
     return made_by(call.site).value(call)
 
 

@@ -1,1 +1,1 @@
-"""From a request to a report: options, ports, the one way to what is judged, and verdicts."""
+"""A request becomes a report here: options, ports, the one way to what is judged, and verdicts."""

@@ -33,7 +33,15 @@ def visited(activations: Callable[[Tokens, Visit], Floats], visit: Visit, tokens
 def again(
     port: Port, item: Input, first: Floats, repeats: Determinism, logits: LogitsComparison
 ) -> None:
-    """Run a port for the second time; what differs from the first is compared as well."""
+    """Run a port for the second time; what differs from the first is compared as well.
+
+    Args:
+        port: what is judged.
+        item: the input.
+        first: the logits of the first run, [B, T, V].
+        repeats: takes both, and says whether they are the same bits.
+        logits: takes the second ones where they are not.
+    """
     second, at = returned(port, item.tokens), None
     if port.by_prefixes:
         at = [item.tokens.shape[1] - 1]

@@ -66,7 +66,7 @@ class Steps(Protocol):
 
 
 def _failures(findings: Sequence[Finding]) -> list[Finding]:
-    """Of a run that broke off, what had failed by then; the rest was not examined in full."""
+    """What had failed when a run broke off; the rest was not examined in full."""
     return [finding for finding in findings if finding.status is Status.FAILED]
 
 

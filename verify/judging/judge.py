@@ -55,14 +55,21 @@ def judge(
     laws: Collection[str] | None = None,
     shared: SharedWeights | None = None,
 ) -> PortReport:
-    """Build a port, hold every law against it, and close it.
+    """Build a port, check every law for it, and close it.
 
     Whatever the port raises ends up in the report's ``error``, in one line, with the traceback
     chained for ``--debug``; findings made before that are kept.
 
     Args:
+        spec: what stands after ``--port``.
+        checkpoint: what the port is a port of.
+        inputs: the tokens that it is run on.
+        dtype: the precision to run it in; its own where None.
+        device: ``cpu`` or ``cuda``, as torch names it.
+        progress: is told of each step.
+        seed: of whatever the laws draw.
         build: makes the port, where it is made by no spec; ``spec`` is its name then.
-        laws: ids of the laws to hold against it (``gpt_verify.laws.table``) beside its weights, its
+        laws: ids of the laws to check for it (``gpt_verify.laws.table``) beside its weights, its
             sites and its logits; all where None. The others are reported as not examined.
         shared: where several ports are judged against one checkpoint: what one has had measured,
             the next one need not.

@@ -66,8 +66,8 @@ def returns_the_last_only(port: Port, config: Config) -> bool:
 
 
 def ask_by_prefixes(port: Port) -> None:
-    """From now on ``logits`` returns those of all positions of a short sequence, one call for each,
-    and ``last`` what the port returns. What would need more in one call is not asked for."""
+    """Make ``logits`` return those of all positions of a short sequence, one call for each, and
+    ``last`` what the port returns. What would need more in one call is not asked for."""
     run = port.logits
 
     def last(tokens: Tokens) -> Floats:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What to run the ports on, and how.
+    """Options of a run: what to run the ports on, and how.
 
     Attributes:
         device: ``cpu`` or ``cuda``.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PortRuns:
-    """What is asked for, and the reports of the ports that have run so far.
+    """A request, and the reports of the ports that have run so far.
 
     Args:
         checkpoint: the directory, or None for the default checkpoint.
@@ -104,7 +104,7 @@ class PortRuns:
         return {k: report for k, report in self._reports.items() if isinstance(report, Report)}
 
     def repeats(self) -> list[str]:
-        """For each port of ``merged`` the command line that judges it alone."""
+        """The command line that judges each port of ``merged`` alone."""
         return [self.repeat(port) for port in self._done()]
 
     def merged(self) -> Report | None:

@@ -36,7 +36,7 @@ class Prepared:
     folding: Folding | None = None
 
     def subject(self, seed: int = 0, loading: Loading | None = None) -> Subject:
-        """What the laws are handed."""
+        """The subject that the laws are handed."""
         return Subject(
             self.port,
             self.checkpoint,

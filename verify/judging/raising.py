@@ -22,7 +22,7 @@ _NO_ROOM = ("outofmemory", "out of memory", "resourceexhausted", "resource_exhau
 
 
 class Raising:
-    """On which inputs a port raises.
+    """The inputs on which a port raises.
 
     Args:
         run: the port, as it is run on tokens without being watched.
@@ -38,7 +38,7 @@ class Raising:
 
     @contextmanager
     def on(self, item: Input) -> Iterator[None]:
-        """Within, the port runs on this input. What it raises is noted.
+        """The port runs on this input meanwhile. What it raises is noted.
 
         Raises:
             Exception: the port's own, where it is not the input that is at fault.

@@ -34,7 +34,7 @@ class Requirement:
     least: Fraction = Fraction(1)
 
     def unmet(self, findings: Sequence[Finding]) -> str | None:
-        """What is missing, in one line; None where nothing is."""
+        """A line that says what is missing; None where nothing is."""
         asked = [f for f in findings if self.law is None or concerns(self.law, f.id)]
         missing = [f for f in asked if f.status is Status.NOT_EXAMINED]
         seen = len(asked) - len(missing)

@@ -169,7 +169,7 @@ def environment() -> dict[str, Any]:
 
 
 def described(inputs: list[Input], options: Options) -> dict[str, Any]:
-    """What the report says of the inputs."""
+    """The inputs, as the report describes them."""
     found: dict[str, Any] = {
         "seed": options.seed,
         "shapes": {i.name: list(i.tokens.shape) for i in inputs},

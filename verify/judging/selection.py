@@ -1,4 +1,4 @@
-"""From what a user asks for to a request: the checkpoint, opened once, and the ports to run on it.
+"""What a user asks for becomes a request: the checkpoint, opened once, and the ports to run on it.
 
 Every command and the pytest plugin come this way, so that the same words mean the same ports.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """The request of a run: the checkpoint, the ports, and the options.
 
     Attributes:
         checkpoint: opened.

@@ -43,5 +43,5 @@ def waive(
 
 
 def _names(findings: Sequence[Finding]) -> list[str]:
-    """Of the laws, and of their parts."""
+    """The names of the laws, and of their parts."""
     return list(dict.fromkeys(name for f in findings for name in (f.law, f.id)))

@@ -35,7 +35,8 @@ class Decoder(Protocol):
     name: str
 
     def decode(self, site: str, x_TD: Floats) -> Floats | None:
-        """What wte is multiplied with; None where this decoder says nothing of such a state."""
+        """The state that wte is multiplied with; None where this decoder says nothing of such a
+        state."""
 
 
 class LnF:

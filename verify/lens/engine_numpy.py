@@ -196,7 +196,15 @@ class NumpyWorker:
 def measure_logits(
     logits_PNV: Floats, tokens_P: Ints, next_P: Ints, k: int, dtype: DTypeLike = np.float64
 ) -> Measured:
-    """Statistics [P, N] of logits that are at hand already; they are not changed."""
+    """Statistics [P, N] of logits that are at hand already; they are not changed.
+
+    Args:
+        logits_PNV: P positions, N states.
+        tokens_P: the token at each position.
+        next_P: the token that follows it; any token where there is none.
+        k: how many of the most likely tokens are kept.
+        dtype: what to compute in.
+    """
     positions, states, n_vocab = logits_PNV.shape
     arrays = NumpyArrays(n_vocab, dtype)
     group = max(1, GROUP_BYTES // (arrays.width * arrays.dtype.itemsize))

@@ -96,7 +96,14 @@ class TorchArrays:
 
 
 class TorchWorker:
-    """Measures blocks of positions on the device."""
+    """Measures blocks of positions on the device.
+
+    Args:
+        arrays: the device's arithmetic.
+        wte_VD: the head's matrix.
+        rows: rows of logits in a block.
+        k: how many of the most likely tokens are kept.
+    """
 
     def __init__(self, arrays: TorchArrays, wte_VD: Floats, rows: int, k: int) -> None:
         self._arrays, self._wte = arrays, arrays.tensor(wte_VD)
@@ -133,7 +140,7 @@ class TorchEngine:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """In full float32: a process that allows TF32 does not allow it for the lens."""
+        """The lens runs in full float32: a process that allows TF32 does not allow it here."""
         import torch
 
         before = torch.get_float32_matmul_precision()

@@ -16,7 +16,8 @@ SMALL = 1.0
 
 @dataclass(frozen=True)
 class Distances:
-    """Of pairs of distributions a and b, [M] each, in nats."""
+    """Distances between pairs of distributions a and b, [M] each, in nats; the total variation is a
+    probability."""
 
     kl_ab: Any
     kl_ba: Any
@@ -25,7 +26,7 @@ class Distances:
 
 
 def distances(xp: Any, a_MV: Any, b_MV: Any) -> Distances:
-    """Of softmax(a) and softmax(b), row by row.
+    """The distances between softmax(a) and softmax(b), row by row.
 
     With D = ln b − ln a and t = b − a = a (e^D − 1): KL(a ‖ b) = Σ (t − a D), KL(b ‖ a) =
     Σ (b D − t), because Σ t = 0; total variation is Σ |t| / 2. With m = (a + b)/2 and

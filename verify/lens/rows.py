@@ -1,4 +1,4 @@
-"""From rows of logits to the statistics of the lens, in passes over what fits the cache.
+"""Rows of logits become the statistics of the lens, in passes over what fits the cache.
 
 A slab x[P, N, V] holds the logits of N states at P positions, the first state first and the last
 one last. In place, it becomes y = x − max(x); with q = exp(y)/Z, and p and r the q of the last and
@@ -59,7 +59,7 @@ _TO_INPUT = {"kl_input_layer_nats": "kl_ab"}
 
 
 class Arrays(Protocol):
-    """What differs between engines. Rows are padded to a length that suits the engine."""
+    """The part that differs between engines. Rows are padded to a length that suits the engine."""
 
     xp: Any
     n_vocab: int
@@ -70,19 +70,20 @@ class Arrays(Protocol):
         """Rows to work in, of the engine's dtype, [P, rows, V]."""
 
     def zeros(self, *shape: int) -> Array:
-        """In float64."""
+        """Make zeros in float64."""
 
     def narrow(self, a: Array) -> Array:
-        """To the engine's dtype."""
+        """Convert to the engine's dtype."""
 
     def wide(self, a: Array) -> Array:
-        """To float64."""
+        """Convert to float64."""
 
     def host(self, a: Array) -> NDArray[Any]:
-        """To NumPy."""
+        """Convert to NumPy."""
 
     def room(self, sums: int, positions: int, states: int) -> Array:
-        """For sums over V, [sums, P, N, …]: each may be kept as those of parts of the row."""
+        """Make room for sums over V, [sums, P, N, …]: each may be kept as those of parts of the
+        row."""
 
     def dot(self, a_PnV: Array, b_PnV: Array, out_Pn: Array) -> None:
         """Σ a b over V, into room."""
@@ -91,7 +92,7 @@ class Arrays(Protocol):
         """Σ a over V, into room."""
 
     def summed(self, room: Array) -> Array:
-        """What was put there, in float64."""
+        """The sums that were put into room, in float64."""
 
     def argmax(self, y_PV: Array) -> Array:
         """The smallest id of each row's maximum, [P]."""
@@ -234,7 +235,7 @@ class Rows:
     def _distances(
         self, y: Array, at_P: NDArray[np.integer], at_N: NDArray[np.integer], other: int
     ) -> Distances:
-        """From state ``other`` to some states, in float64."""
+        """The distances from state ``other`` to some states, in float64."""
         y = y[..., : self._arrays.n_vocab]
         a_MV, b_MV = (self._arrays.wide(y[at_P, n]) for n in (other, at_N))
         return distances(self._arrays.xp, a_MV, b_MV)

@@ -1,4 +1,4 @@
-"""Where the states of the residual stream come from: the oracle's forward pass, or a port's."""
+"""The states of the residual stream come from the oracle's forward pass, or from a port's."""
 
 from __future__ import annotations
 

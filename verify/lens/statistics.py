@@ -185,7 +185,7 @@ class Lens:
         return top1
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: lists of numbers; None stands for what is undefined.
+        """The record for JSON: lists of numbers; None stands for what is undefined.
 
         ``statistics`` maps each name to [N][T]; ``top_ids`` and ``top_probabilities`` are
         [N][T][k].

@@ -45,7 +45,7 @@ class Worker(Protocol):
 
 
 class Engine(Protocol):
-    """Where the arithmetic is done.
+    """The arithmetic of the lens, on one kind of device.
 
     Attributes:
         workers: how many threads measure at the same time.
@@ -65,7 +65,7 @@ class Engine(Protocol):
         """Around all work."""
 
     def enter_thread(self) -> None:
-        """In each thread, before it works."""
+        """Prepare a thread; called in each of them before it works."""
 
 
 def lens(
@@ -200,7 +200,7 @@ def _positions(tokens: int, most: int, workers: int) -> int:
 
 
 def _chunks(n: int, most: int) -> Iterator[Ints]:
-    """At most ``most`` states at a time, always with the first and the last one."""
+    """The states in groups of at most ``most``, each with the first and the last one."""
     if n <= most:
         yield np.arange(n)
         return

@@ -26,7 +26,7 @@ Form = Literal["rows", "columns", "elements", "whole"]
 
 @dataclass(frozen=True)
 class Patch:
-    """As much of a tensor as one parameter has.
+    """The part of a tensor that one parameter holds.
 
     Attributes:
         source: name of the parameter.
@@ -57,7 +57,7 @@ class Patch:
         return replace(self, channels=np.sort(self.channels))
 
     def taken(self, value: Array) -> Array:
-        """Of the parameter's values what is the tensor's, one row each."""
+        """The parameter's values that are the tensor's, one row each."""
         return laid(value, self.axis)[self.at]
 
     def put(self, value: Array, vectors: Array) -> Array:
@@ -97,7 +97,7 @@ class Assembly:
 
     @property
     def name(self) -> str:
-        """Of the parameter that it is: all of the names, or the first and the last."""
+        """The name of the parameter that it is: all of the names, or the first and the last."""
         names = [str(patch) for patch in self.patches]
         if len(names) < 4:
             return " + ".join(names)

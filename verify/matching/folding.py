@@ -68,7 +68,7 @@ class Folding:
         return tuple(f"{norm}/{leaf}" for norm in self.norms for leaf in "gb")
 
     def places(self, matching: Matching) -> dict[str, Place]:
-        """What the parameters are in which something is folded."""
+        """The places of the parameters in which something is folded, for the report."""
         found = {}
         for placement in matching.placements:
             if norm := self.readers.get(placement.tensor):
@@ -121,7 +121,7 @@ def find_folding(
     tensors: Tensors,
     precision: Precision,
 ) -> Folding | None:
-    """Which layer norms a port has folded; None where it has none.
+    """Find the layer norms that a port has folded; None where it has none.
 
     A norm of which the port has the gain or the bias bit for bit is not folded. Of the others a
     kind (``ln_1`` of all layers) is, where one of its products at least is found; the last one

@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def plain(self) -> bool:
-        """As in the checkpoint."""
+        """The axes are in the order of the checkpoint."""
         return self.order == tuple(range(len(self.order)))
 
     @property
@@ -82,8 +82,8 @@ class Layout:
         return n
 
     def channel_axes(self) -> tuple[list[int], list[int]]:
-        """Of what a product with ``c_attn`` makes where it lies as the parameter does: the lengths
-        of the axes of the heads, and the order that makes them the checkpoint's."""
+        """The axes of the heads in what a product with ``c_attn`` makes where it lies as the
+        parameter does: their lengths, and the order that makes them the checkpoint's."""
         inner = [i for i in self.order if self.axes[i] in _OF_HEADS]
         return [self.sizes[i] for i in inner], [int(i) for i in np.argsort(inner)]
 
@@ -95,11 +95,12 @@ class Layout:
         return set(_borders([n for n in shape if n != 1])) <= set(_borders(sizes))
 
     def lay(self, value: Array) -> Array:
-        """From the checkpoint's shape to the port's order of axes: a view, an axis for each."""
+        """Put an array of the checkpoint's shape into the port's order of axes: a view, an axis for
+        each."""
         return value.reshape(self.sizes).transpose(self.order)
 
     def upright(self, value: Array) -> Array:
-        """From the port's array to the checkpoint's shape."""
+        """Put the port's array into the checkpoint's order of axes and shape."""
         sizes = [self.sizes[i] for i in self.order]
         return value.reshape(sizes).transpose(np.argsort(self.order)).reshape(self.shape)
 
@@ -152,5 +153,5 @@ def _orders(axes: tuple[str, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def _borders(sizes: Sequence[int]) -> list[int]:
-    """Where one axis ends and the next begins, in elements of the fastest."""
+    """The borders between one axis and the next, in elements of the fastest."""
     return [math.prod(sizes[i:]) for i in range(1, len(sizes))]

@@ -97,6 +97,9 @@ def match(
     time; a parameter is read once.
 
     Args:
+        parameters: what the port holds.
+        config: the checkpoint's sizes.
+        weights: the checkpoint's tensors, in the precision that the port declares.
         by_head: accept a ``c_attn`` in which q, k and v of each head lie side by side. Only for a
             port of which it is known that it reads it so.
         without: tensors that the port is known not to have.
@@ -192,7 +195,8 @@ class _Told:
         return found + _OTHER_LAYOUT * (not self.is_usual(c)) - name_score(name, c.tensor, c.part)
 
     def allows(self, c: _Candidate) -> bool:
-        """Where content does not tell: as in the checkpoint, transposed, or as others are."""
+        """Whether a layout is taken where content does not tell: as in the checkpoint, transposed,
+        or as others are."""
         seen = self._orders.get(_sort(c), ())
         return c.layout.plain or c.layout.transposed or c.layout.order in seen
 
@@ -281,8 +285,8 @@ def _take(exact: _Fits, open_slots: set[tuple[str, int | None]]) -> list[Placeme
 
 
 def _one_layout_each(exact: _Fits) -> dict[str, list[_Candidate]]:
-    """Of the layouts in which a parameter equals a tensor (a bias of zeros does in all), the one
-    of the others of its kind; one that lies by heads where most do not is no such layout."""
+    """A parameter that equals a tensor in several layouts (a bias of zeros does in all) has that of
+    the others of its kind; one that lies by heads where most do not is no such layout."""
     orders: Counter[tuple[tuple[str, bool], tuple[str, ...]]] = Counter()
     for fitting in exact.values():
         if len({c.layout.channels for c in fitting}) == 1:
@@ -327,7 +331,8 @@ def _layers_of_blocks(exact: _Fits) -> dict[str, int]:
 
 
 def _without_strangers(exact: _Fits, layer_of: Mapping[str, int]) -> dict[str, list[_Candidate]]:
-    """Where some layers have the same tensor, one of another layer was not renamed: it is wrong.
+    """Leave out candidates of another layer than that of the name, for kinds of which two
+    parameters hold the same tensor: the second of them is not renamed, but wrong.
 
     Without a tensor that is there twice, content decides, whatever the names say.
     """
@@ -375,7 +380,7 @@ def fingerprint(value: Array) -> bytes:
 
 
 def _elements(value: Array, places: NDArray[np.int64]) -> Array:
-    """Of a view, in the order of its axes, without a copy of the whole."""
+    """Single elements of a view, counted in the order of its axes, without a copy of the whole."""
     found: Array = (
         value.reshape(1) if value.ndim == 0 else value[np.unravel_index(places, value.shape)]
     )

@@ -33,14 +33,15 @@ class Reading:
 
 
 def not_shown(layer: int) -> Reading:
-    """Of a port that shows nothing but its weights, those count that need no telling."""
+    """A port that shows nothing but its weights is taken to read no other order than the
+    checkpoint's."""
     return Reading()
 
 
 def confirmed(
     assemblies: Sequence[Assembly], read: Callable[[int], Reading] = not_shown
 ) -> list[Assembly]:
-    """What remains of them when those are left out that are in the wrong order.
+    """The assemblies that remain when those are left out that are in the wrong order.
 
     Args:
         assemblies: as they were found.

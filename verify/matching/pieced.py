@@ -204,8 +204,9 @@ class _Index:
         self.taken = np.zeros(len(every), bool)
 
     def places(self, wanted: Numbers) -> Ints | None:
-        """Where each of these is; None where one is nowhere. Of equal ones, the one that follows
-        the last, then one of a tensor that the others are of, then one that is not taken."""
+        """The place of each of these; None where one is nowhere. Of equal ones, the one that
+        follows the last is preferred, then one of a tensor that the others are of, then one that is
+        not taken."""
         first = np.searchsorted(self._sorted, wanted, "left")
         last = np.searchsorted(self._sorted, wanted, "right")
         if not len(wanted) or (first == last).any():
@@ -311,7 +312,8 @@ def _complete(
 
 
 def numbers(rows: Array) -> Numbers:
-    """Of each row one that its bits determine: a sum of products with odd numbers, modulo 2^64."""
+    """One number for each row, which its bits determine: a sum of products with odd numbers, modulo
+    2^64."""
     n = rows.shape[1]
     factors = np.random.default_rng(n).integers(0, 2**63, n, dtype=np.uint64) * np.uint64(2)
     factors += np.uint64(1)

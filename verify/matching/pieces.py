@@ -49,7 +49,8 @@ class Piece:
 def pieces(
     parameters: Sequence[Parameter], config: Config, weights: DeclaredWeights
 ) -> list[Piece]:
-    """What each parameter is made of. Only those are read whose shape leaves more than one way."""
+    """The pieces that each parameter is made of. Only those are read whose shape leaves more than
+    one way."""
     shapes = _Shapes(config, weights)
     ways = [shapes.ways(parameter) for parameter in parameters]
     stacks = any(way == ["stack"] for way in ways)
@@ -87,7 +88,8 @@ class _Shapes:
         self._prints: set[bytes] = set()
 
     def ways(self, parameter: Parameter) -> list[str]:
-        """Of ``whole``, ``stack`` and ``padded`` those that are possible, the likeliest first."""
+        """The ways that are possible among ``whole``, ``stack`` and ``padded``, the likeliest
+        first."""
         shape = parameter.shape
         if shape not in self._known:
             self._known[shape] = list(self._ways(shape)) or ["whole"]

@@ -1,4 +1,5 @@
-"""Where the parameters of a port were found to belong, and in which words that is said."""
+"""The places in the checkpoint at which the parameters of a port were found, and how a report names
+them."""
 
 from __future__ import annotations
 
@@ -67,7 +68,7 @@ class Placement:
         return squeeze(value).T if self.transposed else self.layout.lay(value)
 
     def of(self, value: Array) -> Array:
-        """As much of a whole tensor as the parameter is, in the checkpoint's layout."""
+        """The part of a whole tensor that the parameter is, in the checkpoint's layout."""
         return value if self.part is None else split_qkv(value)[self.part]
 
     @property
@@ -109,7 +110,7 @@ class Matching:
         return not (self.surplus or self.missing) and all(p.exact for p in self.placements)
 
     def places(self) -> dict[str, Place]:
-        """What each parameter is."""
+        """The place of each parameter, for the report."""
         found = {placement.parameter: placement.place for placement in self.placements}
         found |= dict.fromkeys(self.padding, Place(None, PADDING, sure=False))
         return found | dict.fromkeys(self.surplus, Place(None, SURPLUS, sure=False))

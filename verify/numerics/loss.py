@@ -110,7 +110,8 @@ def _tiles(logits_BTV: Floats) -> Iterator[tuple[int, slice]]:
 
 
 def _budget(p: Precision, x_TV: Floats, log_p_TV: Floats, labels_T: Tokens) -> Floats:
-    """Of log Σ exp(x) - x[label], [T], by whichever of the two usual ways it is computed.
+    """The budget of log Σ exp(x) - x[label], [T], in nats, by whichever of the two usual ways it is
+    computed.
 
     The logits may be cast; then s = x - max is rounded, and is a relative error of exp(s); a sum
     of n terms; a logarithm; and either max + log Σ - x[label] or log Σ - s[label]; one store.

@@ -21,7 +21,8 @@ _alone = False
 
 
 def work_alone() -> None:
-    """From now on one after the other: this process is one of as many as there are cores."""
+    """Do one thing after the other from now on: this process is one of as many as there are
+    cores."""
     global _alone
     _alone = True
 

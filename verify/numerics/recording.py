@@ -47,7 +47,7 @@ class Recording:
 
 
 class _Run:
-    """As far as somebody has read; read on by whoever comes further."""
+    """A run, kept as far as somebody has read; whoever comes further reads on."""
 
     def __init__(self, rest: Iterator[Pair]) -> None:
         self._rest = rest

@@ -1,4 +1,4 @@
-"""From errors and budgets to a score, and the largest score that a correct port reaches.
+"""A score is made of errors and budgets; a limit is the largest score that a correct port reaches.
 
 A score is |error| / budget. Its maximum finds a single wrong element, its root mean square a tiny
 error everywhere; the same by position, by head and by channel finds an error that lives in one of

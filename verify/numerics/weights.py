@@ -92,7 +92,7 @@ class DeclaredWeights(Mapping[str, Array]):
         return self._precision.name in ("float32", "float64")
 
     def _rounded(self, value: Array) -> Array:
-        """By tiles: rounding takes several times what it rounds."""
+        """Round tile by tile: rounding takes several times the memory of what it rounds."""
         made = np.empty(value.shape, np.float32)
         flat, rounded = value.reshape(-1), made.reshape(-1)
         for start in range(0, flat.size, TILE):

@@ -42,7 +42,7 @@ Build = Callable[[Checkpoint, "Dtype | None", str], "Port"]
 
 @dataclass(frozen=True)
 class Adapter:
-    """How a built-in port comes about.
+    """The record of a built-in port: what it needs, and who makes it.
 
     Attributes:
         summary: one line.
@@ -72,7 +72,7 @@ class Adapter:
         return architecture in self.architectures
 
     def unfit(self, config: Config) -> str | None:
-        """Why it is no port of such a model."""
+        """The reason why it is no port of such a model."""
         if not self.has(config.architecture):
             return f"has no {config.architecture}, which the checkpoint is"
         if not (config.tied or self.untied or config.own is not None):
@@ -81,7 +81,7 @@ class Adapter:
 
     @property
     def missing(self) -> str | None:
-        """Why it cannot be used here, found without importing anything."""
+        """The reason why it cannot be used here, found without importing anything."""
         for package in self.packages:
             if package == "c++":
                 if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):

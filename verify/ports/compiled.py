@@ -18,7 +18,7 @@ from gpt_verify.ports.huggingface import huggingface
 
 
 def compiled(checkpoint: Checkpoint, dtype: Dtype | None = None, device: str = "cpu") -> Port:
-    """As ``huggingface``, with torch's fused attention.
+    """The port ``huggingface``, with torch's fused attention, compiled.
 
     Raises:
         MissingDependency: transformers or torch is not installed.

@@ -30,7 +30,7 @@ _STEP_RATE, _STEP_LENGTH = 0.1, 8
 
 @dataclass(frozen=True)
 class MetaGraph:
-    """What the graph in a checkpoint's ``.meta`` is.
+    """The graph in a checkpoint's ``.meta``, as it was found.
 
     Attributes:
         found: it holds a forward pass: fed integers gather rows of ``model/wte``, and what comes

@@ -1,4 +1,4 @@
-"""From what a user writes after ``--port`` to ports that can be run."""
+"""What a user writes after ``--port`` becomes ports that can be run."""
 
 from __future__ import annotations
 
@@ -56,6 +56,12 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
     """One port from one spec: a built-in name, ``huggingface-eager=SOURCE``, ``process=COMMAND``,
     the address of a server, or a factory.
 
+    Args:
+        spec: what stands after ``--port``.
+        checkpoint: what the port is a port of, and its weights where it has none of its own.
+        dtype: the precision to run it in; its own where None.
+        device: ``cpu`` or ``cuda``, as torch names it.
+
     Raises:
         UsageError: no such built-in port, or a spec of no known form.
         MissingDependency: what the port needs is not installed.
@@ -112,7 +118,7 @@ def port_of(
     dtype: Dtype | None,
     device: str,
 ) -> Port:
-    """What a factory makes, as a port.
+    """Make a port of what a factory returns.
 
     Args:
         spec: its name.

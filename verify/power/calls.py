@@ -50,7 +50,7 @@ def decoded(model: Any, ids: Any) -> Any:
 
 
 def among_others(model: Any, ids: Any) -> Any:
-    """In a batch with other sequences."""
+    """The sequences are run in a batch with others."""
     others = (ids.flip(0) + 1) % model.config.n_vocab
     return plain(model, torch.cat([others, ids, others]))[len(ids) : 2 * len(ids)]
 
@@ -60,7 +60,7 @@ def row_by_row(model: Any, ids: Any) -> Any:
 
 
 def padded_left(model: Any, ids: Any) -> Any:
-    """With padding before it, where there is room."""
+    """The sequence is run with padding before it, where there is room."""
     pad = min(3, model.config.n_ctx - ids.shape[1])
     if pad <= 0:
         return plain(model, ids)

@@ -80,7 +80,7 @@ CORRECT = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be tried.
+    """A plan of what is to be tried.
 
     Attributes:
         checkpoint: a directory.
@@ -272,7 +272,7 @@ _for_good = ExitStack()
 def _results(
     plan: Plan, tasks: Sequence[_Task]
 ) -> Iterator[Sequence[FaultOutcome | CorrectOutcome]]:
-    """As they are done, in whatever order."""
+    """The outcomes as they are done, in whatever order."""
     if plan.jobs == 1 or len(tasks) == 1:
         _prepare(plan)
         yield from map(_try, tasks)
@@ -306,7 +306,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _prepare(plan: Plan) -> None:
-    """In each process, once."""
+    """Prepare a process, once."""
     global _bench, _plan
     if (parent := multiprocessing.parent_process()) is not None:
         Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

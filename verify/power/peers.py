@@ -29,7 +29,7 @@ _MEAN = 5e-5
 
 @dataclass(frozen=True)
 class Shown:
-    """What one port shows to a comparison that is made by hand.
+    """The tensors that one port shows to a comparison that is made by hand.
 
     Attributes:
         logits: of each input, float[B, T, V].
@@ -93,7 +93,7 @@ def _top_1(a: Floats, b: Floats) -> bool:
 
 
 def _means(port: Shown, right: Shown) -> bool:
-    """Of every tensor of the port, and of the logits."""
+    """The means of every tensor of the port, and of the logits, are close."""
     pairs = [
         (value, right.tensors[name])
         for name, value in port.tensors.items()
@@ -104,7 +104,8 @@ def _means(port: Shown, right: Shown) -> bool:
 
 
 def _signed_mean(port: Shown, right: Shown) -> bool:
-    """Of the difference of the states, each normalised: Σ (x - mean) is 0 for every x."""
+    """The signed mean of the difference of the states, each normalised, is small: Σ (x - mean) is 0
+    for every x."""
     for site in port.states.keys() & right.states.keys():
         difference = _normalised(port.states[site]) - _normalised(right.states[site])
         if not abs(float(np.mean(difference))) < _MEAN:

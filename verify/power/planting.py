@@ -80,10 +80,13 @@ def why_no_tensorflow(fault: Fault) -> str | None:
 def port_with(
     fault: Fault, planting: Planting, checkpoint: Checkpoint, worker: Worker | None = None
 ) -> Port:
-    """The port, ready to be judged against the same checkpoint.
+    """The port with the fault, ready to be judged against the same checkpoint.
 
     Args:
-        worker: of a port in TensorFlow, the process that it is built in; one of its own where None.
+        fault: what it does wrong.
+        planting: the form of the fault, and the layers that have it.
+        checkpoint: the weights.
+        worker: the process that a port in TensorFlow is built in; one of its own where None.
     """
     if planting.form == TENSORFLOW:
         from gpt_verify.ports.openai_tf import openai_tf

@@ -29,7 +29,14 @@ def each(kind: str, **steps: Callable[..., Any]) -> Rewrite:
 
 
 def causal(attn: Any, q: Any, k: Any, v: Any, allowed: Any) -> Any:
-    """The fused kernel's own mask, where the sequence starts at 0 and nothing is padded."""
+    """Attention has the fused kernel's own mask, where the sequence starts at 0 and nothing is
+    padded.
+
+    Args:
+        attn: the module.
+        q, k, v: [B, H, T, K] each; S in place of T where there is a cache.
+        allowed: which sources a target reads, bool, of a shape that broadcasts to [B, H, T, S].
+    """
     square = allowed.dim() == 2 and q.shape[-2] == k.shape[-2]
     mask = None if square else allowed
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=square)
@@ -48,6 +55,7 @@ def mix_by_einsum(attn: Any, pattern: Any, v: Any) -> Any:
 
 
 def head_by_head(attn: Any, q: Any, k: Any, v: Any, allowed: Any) -> Any:
+    """The heads are computed one after the other; the arguments are those of ``causal``."""
     allowed = allowed.expand(*q.shape[:-1], k.shape[-2])
     mixed = []
     for head in range(attn.n_head):
@@ -157,7 +165,7 @@ def linears(model: Any) -> None:
 
 
 def addmm(linear: Any, x: Any) -> Any:
-    """As transformers' Conv1D does."""
+    """The product is made as transformers' Conv1D makes it."""
     flat = torch.addmm(linear.bias, x.reshape(-1, x.shape[-1]), linear.weight)
     return flat.reshape(*x.shape[:-1], -1)
 

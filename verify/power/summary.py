@@ -19,7 +19,7 @@ WRONG = 0.01
 
 @dataclass(frozen=True)
 class Counts:
-    """Of some faults: how many there are, and of how many something is true in every form.
+    """How many of some faults there are, and for how many something is true in every form.
 
     Attributes:
         faults: distinct ones.

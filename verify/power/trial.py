@@ -59,7 +59,7 @@ _LARGEST = 512
 
 @dataclass(frozen=True)
 class FaultOutcome:
-    """What the suite said of one fault in one form.
+    """The suite's judgement of one fault in one form.
 
     Attributes:
         planting: which fault, and how it was planted.
@@ -130,7 +130,7 @@ class FaultOutcome:
 
 @dataclass(frozen=True)
 class CorrectOutcome:
-    """What the suite said of one correct port.
+    """The suite's judgement of one correct port.
 
     Attributes:
         variant: its name.
@@ -274,9 +274,9 @@ class Bench:
         return self._shared[1]
 
     def _sites(self, fault: Fault, planting: Planting, report: PortReport) -> tuple[str, ...]:
-        """Where the fault acts; of a site that the port does not show, the next one that is
-        judged: what lies between two shown sites is one operation. The same holds where all of
-        its sites are right as they are shown: it strikes after that."""
+        """The sites at which the fault acts; in place of one that the port does not show, the next
+        one that is judged: what lies between two shown sites is one operation. The same holds where
+        all of its sites are correct as they are shown: it strikes after that."""
         if planting.form == LOGITS:
             return ()
         order = list(sites(self.checkpoint.config))
@@ -314,8 +314,8 @@ class Bench:
         )
 
     def _unlike(self, fault: Fault, planting: Planting) -> bool:
-        """Of a fault that needs something: that is there, and it changes a bit of the logits, an id
-        or a text."""
+        """Whether a fault that needs something changes anything here: a bit of the logits, an id or
+        a text."""
         one = port_with(fault, planting, self.checkpoint)
         if TOKENIZERS in one.offers():
             return reads_otherwise(one, self.checkpoint, self.seed)

@@ -153,6 +153,12 @@ def output_of(
 ) -> tuple[int, str, str]:
     """Run a program to its end: its exit status, its output, and the end of what it says.
 
+    Args:
+        words: the program and its arguments.
+        timeout: seconds.
+        environment: its environment variables; this process's where None.
+        largest: bytes of output.
+
     Raises:
         OSError: it cannot be started, or writes more than ``largest`` bytes.
         TimeoutError: it takes longer than ``timeout`` seconds, or something that it has started

@@ -82,7 +82,7 @@ def _say(control: socket.socket, line: str) -> None:
 
 
 def _watch(pid: int, control: socket.socket) -> None:
-    """Until nobody wants the program any more."""
+    """Watch the program until nobody wants it any more."""
     owner = os.getppid()
     woken, wake = os.pipe()
     os.set_blocking(wake, False)

@@ -24,7 +24,7 @@ _LOOK_S = 0.5
 
 
 def arrive() -> None:
-    """To be called first.
+    """Prepare this process; call it before anything else.
 
     A standard stream that is closed becomes one that takes nothing. Otherwise the next file that is
     opened would have its number, and what a port prints would land in it.
@@ -46,7 +46,7 @@ def arrive() -> None:
 
 
 def _ended_by(number: int, _: FrameType | None) -> None:
-    """As the signal would have ended us; what we have started ends by itself then."""
+    """End this process as the signal would have; what it has started ends by itself then."""
     remove_all()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -25,7 +25,7 @@ _MMAP_THRESHOLD = -3
 
 @dataclass(frozen=True)
 class _Version:
-    """Where one version of control groups keeps its numbers.
+    """The files in which one version of control groups keeps its numbers.
 
     Attributes:
         mounts: where it may be mounted.
@@ -51,7 +51,7 @@ _V2 = _Version(
 
 
 def available_bytes(root: Path = _ROOT) -> int | None:
-    """What may still be taken; None where the system does not say (macOS, Windows).
+    """The bytes that may still be taken; None where the system does not say (macOS, Windows).
 
     Args:
         root: of the file system in which ``proc`` and ``sys`` lie.
@@ -61,7 +61,7 @@ def available_bytes(root: Path = _ROOT) -> int | None:
 
 
 def require(needed: int) -> None:
-    """Before something large is begun.
+    """Ask for memory before something large is begun.
 
     Args:
         needed: bytes, estimated.
@@ -99,7 +99,7 @@ def give_back() -> None:
 
 
 def _gigabytes(rounded: Callable[[float], int], size: int) -> str:
-    """With one decimal where there are few."""
+    """The size in GB, with one decimal where there are few."""
     scale = 10 if size < 10 * _GIGABYTE else 1
     return f"{rounded(size * scale / _GIGABYTE) / scale:g}"
 
@@ -112,7 +112,8 @@ def _of_machine(root: Path) -> Iterator[int]:
 
 
 def _of_groups(root: Path) -> Iterator[int]:
-    """Of the process's own group and of each around it, in either version."""
+    """The bytes that are free in the process's own group and in each around it, in either
+    version."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):

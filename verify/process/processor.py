@@ -33,7 +33,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def processor() -> dict[str, Any]:
-    """What a report says: all of it is plain data.
+    """The processor as a report describes it, in plain data.
 
     ``blas`` are the libraries of linear algebra that show themselves (MKL in torch does not);
     ``numpy`` are the instructions beyond the baseline that NumPy's own loops use.
@@ -67,7 +67,8 @@ def processor() -> dict[str, Any]:
 
 
 def _named(key: str) -> str | None:
-    """Of the first processor, where the system is one that says so (Linux)."""
+    """The value of the key for the first processor, where the system tells it (Linux); None
+    elsewhere."""
     try:
         lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -28,7 +28,7 @@ Place = tuple[Any, str, str]
 
 
 class Watch:
-    """What the reference is made of now."""
+    """A record of what the reference is made of now."""
 
     def __init__(self) -> None:
         modules = list(_modules())

@@ -103,14 +103,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Loading:
-    """What the process was like before a port was built, and after."""
+    """The state of the process before a port was built, and after."""
 
     before: State
     after: State
 
 
 def changes(before: State, after: State) -> list[Change]:
-    """What differs, by name. A library that was imported in between began with ``INITIAL``.
+    """The names of what differs. A library that was imported in between began with ``INITIAL``.
 
     A recursion limit that was raised is no difference: whatever ran before runs the same.
     torch.compile raises it, whenever it finds nothing compiled in its cache.
@@ -131,7 +131,7 @@ def _raised(name: str, before: Hashable, after: Hashable) -> bool:
 
 
 def changed_by(call: Callable[[], object]) -> list[Change]:
-    """What one call changes. The random states are as before afterwards.
+    """The changes that one call makes. The random states are as before afterwards.
 
     They are moved first: a call that always seeds leaves the state that it left the last time.
     """

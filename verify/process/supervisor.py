@@ -63,7 +63,7 @@ def possible() -> bool:
 
 
 def supervised() -> Say | None:
-    """In a child of `supervise`: how it says its verdict. None in any other process.
+    """The function with which a child of `supervise` says its verdict; None in any other process.
 
     The child ends when its parent has gone, and what it starts does not take itself for one.
     """
@@ -146,7 +146,8 @@ class _Signals:
 
 @contextmanager
 def _signals() -> Iterator[_Signals]:
-    """Within, signals are the child's; those that this process ignores, the child ignores too."""
+    """Signals are passed to the child meanwhile; those that this process ignores, the child ignores
+    too."""
     taken = _Signals()
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

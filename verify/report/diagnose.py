@@ -18,7 +18,7 @@ _MOST = 5
 
 
 def statement(d: Diagnosed) -> str:
-    """What it comes to, in one sentence."""
+    """The result of a diagnosis, in one sentence."""
     name = one_line(d.port.name)
     if d.port.verdict is Verdict.UNJUDGED:
         return f"{name}: could not be judged: {one_line(d.port.error or 'nothing was compared')}"

@@ -42,7 +42,7 @@ PAGE_WIDTH = 1224
 
 @dataclass(frozen=True)
 class PortView:
-    """What the page shows of one port."""
+    """One port, as the page shows it."""
 
     key: str
     port: PortReport

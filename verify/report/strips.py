@@ -1,4 +1,4 @@
-"""Where each mark of a chart of scores over depth lies.
+"""The place of each mark in a chart of scores over depth.
 
 One strip for each kind of site, layers from left to right, score ÷ limit upwards on a logarithmic
 scale that all strips of a chart share, so that they can be compared by eye.
@@ -120,12 +120,12 @@ class Chart:
 
     @property
     def tall(self) -> int:
-        """Of one strip."""
+        """The height of one strip."""
         return HEIGHT if self.scored else HEIGHT_WITHOUT_SCORES
 
     @property
     def right(self) -> float:
-        """Where the strips end."""
+        """The right end of the strips."""
         return LABEL + self.pitch * len(self.columns)
 
     @property

@@ -66,7 +66,7 @@ _started_early: list[Worker] = []
 
 @contextmanager
 def started_early(wanted: bool) -> Iterator[None]:
-    """Within, a process imports TensorFlow while another port is being judged.
+    """A process imports TensorFlow meanwhile, while another port is being judged.
 
     The first `start` for the CPU takes it. If nobody does, it is ended.
     """

@@ -21,7 +21,8 @@ Array = NDArray[Any]
 
 
 class Decoder:
-    """What is added to the graph of one model in order to decode with it in one precision."""
+    """The part that is added to the graph of one model in order to decode with it in one
+    precision."""
 
     def __init__(self, model: Published, dtype: str) -> None:
         config = model.config

@@ -214,7 +214,16 @@ def forward(
 def block(
     x: Tensor, layer: int, n_head: int, w: Weights, root: str, past: Tensor | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Lines 124 to 132: each half adds to the residual stream what it makes of its norm."""
+    """Each half adds to the residual stream what it makes of its norm: lines 124 to 132.
+
+    Args:
+        x: the residual stream, [B, T, D].
+        layer: from 0.
+        n_head: H.
+        w: name of a tensor → the tensor.
+        root: the scope of the model.
+        past: keys and values of earlier tokens, [B, 2, H, S, K]; None without a cache.
+    """
     at, own = f"h.{layer}", f"h{layer}"
     with scope(f"{root}/{own}/ln_1"):
         normed = norm(x, w(f"{own}/ln_1/g"), w(f"{own}/ln_1/b"))
@@ -242,7 +251,15 @@ def block(
 def attention(
     x: Tensor, own: str, n_head: int, w: Weights, past: Tensor | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Lines 69 to 113."""
+    """The attention of one block: lines 69 to 113.
+
+    Args:
+        x: what it reads, normed, [B, T, D].
+        own: scope of its tensors, ``h0/attn``.
+        n_head: H.
+        w: name of a tensor → the tensor.
+        past: keys and values of earlier tokens, [B, 2, H, S, K]; None without a cache.
+    """
     qkv = conv1d(x, w(f"{own}/c_attn/w"), w(f"{own}/c_attn/b"))
     yield "qkv", qkv
     q, k, v = (split_heads(part, n_head) for part in tf.split(qkv, 3, axis=-1))

@@ -44,7 +44,7 @@ _RUN = _VARIABLE | _SAME | _GATHER | _MATMUL | set(_ARITHMETIC.split())
 
 @dataclass(frozen=True)
 class Forward:
-    """What was found.
+    """The forward graph that was found.
 
     Attributes:
         description: one line.
@@ -139,7 +139,7 @@ def _heads(operations: Iterable[Any], wte: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _matrix(product: Any) -> tuple[Any, bool]:
-    """Where the second factor comes from, and whether it is transposed on the way."""
+    """The operation that the second factor comes from, and whether it is transposed on the way."""
     known = product.node_def.attr
     is_transposed = any(
         product.get_attr(name) for name in ("transpose_b", "adj_y") if name in known
@@ -226,7 +226,7 @@ def ancestors(operations: Iterable[Any]) -> set[Any]:
 
 
 def _source(tensor: Any) -> Any:
-    """Where a tensor comes from, past the operations that pass it on."""
+    """The tensor that this one comes from, past the operations that pass it on."""
     while tensor.op.type in _SAME | {"Reshape", "ExpandDims", "Squeeze"}:
         tensor = tensor.op.inputs[0]
     return tensor

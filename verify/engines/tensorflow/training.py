@@ -26,7 +26,7 @@ Array = NDArray[Any]
 
 
 class Training:
-    """What is added to the graph of one model in order to train it in one precision.
+    """The part that is added to the graph of one model in order to train it in one precision.
 
     Each part is added when it is first asked for; the forward pass stays as it is.
     """
@@ -84,7 +84,8 @@ class Training:
 
     @cached_property
     def _gradients(self) -> tuple[list[Tensor], Tensor]:
-        """Of the variables, then the two parts of wte; and of the sum of embeddings."""
+        """The derivatives with respect to the variables, then the two parts of wte's; and that of
+        the sum of embeddings."""
         with self._added():
             weights, sites = self._differentiable()
             loss = mean_loss(sites["logits"], self._labels)

@@ -58,7 +58,7 @@ class _Model:
 
 
 class _Models(dict[str, _Model]):
-    """By name."""
+    """The models by name; a request for one that was not built is refused."""
 
     def __missing__(self, name: str) -> _Model:
         raise GptVerifyError("no model was built")
@@ -144,7 +144,7 @@ class Commands:
         return [({"tied": found.tied is True, "description": found.description}, [])]
 
     def training(self, dtype: str, model: str = ORIGINAL) -> Answer:
-        """What the graph that is run draws at random."""
+        """The operations of the graph that is run that draw at random."""
         from gpt_verify.engines.tensorflow.meta import drawn
 
         return [({"drawn": drawn(self._model(model).sites(dtype)["logits"])}, [])]
@@ -156,7 +156,13 @@ class Commands:
         return [({"constants": constants(self._model(model).sites(dtype)["logits"])}, [])]
 
     def loss(self, tokens: Array, labels: Array, dtype: str, model: str = ORIGINAL) -> Answer:
-        """Mean cross entropy in nats."""
+        """The mean cross entropy in nats.
+
+        Args:
+            tokens, labels: int[B, T].
+            dtype: the precision of the graph.
+            model: its name.
+        """
         return [({}, [self._models[model].training(dtype).loss(tokens, labels)])]
 
     def gradients(self, tokens: Array, dtype: str, model: str = ORIGINAL) -> Answer:
@@ -167,11 +173,25 @@ class Commands:
     def input_gradients(
         self, tokens: Array, position: int, dtype: str, model: str = ORIGINAL
     ) -> Answer:
-        """Derivative of the loss at one position with respect to every sum of embeddings."""
+        """The derivative of the loss at one position with respect to every sum of embeddings.
+
+        Args:
+            tokens: int[B, T].
+            position: of the prediction.
+            dtype: the precision of the graph.
+            model: its name.
+        """
         return [({}, [self._models[model].training(dtype).input_gradients(tokens, position)])]
 
     def step(self, tokens: Array, cache: int | None, dtype: str, model: str = ORIGINAL) -> Answer:
-        """Decode; the cache that is handed in, by its number, is given up."""
+        """Decode some tokens more; the cache that is handed in is given up.
+
+        Args:
+            tokens: int[B, n], those that follow what the cache has.
+            cache: its number; None to begin anew.
+            dtype: the precision of the graph.
+            model: its name.
+        """
         asked = self._models[model]
         past = None if cache is None else asked.caches.pop(cache, None)
         if cache is not None and (past is None or past.dtype != dtype):

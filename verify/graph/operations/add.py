@@ -19,7 +19,12 @@ def value(call: Call) -> Array:
 
 
 def rounding(p: Precision, x: Measured, y: Measured, third: Measured | None = None) -> Measured:
-    """One rounding of two; of three another one, of whichever two were added first."""
+    """A sum of two is rounded once; one of three once more, when the first two have been added.
+
+    Args:
+        p: the port's precision.
+        x, y, third: the terms, [T, D] each, with their budgets.
+    """
     value = x.value + y.value
     terms = (x, y) if third is None else (x, y, third)
     variance = (p.u * value) ** 2

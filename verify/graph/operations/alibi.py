@@ -23,6 +23,12 @@ def rounding(p: Precision, scores: Measured, n_head: int, heads: slice = EVERY) 
 
     A port may add slope · s instead, which a softmax cannot tell apart, and whose size is another:
     the larger of the two counts.
+
+    Args:
+        p: the port's precision.
+        scores: before the slopes, [H, T, S], with their budget.
+        n_head: H, of the model, which sets the slopes.
+        heads: which of them the scores are of.
     """
     slopes_H = positions.slopes(n_head)[heads]
     value_HTS = positions.alibi(scores.value, slopes_H)

@@ -36,8 +36,17 @@ def rounding(
     offset: int = 0,
     scale: float | None = None,
 ) -> Measured:
-    """One addition, one rounding. A scale is rounded to the format, and what it has multiplied;
-    what is neither scaled nor added to is exact."""
+    """One addition is rounded once. A scale is rounded to the format, and what it has multiplied;
+    what is neither scaled nor added to is exact.
+
+    Args:
+        p: the port's precision.
+        tokens_T: ids, int[T].
+        wte_VD: the table of the tokens.
+        wpe_PD: the table of the positions; None where the model has none.
+        offset: the row of position 0.
+        scale: what the rows of the tokens are multiplied with; None for nothing.
+    """
     value_TD = ops.embed(tokens_T, wte_VD, wpe_PD, offset=offset, scale=scale)
     variance = (p.u * value_TD) ** 2 if wpe_PD is not None else np.zeros_like(value_TD)
     if scale is not None:

@@ -55,7 +55,14 @@ class Expert:
 
 
 def expert(config: Config, site: Site, number: int, own: Callable[[int], Array]) -> Expert:
-    """One of them, from the tensors that the operation reads, by their places."""
+    """One expert, from the tensors that the operation reads, by their places.
+
+    Args:
+        config: sizes.
+        site: the site that all experts make.
+        number: which expert, from 0.
+        own: place among the site's tensors → the tensor.
+    """
     each = 2 if config.keys.bias_mlp else 1
 
     def product(part: int) -> tuple[Array, Array]:
@@ -120,7 +127,7 @@ def back(step: Step, d_TD: Array) -> Back:
 
 
 def effect(call: Call, direction: Direction) -> Array:
-    """To first order: an expert is not linear in its first two matrices."""
+    """The effect is one of first order: an expert is not linear in its first two matrices."""
     each = 2 if call.config.keys.bias_mlp else 1
     e, place = divmod(call.site.weights.index(direction.tensor), len(_PARTS) * each)
     part = _PARTS[place // each]

@@ -16,7 +16,7 @@ from gpt_verify.reference.ops import GELU_CUBIC, SQRT_2_OVER_PI
 
 
 def root_of(config: Config) -> float:
-    """What the model takes for √(2/π)."""
+    """The number that the model takes for √(2/π)."""
     return BLOOM_ROOT if config.keys.activation == "gelu_bloom" else SQRT_2_OVER_PI
 
 

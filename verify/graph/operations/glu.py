@@ -45,8 +45,14 @@ def value(call: Call) -> Array:
 
 
 def rounding(p: Precision, kind: Activation, gate: Measured, up: Measured) -> Measured:
-    """The activation's error, the other factor's, and one rounding of the product. Limits are
-    exact; adding 1 is rounded."""
+    """The budget has the activation's error, the other factor's, and one rounding of the product.
+    Limits are exact; adding 1 is rounded.
+
+    Args:
+        p: the port's precision.
+        kind: the activation.
+        gate, up: the two factors before that, [N, F] each, with their budgets.
+    """
     own2 = p.u**2
     if kind == "swish_clamped":
         gate = Measured(np.minimum(gate.value, CLAMP), gate.budget)

@@ -29,6 +29,12 @@ def rounding(
     The error of the mean is common to a row: it matters most to elements that lie close to the
     mean, whose relative error is unbounded. Both ways of centring are covered, (x - μ) r and
     x r - μ r, hence the terms in x² and μ².
+
+    Args:
+        p: the port's precision.
+        x: [T, D], with its budget.
+        g_D, b_D: gain and bias.
+        epsilon: what is added to the variance.
     """
     x_TD, n = x.value, x.value.shape[-1]
     value_TD = ops.layer_norm(x_TD, g_D, b_D, epsilon)

@@ -28,7 +28,7 @@ def rounding(
     b_o: Floats | float,
     narrow_io: NDArray[np.floating] | None = None,
 ) -> Measured:
-    """x W + b. ``narrow_io`` is W in float32, where it is at hand: the budget needs no more.
+    """A product with a matrix, x W + b.
 
     The error of a sum of n products is Σ δ_i s_i over its partial sums s_i. With terms of mean m
     and spread around it, s_i is i m plus a random walk, and the accumulator may begin with the
@@ -36,6 +36,12 @@ def rounding(
     order of summation. Where both operands are rounded first, each term errs by itself, which is
     2 u² Σ x² w² more. Two roundings in the stored format follow, because a bias may be added to a
     product that has been stored.
+
+    Args:
+        p: the port's precision.
+        x: [T, i], with its budget.
+        w_io, b_o: W and b.
+        narrow_io: W in float32, where it is at hand: the budget needs no more.
     """
     squared_io = w_io if narrow_io is None else narrow_io
     variance, product_To = both(lambda: sum_of_squares(x.value, squared_io), lambda: x.value @ w_io)

@@ -27,8 +27,18 @@ def value(call: Call) -> Array:
 def rounding(
     p: Precision, pattern: Measured, qkv: Measured, n_head: int, heads: slice = EVERY
 ) -> Measured:
-    """Of values in one site with queries and keys. The pattern is that of ``heads``, and so is the
-    result."""
+    """The mix, where values lie in one site with queries and keys.
+
+    Args:
+        p: the port's precision.
+        pattern: of the ``heads`` alone, [heads, T, S], with its budget.
+        qkv: queries, keys and values side by side, [T, 3D].
+        n_head: H, of the model.
+        heads: which of them.
+
+    Returns:
+        [T, heads · K], with its budget.
+    """
     v_HSK = ops.split_heads(qkv.value, n_head)[2][heads]
     if qkv.budget is None:
         return weighted(p, pattern, Measured(v_HSK))
@@ -56,7 +66,8 @@ def _heads_side_by_side(x_HTK: Floats) -> Floats:
 
 
 def back(step: Step, d_TD: Array, pattern_HTS: Array | None = None) -> Back:
-    """Of the sum over sources, weighted by the pattern; by another one where that is given."""
+    """The derivatives of the sum over sources, weighted by the pattern, or by another one that is
+    given."""
     v_HSK = step.part("v")
     pattern_HTS = step.x if pattern_HTS is None else pattern_HTS
     d_HTK = d_TD.reshape(len(d_TD), len(v_HSK), -1).transpose(1, 0, 2)

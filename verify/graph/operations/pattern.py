@@ -37,7 +37,14 @@ def _sinks(call: Call) -> Array | None:
 def rounding(
     p: Precision, scores: Measured, window: int | None = None, sinks_H: Floats | None = None
 ) -> Measured:
-    """Causal softmax. A sink is one more source, of which nothing is read."""
+    """The causal softmax. A sink is one more source, of which nothing is read.
+
+    Args:
+        p: the port's precision.
+        scores: [H, T, S], with their budget.
+        window: how many sources a target reads, itself included; all up to itself where None.
+        sinks_H: the score of each head's sink; None where the model has none.
+    """
     t, s = scores.value.shape[-2:]
     below_TS = ops.sees((t, s), window)
     if sinks_H is None:
@@ -57,8 +64,15 @@ def rounding(
 def softmax_rounding(
     p: Precision, scores: Measured, below_TS: NDArray[np.bool_], value_HTS: Floats
 ) -> Measured:
-    """Softmax over the last axis, of what counts. The error of a score is a relative error of its
-    exponential."""
+    """The softmax over the last axis, of what counts. The error of a score is a relative error of
+    its exponential.
+
+    Args:
+        p: the port's precision.
+        scores: [H, T, S], with their budget.
+        below_TS: which sources count for which target.
+        value_HTS: the softmax in float64.
+    """
     t = value_HTS.shape[-2]
     largest_HT1 = np.max(np.where(below_TS, scores.value, -np.inf), axis=-1, keepdims=True)
     shifted_HTS = np.where(below_TS, scores.value - largest_HT1, 0.0)
@@ -87,7 +101,7 @@ def _exponential_growth(variance: Floats) -> Floats:
 
 
 def softmax_back(pattern_HTS: Array, d_HTS: Array) -> Array:
-    """Of what a softmax over the last axis has made."""
+    """The derivative before a softmax over the last axis, from that of what it has made."""
     found: Array = pattern_HTS * (d_HTS - mean_of(pattern_HTS, d_HTS))
     return found
 
@@ -103,7 +117,7 @@ def back(step: Step, d_HTS: Array) -> Back:
 
 
 def effect(call: Call, direction: Direction) -> Array:
-    """To first order: a softmax is not linear in its sinks."""
+    """The effect is one of first order: a softmax is not linear in its sinks."""
     pattern_HTS = value(call)
     left_HT1 = 1 - pattern_HTS.sum(axis=-1, keepdims=True)
     moved: Array = -pattern_HTS * left_HT1 * np.tile(direction.right, call.rows)[:, None, None]

@@ -35,6 +35,12 @@ def rounding(p: Precision, x: Measured, g_D: Floats, norm: Norm) -> Measured:
     Σx² is a sum of n terms of one sign, each with one rounding of its own, in the accumulator.
     Whether x r is stored before it is multiplied with the gain differs from one family to the next;
     so does whether 1 + g is.
+
+    Args:
+        p: the port's precision.
+        x: [T, D], with its budget.
+        g_D: the gain as it is stored; one of the size of a head, where each head is normed.
+        norm: ε, and whether the gain is 1 + g.
     """
     x_TGD, scale_D = grouped(x.value, g_D), gain(g_D, norm)
     n = x_TGD.shape[-1]

@@ -40,6 +40,12 @@ def rounding(p: Precision, x: Measured, rope: Rope, heads: int) -> Measured:
     The angle p f is off as well, by as many units as it is long: f is θ to a power whose exponent
     is rounded, and then a number that is. What the angle's error does to one channel of a pair is
     the other channel.
+
+    Args:
+        p: the port's precision.
+        x: queries or keys, [T, heads · K], with their budget.
+        rope: how they are turned.
+        heads: how many there are.
     """
     x_HTK = heads_of(x.value, heads)
     t = x_HTK.shape[1]

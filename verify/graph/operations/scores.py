@@ -19,7 +19,14 @@ def value(call: Call) -> Array:
 
 
 def rounding(p: Precision, qkv: Measured, n_head: int, heads: slice = EVERY) -> Measured:
-    """Of queries and keys in one site."""
+    """The scores, where queries and keys lie in one site.
+
+    Args:
+        p: the port's precision.
+        qkv: queries, keys and values side by side, [T, 3D], with their budget.
+        n_head: H, of the model.
+        heads: which of them.
+    """
     q, k, _ = (x[heads] for x in ops.split_heads(qkv.value, n_head))
     if qkv.budget is None:
         return product(p, Measured(q), Measured(k))
@@ -28,7 +35,13 @@ def rounding(p: Precision, qkv: Measured, n_head: int, heads: slice = EVERY) -> 
 
 
 def product(p: Precision, q: Measured, k: Measured, scale: float | None = None) -> Measured:
-    """q·k / √K: a sum of K products; q and k may each be scaled, and so rounded, beforehand."""
+    """q·k / √K is a sum of K products; q and k may each be scaled, and so rounded, beforehand.
+
+    Args:
+        p: the port's precision.
+        q, k: [H, T, K] and [H, S, K], with their budgets.
+        scale: in place of 1 / √K, where the model has another one.
+    """
     q_HTK, k_HSK = q.value, k.value
     value_HTS = ops.attention_scores(q_HTK, k_HSK, scale)
     k_HKS, size = k_HSK.transpose(0, 2, 1), q_HTK.shape[-1]

@@ -41,7 +41,7 @@ class Head:
         self._cap = config.keys.cap_logits
 
     def logits(self, x_ND: Array, rows: slice) -> Array:
-        """Of these tokens, in the arithmetic of x."""
+        """The logits of these tokens, in the arithmetic of x."""
         made: Array = ops.unembed(x_ND, self._table[rows].astype(x_ND.dtype, copy=False))
         if self._bias is not None:
             made = made + self._bias[rows].astype(x_ND.dtype)
@@ -57,7 +57,14 @@ class Head:
 def rounding(
     p: Precision, x: Measured, wte_VD: NDArray[np.floating], bias_V: Floats | float = 0.0
 ) -> Measured:
-    """The product with wte transposed; any slice of the vocabulary will do for ``wte_VD``."""
+    """The product with wte transposed; any slice of the vocabulary will do for ``wte_VD``.
+
+    Args:
+        p: the port's precision.
+        x: the state that the head reads, [T, D], with its budget.
+        wte_VD: rows of the head's matrix.
+        bias_V: its bias; 0 for none.
+    """
     return linear.rounding(p, x, np.asarray(wte_VD, np.float64).T, bias_V, wte_VD.T)
 
 

@@ -65,7 +65,7 @@ class TimedPipes:
         return self._take(count)
 
     def readline(self, limit: int) -> bytes:
-        """Up to and with a line's end, or ``limit`` bytes of it, or the rest at the end."""
+        """The bytes up to and with a line's end, or ``limit`` of them, or the rest at the end."""
         looked = 0
         while (found := self._read.find(b"\n", looked)) < 0:
             looked = len(self._read)
@@ -87,7 +87,7 @@ class TimedPipes:
 
 
 class TimedSocket:
-    """As much of a socket as ``http.client`` uses. A socket's own timeout is for each piece: a
+    """The part of a socket that ``http.client`` uses. A socket's own timeout is for each piece: a
     server that sends a byte now and then would never exceed it."""
 
     def __init__(self, connected: socket.socket, deadline: Deadline) -> None:

@@ -46,7 +46,8 @@ class Channels:
     order: tuple[int, ...]
 
     def upright(self, qkv_BTC: torch.Tensor) -> torch.Tensor:
-        """In the checkpoint's order: all queries, all keys, all values, each head by head."""
+        """Put channels into the checkpoint's order: all queries, all keys, all values, each head by
+        head."""
         apart = qkv_BTC.unflatten(-1, self.sizes)
         return apart.permute(0, 1, *(2 + i for i in self.order)).flatten(2)
 
@@ -131,7 +132,8 @@ class Readings:
         return torch.from_numpy(value.astype(np.float64))
 
     def _bias(self, layer: int) -> torch.Tensor:
-        """Where it lies in parts, what a product without it has tells the order as well."""
+        """The bias of ``c_attn``; zeros where it lies in parts, since a product without it tells
+        the order as well."""
         name = f"h{layer}/attn/c_attn/b"
         placed = [p for p in self._port.matching.placements if p.tensor == name]
         if len(placed) == 1 and placed[0].part is None:

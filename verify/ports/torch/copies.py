@@ -66,7 +66,7 @@ class Copies:
                         made.close()
 
     def _made(self, way: _Way, skeletons: list[Skeleton], stack: ExitStack) -> TorchModule | str:
-        """By the first skeleton of which it can be made; the reason where it can be of none."""
+        """The copy, made of the first skeleton that allows it; the reason where none does."""
         reason = ""
         for skeleton in skeletons:
             try:
@@ -103,7 +103,8 @@ class Copies:
         return made
 
     def _skeletons(self) -> list[Skeleton]:
-        """Of the tables alone where that can be, then of everything."""
+        """The skeleton that copies the tables alone, where that can be, then the one that copies
+        everything."""
         module = self._port.module
         whole = Skeleton(module)
         tables = [table.tensor for table in Differentiation(self._port).tables()]
@@ -226,7 +227,7 @@ def _pretrained(skeleton: Skeleton) -> torch.nn.Module:
 
 
 def _one_block(skeleton: Skeleton) -> torch.nn.Module:
-    """On the original's memory, without the blocks after the first.
+    """A module on the original's memory, without the blocks after the first.
 
     Raises:
         ValueError: it has no list of blocks that its configuration counts.

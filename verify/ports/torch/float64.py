@@ -41,8 +41,9 @@ def converted(
     before_whole: Callable[[], None] = lambda: None,
     recording: Recording = lambda: None,
 ) -> Iterator[None]:
-    """Submodule by submodule where that can be, so that at most one is held in both formats. A
-    module that reads another one's parameters directly is converted as a whole instead.
+    """A module is converted submodule by submodule where that can be, so that at most one is held
+    in both formats. One that reads another one's parameters directly is converted as a whole
+    instead.
 
     Args:
         module: what is converted.
@@ -82,6 +83,12 @@ def converted_each(
     """Each submodule's own tensors are converted while it runs, so that at most one is held twice.
 
     Yields the modules that hold tensors and have not run yet.
+
+    Args:
+        module: what is converted.
+        formats: the format of each tensor while its submodule runs; None where it stays as it is.
+        watching: the trace that is told which copy stands for which tensor, if one watches.
+        recording: what records derivatives, which flow through the copies, if anything does.
     """
     undo: list[Callable[[], None]] = []
     unread: set[torch.nn.Module] = set()

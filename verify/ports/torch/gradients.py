@@ -50,7 +50,7 @@ class Differentiation:
         return self._differentiated(lambda: self._input_gradients(tokens, position))
 
     def graph(self, logits: torch.Tensor) -> Graph:
-        """What a run recorded.
+        """The graph that a run recorded.
 
         Raises:
             NotExamined: it recorded nothing.
@@ -281,7 +281,8 @@ class _Arriving:
                 self._sink.add(assembly.name, share)
 
     def _array(self, value: torch.Tensor) -> Floats:
-        """As it lies: the derivative of a table is large, and not copied to be contiguous."""
+        """The array as it lies: the derivative of a table is large, and not copied to be
+        contiguous."""
         plain = value.detach() if self._scale == 1 else value.detach() / self._scale
         array: Floats = plain.cpu().numpy()
         if self._scale != 1 and not np.isfinite(array).all():
@@ -290,5 +291,5 @@ class _Arriving:
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """In float32, or float64 where it is that."""
+    """The tensor in float32, or in float64 where it is that."""
     return tensor.to(wide_dtype(tensor.dtype))

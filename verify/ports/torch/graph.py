@@ -41,7 +41,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Ends:
-    """Where wte is read.
+    """The operations that read wte.
 
     Attributes:
         heads: by the last product; several where it is made in pieces.
@@ -157,7 +157,8 @@ class Graph:
             self._whole_tables.add(node)
 
     def _last_products(self) -> set[Node]:
-        """From the logits back, no further than the first operation that joins a table to the rest.
+        """The products nearest the logits, no further back than the first that joins a table to the
+        rest.
 
         Views, copies and sums of the logits lie before it; several where they were put together.
         """

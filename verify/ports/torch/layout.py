@@ -1,4 +1,5 @@
-"""In which order a torch module keeps its rows: [B, T, …], [T, B, …], or flat in either order."""
+"""The order in which a torch module keeps its rows: [B, T, …], [T, B, …], or flat in either
+order."""
 
 from __future__ import annotations
 

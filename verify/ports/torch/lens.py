@@ -40,8 +40,8 @@ class _HiddenStates:
         self._port = port
 
     def lens(self, tokens: Tokens) -> Iterator[tuple[str, Floats]]:
-        """Of ``Port.lens``. A module that hands out more or fewer states than it has blocks yields
-        that many."""
+        """The capability ``Port.lens``. A module that hands out more or fewer states than it has
+        blocks yields that many."""
         norm, head = self._norm(), self._port.module.get_output_embeddings()
         states, normed = self._states(tokens, norm)
         for layer, state in enumerate(states, start=-1):

@@ -50,6 +50,15 @@ class TorchModule(Port):
 
     The module is put into evaluation mode, and moved or cast where that was asked for; nothing
     else about it is changed, and the float64 twin is undone after use.
+
+    Args:
+        module: what is judged.
+        checkpoint: what it is a port of.
+        name: the port's, for the report.
+        dtype: the precision that it is cast to; it stays in its own where None.
+        device: the device that it is moved to.
+        weights_from: ``checkpoint``, ``port``, ``both``, or the files that it was loaded from.
+        call: runs the module on ids, and returns logits or an output that has them.
     """
 
     def __init__(
@@ -87,7 +96,7 @@ class TorchModule(Port):
             show_what_is_known(self)
 
     def call_with(self, call: Call) -> None:
-        """From now on its logits are what this call returns."""
+        """Take what this call returns as the logits from now on."""
         self._call = call
 
     def logits(self, tokens: Tokens) -> Floats:
@@ -183,7 +192,8 @@ class TorchModule(Port):
         return self._matching
 
     def _assembled(self, parameters: list[Parameter], found: Matching) -> Matching:
-        """With the tensors in their place that lie in pieces, as far as they are read so."""
+        """The matching, with the tensors in their place that lie in pieces, as far as they are read
+        so."""
         by_head = self._channels is not None
         weights = self._weights()
         if self.folding is not None:
@@ -197,7 +207,8 @@ class TorchModule(Port):
         return self._match(list(self.parameters()), by_head) if self.assemblies else found
 
     def _match(self, parameters: list[Parameter], by_head: bool) -> Matching:
-        """With the checkpoint, or with what it is when layer norms are folded as here."""
+        """Match the parameters with the checkpoint, or with what it is when layer norms are folded
+        as here."""
         weights = self._weights()
         found = match(parameters, self._checkpoint.config, weights, by_head)
         precision, tensors = PRECISIONS[self.dtype], self._checkpoint.tensors
@@ -309,8 +320,8 @@ class TorchModule(Port):
         return self.bare(output)
 
     def bare(self, logits: torch.Tensor) -> torch.Tensor:
-        """Of a vocabulary that was found to be padded, the logits of its tokens; without what a
-        bias that was folded into the head adds to them."""
+        """The logits of the checkpoint's tokens, where the port's vocabulary was found to be
+        padded; without what a bias that was folded into the head adds to them."""
         if any(piece.padding for piece in self.pieces):
             logits = logits[..., : self.config.n_vocab]
         folding = self.folding if self.matching else None

@@ -48,6 +48,9 @@ class Parts:
     """What the two ends of wte contribute, [V, D] each, while a backward pass runs.
 
     Args:
+        graph: of the run, from its logits back.
+        tables: the parameters that hold wte.
+        shape: (V, D), of each contribution.
         arrived: takes each contribution to one of the ends; they add up.
     """
 
@@ -85,7 +88,8 @@ class Parts:
         return read.node.register_hook(collect)
 
     def _pull(self, node: Node, output: int, value: torch.Tensor, end: End) -> None:
-        """Through the views and copies that lie between a reader and the parameter."""
+        """Carry a derivative back through the views and copies that lie between a reader and the
+        parameter."""
         made_like = node._input_metadata
         value = value.sum_to_size(made_like[output].shape)  # it may have been broadcast
         leaf = self._graph.leaf(node)

@@ -33,7 +33,7 @@ class Role:
     rows: tuple[int, ...] | None = None
 
     def narrowed(self, first: int, count: int, size: int) -> Role:
-        """Of a bias as much of it as is read at once."""
+        """The part of a bias that is read at once."""
         if self.leaf != "b" or count >= size or not self.readers:
             return self
         columns = range(size) if self.columns is None else self.columns
@@ -76,7 +76,7 @@ class Role:
 
 
 def role_of(placement: Placement, config: Config) -> Role:
-    """What a parameter holds that was placed whole."""
+    """The role of a parameter that was placed whole."""
     columns, width = None, config.n_embd
     if placement.part is not None:
         columns = tuple(range(placement.part * width, (placement.part + 1) * width))

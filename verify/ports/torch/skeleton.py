@@ -51,7 +51,7 @@ class Skeleton:
         self.size = bytes_of(self._anew)
 
     def deepcopy(self) -> torch.nn.Module:
-        """As ``copy.deepcopy`` makes it. What is not copied is lent at once."""
+        """The copy that ``copy.deepcopy`` makes. What is not copied is lent at once."""
         return self._structure({id(tensor): _alias(tensor) for tensor in self._rest.values()})
 
     def in_place(self) -> torch.nn.Module:
@@ -128,7 +128,7 @@ def tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
-    """What they take, memory that is shared once."""
+    """The bytes that tensors take; memory that several share counts once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 

@@ -1,4 +1,4 @@
-"""Where a module is: on another device for a while, and back, with nothing of it changed."""
+"""A module is moved to another device for a while, and back, with nothing of it changed."""
 
 from __future__ import annotations
 

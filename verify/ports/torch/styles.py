@@ -72,7 +72,7 @@ class Targets:
 
     @property
     def remarks(self) -> list[str]:
-        """What the reader of the report should know."""
+        """Remarks that the reader of the report should know."""
         said = []
         if self.needed:
             said.append(

@@ -74,7 +74,16 @@ class _Pending:
 
 
 class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follow torch
-    """Watches one run and hands each site to ``visit`` (see ``gpt_verify.port.Visit``)."""
+    """Watches one run and hands each site to ``visit`` (see ``gpt_verify.port.Visit``).
+
+    Args:
+        parameters: tensors of the module, each with what it holds.
+        config: the checkpoint's sizes.
+        batch: B, rows of the input.
+        length: T, tokens of a row.
+        visit: takes each site, [B, T, …], when it has been made.
+        channels: how ``c_attn`` lies, where that is not the checkpoint's order.
+    """
 
     def __init__(
         self,
@@ -333,7 +342,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         return True
 
     def _rows(self, site: str) -> int:
-        """Of the matrix that makes a site: the features that are summed over."""
+        """The rows of the matrix that makes a site: the features that are summed over."""
         return tensor_table(self._config)[self._sites[site].weights[0]].shape[0]
 
     def _missing(
@@ -376,7 +385,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             self._hand_over(pending.site, torch.cat(list(parts.values()), dim=-1), tuple(order))
 
     def _note_heads(self, role: Role) -> None:
-        """In which order the heads lie, where the rows of a projection tell."""
+        """Note the order in which the heads lie, where the rows of a projection tell."""
         size = self._config.head_size
         assert role.rows is not None and role.input is not None
         blocks = [role.rows[at : at + size] for at in range(0, len(role.rows), size)]

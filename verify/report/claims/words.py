@@ -11,7 +11,7 @@ from gpt_verify.text import one_line
 
 
 def verdict(decided: Decided) -> str:
-    """What the evidence says, in a word or two."""
+    """The verdict of the evidence, in a word or two."""
     return decided.verdict.value if decided.verdict else "not judged"
 
 
@@ -62,7 +62,7 @@ def summary(report: ClaimsReport) -> str:
 
 
 def checkpoint(report: ClaimsReport) -> str:
-    """Which model, in words that are the same wherever it lies, if it is the default one."""
+    """The model's name, which is the same wherever it lies, if it is the default one."""
     c = report.checkpoint["config"]
     sizes = (
         f"{report.checkpoint['parameters']:,} parameters (vocab {c['n_vocab']}, ctx {c['n_ctx']}, "

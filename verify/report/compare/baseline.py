@@ -20,7 +20,7 @@ _NOW = "this run"
 
 @dataclass(frozen=True)
 class Baseline:
-    """What ``--baseline`` names."""
+    """The earlier report that ``--baseline`` names."""
 
     name: str
     report: Report
@@ -32,7 +32,7 @@ class Baseline:
 
     @property
     def names(self) -> list[str]:
-        """Of its ports."""
+        """The names of its ports."""
         return [port.name for port in self.report.ports]
 
     def lost(self, ports: Sequence[str]) -> list[str]:
@@ -45,7 +45,7 @@ class Baseline:
         return sum(finding.status is Status.PASSED for finding in found)
 
     def require_comparable(self, asked: Request) -> None:
-        """Before a long run, by all that is known of it by then.
+        """Refuse a comparison before a long run, by all that is known of it by then.
 
         Raises:
             UsageError: the comparison would be refused.
@@ -62,7 +62,7 @@ class Baseline:
         require_comparable(self.report, plain(checkpoint), plain(inputs), (self.name, _NOW))
 
     def against(self, report: Report, ports: Sequence[str] | None) -> Comparison:
-        """What moved since.
+        """Compare the run with the baseline.
 
         Args:
             report: of the run.

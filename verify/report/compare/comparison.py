@@ -95,7 +95,7 @@ class PortComparison:
 
     @cached_property
     def pairs(self) -> tuple[Pair, ...]:
-        """In the order of the newer report; what it does not have follows."""
+        """The pairs in the order of the newer report; what it does not have follows."""
         ours = _numbered(self.before.findings)
         theirs = {} if self.after is None else _numbered(self.after.findings)
         keys = dict.fromkeys([*theirs, *ours])
@@ -131,7 +131,7 @@ class PortComparison:
 
 
 def _numbered(findings: Sequence[Finding]) -> dict[tuple[str, str | None, int], Finding]:
-    """By check, site, and how many of the same came before."""
+    """The findings by check, site, and how many of the same came before."""
     found: dict[tuple[str, str | None, int], Finding] = {}
     seen: dict[tuple[str, str | None], int] = {}
     for finding in findings:
@@ -168,12 +168,12 @@ class Comparison:
 
     @property
     def worse(self) -> int:
-        """How much is."""
+        """How many checks and verdicts are worse."""
         return self.worse_checks + self.worse_verdicts
 
     @property
     def better(self) -> int:
-        """How many checks pass that did not."""
+        """How many checks pass now that did not."""
         return sum(pair.better for port in self.ports for pair in port.pairs)
 
     @property
@@ -189,7 +189,7 @@ def compare_reports(
     ports: Sequence[str] = (),
     asked: Sequence[str] | None = None,
 ) -> Comparison:
-    """What moved.
+    """Compare two reports: what is worse, what is better, what moved.
 
     Args:
         before, after: the two sides.
@@ -238,7 +238,7 @@ def _laws(report: Report) -> frozenset[str] | None:
 
 
 def _by_name(ports: Sequence[PortReport]) -> dict[tuple[str, int], PortReport]:
-    """By name, and how many of the same came before."""
+    """The ports by name, and how many of the same name came before."""
     names = [port.name for port in ports]
     return {(name, names[:i].count(name)): ports[i] for i, name in enumerate(names)}
 
@@ -263,6 +263,7 @@ def require_comparable(
         before: the older side.
         checkpoint, inputs: of the newer one, of which a run that has not begun knows a part:
             what only one side has is not compared.
+        names: of the older and the newer report, for the message.
 
     Raises:
         UsageError: they are not.
@@ -280,7 +281,7 @@ def require_comparable(
 
 
 def _other_checkpoint(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """By what two checkpoints differ; None where they are one, wherever it lies."""
+    """What two checkpoints differ in; None where they are one, wherever it lies."""
     files = {"files", "path", "format"}
     if differing := sorted(_differing(old, new, but=files)):
         return ", ".join(differing)

@@ -50,7 +50,7 @@ def _refusal(path: Path, why: object) -> str:
 
 
 def report_of(document: Mapping[str, object]) -> Report:
-    """What ``gpt_verify.report.json.as_dict`` wrote, without mappings and details.
+    """The report that ``gpt_verify.report.json.as_dict`` wrote, without mappings and details.
 
     Raises:
         Malformed: something else, another schema, or a verdict that is not that of its checks.

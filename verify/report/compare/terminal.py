@@ -96,7 +96,7 @@ def _state(finding: Finding | None) -> str:
 
 
 def _scores(port: PortComparison) -> Iterator[str]:
-    """Of each check the smallest and the largest ratio, and where that is."""
+    """The smallest and the largest ratio of each check, and where that is."""
     rated: dict[str, list[tuple[float, Pair]]] = {}
     for pair in port.pairs:
         if (ratio := pair.ratio) is not None:
@@ -135,7 +135,7 @@ def _moved(before: str, after: str) -> str:
 
 
 def summary(comparison: Comparison) -> str:
-    """What it comes to, in one line."""
+    """The result of a comparison, in one line."""
     checks = sum(len(port.pairs) for port in comparison.ports)
     of = f"of {count(len(comparison.ports), 'port')}, {count(checks, 'check')}"
     better = f"; {count(comparison.better, 'check')} better" if comparison.better else ""

@@ -1,4 +1,4 @@
-"""What the two sides ran with."""
+"""The versions of everything that the two sides ran with."""
 
 from __future__ import annotations
 

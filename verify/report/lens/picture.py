@@ -83,7 +83,7 @@ def values(lens: Lens, name: str) -> Floats:
 
 @dataclass(frozen=True)
 class Shade:
-    """From numbers to levels of brightness.
+    """A scale that turns numbers into levels of brightness.
 
     Attributes:
         low, high: the numbers at the two ends.
@@ -109,7 +109,7 @@ class Shade:
 
     @classmethod
     def of_differences(cls, found: Sequence[Floats]) -> Shade:
-        """For sizes of differences, of which only the power of ten is of interest.
+        """A scale for sizes of differences, of which only the power of ten is of interest.
 
         Both ends are 0 where there is no difference at all.
         """
@@ -180,7 +180,7 @@ class Panel:
 
     @cached_property
     def differs(self) -> NDArray[np.bool_]:
-        """Where the top-1 is another one than the reference's, bool[N, T]."""
+        """Whether the top-1 is another one than the reference's, bool[N, T]."""
         if self.against is None:
             return np.zeros(self.lens.top1_NT.shape, np.bool_)
         rows = [self.against.sites.index(site) for site in self.lens.sites]
@@ -233,7 +233,7 @@ def following(lens: Lens) -> Ints:
 
 
 def hits(lens: Lens) -> NDArray[np.bool_]:
-    """Where the top-1 is the token that follows, bool[N, T]."""
+    """Whether the top-1 is the token that follows, bool[N, T]."""
     return np.asarray(lens.top1_NT == following(lens), np.bool_)
 
 

@@ -43,14 +43,15 @@ Colours = Literal["standard", "256", "truecolor", "windows"]
 
 
 def colours_of(stream: TextIO) -> Colours | None:
-    """What a stream can show; None where it is no terminal, or NO_COLOR is set."""
+    """The colours that a stream can show; None where it is no terminal, or NO_COLOR is set."""
     console = Console(file=stream, legacy_windows=False)
     shown: Any = console.color_system if stream.isatty() and not console.no_color else None
     return cast(Colours | None, shown)
 
 
 def width_of(stream: TextIO) -> int:
-    """Of the terminal; 100 where there is none, so that a log is the same everywhere."""
+    """The width of the terminal in characters; 100 where there is none, so that a log is the same
+    everywhere."""
     return Console(file=stream).width if stream.isatty() else 100
 
 
@@ -176,7 +177,7 @@ def _shown(panel: Panel, view: View) -> tuple[object, ...]:
 
 
 def _differences(sheet: _Sheet, shown: Sequence[Panel], view: View) -> None:
-    """For each port, how far it is from the reference: a line for each state."""
+    """Show how far each port is from the reference: a line for each state."""
     for panel in (p for p in shown if p.difference):
         numbers = panel.values(view.name)
         sheet.line((panel.title, "bold"))
@@ -204,6 +205,7 @@ def render(
     line for each state says how far they are from the reference.
 
     Args:
+        report: the readings of the reference and of the ports.
         view: by what the cells are shaded.
         colours: what the terminal can do, as rich names it; None for none.
         width: of the terminal.
