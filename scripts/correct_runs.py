@@ -55,7 +55,7 @@ def page(runs: dict[str, Any]) -> str:
     """The whole page, from the reports by the names of their files."""
     outcomes = [outcome for run in runs.values() for outcome in run["correct"]]
     names = list(dict.fromkeys(o["variant"] for o in outcomes))
-    peers = list(outcomes[0]["peers"])
+    baselines = list(outcomes[0]["peers"])
     each = [["checkpoint", "seeds", "laws", "processor", "runs", "false alarms", "report"]]
     for name, run in runs.items():
         sizes, plan = run["config"], run["plan"]
@@ -71,10 +71,12 @@ def page(runs: dict[str, Any]) -> str:
                 f"[{name}]({name})",
             ]
         )
-    table = [["variant", "runs", "false alarms", *(f"refused by {peer}" for peer in peers)]]
+    table = [
+        ["variant", "runs", "false alarms", *(f"refused by {baseline}" for baseline in baselines)]
+    ]
     for name in names:
         own = [o for o in outcomes if o["variant"] == name]
-        refused = [str(sum(o["peers"].get(peer, False) for o in own)) for peer in peers]
+        refused = [str(sum(o["peers"].get(baseline, False) for o in own)) for baseline in baselines]
         table.append([name, str(len(own)), str(sum(o["false_alarm"] for o in own)), *refused])
     return PAGE.format(
         false=sum(o["false_alarm"] for o in outcomes),

@@ -52,7 +52,7 @@ def page(reports: list[dict[str, Any]]) -> str:
     lines.append(
         "\n*not examined* means that the port does not show what is needed. *floors* is the error "
         "of the logits in units of what rounding in the port's precision does to the reference on "
-        "the same input; of a port whose logits are right up to a constant at each position it "
+        "the same input; of a port whose logits are correct up to a constant at each position it "
         "counts that constant.\n"
     )
     if remarks:

@@ -1,4 +1,4 @@
-"""Hold every law against correct ports for as long as there is time, and write down what happened.
+"""Check every law on correct ports for as long as there is time, and write down what happened.
 
     python scripts/law_campaign.py --minutes 30 --json docs/results/law-campaign.json
 

@@ -20,7 +20,7 @@ Function = Callable[[Any], Any]
 
 
 def _last(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Checkpoint], Function]:
-    """A function of which a part of the right logits is left."""
+    """A function of which a part of the correct logits is left."""
 
     def factory(checkpoint: Checkpoint) -> Function:
         return lambda tokens: change(_correct(checkpoint, tokens))

@@ -7,7 +7,7 @@ roundings one after the other, in any order (Higham 2002, Accuracy and Stability
 rounding, and how far depends on how the function amplifies it: a norm that does not divide makes
 scores of thousands, and a softmax of those is moved a thousand times as far as one of scores near
 1. No number of units in the last place is right for all. So the same function is run in float32,
-with everything that it keeps moved at random by as much as its rounding may do
+with everything that it keeps perturbed at random by as much as its rounding may do
 (``gpt_verify.numerics.draws``), and parts from its own float64 run by float32's noise. Noise is
 proportional to u, so float64's is 2^-29 of that. The limit is the one that ports are judged by.
 """
@@ -154,16 +154,16 @@ def slope(
 
     def run(dtype: type[np.floating], store: Callable[[Floats], Floats]) -> Any:
         wide = np.complex128 if dtype is np.float64 else np.complex64
-        moved = {name: np.asarray(weights[name], wide) for name in weights}
+        perturbed = {name: np.asarray(weights[name], wide) for name in weights}
         for name, values in direction.items():
-            moved[name] = moved[name] + wide(1j * STEP) * values.astype(wide)
+            perturbed[name] = perturbed[name] + wide(1j * STEP) * values.astype(wide)
 
         def keep(z: Floats) -> Floats:
             return np.asarray(store(z.real) + 1j * store(z.imag), wide)
 
         costs = []
         for tokens_T in tokens_BT:
-            *_, (_, logits_TV) = forward(moved, config, np.asarray(tokens_T), wide, keep)
+            *_, (_, logits_TV) = forward(perturbed, config, np.asarray(tokens_T), wide, keep)
             costs.append(token_losses_nats(logits_TV, np.asarray(tokens_T)).imag / STEP)
         yield "slopes", np.concatenate(costs)[slice(None) if position is None else [position]]
 

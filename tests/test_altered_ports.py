@@ -1,7 +1,7 @@
 """A judge that cannot fail proves nothing: each known mistake is refuted, at the site where it is.
 
 The tables below say where each alteration of ``altered_ports`` is wrong by itself. The float64
-twin must fail there and nowhere else; the declared precision must fail there or, where the fault
+copy must fail there and nowhere else; the declared precision must fail there or, where the fault
 is below its rounding, not at all, and nowhere else.
 """
 
@@ -92,7 +92,8 @@ CASES = [
     *((f"eager_{name}", where) for name, where in EAGER.items()),
     *((f"sdpa_{name}", where) for name, where in SDPA.items()),
 ]
-#: Too small for float32, and found all the same, because the twin has no rounding to hide under.
+#: Too small for float32, and found all the same, because the float64 copy has no rounding to hide
+#: under.
 BELOW_FLOAT32 = {"epsilon_10001e9", "one_bit"}
 
 

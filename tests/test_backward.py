@@ -1,4 +1,4 @@
-"""The way back through the table of sites, against central differences, which know no rule."""
+"""The backward pass through the table of sites, against central differences, which know no rule."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def test_another_rule_changes_what_comes_after_it_alone(name: str) -> None:
     rules = {f"h.1.{kind}": rule for kind, rule in MISTAKES[name].items() if kind != "ln_f"}
     walked = list(backward.walk(rules))
     assert {found.site for found in walked} < set(right)
-    moved = [
+    perturbed = [
         found.along(direction) != right[found.site].along(direction)
         for found in walked
         for direction in drawn[(found.site,)]
     ]
-    assert any(moved)
+    assert any(perturbed)
     # And what is kept is what it was.
     again = backward.walk({"logits": OPERATIONS["unembed"].back})
     for found, expected in zip(again, backward.right, strict=True):

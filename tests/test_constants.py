@@ -75,7 +75,7 @@ def test_another_constant_is_named(block: type[nn.Module], words: str, value: fl
     found = report(Model(SOURCE, block))
     assert failed(found, "architecture") == {f"h.{i}.mlp.act" for i in range(CONFIG.n_layer)}
     said = finding(found, "architecture", "h.0.mlp.act").message
-    exact = next(c.value for c in constants(CONFIG) if c.words == words)
+    exact = next(c.value for c in constants(CONFIG) if c.formula == words)
     (error,) = re.findall(rf"in place of {re.escape(words)}, relative error ([^\s;]+)", said)
     assert float(error) == pytest.approx(abs(value / exact - 1), rel=0.05)
 

@@ -79,7 +79,7 @@ def test_the_examples_pass(folder: Path) -> None:
 
 
 def test_what_was_added_is_part_of_a_run(folder: Path) -> None:
-    """The law is held against every port, and the faults are in the catalogue."""
+    """The law is checked for every port, and the faults are in the catalogue."""
     code = (
         "import gpt_verify; print(gpt_verify.__file__)\n"
         "from gpt_verify.laws.table import expected_checks\n"

@@ -109,7 +109,7 @@ def test_repeated_random_tokens_are_copied(
     # Tokens drawn uniformly cannot be foreseen: no model has an expected loss below ln V on them.
     # 0.3 is room for the draw. A first half below that would mean that the measurement leaks.
     assert first > chance - 0.3
-    # The right token gets a geometric mean probability above 1/e, 700 times chance.
+    # The correct token gets a geometric mean probability above 1/e, 700 times chance.
     assert second < 1.0
 
 
@@ -120,7 +120,7 @@ def test_a_made_up_name_in_prose_is_copied(
     losses = evaluation.rare_name(weights, shipped.config, bpe)
     assert len(losses) > 2
     once, twice = np.mean(losses[1:], axis=0)
-    # Two nats make the right token seven times as probable. Nothing else has changed.
+    # Two nats make the correct token seven times as probable. Nothing else has changed.
     assert once - twice > 2.0
 
 

@@ -52,14 +52,14 @@ def complex_step(
     weights: DeclaredWeights, config: Config, tokens: np.ndarray, direction: Direction
 ) -> float:
     """Im L(θ + iεv) / ε, which has no truncation and no cancellation: another way to the same."""
-    moved = {name: weights.float64(name).astype(complex) for name in weights}
+    perturbed = {name: weights.float64(name).astype(complex) for name in weights}
     step = 1e-30  # its square is nothing beside 1, and no digit is lost to it
-    moved[direction.tensor] = moved[direction.tensor] + step * 1j * direction.values()
+    perturbed[direction.tensor] = perturbed[direction.tensor] + step * 1j * direction.values()
     losses = []
     for row in tokens:
-        value = deque_last(forward(moved, config, row, np.complex128))
+        value = deque_last(forward(perturbed, config, row, np.complex128))
         if direction.tensor == "wte" and len(direction.sites) == 1:
-            value = one_end(weights, moved, config, row, direction.sites[0])
+            value = one_end(weights, perturbed, config, row, direction.sites[0])
         losses.append(token_losses_nats(value, row))
     return float(np.mean(losses).imag) / step
 
@@ -69,10 +69,10 @@ def deque_last(sites):
     return value
 
 
-def one_end(weights, moved, config, row, site):
-    """The logits where wte has moved for one of its two readers alone."""
-    plain = {**moved, "wte": weights.float64("wte").astype(complex)}
-    lookup, product = (moved, plain) if site == "embed" else (plain, moved)
+def one_end(weights, perturbed, config, row, site):
+    """The logits where wte is perturbed for one of its two readers alone."""
+    plain = {**perturbed, "wte": weights.float64("wte").astype(complex)}
+    lookup, product = (perturbed, plain) if site == "embed" else (plain, perturbed)
     values = dict(forward(lookup, config, row, np.complex128))
     return values["ln_f"] @ product["wte"].T
 
@@ -111,10 +111,10 @@ def losses_run(weights, config, row):
     return run
 
 
-def test_a_run_that_is_not_moved_has_the_loss_of_the_reference():
+def test_a_run_that_is_not_perturbed_has_the_loss_of_the_reference():
     weights = declared(CONFIG)
-    moved = differences._Moved(TOKENS, draw(CONFIG, np.random.default_rng(0)), np.zeros(1))
-    (found,) = moved.losses(CONFIG, weights)
+    perturbed = differences._Perturbed(TOKENS, draw(CONFIG, np.random.default_rng(0)), np.zeros(1))
+    (found,) = perturbed.losses(CONFIG, weights)
     for i, row in enumerate(TOKENS):
         expected = token_losses_nats(deque_last(forward(weights, CONFIG, row)), row)
         known = Noise(losses_run(weights, CONFIG, row))
@@ -225,28 +225,28 @@ def _name(name: str) -> str:
 
 
 def scores(
-    dtype: str, twin: bool, config: Config = LARGER, rows: int = 2, attention: str = "eager"
+    dtype: str, in_float64: bool, config: Config = LARGER, rows: int = 2, attention: str = "eager"
 ) -> np.ndarray:
     """Of autograd in transformers' GPT-2, tensor by tensor."""
     source, tokens = checkpoint(config), tokens_of(config, rows, length=9)
     module = huggingface(source, attention, dtype).module
-    gradients = autograd(module.double() if twin else module, tokens)
+    gradients = autograd(module.double() if in_float64 else module, tokens)
     precision = PRECISIONS[dtype]
     directions = draw(config, np.random.default_rng(0))
     whole = [d for d in directions if d.tensor != "wte" or d.sites == WTE_READERS]
     found = derivatives(
         config, DeclaredWeights(source.tensors, precision), tokens, whole, precision
     )
-    finer = FLOAT64.u / precision.u if twin else 1.0
+    finer = FLOAT64.u / precision.u if in_float64 else 1.0
     return np.array(
         [d.floors(d.direction.along(gradients[d.direction.tensor]), finer) for d in found]
     )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("twin", [False, True], ids=["declared", "float64"])
-def test_autograd_is_within_floors_that_are_not_too_wide(dtype, twin):
-    found = scores(dtype, twin)
+@pytest.mark.parametrize("in_float64", [False, True], ids=["declared", "float64"])
+def test_autograd_is_within_floors_that_are_not_too_wide(dtype, in_float64):
+    found = scores(dtype, in_float64)
     assert len(found) == len(tensor_table(LARGER))
     # The limit is twice what any correct port has reached.
     assert found.max() <= LIMIT_FLOORS / 2

@@ -19,11 +19,11 @@ import sys
 from dataclasses import replace
 from gpt_verify.numerics.precision import BFLOAT16
 sys.path.append({str(TESTS / "faults")!r})
-from fault_ports import planted
+from fault_ports import injected
 
 def make(*faults, only=False, more=None):
     def factory(checkpoint):
-        port = planted(checkpoint, *faults)
+        port = injected(checkpoint, *faults)
         if more:
             more(port.module)
         return (lambda tokens: port.logits(tokens)) if only else port.module
@@ -39,7 +39,7 @@ def of_another(checkpoint):
     # One tensor is damaged, and the port says itself which parameter is which tensor.
     w = checkpoint.tensors["h1/mlp/c_fc/w"]
     damaged = {{**checkpoint.tensors, "h1/mlp/c_fc/w": BFLOAT16.round(w)}}
-    return planted(replace(checkpoint, tensors=damaged))
+    return injected(replace(checkpoint, tensors=damaged))
 
 def fails(checkpoint):
     raise OSError("no such device")
@@ -171,7 +171,7 @@ def test_unexplained_from_logits(place: Path, capsys: pytest.CaptureFixture[str]
     assert "noise floors are left; nearest: " in said
 
 
-def test_a_coarse_fault_is_not_followed_through_logits(
+def test_a_quantising_fault_is_not_followed_through_logits(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, report = diagnosed(place, "half_table_logits")

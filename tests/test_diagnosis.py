@@ -32,13 +32,13 @@ def factories(tmp_path: Path) -> Path:
     file = tmp_path / "planted.py"
     file.write_text(
         f"import sys; sys.path.append({str(TESTS / 'faults')!r})\n"
-        "from fault_ports import planted\n"
+        "from fault_ports import injected\n"
         "from gpt_verify.laws.catalogue import CATALOGUE\n"
         "def logits_only(port):\n"
         "    return lambda tokens: port.logits(tokens)\n"
         "def make(*faults, only=False):\n"
         "    def factory(checkpoint):\n"
-        "        port = planted(checkpoint, *faults)\n"
+        "        port = injected(checkpoint, *faults)\n"
         "        return logits_only(port) if only else port.module\n"
         "    return factory\n"
         "correct, correct_logits = make(), make(only=True)\n"
@@ -121,7 +121,7 @@ def test_what_follows_from_a_fault_is_named_by_a_law() -> None:
     ids = {id for id, _ in expected_checks(CONFIG)} | {"graph.meta"}
     laws = ids | {id.partition(".")[0] for id in ids}
     following = set[str]().union(*left_over.GO_WITH.values())
-    for named in (left_over.FOLLOW, left_over.FOLLOW_COARSE, left_over.FOLLOW_TENSORS):
+    for named in (left_over.FOLLOW, left_over.FOLLOW_QUANTISING, left_over.FOLLOW_TENSORS):
         following |= named
     assert following - laws == set()
     assert left_over.GO_WITH.keys() - ids == set()
@@ -129,7 +129,7 @@ def test_what_follows_from_a_fault_is_named_by_a_law() -> None:
 
 def test_what_a_port_does_twice_follows_from_a_fault_that_rounds_coarsely() -> None:
     """Two ways to the same logits differ by a step of it, in every law that takes two ways."""
-    follow = left_over.FOLLOW | left_over.FOLLOW_COARSE
+    follow = left_over.FOLLOW | left_over.FOLLOW_QUANTISING
     twice = set()
     for law in LAWS:
         for part in law.parts:

@@ -16,7 +16,7 @@ from gpt_verify.graph.directions import WTE_READERS, draw
 from gpt_verify.inputs import given, seeded
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
-from gpt_verify.numerics.draws import FOR_POSITIONS, OBSERVATIONS, Rounding, draws, moves
+from gpt_verify.numerics.draws import FOR_POSITIONS, OBSERVATIONS, Rounding, draws, perturbations
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, Precision
 from gpt_verify.numerics.scores import limit_max
 from gpt_verify.numerics.weights import DeclaredWeights
@@ -38,22 +38,22 @@ REFUTED_ONCE = [
 @pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16, FLOAT16], ids=lambda p: p.name)
 def test_it_rounds_to_the_format_and_moves_by_what_that_may_do(precision: Precision) -> None:
     values = np.random.default_rng(0).standard_normal((40, 50)).astype(np.float32)
-    moved = Rounding(precision, 1)(values)
-    np.testing.assert_array_equal(moved, precision.round(moved))
-    error = np.abs(moved.astype(np.float64) - values) / np.abs(values)
-    # Moved by at most u in float32, which rounds twice, and rounded by at most u.
+    perturbed = Rounding(precision, 1)(values)
+    np.testing.assert_array_equal(perturbed, precision.round(perturbed))
+    error = np.abs(perturbed.astype(np.float64) - values) / np.abs(values)
+    # Perturbed by at most u in float32, which rounds twice, and rounded by at most u.
     assert error.max() <= (1 + precision.u) ** 2 * (1 + FLOAT32.u) ** 2 - 1
     # A move of u ξ that is rounded away half of the time would have a root mean square of 0.41 u.
     assert np.sqrt(np.mean(error**2)) > 0.4 * precision.u
 
 
-def test_equal_numbers_are_moved_apart() -> None:
+def test_equal_numbers_are_perturbed_apart() -> None:
     rng = np.random.default_rng(0)
     n = 1000
-    moved = moves(np.ones(n), FLOAT32, rng) / FLOAT32.u
+    perturbed = perturbations(np.ones(n), FLOAT32, rng) / FLOAT32.u
     # ξ² has the mean 1/3 and the variance 4/45; ξ has the mean 0 and the variance 1/3.
-    assert abs(np.mean(moved**2) - 1 / 3) <= limit_max(1) * np.sqrt(4 / 45 / n)
-    assert abs(moved.mean()) <= limit_max(1) * np.sqrt(1 / 3 / n)
+    assert abs(np.mean(perturbed**2) - 1 / 3) <= limit_max(1) * np.sqrt(4 / 45 / n)
+    assert abs(perturbed.mean()) <= limit_max(1) * np.sqrt(1 / 3 / n)
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 11, 12, 13])

@@ -59,7 +59,7 @@ class OneSite(NoSites):
 
 
 class ShowsOthers(NoSites):
-    """Another model, that shows the logits of the right one."""
+    """Another model, that shows the logits of the correct one."""
 
     def activations(self, tokens: Tokens, visit: Visit) -> Floats:
         visit("logits", self.right(tokens))
@@ -76,7 +76,7 @@ class ReturnsOthers(NoSites):
 
 
 class OfOneInput(NoSites):
-    """Shows right logits on its first call alone."""
+    """Shows correct logits on its first call alone."""
 
     calls = 0
 

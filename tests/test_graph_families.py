@@ -199,12 +199,12 @@ def test_back_and_effect_are_each_others_transpose(config: Config) -> None:
         effect = made_by(site).effect
         assert effect is not None
         call = Call(config, site, tokens[0], step.values, Widened(weights).__getitem__)
-        moved = effect(call, direction)
+        perturbed = effect(call, direction)
         d = rng.standard_normal(step.value.shape)
         pulled = made_by(site).back(step, d).tensors[site.weights.index(direction.tensor)]
-        one, other = float(np.sum(d * moved)), pulled.along(direction)
+        one, other = float(np.sum(d * perturbed)), pulled.along(direction)
         terms = d.size + sum(weights[direction.tensor].shape)
-        size = float(np.sum(np.abs(d * moved)))
+        size = float(np.sum(np.abs(d * perturbed)))
         assert abs(one - other) <= 8 * gamma(terms) * (size + float(pulled.square) ** 0.5)
         checked += 1
     assert checked >= len(synthetic_tensors(config, 0))
@@ -212,7 +212,7 @@ def test_back_and_effect_are_each_others_transpose(config: Config) -> None:
 
 @every
 def test_each_input_is_differentiated(config: Config) -> None:
-    """The way back of each operation against its value, moved by a little, both ways."""
+    """The backward pass of each operation against its value, perturbed by a little, both ways."""
     weights = declared(config, FLOAT64)
     tokens = tokens_of(config, 6)[None]
     backward = Backward(config, weights, tokens)

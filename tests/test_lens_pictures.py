@@ -354,4 +354,4 @@ class TestPng:
 def test_numbers_in_cells_are_short() -> None:
     for view in VIEWS.values():
         for value in (0.0, 1e-9, 0.004, 1.5, 123.4, 50_256.0, 1e7, math.nan):
-            assert len(picture.said(value, view)) <= 6
+            assert len(picture.describe_number(value, view)) <= 6

@@ -210,7 +210,7 @@ CHANGES: dict[str, Callable[[np.ndarray], object]] = {
 
 
 class TestWrongContent:
-    """A difference in the right tensor, under any layout; never surplus, never missing."""
+    """A difference in the correct tensor, under any layout; never surplus, never missing."""
 
     @pytest.mark.parametrize("change", CHANGES)
     @pytest.mark.parametrize("transposed", [False, True])
@@ -304,7 +304,7 @@ class TestLeftOver:
 
 
 class TestPartsOfALayerTogether:
-    """Weight and bias of the query, the key and the value, with none of the right values."""
+    """Weight and bias of the query, the key and the value, with none of the correct values."""
 
     @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
     @pytest.mark.parametrize("named", ["attn.W_{}|attn.b_{}", "{}_proj.weight|{}_proj.bias"])

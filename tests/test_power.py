@@ -19,19 +19,19 @@ from gpt_verify.faults.fault import InModel
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.port import Port
-from gpt_verify.power import peers, summary
+from gpt_verify.power import baselines, summary
 from gpt_verify.power.campaign import Campaign, Plan, chosen, run_campaign
-from gpt_verify.power.planting import (
+from gpt_verify.power.injection import (
     EVERYWHERE,
     LOGITS,
     ONE_LAYER,
     TENSORFLOW,
-    Planting,
+    Injection,
     correct_port,
     damaged,
-    plantings,
+    injections,
     port_with,
-    why_not_planted,
+    why_not_injected,
 )
 from gpt_verify.power.trial import Bench
 from gpt_verify.power.variants import VARIANTS
@@ -163,7 +163,7 @@ class TestItCanFail:
         found = campaign(model, faults=(name,), quick=True)
         assert not summary.holds(found)
         assert report.misses(found)
-        return [s.words for s in summary.statements(found) if not s.holds]
+        return [s.description for s in summary.statements(found) if not s.holds]
 
     def test_a_fault_that_is_not_there(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         name = self.with_fault(monkeypatch, inject=InModel(lambda model, layers: None))
@@ -190,8 +190,8 @@ class TestItCanFail:
         """A variant that is not correct stands for one that is refuted."""
 
         def wrong(checkpoint: Checkpoint) -> Port:
-            planting = Planting("gelu-erf", EVERYWHERE, (0,))
-            return port_with(CATALOGUE["gelu-erf"], planting, checkpoint)
+            injection = Injection("gelu-erf", EVERYWHERE, (0,))
+            return port_with(CATALOGUE["gelu-erf"], injection, checkpoint)
 
         for name in list(VARIANTS):
             monkeypatch.delitem(VARIANTS, name)
@@ -224,9 +224,9 @@ def test_a_correct_variant(model: Path, name: str) -> None:
 def test_a_fault_that_changes_the_process_is_not_the_next_ones(model: Path, name: str) -> None:
     """Found and named twice, and a correct port after it is refuted by no law of determinism."""
     bench, before = Bench(open_checkpoint(model), 0), snapshot()
-    planting = Planting(name, EVERYWHERE, (0, 1, 2))
+    injection = Injection(name, EVERYWHERE, (0, 1, 2))
     for _ in range(2):
-        assert bench.fault(planting).explained_by == (name,)
+        assert bench.fault(injection).explained_by == (name,)
     laws = {law.id for law in CHECKS if law.id.startswith("determinism")}
     outcome = bench.correct("eager", 0, laws)
     assert not outcome.false_alarm, outcome.failures
@@ -234,15 +234,15 @@ def test_a_fault_that_changes_the_process_is_not_the_next_ones(model: Path, name
 
 
 def test_forms() -> None:
-    found = {planting.form for planting in plantings(CATALOGUE["gelu-erf"], CONFIG)}
+    found = {injection.form for injection in injections(CATALOGUE["gelu-erf"], CONFIG)}
     assert found == {EVERYWHERE, ONE_LAYER, LOGITS}
-    found = {planting.form for planting in plantings(CATALOGUE["weights-bfloat16"], CONFIG)}
+    found = {injection.form for injection in injections(CATALOGUE["weights-bfloat16"], CONFIG)}
     assert TENSORFLOW in found
-    assert plantings(replace(CATALOGUE["gelu-erf"], inject=None), CONFIG) == []
+    assert injections(replace(CATALOGUE["gelu-erf"], inject=None), CONFIG) == []
 
 
 class TestTokenizers:
-    """Faults that are planted where there is a vocabulary alone."""
+    """Faults that are injected where there is a vocabulary alone."""
 
     #: No merge of the default vocabulary goes across digits; and one that shows there.
     BLIND, SHOWS = "tokenizer-digits-in-threes", "tokenizer-lower-case"
@@ -250,9 +250,9 @@ class TestTokenizers:
     def test_found_and_named_where_they_show(self) -> None:
         found = campaign(default_checkpoint(), faults=(self.BLIND, self.SHOWS), quick=True)
         assert summary.summary(found)["without_effect"] == [self.BLIND]
-        assert [o.planting.fault for o in found.planted if o.explained] == [self.SHOWS]
+        assert [o.injection.fault for o in found.injected if o.explained] == [self.SHOWS]
         assert summary.holds(found)
-        assert not any(any(o.peers.values()) for o in found.planted), "they look at logits"
+        assert not any(any(o.baselines.values()) for o in found.injected), "they look at logits"
 
     def test_one_that_shows_and_is_not_found_does_not_hold(
         self, monkeypatch: pytest.MonkeyPatch
@@ -268,14 +268,14 @@ class TestTokenizers:
             assert not (model / name).exists()
         found = campaign(model, faults=(self.SHOWS,))
         assert found.left_out == {self.SHOWS: "the checkpoint has no vocabulary"}
-        assert not found.planted
+        assert not found.injected
         assert not summary.holds(found)
 
     def test_no_library(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("gpt_verify.power.planting.find_spec", lambda name: None)
-        why = why_not_planted(CATALOGUE[self.SHOWS], open_checkpoint(default_checkpoint()))
+        monkeypatch.setattr("gpt_verify.power.injection.find_spec", lambda name: None)
+        why = why_not_injected(CATALOGUE[self.SHOWS], open_checkpoint(default_checkpoint()))
         assert why == "tokenizers is not installed"
-        assert why_not_planted(CATALOGUE["gelu-erf"], open_checkpoint(model)) is None
+        assert why_not_injected(CATALOGUE["gelu-erf"], open_checkpoint(model)) is None
 
 
 def test_a_damaged_checkpoint_for_tensorflow(model: Path) -> None:
@@ -288,15 +288,15 @@ def test_a_damaged_checkpoint_for_tensorflow(model: Path) -> None:
     assert all(any(n.endswith(kind) for kind in fault.tensors.kinds) for n in changed)
 
 
-class TestPeers:
-    """Each usual comparison lets the right port pass, and what its weakness is."""
+class TestBaselines:
+    """Each usual comparison lets the correct port pass, and what its weakness is."""
 
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((1, 5, 7)) * 10
-    right = peers.Shown([logits], {"h.0.resid_post": logits}, {"w": logits})
+    right = baselines.Shown([logits], {"h.0.resid_post": logits}, {"w": logits})
 
     def caught(self, **changes: Any) -> set[str]:
-        found = peers.caught(replace(self.right, **changes), self.right)
+        found = baselines.caught(replace(self.right, **changes), self.right)
         return {name for name, refused in found.items() if refused}
 
     def test_the_same(self) -> None:

@@ -212,7 +212,7 @@ def graph(
 def test_openais_graph_agrees_at_every_site(graph):
     config, seed, port = graph
     weights = weights_of(config, seed)
-    with port.float64() as twin:
+    with port.float64() as float64_copy:
         for length in lengths(config):
             batch = np.stack([tokens_of(config, length), tokens_of(config, length, 1)])
             shown: Shown = {}
@@ -220,7 +220,7 @@ def test_openais_graph_agrees_at_every_site(graph):
             def visit(site: str, value: NDArray[Any], shown: Shown = shown) -> None:
                 shown[site] = value.copy()
 
-            assert_agrees(twin.activations(batch, visit), shown["logits"])
+            assert_agrees(float64_copy.activations(batch, visit), shown["logits"])
             assert list(shown) == list(sites(config))
             for row, tokens in enumerate(batch):
                 for site, expected in sites_of(weights, config, tokens).items():
@@ -233,8 +233,8 @@ def test_loss_agrees_with_openais_graph(graph):
     """The published code has no loss; its logits do, by the definition of cross entropy."""
     config, seed, port = graph
     tokens = tokens_of(config, config.n_ctx)
-    with port.float64() as twin:
-        scores = twin.logits(tokens[None])[0]
+    with port.float64() as float64_copy:
+        scores = float64_copy.logits(tokens[None])[0]
     found = loss_nats(logits(weights_of(config, seed), config, tokens), tokens)
     costs = [
         math.log(math.fsum(map(math.exp, row.tolist()))) - row[following]

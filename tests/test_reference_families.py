@@ -49,9 +49,9 @@ def test_transformers_computes_the_same_in_float64(tmp_path: Path, name: str) ->
         except ValueError as error:
             assert attention == "sdpa" and "does not support" in str(error)
             continue
-        twin = in_float64(lambda m=model: type(m)(m.config), model)
+        float64_copy = in_float64(lambda m=model: type(m)(m.config), model)
         with torch.no_grad(), widening():
-            got = twin(torch.from_numpy(tokens)[None], use_cache=False).logits[0]
+            got = float64_copy(torch.from_numpy(tokens)[None], use_cache=False).logits[0]
         assert got.dtype is torch.float64
         assert_agrees(got.numpy(), expected, f"{name}, {attention}")
 

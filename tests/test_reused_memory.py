@@ -69,7 +69,7 @@ def spoiling(source: Checkpoint) -> Port:
 def wrap(port: Port, spoilt: Spoilt) -> None:
     offers = {c.name: c for c in port.offers() if c.name in CALLS}
     own = {"logits": port.logits} | {name: port.offers()[c] for name, c in offers.items()}
-    twin = port.offers().get(FLOAT64_COPY)
+    float64_copy = port.offers().get(FLOAT64_COPY)
 
     def logits(tokens: Any) -> Floats:
         spoilt.begin()
@@ -100,7 +100,7 @@ def wrap(port: Port, spoilt: Spoilt) -> None:
 
     def lens(tokens: Any) -> Iterator[Any]:
         for site, value in own["lens"](tokens):
-            value = np.array(value)  # the twin may be the port itself, wrapped twice
+            value = np.array(value)  # the float64 copy may be the port itself, wrapped twice
             spoilt.begin()
             yield site, spoilt.out(value)
 
@@ -119,8 +119,8 @@ def wrap(port: Port, spoilt: Spoilt) -> None:
 
     @contextmanager
     def float64() -> Iterator[Port]:
-        assert twin is not None
-        with twin() as other:
+        assert float64_copy is not None
+        with float64_copy() as other:
             wrap(other, spoilt)
             yield other
 
@@ -128,7 +128,7 @@ def wrap(port: Port, spoilt: Spoilt) -> None:
     port.logits = logits  # type: ignore[method-assign]
     for name, capability in offers.items():
         port.offer(capability, local[name])
-    if twin is not None:
+    if float64_copy is not None:
         port.offer(FLOAT64_COPY, float64)
 
 

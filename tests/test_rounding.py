@@ -58,8 +58,8 @@ def test_a_slope_is_the_derivative_and_a_millionth_off_is_none() -> None:
     found = slope(weights, CONFIG, TOKENS, {"h1/mlp/c_fc/w": direction})
 
     def loss(step: float) -> float:
-        moved = {**weights, "h1/mlp/c_fc/w": weights["h1/mlp/c_fc/w"] + step * direction}
-        return float(np.mean([loss_nats(logits(moved, CONFIG, row), row) for row in TOKENS]))
+        perturbed = {**weights, "h1/mlp/c_fc/w": weights["h1/mlp/c_fc/w"] + step * direction}
+        return float(np.mean([loss_nats(logits(perturbed, CONFIG, row), row) for row in TOKENS]))
 
     h = 1e-3
     coarse, fine = ((loss(s) - loss(-s)) / (2 * s) for s in (h, h / 2))

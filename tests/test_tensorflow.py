@@ -183,8 +183,8 @@ def test_every_site_agrees_with_the_oracle(port, dtype, length):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_look_inside_changes_no_bit(port, dtype):
-    with port.float64() as twin:
-        judged = twin if dtype == "float64" else port
+    with port.float64() as float64_copy:
+        judged = float64_copy if dtype == "float64" else port
         sites, logits = shown(judged, TOKENS)
         assert same_bits(logits, judged.logits(TOKENS))
         assert same_bits(logits, sites[-1][1])
@@ -197,9 +197,9 @@ def test_above_the_diagonal_the_pattern_is_exactly_zero(port):
             assert (value[:, :, ~np.tri(5, dtype=bool)] == 0).all()
 
 
-def test_closing_the_float64_twin_leaves_the_port(port):
-    with port.float64() as twin:
-        twin.close()
+def test_closing_the_float64_copy_leaves_the_port(port):
+    with port.float64() as float64_copy:
+        float64_copy.close()
     assert port.logits(TOKENS).dtype == np.float32
 
 

@@ -66,9 +66,9 @@ def test_what_is_written_is_computed_with_and_can_be_undone(port, name):
         assert same_bits(written.read(), changed)
         after = weights_of(port)
         assert not np.array_equal(after[name].ravel(), WEIGHTS[name].ravel())
-        with port.float64() as twin:
-            assert same_bits(parameter(twin, name).read(), changed)
-            for row, found in zip(TOKENS, twin.logits(TOKENS), strict=True):
+        with port.float64() as float64_copy:
+            assert same_bits(parameter(float64_copy, name).read(), changed)
+            for row, found in zip(TOKENS, float64_copy.logits(TOKENS), strict=True):
                 assert_agrees(found, logits(after, CONFIG, row))
     finally:
         written.write(original)
@@ -124,16 +124,16 @@ def losses_run(weights, tokens):
 
 
 @pytest.fixture(scope="module")
-def twin(port):
-    with port.float64() as twin:
-        yield twin
+def float64_copy(port):
+    with port.float64() as float64_copy:
+        yield float64_copy
 
 
 @pytest.mark.parametrize("length", [2, 7, CONFIG.n_ctx])
-def test_the_loss_is_the_shifted_mean_in_nats(port, twin, length):
+def test_the_loss_is_the_shifted_mean_in_nats(port, float64_copy, length):
     tokens = np.random.default_rng(length).integers(0, CONFIG.n_vocab, (3, length))
     expected = nats(WEIGHTS, tokens, tokens)
-    assert_agrees(twin.loss(tokens, tokens), expected)
+    assert_agrees(float64_copy.loss(tokens, tokens), expected)
     # float32: the mean of losses whose logits are as far off as the noise of each sequence.
     known = [Noise(losses_run(WEIGHTS, row), FLOAT32) for row in tokens]
     floor = np.sqrt(np.mean([k.noise["losses"] ** 2 for k in known]))
@@ -144,13 +144,13 @@ def test_the_loss_is_the_shifted_mean_in_nats(port, twin, length):
 @pytest.mark.parametrize(
     "ignored", [[(0, 3)], [(0, 0)], [(0, 6), (1, 1)], [(1, j) for j in range(7)]]
 )
-def test_ignored_labels_are_ignored(twin, ignored):
+def test_ignored_labels_are_ignored(float64_copy, ignored):
     labels = TOKENS.copy()
     labels[tuple(zip(*ignored, strict=True))] = IGNORED
-    assert_agrees(twin.loss(TOKENS, labels), nats(WEIGHTS, TOKENS, labels))
+    assert_agrees(float64_copy.loss(TOKENS, labels), nats(WEIGHTS, TOKENS, labels))
     # What is not predicted is not looked at: the first label of a row.
     if ignored == [(0, 0)]:
-        assert twin.loss(TOKENS, labels) == twin.loss(TOKENS, TOKENS)
+        assert float64_copy.loss(TOKENS, labels) == float64_copy.loss(TOKENS, TOKENS)
 
 
 @pytest.mark.parametrize("tokens", [TOKENS, TOKENS[:, :1]])
@@ -171,11 +171,11 @@ def test_impossible_labels_are_refused(port, labels, message):
         port.loss(TOKENS, labels)
 
 
-def test_asking_for_the_loss_changes_no_bit_of_the_forward_pass(port, twin):
-    before = port.logits(TOKENS), twin.logits(TOKENS)
-    port.loss(TOKENS, TOKENS), twin.loss(TOKENS, TOKENS)
+def test_asking_for_the_loss_changes_no_bit_of_the_forward_pass(port, float64_copy):
+    before = port.logits(TOKENS), float64_copy.logits(TOKENS)
+    port.loss(TOKENS, TOKENS), float64_copy.loss(TOKENS, TOKENS)
     assert same_bits(before[0], port.logits(TOKENS))
-    assert same_bits(before[1], twin.logits(TOKENS))
+    assert same_bits(before[1], float64_copy.logits(TOKENS))
 
 
 # Cache
@@ -195,23 +195,23 @@ def held(port):
 
 
 @pytest.mark.parametrize("split", range(1, 7))
-def test_every_split_is_the_full_pass(port, twin, split):
+def test_every_split_is_the_full_pass(port, float64_copy, split):
     expected = np.stack([logits(WEIGHTS, CONFIG, row) for row in TOKENS])
-    assert_agrees(decoded(twin, TOKENS, split), expected)
-    assert_agrees(decoded(twin, TOKENS, split, 7), expected)  # nothing is added at the end
+    assert_agrees(decoded(float64_copy, TOKENS, split), expected)
+    assert_agrees(decoded(float64_copy, TOKENS, split, 7), expected)  # nothing is added at the end
     for got, row in zip(decoded(port, TOKENS, split), TOKENS, strict=True):
         Noise(reference_run(WEIGHTS, CONFIG, row), FLOAT32).assert_holds("logits", got)
 
 
-def test_token_by_token_to_the_last_position(twin):
+def test_token_by_token_to_the_last_position(float64_copy):
     tokens = np.random.default_rng(1).integers(0, CONFIG.n_vocab, (1, CONFIG.n_ctx))
-    found = decoded(twin, tokens, *range(1, CONFIG.n_ctx))
+    found = decoded(float64_copy, tokens, *range(1, CONFIG.n_ctx))
     assert_agrees(found[0], logits(WEIGHTS, CONFIG, tokens[0]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_step_from_nothing_has_the_bits_of_the_forward_pass(port, twin, dtype):
-    judged = {"float32": port, "float64": twin}[dtype]
+def test_a_step_from_nothing_has_the_bits_of_the_forward_pass(port, float64_copy, dtype):
+    judged = {"float32": port, "float64": float64_copy}[dtype]
     before = judged.logits(TOKENS)
     found, _cache = judged.step(TOKENS, None)
     assert same_bits(found, before)
@@ -219,21 +219,21 @@ def test_a_step_from_nothing_has_the_bits_of_the_forward_pass(port, twin, dtype)
     assert found.dtype == dtype
 
 
-def test_positions_advance_with_the_cache(twin):
+def test_positions_advance_with_the_cache(float64_copy):
     """The same token twice is told apart by its position alone, once one token is in the cache."""
-    first, cache = twin.step(TOKENS[:, :1], None)
-    second, _ = twin.step(TOKENS[:, :1], cache)
+    first, cache = float64_copy.step(TOKENS[:, :1], None)
+    second, _ = float64_copy.step(TOKENS[:, :1], cache)
     twice = np.stack([logits(WEIGHTS, CONFIG, row.repeat(2)) for row in TOKENS[:, :1]])
     assert_agrees(first[:, 0], twice[:, 0])
     assert_agrees(second[:, 0], twice[:, 1])
 
 
-def test_two_sequences_that_take_turns_do_not_disturb_each_other(twin):
+def test_two_sequences_that_take_turns_do_not_disturb_each_other(float64_copy):
     a, b = TOKENS, TOKENS[:, ::-1]
-    _, cache_a = twin.step(a[:, :3], None)
-    _, cache_b = twin.step(b[:, :4], None)
-    last_a, _ = twin.step(a[:, 3:], cache_a)
-    last_b, _ = twin.step(b[:, 4:], cache_b)
+    _, cache_a = float64_copy.step(a[:, :3], None)
+    _, cache_b = float64_copy.step(b[:, :4], None)
+    last_a, _ = float64_copy.step(a[:, 3:], cache_a)
+    last_b, _ = float64_copy.step(b[:, 4:], cache_b)
     assert_agrees(last_a, np.stack([logits(WEIGHTS, CONFIG, row)[3:] for row in a]))
     assert_agrees(last_b, np.stack([logits(WEIGHTS, CONFIG, row)[4:] for row in b]))
 
@@ -246,10 +246,10 @@ def test_beyond_the_last_position_is_refused(port):
     assert np.isfinite(port.logits(TOKENS)).all()
 
 
-def test_a_cache_is_used_once_and_by_its_own_port(port, twin):
+def test_a_cache_is_used_once_and_by_its_own_port(port, float64_copy):
     _, cache = port.step(TOKENS, None)
     port.step(TOKENS, cache)
-    _, wide = twin.step(TOKENS, None)
+    _, wide = float64_copy.step(TOKENS, None)
     for foreign in (cache, wide):
         with pytest.raises(PortError, match="used already, or is another port's"):
             port.step(TOKENS, foreign)
@@ -261,7 +261,7 @@ def test_a_cache_of_another_batch_is_refused(port):
         port.step(TOKENS[:1], cache)
 
 
-def test_caches_are_released(port, twin):
+def test_caches_are_released(port, float64_copy):
     port.logits(TOKENS)
     assert held(port)["caches"] == 0
     _, cache = port.step(TOKENS, None)
@@ -270,7 +270,7 @@ def test_caches_are_released(port, twin):
     assert held(port) == {"caches": 1, "bytes": expected}
     _, cache = port.step(TOKENS, cache)  # the old one is gone
     assert held(port) == {"caches": 1, "bytes": 2 * expected}
-    _, _other = twin.step(TOKENS, None)
+    _, _other = float64_copy.step(TOKENS, None)
     assert held(port)["caches"] == 2
     del cache, _other, _
     port.logits(TOKENS)
@@ -281,8 +281,8 @@ def test_caches_are_released(port, twin):
 
 
 @pytest.fixture(scope="module")
-def gradients(twin):
-    return gathered(twin, TOKENS)
+def gradients(float64_copy):
+    return gathered(float64_copy, TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -333,10 +333,10 @@ def test_the_part_of_the_last_product_has_a_closed_form(gradients, wide):
     assert_agrees(gradients.wte_output, sum(at_logits.T @ ln_f for at_logits, ln_f in shown))
 
 
-def test_the_part_of_the_lookup_is_what_reaches_the_embeddings(twin):
+def test_the_part_of_the_lookup_is_what_reaches_the_embeddings(float64_copy):
     """In one sequence, position and token rows receive the same derivatives."""
     (tokens,) = single = np.array([[4, 7, 4, 4, 100, 0]])
-    gradients = gathered(twin, single)
+    gradients = gathered(float64_copy, single)
     expected = np.zeros((CONFIG.n_vocab, CONFIG.n_embd))
     np.add.at(expected, tokens, gradients.parameters["model/wpe"][: len(tokens)])
     assert_agrees(gradients.wte_input, expected)
@@ -351,11 +351,11 @@ def test_both_parts_make_the_whole(gradients):
     )
 
 
-def test_one_prediction_depends_on_what_came_before_it(twin, wide):
+def test_one_prediction_depends_on_what_came_before_it(float64_copy, wide):
     single = TOKENS[:1]
     length, total = single.shape[1], 0
     for position in range(length - 1):
-        found = twin.input_gradients(single, position)
+        found = float64_copy.input_gradients(single, position)
         assert found.shape == (length, CONFIG.n_embd) and found.dtype == np.float64
         assert not found[position + 1 :].any()
         assert found[: position + 1].any(axis=1).all()
@@ -365,7 +365,7 @@ def test_one_prediction_depends_on_what_came_before_it(twin, wide):
 
         known = slope(wide, CONFIG, single, {"wpe": direction}, position)
         assert known.floors((found * direction[:length]).sum()) <= LIMIT_FLOORS
-    whole = gathered(twin, single).parameters["model/wpe"]
+    whole = gathered(float64_copy, single).parameters["model/wpe"]
     assert_agrees(total / (length - 1), whole[:length])
     assert not whole[length:].any()
 
@@ -384,17 +384,17 @@ def test_a_loss_of_nothing_has_no_gradient(port, tokens):
         gathered(port, tokens)
 
 
-def test_gradients_follow_what_was_written(port, twin, gradients):
+def test_gradients_follow_what_was_written(port, float64_copy, gradients):
     gain = parameter(port, "ln_f/g")
     original = gain.read()
     gain.write(2 * original)
     try:
         shown = [at_the_head(weights_of(port), row) for row in TOKENS]
-        found = gathered(twin, TOKENS).parameters["model/ln_f/b"]
+        found = gathered(float64_copy, TOKENS).parameters["model/ln_f/b"]
     finally:
         gain.write(original)
     assert_agrees(found, sum((at_logits @ WEIGHTS["wte"]).sum(axis=0) for at_logits, _ in shown))
-    again = gathered(twin, TOKENS)
+    again = gathered(float64_copy, TOKENS)
     assert same_bits(again.parameters["model/ln_f/b"], gradients.parameters["model/ln_f/b"])
 
 
@@ -466,9 +466,9 @@ def test_a_way_of_copying_that_is_not_there_is_a_reason(port, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_nothing_is_drawn_and_one_variable_feeds_both_ends(port, twin, dtype):
+def test_nothing_is_drawn_and_one_variable_feeds_both_ends(port, float64_copy, dtype):
     """Also after decoders and gradients were added to the graph."""
-    judged = {"float32": port, "float64": twin}[dtype]
+    judged = {"float32": port, "float64": float64_copy}[dtype]
     assert judged.training() == []
     tied, description = judged.tying()
     assert tied and description.endswith("read the one variable model/wte")

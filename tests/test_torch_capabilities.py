@@ -1,6 +1,6 @@
 """What a torch module shows besides its logits: derivatives, copies, its graph, another device.
 
-Twelve styles of writing GPT-2 and transformers' own are held against central differences of the
+Twelve styles of writing GPT-2 and transformers' own are checked against central differences of the
 oracle's loss; ways in which a module can cut a derivative off are written out one by one.
 """
 
@@ -56,9 +56,9 @@ def port(style: str, source: Checkpoint = SOURCE) -> TorchModule:
     return TorchModule(STYLES[style](source), source, style)
 
 
-def twin_gradients(made: TorchModule) -> Gradients:
-    with made.float64() as twin:
-        return gathered(twin, TOKENS)
+def float64_gradients(made: TorchModule) -> Gradients:
+    with made.float64() as float64_copy:
+        return gathered(float64_copy, TOKENS)
 
 
 @cache
@@ -115,17 +115,19 @@ def slope_of(made: TorchModule, found: Gradients, name: str, direction: np.ndarr
 @pytest.mark.parametrize(
     "style", [*STYLES, "huggingface-eager-float32", "huggingface-sdpa-float64"]
 )
-def test_the_twin_has_the_derivatives_of_the_oracle(style: str) -> None:
+def test_the_float64_copy_has_the_derivatives_of_the_oracle(style: str) -> None:
     made = port(style)
     # Where layer norm and softmax stay in float32, so do their derivatives.
     finer = FINER if style != "upcasting" else 1.0
-    assert_derivatives(made, twin_gradients(made), known(), finer)
+    assert_derivatives(made, float64_gradients(made), known(), finer)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_twin_of_half_precision_has_the_derivatives_at_its_own_weights(dtype: str) -> None:
+def test_the_float64_copy_of_half_precision_has_the_derivatives_at_its_own_weights(
+    dtype: str,
+) -> None:
     made = port(f"huggingface-eager-{dtype}")
-    assert_derivatives(made, twin_gradients(made), known(dtype), FINER)
+    assert_derivatives(made, float64_gradients(made), known(dtype), FINER)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_derivatives_in_the_declared_precision(style: str, dtype: str) -> None:
     """Of every parameter and of both parts of wte, within the noise of that precision."""
     made = port(style)
     found = gathered(made, TOKENS)
-    assert found.parameters.keys() == twin_gradients(made).parameters.keys()
+    assert found.parameters.keys() == float64_gradients(made).parameters.keys()
     for got in (*found.parameters.values(), found.wte_input, found.wte_output):
         assert got.dtype == (np.float64 if dtype == "float64" else np.float32)
     if dtype == "float64":
@@ -150,7 +152,7 @@ def test_derivatives_in_the_declared_precision(style: str, dtype: str) -> None:
 
 def test_a_derivative_off_by_a_millionth_is_seen_in_float64() -> None:
     made = port("split_linears")
-    found = twin_gradients(made)
+    found = float64_gradients(made)
     for d in known():
         got = slope_of(made, found, d.direction.tensor, d.direction.values())
         if d.direction.tensor != "wte":
@@ -165,8 +167,8 @@ def gradient_of(made: TorchModule, found: Gradients, tensor: str, shape: tuple[i
 def assert_parts_make_the_whole(made: TorchModule, tokens_T: np.ndarray) -> None:
     """Of a single sequence, whose positions receive what its tokens do: a row of wte gets a sum of
     as many terms as its token occurs, and the part of the head."""
-    with made.float64() as twin:
-        found = gathered(twin, tokens_T[None])
+    with made.float64() as float64_copy:
+        found = gathered(float64_copy, tokens_T[None])
     size_VD = np.abs(found.wte_output)
     whole = gradient_of(made, found, "wte", size_VD.shape)
     at_embed = gradient_of(made, found, "wpe", (-1, size_VD.shape[1]))[: len(tokens_T)]
@@ -178,7 +180,7 @@ def assert_parts_make_the_whole(made: TorchModule, tokens_T: np.ndarray) -> None
 @pytest.mark.parametrize("style", STYLES)
 def test_the_parts_make_the_whole(style: str) -> None:
     made = port(style)
-    found = twin_gradients(made)
+    found = float64_gradients(made)
     shape = (CONFIG.n_vocab, CONFIG.n_embd)
     assert found.wte_input.shape == found.wte_output.shape == shape
     for row in TOKENS:
@@ -219,8 +221,8 @@ class TestInput:
     def test_against_the_oracle(self, style: str) -> None:
         """Moving the embedding of one position: wpe has one row for each."""
         made, row = port(style), TOKENS[:1]
-        with made.float64() as twin:
-            found = twin.offers()[INPUT_GRADIENTS](row, POSITION)
+        with made.float64() as float64_copy:
+            found = float64_copy.offers()[INPUT_GRADIENTS](row, POSITION)
         expected, along = at_input(style == "upcasting")
         assert expected.floors(float((found * along).sum())) <= LIMIT_FLOORS
         # So that something is compared: what is off by so much would be seen.
@@ -362,7 +364,7 @@ def sparse() -> nn.Module:
 
 @cache
 def plain() -> Gradients:
-    return twin_gradients(port("split_linears"))
+    return float64_gradients(port("split_linears"))
 
 
 def modules() -> dict[str, nn.Module]:
@@ -386,11 +388,11 @@ class TestEndsOfTied:
     @pytest.mark.parametrize("name", modules())
     def test_however_it_is_read(self, name: str) -> None:
         made = TorchModule(modules()[name], SOURCE, name)
-        with made.float64() as twin:
-            got = twin.offers()[INPUT_GRADIENTS](TOKENS[:1], POSITION)
+        with made.float64() as float64_copy:
+            got = float64_copy.offers()[INPUT_GRADIENTS](TOKENS[:1], POSITION)
         expected, along = at_input()
         assert expected.floors(float((got * along).sum())) <= LIMIT_FLOORS
-        found = twin_gradients(made)
+        found = float64_gradients(made)
         total = found.parameters["wte.weight"]
         for d, value in (
             (of_wte("embed"), found.wte_input),
@@ -427,7 +429,7 @@ class TestEndsOfTied:
     def test_reentrant_checkpoints_are_followed(self) -> None:
         made = TorchModule(with_forward(reentrant_blocks), SOURCE, "reentrant")
         before = {n: p.grad for n, p in made.module.named_parameters()}
-        found = twin_gradients(made)
+        found = float64_gradients(made)
         assert_derivatives(made, found, known(), FINER)
         made.offers()[INPUT_GRADIENTS](TOKENS[:1], POSITION)
         assert {n: p.grad for n, p in made.module.named_parameters()} == before
@@ -436,7 +438,7 @@ class TestEndsOfTied:
     @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
     def test_what_hides_the_head_hides_the_parts(self) -> None:
         made = TorchModule(with_forward(reentrant_head), SOURCE, "reentrant head")
-        found = twin_gradients(made)
+        found = float64_gradients(made)
         assert found.wte_input is found.wte_output is None
         d = whole_wte()
         assert d.floors(d.direction.along(found.parameters["wte.weight"]), FINER) <= LIMIT_FLOORS
@@ -444,7 +446,7 @@ class TestEndsOfTied:
 
 def test_of_an_untied_head_the_output_is_its_own() -> None:
     made = TorchModule(with_head(lambda w: linear_of(w.clone())), SOURCE, "untied")
-    found = twin_gradients(made)
+    found = float64_gradients(made)
     assert np.array_equal(found.parameters["wte.weight"], found.wte_input)
     assert np.array_equal(found.parameters["head.weight"], found.wte_output)
     assert np.array_equal(found.wte_input, plain().wte_input)
@@ -485,9 +487,9 @@ class TestNotDifferentiable:
             gathered(port("split_linears"), TOKENS[:, :1])
 
 
-@pytest.mark.parametrize("twin", [False, True])
+@pytest.mark.parametrize("float64_copy", [False, True])
 @pytest.mark.parametrize("style", ["split_linears", "fused_in_place", "nameless"])
-def test_everything_is_left_as_it_was(style: str, twin: bool) -> None:
+def test_everything_is_left_as_it_was(style: str, float64_copy: bool) -> None:
     model = STYLES[style](SOURCE)
     for i, parameter in enumerate(model.parameters()):
         parameter.requires_grad_(bool(i % 2))
@@ -507,11 +509,11 @@ def test_everything_is_left_as_it_was(style: str, twin: bool) -> None:
     model.register_forward_hook(lambda module, args, output: output + 0 * dropout(output))
     bits = made.logits(TOKENS).tobytes()
     torch.set_rng_state(rng)
-    with made.float64() if twin else nullcontext(made) as one:
+    with made.float64() if float64_copy else nullcontext(made) as one:
         gathered(one, TOKENS)
         one.offers()[INPUT_GRADIENTS](TOKENS[:1], POSITION)
         assert dict(model.named_parameters(remove_duplicate=False)).keys() == named.keys()
-    if not twin:
+    if not float64_copy:
         assert torch.equal(torch.get_rng_state(), rng)
     assert state() == before
     assert dict(model.named_parameters(remove_duplicate=False)) == named
@@ -530,9 +532,9 @@ def test_odd_sizes(style: str, sizes: tuple[int, ...]) -> None:
     made = port(style, source)
     length = source.config.n_ctx
     tokens = np.random.default_rng(3).integers(0, source.config.n_vocab, (2, length))
-    with made.float64() as twin:
-        found = gathered(twin, tokens)
-        first = twin.offers()[INPUT_GRADIENTS](tokens[:1], 0)
+    with made.float64() as float64_copy:
+        found = gathered(float64_copy, tokens)
+        first = float64_copy.offers()[INPUT_GRADIENTS](tokens[:1], 0)
     assert found.wte_input.shape == found.wte_output.shape == sizes[:3:2]
     for row in tokens:
         assert_parts_make_the_whole(made, row)

@@ -283,8 +283,8 @@ class TestTying:
         made = written.port(style)
         tied, line = made.offers()[TYING]()
         assert tied and "read the one parameter" in line
-        with made.float64() as twin:
-            assert twin.offers()[TYING]() == (tied, line)
+        with made.float64() as float64_copy:
+            assert float64_copy.offers()[TYING]() == (tied, line)
 
     @pytest.mark.parametrize("name", written.modules())
     def test_however_it_is_read(self, name: str) -> None:

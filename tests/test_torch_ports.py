@@ -104,7 +104,7 @@ def judged_narrower(found: PortReport) -> set[str | None]:
     return {f.site for f in found.findings if "judged as that" in f.message}
 
 
-def test_the_twin_computes_in_float64() -> None:
+def test_the_float64_copy_computes_in_float64() -> None:
     """Else it would prove no more than the declared precision does."""
     for style in STYLES:
         narrow = judged_narrower(report(style))
@@ -133,8 +133,8 @@ class TestModuleIsLeftAsFound:
         tokens = INPUTS[1].tokens
         plain = port.logits(tokens)
         watched = port.activations(tokens, lambda site, value, narrowest=None: None)
-        with port.float64() as twin:
-            wide = twin.logits(tokens)
+        with port.float64() as float64_copy:
+            wide = float64_copy.logits(tokens)
         assert wide.dtype == np.float64
         after = dict(made.named_parameters(remove_duplicate=False))
         assert after.keys() == before.keys()
@@ -151,8 +151,8 @@ class TestModuleIsLeftAsFound:
         before = dict(made.named_parameters())
         port = TorchModule(made, SOURCE, "breaks")
         too_long = np.zeros((1, CONFIG.n_ctx + 1), np.int64)
-        with pytest.raises(IndexError), port.float64() as twin:
-            twin.logits(too_long)
+        with pytest.raises(IndexError), port.float64() as float64_copy:
+            float64_copy.logits(too_long)
         assert all(p is before[name] for name, p in made.named_parameters())
         assert not any(part._forward_hooks or part._forward_pre_hooks for part in made.modules())
 
@@ -189,8 +189,8 @@ class TestVisit:
         """A visitor that keeps what it was shown in float64 keeps what it was, not what came."""
         port = TorchModule(module("fused_in_place"), SOURCE, "in place")
         kept: list[tuple[np.ndarray, bytes]] = []
-        with port.float64() as twin:
-            twin.activations(
+        with port.float64() as float64_copy:
+            float64_copy.activations(
                 INPUTS[1].tokens,
                 lambda site, value, narrowest=None: kept.append((value, value.tobytes())),
             )

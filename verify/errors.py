@@ -55,7 +55,7 @@ LONGEST_REFUSAL = 1000
 
 def shortened(text: object, longest: int = LONGEST) -> str:
     """Somebody else's words as one printable line of a few hundred characters."""
-    words = text[: 64 * longest] if isinstance(text, str) else _words_of(text)
+    words = text[: 64 * longest] if isinstance(text, str) else _text_of(text)
     line = " ".join(words.split())
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line[: longest + 1])
     return line if len(line) <= longest else f"{line[:longest]} …"
@@ -72,7 +72,7 @@ def described(error: BaseException, longest: int = LONGEST) -> str:
     return f"{name}: {first}" if first else name
 
 
-def _words_of(thing: object) -> str:
+def _text_of(thing: object) -> str:
     try:
         return str(thing)
     except Exception as worse:

@@ -61,8 +61,8 @@ class Finding:
         limit: the largest score that a correct port reaches.
         message: one line; for a failure ``what[index] = got, should be expected ± budget``.
         named: the known faults that explain a failure; None where the check knows of none.
-        tensors: of a failure, the tensors that are wrong, or have a wrong derivative; ``lm_head``
-            for a head that is none of the checkpoint's.
+        tensors: of a failure, the tensors that are wrong, or have an incorrect derivative;
+            ``lm_head`` for a head that is none of the checkpoint's.
         details: further numbers for the JSON report (scores by position, head, channel …).
     """
 

@@ -18,7 +18,7 @@ from gpt_verify.claims.case import Case
 from gpt_verify.claims.models import Model
 from gpt_verify.claims.oracle_port import OraclePort
 from gpt_verify.claims.transformers_code import TransformersCode, installed
-from gpt_verify.graph.call import Act
+from gpt_verify.graph.call import Override
 from gpt_verify.port import Port
 from gpt_verify.reference.config import Config
 
@@ -47,9 +47,9 @@ def asked(port: Port, source: Checkpoint | None = None, config: Config = CONFIG)
     return Case(source, models=[Model(port, source)], code=[])
 
 
-def altered(overrides: Mapping[str, Act], config: Config = CONFIG) -> Case:
+def altered(overrides: Mapping[str, Override], config: Config = CONFIG) -> Case:
     """The oracle with some operations replaced; ``*`` stands for every layer."""
-    everywhere: dict[str, Act] = {}
+    everywhere: dict[str, Override] = {}
     for site, act in overrides.items():
         layers: Sequence[int] = range(config.n_layer) if "*" in site else [0]
         everywhere |= {site.replace("*", str(layer)): act for layer in layers}
@@ -80,7 +80,7 @@ def torch_model(alter: Callable[[Any], None]) -> Case:
 
 
 def code(before: str) -> Case:
-    """transformers with a fault planted before it is examined; all else is as it should be."""
+    """transformers with a fault injected before it is examined; all else is as it should be."""
     (now,) = installed()
     source = open_checkpoint(default_checkpoint())
     return Case(source, code=[TransformersCode(now.python, HERE / before)])

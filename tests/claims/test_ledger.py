@@ -26,7 +26,7 @@ from gpt_verify.reference.bpe import alphabet
 from gpt_verify.reference.config import RELEASED
 from gpt_verify.report.claims import html, markdown, terminal
 from gpt_verify.report.claims import json as as_json
-from gpt_verify.report.claims.words import summary
+from gpt_verify.report.claims.messages import summary
 
 pytestmark = pytest.mark.claims
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fault_ports import planted
+from fault_ports import injected
 
 from gpt_verify.checkpoint import Checkpoint
 
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Callable[[Checkpoint], Any]:
             fault, _, layers = part.partition("@")
             every = range(checkpoint.config.n_layer)
             faults.append((fault, [int(layers)] if layers else every))
-        port = planted(checkpoint, *faults)
+        port = injected(checkpoint, *faults)
         return (lambda tokens: port.logits(tokens)) if only_logits else port
 
     return factory

@@ -1,4 +1,4 @@
-"""Correct torch ports with faults of the catalogue planted in them."""
+"""Correct torch ports with faults of the catalogue injected into them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def judged(spec: str) -> PortReport:
     return judge(spec, SOURCE, INPUTS, None, "cpu", Silent(), shared=SHARED)
 
 
-def planted(
+def injected(
     source: Checkpoint, *faults: tuple[str, Sequence[int]], options: Options | None = None
 ) -> TorchModule:
     """A port with each of the named faults in its layers."""
@@ -54,6 +54,6 @@ def float64_sites(port: TorchModule, item: Input) -> dict[str, Any]:
     def keep(site: str, value: Any, narrowest: str | None = None) -> None:
         found[site] = value[0].copy()
 
-    with port.float64() as twin:
-        twin.activations(item.tokens, keep)
+    with port.float64() as float64_copy:
+        float64_copy.activations(item.tokens, keep)
     return found

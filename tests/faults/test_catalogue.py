@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fault_ports import float64_sites, planted
+from fault_ports import float64_sites, injected
 from models import CONFIG, batch, checkpoint
 from rounding import LIMIT_FLOORS, Noise, Run
 
 from gpt_verify.diagnosis.sites import HIDDEN
 from gpt_verify.faults.fault import Fault
-from gpt_verify.graph.call import Act
+from gpt_verify.graph.call import Override
 from gpt_verify.graph.run import right, run
 from gpt_verify.inputs import Input
 from gpt_verify.laws.catalogue import CATALOGUE
@@ -44,14 +44,14 @@ def test_it_is_described(fault: Fault) -> None:
     assert {site.kind for site in sites(CONFIG).values()} >= set(fault.sites.operations)
 
 
-def run_with(overrides: Mapping[str, Act]) -> Run:
+def run_with(overrides: Mapping[str, Override]) -> Run:
     """The oracle with some operations replaced, its values rounded as they are kept."""
 
     def each(dtype: type[np.floating], store: Callable[[Any], Any]) -> Any:
-        acts = {site: overrides.get(site, right) for site in sites(CONFIG)}
-        kept: dict[str, Act] = {
+        every = {site: overrides.get(site, right) for site in sites(CONFIG)}
+        kept: dict[str, Override] = {
             site: lambda call, act=act: store(np.asarray(act(call), dtype))
-            for site, act in acts.items()
+            for site, act in every.items()
         }
         lookup = SOURCE.tensors.__getitem__
         return run(lookup, CONFIG, INPUT.tokens[0], kept, dtype=dtype, keep=None)
@@ -78,7 +78,7 @@ def visible(site: str, value: Any) -> Any:
 def test_both_forms_compute_the_same(fault: Fault, layers: Sequence[int]) -> None:
     """Two writings of one mistake, from the tokens to the logits, at every site, to within what
     rounding does to this very mistake. A difference in the seventh digit is far beyond that."""
-    shown = float64_sites(planted(SOURCE, (fault.name, layers)), INPUT)
+    shown = float64_sites(injected(SOURCE, (fault.name, layers)), INPUT)
     overrides = fault.overrides(CONFIG, layers)
     known, order = Noise(run_with(overrides)), list(sites(CONFIG))
     unchanged = dict(run_with({})(np.float64, lambda x: x))

@@ -1,5 +1,5 @@
-"""Every fault that acts at a site is refuted by its law, found where it is, and named; planted in
-all layers and in one, with every site shown and with nothing but logits."""
+"""Every fault that acts at a site is refuted by its law, found where it is, and named; injected
+into all layers and in one, with every site shown and with nothing but logits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fault_ports import SHARED, SOURCE, planted
+from fault_ports import SHARED, SOURCE, injected
 from models import CONFIG, batch, checkpoint, failed, failures
 
 from gpt_verify.diagnosis.deviations import Deviations
@@ -63,7 +63,7 @@ def judged(fault: Fault, layers: Sequence[int], *laws: str, **options: Any) -> P
         None,
         "cpu",
         Silent(),
-        build=lambda: planted(SOURCE, (fault.name, layers), options=Options(**options)),
+        build=lambda: injected(SOURCE, (fault.name, layers), options=Options(**options)),
         laws=laws,
         shared=SHARED,
     )
@@ -72,8 +72,8 @@ def judged(fault: Fault, layers: Sequence[int], *laws: str, **options: Any) -> P
 def right_sites(fault: Fault, layers: Sequence[int]) -> set[str]:
     """Where it acts, and what reads that: a port need not show the sum or the norm itself."""
     table = sites(CONFIG)
-    acts = set(fault.overrides(CONFIG, layers)) or {"logits"}
-    return acts | {s.name for s in table.values() if acts & set(s.inputs)}
+    overridden = set(fault.overrides(CONFIG, layers)) or {"logits"}
+    return overridden | {s.name for s in table.values() if overridden & set(s.inputs)}
 
 
 @pytest.mark.parametrize(("fault", "layers"), forms([f for f in ACTING if f.law]))
@@ -163,7 +163,7 @@ def deviations() -> tuple[Deviations, Any]:
 def filtered(fault: Fault, layers: Sequence[int]) -> Filtered:
     """What the filter finds, as ``gpt_verify.diagnosis.logits`` asks it."""
     known, tokens_ST = deviations()
-    port = planted(SOURCE, (fault.name, layers))
+    port = injected(SOURCE, (fault.name, layers))
     error_SN = known.error(np.stack([port.logits(row[None])[0] for row in tokens_ST]))
     candidates = []
     for single in (False, True):
@@ -202,7 +202,7 @@ def test_layers_sorted_as_strings() -> None:
     source, name = checkpoint(deep), "linear-layers-string-sorted"
     weights = DeclaredWeights(source.tensors, FLOAT32)
     for layers, named in ((range(deep.n_layer), [name]), ((), [])):
-        port = planted(source, *([(name, layers)] if layers else []))
+        port = injected(source, *([(name, layers)] if layers else []))
         comparison = SiteComparison(deep, weights, FLOAT32, FLOAT32, cascaded=False)
         tokens = np.arange(5)[None]
         comparison.begin(tokens)

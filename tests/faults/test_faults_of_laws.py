@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from fault_ports import ANY, SHARED, SOURCE, judged, planted
+from fault_ports import ANY, SHARED, SOURCE, injected, judged
 from models import INPUTS, failed_laws, finding
 
 from gpt_verify.diagnosis.left_over import left_over
-from gpt_verify.faults.plant import wrap
+from gpt_verify.faults.inject import wrap
 from gpt_verify.findings import Verdict
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
@@ -54,8 +54,8 @@ def test_what_only_follows_from_a_fault_is_not_named_beside_it(name: str) -> Non
     assert left_over(report, None) == []
 
 
-#: Every law of tying or of derivatives fails with one of these: a mistake on the way back in all
-#: layers, one that leaks what comes later, and each kind of tie that is none.
+#: Every law of tying or of derivatives fails with one of these: a mistake in the backward pass in
+#: all layers, one that leaks what comes later, and each kind of tie that is none.
 BROUGHT = ("gradient-gelu-erf", "gradient-mask-missing", "head-copied", "head-detached")
 BROUGHT += ("tying-lookup-detached", "tying-by-data")
 
@@ -71,7 +71,7 @@ def test_what_it_does_not_bring_with_it_is() -> None:
     """A head that is detached says nothing of a lookup that is trained wrongly."""
 
     def build() -> TorchModule:
-        port = planted(SOURCE, ("head-detached", range(SOURCE.config.n_layer)))
+        port = injected(SOURCE, ("head-detached", range(SOURCE.config.n_layer)))
         wrap(port.module, "embed", _third_channel)
         return port
 

@@ -28,7 +28,7 @@ PAIRS = [
     "norm-missing-gain@2+embeddings-scaled@0",
     "embeddings-positions-reversed@1+norm-unbiased-variance@2",
 ]
-#: A model that is wrong by itself, and a fault that its law knows by what it does to a right one.
+#: A model that is wrong by itself, and a fault that its law knows by what it does to a correct one.
 AROUND = ["attention-heads-dealt@0+cache-no-mask@2", "gelu-silu@0+batch-first-row-for-all@2"]
 
 

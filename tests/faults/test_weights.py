@@ -9,7 +9,7 @@ from fault_ports import ANY, judged
 from models import CONFIG, checkpoint, failures, finding
 
 from gpt_verify.diagnosis.tensors import Difference, explain
-from gpt_verify.faults.fault import Alter, Fault, Stored, tensors_of
+from gpt_verify.faults.fault import Corrupt, Fault, Stored, tensors_of
 from gpt_verify.faults.weights import bit_flip, int8, rolled, scaled
 from gpt_verify.findings import Status, Verdict
 from gpt_verify.laws.catalogue import CATALOGUE
@@ -27,12 +27,12 @@ def readers(fault: Fault, layers: list[int]) -> list[str]:
     return [site.name for site in sites(CONFIG).values() if names & set(site.weights)]
 
 
-@pytest.mark.parametrize("planted", [*FAULTS, *PLACES])
-def test_it_is_found_in_its_tensor_and_named(planted: str) -> None:
-    name, _, layer = planted.partition("@")
+@pytest.mark.parametrize("injected", [*FAULTS, *PLACES])
+def test_it_is_found_in_its_tensor_and_named(injected: str) -> None:
+    name, _, layer = injected.partition("@")
     fault = FAULTS[name]
     layers = [int(layer)] if layer else list(range(CONFIG.n_layer))
-    report = judged(ANY + planted)
+    report = judged(ANY + injected)
     assert report.verdict is Verdict.REFUTED
     wrong = {f.site for f in failures(report) if f.id == "weights.values"}
     assert wrong == set(readers(fault, layers))
@@ -43,9 +43,9 @@ def test_it_is_found_in_its_tensor_and_named(planted: str) -> None:
     assert f"explained by {name}" in first.message
 
 
-def changed(name: str, alter: Alter) -> Difference:
+def changed(name: str, corrupt: Corrupt) -> Difference:
     expected = np.array(SOURCE.tensors[name])
-    got = alter(Stored(CONFIG, name, expected.copy(), SOURCE.tensors.__getitem__))
+    got = corrupt(Stored(CONFIG, name, expected.copy(), SOURCE.tensors.__getitem__))
     lookup = SOURCE.tensors.__getitem__
     return Difference(name, np.asarray(got, np.float32), expected, lookup, CONFIG)
 
@@ -79,10 +79,10 @@ STRUCK = [
 
 @pytest.mark.parametrize(("name", "tensor"), STRUCK)
 def test_it_is_named_in_any_tensor(name: str, tensor: str) -> None:
-    """Also where the catalogue does not plant it; and by no other name."""
-    alter = FAULTS[name].tensors.corrupt
-    assert alter is not None
-    explanation = explain(changed(tensor, alter))
+    """Also where the catalogue does not inject it; and by no other name."""
+    corrupt = FAULTS[name].tensors.corrupt
+    assert corrupt is not None
+    explanation = explain(changed(tensor, corrupt))
     assert {candidate.fault for candidate in explanation.accepted} == {name}, str(explanation)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.inject import wrap
 from gpt_verify.faults.model import build
-from gpt_verify.faults.plant import wrap
 from gpt_verify.ports.torch.module import TorchModule
 
 
@@ -21,12 +21,12 @@ class Unknown:
     """One fault.
 
     Attributes:
-        plant: puts it into a ``gpt_verify.faults.model.Model``.
+        inject: puts it into a ``gpt_verify.faults.model.Model``.
         law: what must refute it.
         site: where it must be found; None where it is not in a plain pass.
     """
 
-    plant: Callable[[Any], None]
+    inject: Callable[[Any], None]
     law: str
     site: str | None = None
 
@@ -130,7 +130,7 @@ UNKNOWN = {
     "norm_without_last_channel": Unknown(norm_without_last_channel, "architecture", "h.2.ln_1"),
     "one_head_cooler": Unknown(one_head_cooler, "architecture", "h.1.attn.scores"),
     "heads_mixed": Unknown(heads_mixed, "architecture", "h.0.attn.mix"),
-    # The sum is right; what the next norm and the next sum read is not.
+    # The sum is correct; what the next norm and the next sum read is not.
     "stream_clamped": Unknown(stream_clamped, "architecture", "h.1.ln_2"),
     "positions_smoothed": Unknown(positions_smoothed, "architecture", "embed"),
     "logits_grow": Unknown(logits_grow, "architecture", "logits"),
@@ -142,7 +142,7 @@ UNKNOWN = {
 
 def _port(name: str, source: Checkpoint) -> TorchModule:
     model = build(source)
-    UNKNOWN[name].plant(model)
+    UNKNOWN[name].inject(model)
     return TorchModule(model, source, name)
 
 

@@ -1,4 +1,4 @@
-"""Ports that compute the right logits and train on wrong derivatives.
+"""Ports that compute the correct logits and train on wrong derivatives.
 
 Each function alters transformers' GPT-2 after it was loaded.
 """

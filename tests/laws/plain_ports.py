@@ -1,4 +1,4 @@
-"""A GPT-2 in torch, every step of which can be replaced, as a port to plant faults in."""
+"""A GPT-2 in torch, every step of which can be replaced, as a port to inject faults into."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A port as a law is handed it, in one line; and one law held against one port."""
+"""A port as a law is handed it, in one line; and one law checked for one port."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from plain_ports import faulty, plain
 from strategies import scaled
 from subjects import hold, port
 
-from gpt_verify.faults.plant import wrap
+from gpt_verify.faults.inject import wrap
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.agreement import LIMIT_PAIR
 from gpt_verify.laws.batch.check import SIZES

@@ -12,7 +12,7 @@ from plain_ports import faulty, plain
 from subjects import hold
 from torch.nn import functional
 
-from gpt_verify.faults.plant import wrap
+from gpt_verify.faults.inject import wrap
 from gpt_verify.findings import Cause, Finding, PortReport, Status, Verdict
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.judging.judge import judge, standing

@@ -17,7 +17,7 @@ from gpt_verify.faults.model import Options
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.agreement import LIMIT_PAIR
 from gpt_verify.laws.causality.boundaries import SHORT, cuts, edges
-from gpt_verify.laws.causality.words import Sight
+from gpt_verify.laws.causality.sight import Sight
 from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY, INPUT_GRADIENTS, NOT_SHOWN
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.ports.openai_tf import openai_tf
@@ -338,7 +338,7 @@ def test_gradients_that_overflow_are_taken_in_float64() -> None:
     right = judged.offers()[INPUT_GRADIENTS]
 
     def overflowing(tokens: Any, at: int) -> Any:
-        return right(tokens, at) + (0 if judged._is_twin else np.float32(np.inf))
+        return right(tokens, at) + (0 if judged._is_float64_copy else np.float32(np.inf))
 
     judged.offer(INPUT_GRADIENTS, overflowing)
     assert only(hold(GRADIENT, judged), GRADIENT).status is Status.PASSED
@@ -402,10 +402,12 @@ def test_every_boundary_that_is_known_to_leak_is_tried() -> None:
 def test_only_what_was_tried_is_said() -> None:
     sees, tried = np.zeros((9, 9), np.bool_), np.zeros((9, 9), np.bool_)
     sees[2, 5] = tried[2, 5] = True
-    assert Sight(sees, tried, 1).words() == "position 2 sees position 5"
+    assert Sight(sees, tried, 1).describe() == "position 2 sees position 5"
     tried[2, 6] = tried[3, 5] = True
-    assert Sight(sees, tried, 1).words().startswith("position 2 sees position 5, at most 3 ahead")
-    assert Sight(np.tri(9, dtype=np.bool_), np.ones((9, 9), np.bool_), 1).words() == ""
+    assert (
+        Sight(sees, tried, 1).describe().startswith("position 2 sees position 5, at most 3 ahead")
+    )
+    assert Sight(np.tri(9, dtype=np.bool_), np.ones((9, 9), np.bool_), 1).describe() == ""
 
 
 def test_sources_are_those_of_this_model() -> None:

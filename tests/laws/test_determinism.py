@@ -24,7 +24,7 @@ from gpt_verify.laws.determinism.check import _SETS
 from gpt_verify.port import DROPOUT, Port
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.ports.torch.module import TorchModule
-from gpt_verify.power.planting import EVERYWHERE, Planting, port_with
+from gpt_verify.power.injection import EVERYWHERE, Injection, port_with
 from gpt_verify.process.restored import restored
 from gpt_verify.process.state import snapshot
 from gpt_verify.reference import Config
@@ -44,7 +44,7 @@ def _process_as_it_was() -> Iterator[None]:
 
 
 def judged(make: Any) -> PortReport:
-    """The report of a port, loaded by ``make`` and held against these laws alone."""
+    """The report of a port, loaded by ``make`` and checked for these laws alone."""
     return judge("made", SOURCE, INPUTS, None, "cpu", Silent(), build=make, laws=[MODE, STATE])
 
 
@@ -319,7 +319,7 @@ def loaded(fault: str) -> Port:
     """As ``faulted``; what a port of the catalogue changes when it is built, it changes now."""
     if fault not in CATALOGUE:
         return port(getattr(faults, fault))
-    return port_with(CATALOGUE[fault], Planting(fault, EVERYWHERE, (0, 1, 2)), SOURCE)
+    return port_with(CATALOGUE[fault], Injection(fault, EVERYWHERE, (0, 1, 2)), SOURCE)
 
 
 def test_every_fault_of_the_catalogue_is_named_by_the_law_that_it_says() -> None:

@@ -1,4 +1,4 @@
-"""The law of the gradient: wrong derivatives of right logits are refuted, correct ports pass."""
+"""The law of the gradient: wrong derivatives of correct logits are refuted, correct ports pass."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def named(findings: list[Finding]) -> list[str]:
     return [f.fault for f in findings if f.fault]
 
 
-def without_twin(made: Port) -> Port:
+def without_float64_copy(made: Port) -> Port:
     made.withdraw(FLOAT64_COPY)
     return made
 
@@ -60,7 +60,7 @@ def test_correct_ports_pass_everywhere(attention: str, dtype: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_port_without_float64_is_judged_as_it_is(dtype: Any) -> None:
-    findings = held(without_twin(port(dtype=dtype)))
+    findings = held(without_float64_copy(port(dtype=dtype)))
     assert failed(findings) == []
     assert all("float64" not in f.message for f in findings)
     # In half precision a derivative that happens to be small can drown; few do.
@@ -69,7 +69,7 @@ def test_a_port_without_float64_is_judged_as_it_is(dtype: Any) -> None:
     assert len(lost) <= {"float32": 0, "bfloat16": 6, "float16": 1}[dtype]
 
 
-def test_a_twin_that_is_not_all_float64_is_not_judged_as_that() -> None:
+def test_a_float64_copy_that_is_not_all_float64_is_not_judged_as_that() -> None:
     findings = held(port(mixed_precision.softmax_in_float32))
     assert {f.status for f in findings} == {Status.PASSED}, message(findings, Status.NOT_EXAMINED)
     assert all("in float32" in f.message and "float64" not in f.message for f in findings)
@@ -160,19 +160,19 @@ NAMES = {
 
 
 @pytest.mark.parametrize(("fault", "sites", "words"), CASES, ids=[c[0].__name__ for c in CASES])
-@pytest.mark.parametrize("twin", [True, False], ids=["float64", "declared"])
+@pytest.mark.parametrize("float64_copy", [True, False], ids=["float64", "declared"])
 def test_a_wrong_derivative_is_refuted_where_it_is_wrong(
-    fault: Callable[[Any], None], sites: list[str], words: str, twin: bool
+    fault: Callable[[Any], None], sites: list[str], words: str, float64_copy: bool
 ) -> None:
     made = port(fault)
-    findings = held(made if twin else without_twin(made))
-    if twin or fault is not faults.derivative_of_another_activation:
+    findings = held(made if float64_copy else without_float64_copy(made))
+    if float64_copy or fault is not faults.derivative_of_another_activation:
         assert failed(findings) == sites
     assert words in message(findings, Status.FAILED)
     assert named(findings) == [NAMES[fault]]
 
 
-def test_the_first_wrong_one_on_the_way_back_is_named_by_all() -> None:
+def test_the_first_wrong_one_in_the_backward_pass_is_named_by_all() -> None:
     findings = {f.site: f for f in held(port(faults.straight_through_activation))}
     for site, finding in findings.items():
         if finding.status is Status.FAILED and site != "h.2.mlp.pre":
@@ -190,40 +190,40 @@ def test_of_another_function_nothing_is_said() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("twin", [True, False], ids=["float64", "declared"])
+@pytest.mark.parametrize("float64_copy", [True, False], ids=["float64", "declared"])
 @pytest.mark.parametrize("fault", NAMES, ids=lambda fault: fault.__name__)
 def test_no_precision_gets_a_wrong_name(
-    fault: Callable[[Any], None], dtype: Any, twin: bool
+    fault: Callable[[Any], None], dtype: Any, float64_copy: bool
 ) -> None:
     """Where noise hides what happened, there may be none."""
     made = port(fault, dtype=dtype)
     try:
-        findings = held(made if twin else without_twin(made))
+        findings = held(made if float64_copy else without_float64_copy(made))
     except NotExamined:
         return
     right = [NAMES[fault]]
-    assert named(findings) == right if twin else named(findings) in ([], right)
+    assert named(findings) == right if float64_copy else named(findings) in ([], right)
 
 
 #: Of the catalogue: in all layers, and in one in which nothing else hides it.
-PLANTED = [n for n, f in CATALOGUE.items() if f.family == "gradient"]
+INJECTED = [n for n, f in CATALOGUE.items() if f.family == "gradient"]
 
 
 @pytest.mark.parametrize("layers", [range(CONFIG.n_layer), [1]], ids=["everywhere", "layer 1"])
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", INJECTED)
 def test_every_fault_of_the_catalogue_is_named(name: str, layers: Sequence[int]) -> None:
     made, fault = plain(), CATALOGUE[name]
     fault.put_into(made.module, layers)
     findings = held(made)
     assert named(findings) == [name]
-    # Every value is right: nothing else of a plain pass knows of it.
+    # Every value is correct: nothing else of a plain pass knows of it.
     tokens = np.arange(2 * 9).reshape(2, 9)
     assert made.logits(tokens).tobytes() == plain().logits(tokens).tobytes()
 
 
 def test_a_rule_for_every_fault_that_is_not_read_off() -> None:
     read_off = {"gradient-frozen", "gradient-counted-twice", "gradient-scaled"}
-    assert {f"gradient-{name}" for name in MISTAKES} | read_off == set(PLANTED)
+    assert {f"gradient-{name}" for name in MISTAKES} | read_off == set(INJECTED)
 
 
 def test_what_changes_too_little_to_be_known_by_has_no_name() -> None:
@@ -239,16 +239,16 @@ def test_what_changes_too_little_to_be_known_by_has_no_name() -> None:
 @pytest.mark.parametrize(
     "config", [Config(3, 19, 2, 1, 3), Config(2, 5, 2, 2, 1), Config(101, 5, 2, 2, 4)], ids=str
 )
-@pytest.mark.parametrize("twin", [True, False], ids=["float64", "declared"])
+@pytest.mark.parametrize("float64_copy", [True, False], ids=["float64", "declared"])
 def test_what_looks_like_another_mistake_as_well_has_no_name(
-    name: str, config: Config, twin: bool
+    name: str, config: Config, float64_copy: bool
 ) -> None:
     """A layer norm of two channels lets next to nothing back, and hides what lies behind it."""
     source, fault = checkpoint(config), CATALOGUE[f"gradient-{name}"]
     made = plain(source=source)
     fault.put_into(made.module, range(config.n_layer))
     try:
-        findings = held(made if twin else without_twin(made), source)
+        findings = held(made if float64_copy else without_float64_copy(made), source)
     except NotExamined:
         return
     assert named(findings) in ([], [fault.name])
@@ -261,7 +261,7 @@ def one_linear_map_scales(model: Any) -> None:
     )
 
 
-def noise_on_the_way_back(model: Any) -> None:
+def noise_in_the_backward_pass(model: Any) -> None:
     """As a lossy compression of gradients adds it."""
 
     def noisy(gradient: Any) -> Any:
@@ -294,17 +294,17 @@ def gelu_scaled_in_all_layers(model: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("twin", [True, False], ids=["float64", "declared"])
+@pytest.mark.parametrize("float64_copy", [True, False], ids=["float64", "declared"])
 @pytest.mark.parametrize(
     "fault",
-    [one_linear_map_scales, noise_on_the_way_back, clipped, gelu_scaled_in_all_layers],
+    [one_linear_map_scales, noise_in_the_backward_pass, clipped, gelu_scaled_in_all_layers],
     ids=lambda fault: fault.__name__,
 )
 def test_what_is_in_no_catalogue_gets_no_name(
-    fault: Callable[[Any], None], dtype: Any, twin: bool
+    fault: Callable[[Any], None], dtype: Any, float64_copy: bool
 ) -> None:
     made = port(fault, dtype=dtype)
-    findings = held(made if twin else without_twin(made))
+    findings = held(made if float64_copy else without_float64_copy(made))
     assert failed(findings) or dtype == "bfloat16"
     assert named(findings) == []
 

@@ -161,7 +161,7 @@ def test_the_faults_are_named_by_their_laws(name: str) -> None:
 
 
 def test_a_whole_run_refutes_a_port_that_is_worn_out() -> None:
-    """Whose weights, sites and logits are right, and all that is looked at before."""
+    """Whose weights, sites and logits are correct, and all that is looked at before."""
     made = altered(lambda call, x: call > 300)
     report = judge("worn", SOURCE, INPUTS, None, "cpu", Silent(), build=lambda: made)
     assert report.verdict is Verdict.REFUTED

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.catalogue import CATALOGUE
-from gpt_verify.laws.loss.faults import nats, plant_loss
+from gpt_verify.laws.loss.faults import inject_loss, nats
 from gpt_verify.laws.loss.faults import right as right_loss
 from gpt_verify.laws.loss.hypotheses import MISTAKES
 from gpt_verify.laws.table import CHECKS
@@ -215,7 +215,7 @@ UNKNOWN = {
 @pytest.mark.parametrize("fault", UNKNOWN)
 @pytest.mark.parametrize("law", OWN)
 def test_what_has_no_name_is_unexplained(law: str, fault: str) -> None:
-    findings = hold(law, plain(lambda model: plant_loss(UNKNOWN[fault], model)))
+    findings = hold(law, plain(lambda model: inject_loss(UNKNOWN[fault], model)))
     assert ": unexplained [" in message(findings, Status.FAILED)
     assert findings[0].fault is None
 

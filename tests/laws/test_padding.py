@@ -13,7 +13,7 @@ from plain_ports import faulty, plain
 from strategies import Model
 from subjects import hold, port, subject
 
-from gpt_verify.faults.plant import wrap
+from gpt_verify.faults.inject import wrap
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.agreement import LIMIT_PAIR
 from gpt_verify.laws.catalogue import CATALOGUE

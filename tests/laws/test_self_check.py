@@ -1,4 +1,4 @@
-"""A port that changes what it is held against, in the process that it shares with its judge."""
+"""A port that changes what it is checked against, in the process that it shares with its judge."""
 
 from __future__ import annotations
 

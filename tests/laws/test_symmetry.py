@@ -54,7 +54,7 @@ def failed(found: dict[str, Finding]) -> set[str]:
     return {name for name, f in found.items() if f.status is Status.FAILED}
 
 
-def without_twin(made: Port) -> Port:
+def without_float64_copy(made: Port) -> Port:
     made.withdraw(FLOAT64_COPY)
     return made
 
@@ -80,7 +80,7 @@ class TestCorrectPorts:
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
     def test_without_float64(self, dtype: Any) -> None:
-        found = held(without_twin(port(dtype=dtype)))
+        found = held(without_float64_copy(port(dtype=dtype)))
         assert set(statuses(found).values()) == {Status.PASSED}, found
         assert all("float64" not in f.message for f in found.values())
 
@@ -103,10 +103,10 @@ class TestCorrectPorts:
         source = checkpoint(config, scale=scale)
         found = held(port(dtype=dtype, source=source), source)
         assert failed(found) == set(), found
-        found = held(without_twin(port(dtype=dtype, source=source)), source)
+        found = held(without_float64_copy(port(dtype=dtype, source=source)), source)
         assert failed(found) == set(), found
 
-    def test_a_twin_that_is_not_all_float64(self) -> None:
+    def test_a_float64_copy_that_is_not_all_float64(self) -> None:
         found = held(port(mixed_precision.softmax_in_float32))
         assert set(statuses(found).values()) == {Status.PASSED}, found
         assert all("float64" not in f.message for f in found.values())
@@ -211,14 +211,14 @@ class TestRefuted:
             (faults.value_gradient_clipped, "h1/attn/c_attn/b"),
         ],
     )
-    @pytest.mark.parametrize("twin", [True, False])
-    def test_by_the_gradient(self, fault: Alter, first: str, twin: bool) -> None:
+    @pytest.mark.parametrize("float64_copy", [True, False])
+    def test_by_the_gradient(self, fault: Alter, first: str, float64_copy: bool) -> None:
         made = port(fault)
-        found = held(made if twin else without_twin(made))
+        found = held(made if float64_copy else without_float64_copy(made))
         assert failed(found) == {"gradient"}
         message = found["gradient"].message
         assert "⟨gradient, v⟩ = " in message
-        assert message.endswith(f"on the way back from the loss, {first} is the first")
+        assert message.endswith(f"in the backward pass from the loss, {first} is the first")
 
     def test_a_gradient_that_is_not_finite_afterwards(self) -> None:
         calls = []
@@ -230,7 +230,7 @@ class TestRefuted:
             return replace(found, wte_input=np.full_like(found.wte_input, np.nan))
 
         made = answering(port(), change)
-        one = held(without_twin(made))["gradient"]
+        one = held(without_float64_copy(made))["gradient"]
         assert one.status is Status.FAILED
         assert "wte (lookup): ⟨gradient, v⟩ = nan" in one.message
 
@@ -369,7 +369,7 @@ class TestPuttingBack:
             return original(tokens)
 
         made.logits = logits  # type: ignore[method-assign]
-        (one,) = hold("symmetry.heads", without_twin(made))
+        (one,) = hold("symmetry.heads", without_float64_copy(made))
         assert one.message == "the port raised RuntimeError: out of memory"
         assert bits(made) == before
 

@@ -28,7 +28,7 @@ def table(
     return TableRows(parameter, shape_VD, transposed), values
 
 
-def upright(values: torch.Tensor, transposed: bool) -> np.ndarray:
+def to_checkpoint_layout(values: torch.Tensor, transposed: bool) -> np.ndarray:
     matrix = values.numpy().reshape(SHAPE[::-1] if transposed else SHAPE)
     return matrix.T if transposed else matrix
 
@@ -38,7 +38,7 @@ def upright(values: torch.Tensor, transposed: bool) -> np.ndarray:
 class TestEveryLayout:
     def test_read(self, shape: tuple[int, ...], transposed: bool, direct: bool) -> None:
         rows, values = table(shape, transposed, direct)
-        expected = upright(values, transposed)
+        expected = to_checkpoint_layout(values, transposed)
         for at in (np.array([5, 0, 2]), slice(2, 6), np.zeros(0, np.int64)):
             assert np.array_equal(rows.read(at), expected[at])
         for size in (1, 8 * 4 * 2, 8 * 4 * 3, 10**6):
@@ -48,7 +48,7 @@ class TestEveryLayout:
 
     def test_write(self, shape: tuple[int, ...], transposed: bool, direct: bool) -> None:
         rows, values = table(shape, transposed, direct)
-        expected = upright(values, transposed).copy()
+        expected = to_checkpoint_layout(values, transposed).copy()
         at = np.array([6, 1])
         for value in (
             np.zeros((), np.float32),
@@ -57,9 +57,9 @@ class TestEveryLayout:
         ):
             rows.write(at, value)
             expected[at] = value
-            assert np.array_equal(upright(values, transposed), expected)
+            assert np.array_equal(to_checkpoint_layout(values, transposed), expected)
         rows.write(np.zeros(0, np.int64), np.ones(4, np.float32))
-        assert np.array_equal(upright(values, transposed), expected)
+        assert np.array_equal(to_checkpoint_layout(values, transposed), expected)
 
     def test_every_bit_is_in_the_digest(
         self, shape: tuple[int, ...], transposed: bool, direct: bool

@@ -479,7 +479,7 @@ def test_patterns_that_lack_something_are_what_a_library_makes_of_them(
     assert list(pattern(text, **without)) == regex.findall(published, text)
 
 
-def test_every_mistake_that_can_be_named_is_planted() -> None:
+def test_every_mistake_that_can_be_named_is_injected() -> None:
     """The others are told by what the ids show."""
     named = [mistake.fault for mistake in (*ENCODING, *DECODING)]
     shown = {"token-before", "token-after", "merge-lost", "ids-unknown", "words-otherwise"}

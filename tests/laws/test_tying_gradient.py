@@ -32,14 +32,14 @@ def found(made: Port, source: Any = None) -> Finding:
     return finding
 
 
-def without_twin(made: Port) -> Port:
+def without_float64_copy(made: Port) -> Port:
     made.withdraw(FLOAT64_COPY)
     return made
 
 
-def lost(finding: Finding, dtype: str, twin: bool) -> bool:
+def lost(finding: Finding, dtype: str, float64_copy: bool) -> bool:
     """bfloat16's own gradient may be too coarse to show the smaller part, which is then said."""
-    if finding.status is not Status.NOT_EXAMINED or dtype != "bfloat16" or twin:
+    if finding.status is not Status.NOT_EXAMINED or dtype != "bfloat16" or float64_copy:
         return False
     return "lost in the noise" in finding.message
 
@@ -59,8 +59,8 @@ class TestCorrectPorts:
     @pytest.mark.parametrize("attention", ["eager", "sdpa"])
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
     def test_in_the_declared_precision(self, attention: str, dtype: Any) -> None:
-        finding = found(without_twin(port(attention=attention, dtype=dtype)))
-        if not lost(finding, dtype, twin=False):
+        finding = found(without_float64_copy(port(attention=attention, dtype=dtype)))
+        if not lost(finding, dtype, float64_copy=False):
             assert finding.status is Status.PASSED, finding.message
             assert "float64" not in finding.message
 
@@ -77,13 +77,13 @@ class TestCorrectPorts:
     )
     @pytest.mark.parametrize("scale", [1e-6, 1.0, 30.0])
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-    @pytest.mark.parametrize("twin", [True, False])
+    @pytest.mark.parametrize("float64_copy", [True, False])
     def test_odd_sizes_and_weights(
-        self, config: Config, dtype: Any, scale: float, twin: bool
+        self, config: Config, dtype: Any, scale: float, float64_copy: bool
     ) -> None:
         source = checkpoint(config, scale=scale)
         made = port(dtype=dtype, source=source)
-        finding = found(made if twin else without_twin(made), source)
+        finding = found(made if float64_copy else without_float64_copy(made), source)
         assert finding.status is not Status.FAILED, finding.message
 
     def test_a_port_that_knows_the_sum_alone(self) -> None:
@@ -92,7 +92,7 @@ class TestCorrectPorts:
         assert finding.status is Status.PASSED, finding.message
         assert "the sum of both parts, which the port does not tell apart" in finding.message
 
-    def test_a_twin_that_is_not_all_float64(self) -> None:
+    def test_a_float64_copy_that_is_not_all_float64(self) -> None:
         finding = found(port(mixed_precision.softmax_in_float32))
         assert finding.status is Status.PASSED, finding.message
         assert "float64" not in finding.message
@@ -148,7 +148,7 @@ class TestNotExamined:
         assert "lost in the noise: the input part" in finding.message
 
 
-@pytest.mark.parametrize("twin", [True, False])
+@pytest.mark.parametrize("float64_copy", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 class TestRefuted:
     @pytest.mark.parametrize(
@@ -164,10 +164,10 @@ class TestRefuted:
             (faults.head_drawn_anew, "the rest goes to lm_head.weight"),
         ],
     )
-    def test_a_blocked_end(self, alter: Alter, says: str, dtype: Any, twin: bool) -> None:
+    def test_a_blocked_end(self, alter: Alter, says: str, dtype: Any, float64_copy: bool) -> None:
         made = port(alter, dtype=dtype)
-        finding = found(made if twin else without_twin(made))
-        if lost(finding, dtype, twin):
+        finding = found(made if float64_copy else without_float64_copy(made))
+        if lost(finding, dtype, float64_copy):
             return
         assert finding.status is Status.FAILED
         assert says in finding.message
@@ -179,11 +179,11 @@ class TestRefuted:
         ("alter", "end"),
         [(faults.head_detached, "head"), (faults.lookup_detached, "lookup")],
     )
-    def test_by_the_sum_alone(self, alter: Alter, end: str, dtype: Any, twin: bool) -> None:
+    def test_by_the_sum_alone(self, alter: Alter, end: str, dtype: Any, float64_copy: bool) -> None:
         made = port(alter, dtype=dtype)
         made = answering(made, lambda g: replace(g, wte_input=None, wte_output=None))
-        finding = found(made if twin else without_twin(made))
-        if lost(finding, dtype, twin):
+        finding = found(made if float64_copy else without_float64_copy(made))
+        if lost(finding, dtype, float64_copy):
             return
         assert finding.status is Status.FAILED
         assert f"part alone: the {end} is detached" in finding.message
@@ -192,10 +192,10 @@ class TestRefuted:
 class TestRefutedInFloat64:
     """Finer mistakes, which bfloat16's own gradient is too coarse to show for certain."""
 
-    @pytest.mark.parametrize("twin", [True, False])
-    def test_half_of_what_comes_through_the_head(self, twin: bool) -> None:
+    @pytest.mark.parametrize("float64_copy", [True, False])
+    def test_half_of_what_comes_through_the_head(self, float64_copy: bool) -> None:
         made = port(faults.head_gradient_halved)
-        finding = found(made if twin else without_twin(made))
+        finding = found(made if float64_copy else without_float64_copy(made))
         assert finding.status is Status.FAILED
         assert finding.message.startswith("output part along direction ")
         assert finding.fault == "tying-head-scaled"
@@ -213,7 +213,9 @@ class TestRefutedInFloat64:
         assert finding.fault == "tying-padding-row"
 
     @pytest.mark.parametrize("fault", GRADIENT, ids=lambda fault: fault.name)
-    def test_a_mistake_on_the_way_back_to_the_lookup_is_not_its_own(self, fault: Fault) -> None:
+    def test_a_mistake_in_the_backward_pass_to_the_lookup_is_not_its_own(
+        self, fault: Fault
+    ) -> None:
         made = plain()
         fault.put_into(made.module, range(CONFIG.n_layer))
         assert found(made).fault is None

@@ -12,7 +12,7 @@ from gpt_verify.claims.evidence import evidence, on_each_model
 from gpt_verify.claims.models import Model
 from gpt_verify.claims.sources import AR, CODE, GELU, LW
 from gpt_verify.faults.gelu import erf
-from gpt_verify.graph.call import Act
+from gpt_verify.graph.call import Override
 from gpt_verify.port import NotExamined
 from gpt_verify.reference.ops import gelu
 
@@ -106,7 +106,7 @@ CLAIMS = (
 )
 
 
-def _applied(function: Function) -> Act:
+def _applied(function: Function) -> Override:
     return lambda c: function(c.x)
 
 

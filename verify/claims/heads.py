@@ -10,7 +10,7 @@ from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
 from gpt_verify.claims.evidence import evidence, on_each_model
 from gpt_verify.claims.models import Model
 from gpt_verify.claims.sources import AR, CODE, TRANSFORMER
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.numerics.precision import FLOAT64
 from gpt_verify.port import NotExamined
 from gpt_verify.reference import ops
@@ -84,7 +84,7 @@ CLAIMS = (
 )
 
 
-def _scaled_by(size: float) -> Act:
+def _scaled_by(size: float) -> Override:
     def act(c: Call) -> Array:
         q_HTK, k_HSK, _ = c.heads()
         return (q_HTK @ k_HSK.transpose(0, 2, 1)) * (1.0 / math.sqrt(size))

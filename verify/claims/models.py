@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.findings import Finding, Status
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.local import LocalOracle
 from gpt_verify.graph.run import right
 from gpt_verify.inputs import seeded
@@ -124,8 +124,8 @@ class Model:
         def keep(site: str, value: Floats, narrowest: object = None) -> None:
             shown[site] = np.array(value[0], np.float64)
 
-        with float64() as twin:
-            twin.offers()[ACTIVATIONS](np.asarray(tokens_T)[None], keep)
+        with float64() as float64_copy:
+            float64_copy.offers()[ACTIVATIONS](np.asarray(tokens_T)[None], keep)
         return shown
 
     def at(self, site: str, tokens_T: Tokens | None = None) -> Floats:
@@ -144,8 +144,8 @@ class Model:
         value: Floats = self.port.logits(np.asarray(tokens_T)[None])[0]
         return value
 
-    def fit(self, name: str, act: Act = right, tokens_T: Tokens | None = None) -> Fit:
-        """Hold a formula against one site, from what the model shows before that site.
+    def fit(self, name: str, act: Override = right, tokens_T: Tokens | None = None) -> Fit:
+        """Compare a formula with one site, from what the model shows before that site.
 
         Args:
             name: the site.
@@ -171,12 +171,14 @@ class Model:
             scores.add(got, expected, budget)
         return Fit(max(s.ratio for s in scores.statistics()), scores.elements)
 
-    def fits(self, kind: str, act: Act = right) -> Fit:
+    def fits(self, kind: str, act: Override = right) -> Fit:
         """The same at every layer; the worst one."""
         found = [self.fit(f"h.{layer}.{kind}", act) for layer in self.layers]
         return Fit(max(f.ratio for f in found), sum(f.elements for f in found))
 
-    def _apply(self, act: Act, site: Site, tokens_T: Tokens, dtype: type[np.floating]) -> Floats:
+    def _apply(
+        self, act: Override, site: Site, tokens_T: Tokens, dtype: type[np.floating]
+    ) -> Floats:
         values = {name: self.at(name, tokens_T) for name in self._needed(site, tokens_T)}
         with np.errstate(all="ignore"):
             values = {name: value.astype(dtype) for name, value in values.items()}
@@ -221,7 +223,7 @@ class Model:
         return prepare(self.port, self.checkpoint, self._shared).subject(self.seed)
 
     def hold(self, law: str) -> Finding:
-        """Hold one of the laws against the model: its finding, failed if it has several and one is.
+        """Check one of the laws for the model: its finding, failed if it has several and one is.
 
         Raises:
             NotExamined: the model lacks what the law needs.

@@ -11,7 +11,7 @@ from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
 from gpt_verify.claims.evidence import evidence, on_each_model
 from gpt_verify.claims.models import Model
 from gpt_verify.claims.sources import AR, CODE, LW, PAPER, TRANSFORMER
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import run
 from gpt_verify.port import NotExamined
 from gpt_verify.reference import ops
@@ -131,7 +131,7 @@ CLAIMS = (
 )
 
 
-def normed(eps: float) -> Act:
+def normed(eps: float) -> Override:
     """Layer norm with another ε."""
 
     def act(c: Call) -> Array:
@@ -158,7 +158,7 @@ def norm_sites(model: Model) -> list[str]:
     return [f"h.{i}.{kind}" for i in model.layers for kind in ("ln_1", "ln_2")] + ["ln_f"]
 
 
-def _all(model: Model, sites: list[str], act: Act | None = None) -> int:
+def _all(model: Model, sites: list[str], act: Override | None = None) -> int:
     """How many of these sites a formula fits."""
     return sum(bool(model.fit(s, act) if act else model.fit(s)) for s in sites)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.graph.call import Act
+from gpt_verify.graph.call import Override
 from gpt_verify.graph.run import run
 from gpt_verify.port import IGNORED, Floats, Parameter, Port, Tokens, Visit
 from gpt_verify.reference.loss import log_softmax
@@ -36,7 +36,7 @@ class OraclePort(Port):
     def __init__(
         self,
         checkpoint: Checkpoint,
-        overrides: Mapping[str, Act] | None = None,
+        overrides: Mapping[str, Override] | None = None,
         name: str = "reference",
     ) -> None:
         self.name = name

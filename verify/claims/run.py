@@ -77,7 +77,7 @@ def claims_run(
     opened = open_checkpoint(checkpoint)
     need_gpt2(opened, "the claims are")
     code = [*installed(), *map(TransformersCode, interpreters)]
-    words = _words(checkpoint, text, interpreters)
+    words = _arguments(checkpoint, text, interpreters)
     with Case(opened, code=code, text=text) as case:
         return report_on(case, ids, words)
 
@@ -165,7 +165,7 @@ class _Figure:
         return number(value) if isinstance(value, float) else str(value)
 
 
-def _words(checkpoint: Path | None, text: str | None, interpreters: Sequence[str]) -> list[str]:
+def _arguments(checkpoint: Path | None, text: str | None, interpreters: Sequence[str]) -> list[str]:
     words = ["gpt-verify", "claims"]
     if checkpoint is not None:
         words += ["--checkpoint", str(checkpoint)]

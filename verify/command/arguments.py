@@ -205,7 +205,7 @@ def _add_power(power: argparse.ArgumentParser) -> None:
     power.add_argument(
         "--every-law",
         action="store_true",
-        help="hold all laws against every fault in all layers, not the one that must refute it "
+        help="check all laws on every fault in all layers, not the one that must refute it "
         "alone, and against every correct variant on every seed, not in turn",
     )
     power.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the inputs")
@@ -293,7 +293,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_power(
         add(
             "power",
-            "Plant every known fault, judge every correct variant, and say what is found.",
+            "Inject every known fault, judge every correct variant, and say what is found.",
             epilog="Exit status: 0 every statement holds, 1 one does not, 2 could not judge.",
         )
     )

@@ -86,7 +86,7 @@ def _lens(args: argparse.Namespace) -> int:
 
 def _claims(args: argparse.Namespace) -> int:
     from gpt_verify.claims.run import claims_run
-    from gpt_verify.report.claims import html, json, markdown, terminal, words
+    from gpt_verify.report.claims import html, json, markdown, messages, terminal
     from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
 
     asked = {"json": args.json, "html": args.html, "markdown": args.markdown}
@@ -110,7 +110,7 @@ def _claims(args: argparse.Namespace) -> int:
     )
     stream = sys.stderr if to_stdout else sys.stdout
     if args.quiet:
-        text = words.summary(report) + "\n"
+        text = messages.summary(report) + "\n"
     else:
         text = terminal.render(report, full=bool(args.ids))
     say(text, stream, json.render(report) if to_stdout else "")

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         text = terminal.summary(report) + "\n"
     else:
         text = terminal.render(report, colour=stream.isatty(), repeats=repeats)
-    say(text + _words(compared, args.quiet), stream, json.render(report) if to_stdout else "")
+    say(text + _describe(compared, args.quiet), stream, json.render(report) if to_stdout else "")
     if github.active():
         _tell_github(report, compared)
     if unwritten is not None:
@@ -127,7 +127,7 @@ def _tell_github(report: Report, compared: Comparison | None) -> None:
         print(f"gpt-verify: {why}", file=sys.stderr)
 
 
-def _words(compared: Comparison | None, quiet: bool) -> str:
+def _describe(compared: Comparison | None, quiet: bool) -> str:
     if compared is None:
         return ""
     from gpt_verify.report.compare import terminal

@@ -1,6 +1,6 @@
 """What every known fault would do to the logits: the exact deviations, computed by the oracle.
 
-All candidates share one pass of the right model; each is computed from its first changed site on.
+All candidates share one pass of the correct model; each is computed from its first changed site on.
 Of a large vocabulary a sample of the logits is enough: a fault changes all of them.
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gpt_verify.diagnosis.filter import Candidate, MatchedFilter
 from gpt_verify.faults.fault import Fault
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right, run
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.numerics.precision import FLOAT32, Precision
@@ -32,7 +32,7 @@ BLIND = 1e-11
 
 
 class Deviations:
-    """The right logits of some sequences, and what faults would change in them.
+    """The correct logits of some sequences, and what faults would change in them.
 
     Args:
         config: sizes.
@@ -58,8 +58,8 @@ class Deviations:
         ]
 
     @property
-    def told(self) -> bool:
-        """Whether the right logits of a position differ at all, by more than rounding in float64.
+    def distinguishable(self) -> bool:
+        """Whether the correct logits of a position differ at all, by more than rounding in float64.
         Where they are one number (one token, equal rows of the head, zeros), nothing can be read
         from them, apart from that number."""
         right = np.array([known["logits"].ravel() for known in self._right])
@@ -68,7 +68,7 @@ class Deviations:
         return bool(spread > BLIND * np.max(np.abs(right)))
 
     def error(self, logits_STV: NDArray[np.floating]) -> Floats:
-        """A port's logits minus the right ones, [S, T × columns]."""
+        """A port's logits minus the correct ones, [S, T × columns]."""
         sampled = np.asarray(logits_STV, np.float64)[..., self.columns]
         return self._deviating(sampled.reshape(len(self._right), -1))
 
@@ -87,7 +87,7 @@ class Deviations:
         return float(np.sqrt(np.mean(noise_SN**2))) if np.isfinite(noise_SN).all() else 0.0
 
     def _noise(
-        self, precision: Precision, overrides: Mapping[str, Act], deviation_SN: Floats | float
+        self, precision: Precision, overrides: Mapping[str, Override], deviation_SN: Floats | float
     ) -> Floats:
         narrow = FLOAT32 if precision.name == "float64" else precision
         lookup, rows = self._weights.__getitem__, []
@@ -131,7 +131,7 @@ class Deviations:
         flat: Floats = deviation.reshape(exact_SN.shape)
         return flat
 
-    def _deviation(self, overrides: Mapping[str, Act]) -> Floats | None:
+    def _deviation(self, overrides: Mapping[str, Override]) -> Floats | None:
         """None where the fault cannot be computed at these sizes."""
         first = min(self._order.index(name) for name in overrides)
         overrides = dict(overrides)
@@ -152,7 +152,7 @@ class Deviations:
         size = max(float(np.max(np.abs(known["logits"]))) for known in self._right)
         return deviation if np.max(np.abs(deviation)) > BLIND * size else None
 
-    def _sampled(self, act: Act) -> Act:
+    def _sampled(self, act: Override) -> Override:
         """The logits of the sampled tokens only, where the operation allows it."""
 
         def logits(call: Call) -> NDArray[np.floating]:
@@ -172,7 +172,7 @@ def _last(computed: Iterator[tuple[str, NDArray[np.floating]]]) -> NDArray[np.fl
     return logits.ravel()
 
 
-def _rounding(precision: Precision, act: Act) -> Act:
+def _rounding(precision: Precision, act: Override) -> Override:
     def rounded(call: Call) -> NDArray[np.floating]:
         return precision.round(np.asarray(act(call), call.dtype))
 

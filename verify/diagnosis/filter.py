@@ -27,11 +27,11 @@ NEAR_ONE = 0.05
 RIVALS = 8
 #: Deviations that differ by less than this part of the noise are one.
 ALIKE = 0.1
-#: What a coarse fault may leave of the deviation: the steps that fell to the other side.
-COARSE = 0.5
+#: What a quantising fault may leave of the deviation: the steps that fell to the other side.
+QUANTISING = 0.5
 #: By which the coefficient falls short of 1, where the deviation is as large as expected, and less
 #: like it by as much as that.
-COARSE_SHORT = COARSE**2 / 2
+QUANTISING_SHORT = QUANTISING**2 / 2
 #: Faults that are looked for at most.
 MOST = 3
 
@@ -42,15 +42,16 @@ class Candidate:
 
     Attributes:
         fault: name in the catalogue.
-        layers: where it is planted; None everywhere.
+        layers: where it is injected; None everywhere.
         deviation_SN: logits with the fault minus logits without, [sequences, elements].
-        coarse: the fault rounds coarsely, and not always to the same side (``AtSites.quantising``).
+        quantising: the fault rounds coarsely, and not always to the same side
+            (``AtSites.quantising``).
     """
 
     fault: str
     layers: tuple[int, ...] | None
     deviation_SN: Floats
-    coarse: bool = False
+    quantising: bool = False
 
     @cached_property
     def power_S(self) -> Floats:
@@ -129,7 +130,7 @@ class MatchedFilter:
             candidates: what is tried.
             limit: the most noise floors that an explained error leaves.
             floor_of: RMS of what rounding does to the logits of a port that has a fault, which may
-                be far more than what it does to the right ones. Asked for where a name depends on
+                be far more than what it does to the correct ones. Asked for where a name depends on
                 it.
         """
         floor = self._floor
@@ -156,8 +157,8 @@ class MatchedFilter:
             rest_SN = left_SN
             nearest = ranked[1:4]
         after, before = (_in_floors(_norm(x), floor) for x in (rest_SN, error_SN))
-        if any(match.candidate.coarse for match in found):
-            limit = max(limit, COARSE * before)
+        if any(match.candidate.quantising for match in found):
+            limit = max(limit, QUANTISING * before)
         if found and after > limit and floor > 0:
             limit *= max(1.0, *(floor_of(match.candidate) / floor for match in found))
         if after > limit:  # more than noise is left: a name would be a guess
@@ -218,7 +219,7 @@ class MatchedFilter:
 
     def _stands(self, best: Match, ranked: Sequence[Match], rest_SN: Floats, needed: float) -> bool:
         """The best is there: far from 0, near 1, and so beside each rival, which then is not."""
-        near = COARSE_SHORT if best.candidate.coarse else NEAR_ONE
+        near = QUANTISING_SHORT if best.candidate.quantising else NEAR_ONE
         if not _is_one(best.coefficient, best.error, near):
             return False
         if best.coefficient < needed * best.error:

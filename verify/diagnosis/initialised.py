@@ -2,8 +2,8 @@
 
 Random numbers cannot be predicted, but their distribution can. The scale of an initialisation is
 known, and so are the moments of a normal and of a uniform distribution; in a matrix of independent
-numbers no row and no column is larger than others, and nothing is left of the right one. A trained
-matrix of another model fails most of these.
+numbers no row and no column is larger than others, and nothing is left of the correct one. A
+trained matrix of another model fails most of these.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class _Law:
     """A distribution of mean 0.
 
     Attributes:
-        words: for the note.
+        description: for the note.
         deviation: standard deviation.
         fourth: fourth moment of the standardised variable.
         eighth: its eighth.
     """
 
-    words: str
+    description: str
     deviation: float
     fourth: float = 3.0
     eighth: float = 105.0
@@ -47,8 +47,8 @@ def _laws(rows: int, columns: int) -> Iterator[_Law]:
     yield _Law("normal, σ = 1, as torch.nn.Embedding is", 1.0)
     for n_in in {rows, columns}:
         # U(-a, a): variance a²/3, moments 9/5 and 9 of the standardised variable.
-        words = "uniform in ±1/√n, as torch.nn.Linear is"
-        yield _Law(words, 1.0 / math.sqrt(3.0 * n_in), 1.8, 9.0)
+        description = "uniform in ±1/√n, as torch.nn.Linear is"
+        yield _Law(description, 1.0 / math.sqrt(3.0 * n_in), 1.8, 9.0)
 
 
 def initialised(got: Array, expected: Array, limit: float) -> Candidate | None:
@@ -60,13 +60,15 @@ def initialised(got: Array, expected: Array, limit: float) -> Candidate | None:
         z = _deviations(np.asarray(got, np.float64) / law.deviation, expected, law)
         worst = max(map(abs, z))
         if worst <= limit_max(len(z)):
-            found.append(Candidate("weights-random", limit * worst / limit_max(len(z)), law.words))
+            found.append(
+                Candidate("weights-random", limit * worst / limit_max(len(z)), law.description)
+            )
     return min(found, key=lambda candidate: candidate.score, default=None)
 
 
 def _deviations(x: Array, expected: Array, law: _Law) -> list[float]:
     """In standard errors: mean, scale, fourth moment, unequal rows and columns, and correlation
-    with the right tensor."""
+    with the correct tensor."""
     n, squares = x.size, x * x
     spread = law.fourth - 1.0  # the variance of a square
     found = [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gpt_verify.diagnosis.proof import OWN, Proof, is_coarse
+from gpt_verify.diagnosis.proof import OWN, Proof, is_quantising
 from gpt_verify.findings import Finding, PortReport, Status
 from gpt_verify.laws.catalogue import CATALOGUE
 
-#: Laws that compare with the right reference, and so fail wherever something is wrong before.
+#: Laws that compare with the correct reference, and so fail wherever something is wrong before.
 FOLLOW = frozenset(
     (
         "logits",
@@ -24,11 +24,11 @@ FOLLOW = frozenset(
 )
 #: The same where a fault rounds coarsely: two ways to the same logits differ by a bit before it,
 #: and by a step after it.
-FOLLOW_COARSE = frozenset(("cache", "batch", "calls", "lengths", "positions", "device"))
+FOLLOW_QUANTISING = frozenset(("cache", "batch", "calls", "lengths", "positions", "device"))
 #: The same where what is wrong is a tensor.
 FOLLOW_TENSORS = frozenset(("weights.count", "weights.accounted", "tying.value"))
-#: Law of a fault of tying or of derivatives → laws that fail with it. A mistake on the way back is
-#: named only where it explains the derivative of every tensor, so whatever else is made of
+#: Law of a fault of tying or of derivatives → laws that fail with it. A mistake in the backward
+#: pass is named only where it explains the derivative of every tensor, so whatever else is made of
 #: derivatives follows; a head of its own is found by each law of tying in its own way.
 GO_WITH: Mapping[str, frozenset[str]] = {
     "gradient": frozenset(("tying.gradient", "causality.gradient", "symmetry.gradient")),
@@ -54,15 +54,15 @@ def left_over(report: PortReport, proof: Proof | None) -> list[Finding]:
     """Failures that the named faults do not account for.
 
     What only follows from a fault (logits, sites since the tokens, whatever else is compared with
-    the right reference) is accounted for where the port follows the reference with the faults.
+    the correct reference) is accounted for where the port follows the reference with the faults.
     """
     named = {law for cause in report.causes for law in cause.laws}
     holds = proof is not None and proof.holds
     follow = FOLLOW
-    if proof is not None and any(planted.tensors for planted in proof.planted):
+    if proof is not None and any(injected.tensors for injected in proof.injected):
         follow |= FOLLOW_TENSORS
-    if proof is not None and any(is_coarse(planted) for planted in proof.planted):
-        follow |= FOLLOW_COARSE
+    if proof is not None and any(is_quantising(injected) for injected in proof.injected):
+        follow |= FOLLOW_QUANTISING
     explained = {e.where for e in report.explanations if e.best is not None}
     causes = [cause.fault for cause in report.causes if cause.fault in CATALOGUE]
     left = []

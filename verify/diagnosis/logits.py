@@ -75,7 +75,7 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
         return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
     with np.errstate(all="ignore"):
         deviations = _deviations(subject, tokens_ST)
-        if not deviations.told:
+        if not deviations.distinguishable:
             message = "the reference's logits at a position are one number, which tells no fault"
             return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
         error_SN = deviations.error(logits)
@@ -125,20 +125,20 @@ def _finding(found: Filtered, tried: int) -> Finding:
         "floors": {"before": found.before, "after": found.after},
     }
     if found.matches:
-        named = " and ".join(map(_worded, found.matches))
+        named = " and ".join(map(_describe, found.matches))
         message = (
             f"explained by {named}: of {found.before:.3g} noise floors {found.after:.2g} are left"
         )
         return Finding(LAW, Status.FAILED, message, "logits", details=details)
     if found.before > LIMIT_FLOORS:
-        near = ", ".join(map(_worded, found.nearest))
+        near = ", ".join(map(_describe, found.nearest))
         message = f"unexplained; nearest: {near}" if near else "unexplained"
         return Finding(LAW, Status.FAILED, message, "logits", details=details)
     message = f"none of {tried} known faults, in all layers or in one, is in the logits"
     return Finding(LAW, Status.PASSED, message, "logits", details=details)
 
 
-def _worded(match: Match) -> str:
+def _describe(match: Match) -> str:
     others = f" or {' or '.join(match.instead)}" if match.instead else ""
     return f"{match.candidate}{others} (coefficient {match.coefficient:.4g} ± {match.error:.1g})"
 

@@ -132,7 +132,7 @@ def _right(findings: Sequence[Finding]) -> set[str]:
 
 
 def _denied(right: set[str], config: Config | None, name: str, where: Collection[str]) -> int:
-    """How many sites are right that a fault changes, in the layers where it was found.
+    """How many sites are correct that a fault changes, in the layers where it was found.
 
     Of a fault of the weights nothing is expected: any tensor may be damaged alone.
     """
@@ -211,11 +211,11 @@ def _explain_sites(
         assert worst is not None
         # A long sequence tells more faults apart than a short one, on which many are the same.
         item, row = (telling, 0) if run == 0 else (inputs[worst.index[0]], worst.index[1])
-        twin = law == "architecture"
+        in_float64 = law == "architecture"
         diagnosis = SiteDiagnosis(
             subject.config,
             subject.weights,
-            FLOAT64 if twin else subject.precision,
+            FLOAT64 if in_float64 else subject.precision,
             item.tokens[row],
             row,
             left,
@@ -223,7 +223,7 @@ def _explain_sites(
             own,
             {name: e.best or Candidate(UNKNOWN_DAMAGE, 0.0) for name, e in tensors.items()},
         )
-        with _run(subject.port, twin) as port:
+        with _run(subject.port, in_float64) as port:
             port.offers()[ACTIVATIONS](item.tokens, diagnosis)
         # A site whose failure does not show on this input is tried on its own worst one.
         found |= {
@@ -236,8 +236,8 @@ def _explain_sites(
     return found
 
 
-def _run(port: Port, twin: bool) -> AbstractContextManager[Port]:
-    return port.offers()[FLOAT64_COPY]() if twin else nullcontext(port)
+def _run(port: Port, in_float64: bool) -> AbstractContextManager[Port]:
+    return port.offers()[FLOAT64_COPY]() if in_float64 else nullcontext(port)
 
 
 def damaged_tensors(subject: Subject) -> tuple[dict[str, Explanation], dict[str, Array]]:
@@ -250,15 +250,17 @@ def damaged_tensors(subject: Subject) -> tuple[dict[str, Explanation], dict[str,
     for placement in subject.matching.placements:
         if placement.exact:
             continue
-        expected = _upright(placement, subject, placement.tensor)
-        got = placement.layout.upright(read[placement.parameter]()).reshape(expected.shape)
+        expected = _in_checkpoint_layout(placement, subject, placement.tensor)
+        got = placement.layout.to_checkpoint_layout(read[placement.parameter]()).reshape(
+            expected.shape
+        )
         name = placement.stands_for
         explanation = explain(
             Difference(
                 placement.tensor,
                 got,
                 expected,
-                lambda other, p=placement: _upright(p, subject, other),  # type: ignore[misc]
+                lambda other, p=placement: _in_checkpoint_layout(p, subject, other),  # type: ignore[misc]
                 subject.config,
             )
         )
@@ -269,7 +271,7 @@ def damaged_tensors(subject: Subject) -> tuple[dict[str, Explanation], dict[str,
     return explanations, own
 
 
-def _upright(placement: Placement, subject: Subject, tensor: str) -> Array:
+def _in_checkpoint_layout(placement: Placement, subject: Subject, tensor: str) -> Array:
     """A tensor, or the same part of it, ``[in, out]``."""
     return placement.of(subject.weights[tensor])
 

@@ -1,7 +1,7 @@
 """Proof of a diagnosis: the port against a reference that has the faults which were named.
 
 If the names are right and nothing else is wrong, the port follows that reference from the tokens to
-the logits as a correct port follows the right one: to within its noise floor.
+the logits as a correct port follows the correct one: to within its noise floor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gpt_verify.diagnosis.port import damaged_tensors
 from gpt_verify.faults.fault import OUTSIDE
 from gpt_verify.findings import PortReport, Status
-from gpt_verify.graph.call import Act
+from gpt_verify.graph.call import Override
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.graph.run import right, run
 from gpt_verify.inputs import Input
@@ -38,7 +38,7 @@ OWN = ("architecture", "activations.local")
 
 
 @dataclass(frozen=True)
-class Planted:
+class Injected:
     """A named fault, and where the port has it.
 
     Attributes:
@@ -51,7 +51,7 @@ class Planted:
 
     fault: str
     layers: tuple[int, ...] | None
-    sites: Mapping[str, Act] = field(compare=False)
+    sites: Mapping[str, Override] = field(compare=False)
     tensors: tuple[str, ...] = ()
     everywhere: bool = False
 
@@ -71,13 +71,13 @@ class Proof:
     """How far the port is from the reference with the faults.
 
     Attributes:
-        planted: the faults.
+        injected: the faults.
         floors: of each site, in noise floors of that reference.
         precision: what the port was run in.
         limit: largest distance of a correct port.
     """
 
-    planted: tuple[Planted, ...]
+    injected: tuple[Injected, ...]
     floors: dict[str, float]
     precision: str
     limit: float = LIMIT_FLOORS
@@ -92,7 +92,7 @@ class Proof:
         return self.floors[self.worst] <= self.limit
 
 
-def named_faults(report: PortReport, config: Config) -> list[Planted]:
+def named_faults(report: PortReport, config: Config) -> list[Injected]:
     """The faults of a report that change what a forward pass computes, each with its place."""
     examined = {
         f.site for f in report.findings if f.id in OWN and f.status is not Status.NOT_EXAMINED
@@ -101,20 +101,20 @@ def named_faults(report: PortReport, config: Config) -> list[Planted]:
     for cause in report.causes:
         fault = CATALOGUE.get(cause.fault)
         if cause.tensors:
-            found.append(Planted(cause.fault, None, {}, cause.tensors))
+            found.append(Injected(cause.fault, None, {}, cause.tensors))
             continue
         if fault is None or not cause.sites:
             continue  # of a law, or unknown to the catalogue
         if not examined:  # it was found in the logits
-            acts = fault.overrides(config, cause.layers)
-            found.append(_planted(cause.fault, _layers(acts, config), acts, config))
+            overrides = fault.overrides(config, cause.layers)
+            found.append(_injected(cause.fault, _layers(overrides, config), overrides, config))
             continue
         layers = _layers(cause.sites, config)
-        acts = fault.overrides(config, layers) | {
+        overrides = fault.overrides(config, layers) | {
             kind: act for kind, act in fault.sites.operations.items() if kind in OUTSIDE
         }
-        acts = {n: a for n, a in acts.items() if n in cause.sites or n not in examined}
-        found.append(_planted(cause.fault, layers, acts, config))
+        overrides = {n: a for n, a in overrides.items() if n in cause.sites or n not in examined}
+        found.append(_injected(cause.fault, layers, overrides, config))
     order = {site: i for i, site in enumerate(sites(config))}
     return sorted(found, key=lambda p: min((order[site] for site in p.sites), default=-1))
 
@@ -125,11 +125,15 @@ def _layers(names: Iterable[str], config: Config) -> list[int]:
     return sorted(layer for layer in layers if layer is not None)
 
 
-def _planted(name: str, layers: Sequence[int], acts: Mapping[str, Act], config: Config) -> Planted:
-    return Planted(name, tuple(layers) or None, acts, everywhere=len(layers) == config.n_layer > 1)
+def _injected(
+    name: str, layers: Sequence[int], overrides: Mapping[str, Override], config: Config
+) -> Injected:
+    return Injected(
+        name, tuple(layers) or None, overrides, everywhere=len(layers) == config.n_layer > 1
+    )
 
 
-def prove(subject: Subject, planted: Sequence[Planted], inputs: Sequence[Input]) -> Proof:
+def prove(subject: Subject, injected: Sequence[Injected], inputs: Sequence[Input]) -> Proof:
     """Run the port and the reference with the faults, and compare every site that both have.
 
     In float64 where the port can be run so: then nothing hides. Where a fault rounds coarsely, a
@@ -138,22 +142,22 @@ def prove(subject: Subject, planted: Sequence[Planted], inputs: Sequence[Input])
 
     Args:
         subject: the port, with its parameters and their matching.
-        planted: what the reference has.
+        injected: what the reference has.
         inputs: the longest of those that are short enough are used.
 
     Raises:
         NotExamined: a fault rounds coarsely, and the port does not show where.
     """
     _, own = damaged_tensors(subject)
-    wanted = {tensor for fault in planted for tensor in fault.tensors}
+    wanted = {tensor for fault in injected for tensor in fault.tensors}
     own = {name: value for name, value in own.items() if name in wanted}
-    acts = {site: act for fault in planted for site, act in fault.sites.items()}
+    overrides = {site: act for fault in injected for site, act in fault.sites.items()}
     if "lm_head" in own:
-        acts["logits"] = lambda call: call.x @ call.w("lm_head").T
-    coarse = {site for fault in planted if is_coarse(fault) for site in fault.sites}
+        overrides["logits"] = lambda call: call.x @ call.w("lm_head").T
+    quantising = {site for fault in injected if is_quantising(fault) for site in fault.sites}
     port = subject.port
     offers = port.offers()
-    if coarse and ACTIVATIONS not in offers:
+    if quantising and ACTIVATIONS not in offers:
         raise NotExamined("a fault that rounds coarsely cannot be followed through the logits")
     float64 = offers.get(FLOAT64_COPY) if ACTIVATIONS in offers else None
     precision = FLOAT64 if float64 else subject.precision
@@ -161,8 +165,8 @@ def prove(subject: Subject, planted: Sequence[Planted], inputs: Sequence[Input])
     with float64() if float64 else nullcontext(port) as shown, np.errstate(all="ignore"):
         for item in _chosen(inputs):
             for row in item.tokens:
-                steps = _shown(shown, coarse, row) if coarse else {}
-                reference = _Faulted(subject, own, acts | steps, precision, row)
+                steps = _shown(shown, quantising, row) if quantising else {}
+                reference = _Faulted(subject, own, overrides | steps, precision, row)
 
                 def visit(
                     site: str,
@@ -178,15 +182,15 @@ def prove(subject: Subject, planted: Sequence[Planted], inputs: Sequence[Input])
                 else:
                     visit("logits", shown.logits(row[None]))
     floors = {site: distance.floors for site, distance in distances.items()}
-    return Proof(tuple(planted), floors, precision.name)
+    return Proof(tuple(injected), floors, precision.name)
 
 
-def is_coarse(planted: Planted) -> bool:
+def is_quantising(injected: Injected) -> bool:
     """It rounds coarsely (``AtSites.quantising``)."""
-    return planted.fault in CATALOGUE and CATALOGUE[planted.fault].sites.quantising
+    return injected.fault in CATALOGUE and CATALOGUE[injected.fault].sites.quantising
 
 
-def _shown(port: Port, places: set[str], tokens_T: Tokens) -> dict[str, Act]:
+def _shown(port: Port, places: set[str], tokens_T: Tokens) -> dict[str, Override]:
     """What the port has at some sites, in place of what the reference would compute there."""
     values: dict[str, Floats] = {}
 
@@ -196,7 +200,7 @@ def _shown(port: Port, places: set[str], tokens_T: Tokens) -> dict[str, Act]:
 
     port.offers()[ACTIVATIONS](tokens_T[None], keep)
 
-    def given(value: Floats) -> Act:
+    def given(value: Floats) -> Override:
         return lambda call: value
 
     return {site: given(value) for site, value in values.items()}
@@ -215,7 +219,7 @@ class _Faulted:
         self,
         subject: Subject,
         own: Mapping[str, Floats],
-        acts: Mapping[str, Act],
+        overrides: Mapping[str, Override],
         precision: Precision,
         tokens_T: Tokens,
     ) -> None:
@@ -225,14 +229,16 @@ class _Faulted:
         def among(tensors: Callable[[str], Floats]) -> Callable[[str], Floats]:
             return lambda name: own[name] if name in own else tensors(name)
 
-        def rounded(act: Act) -> Act:
+        def rounded(act: Override) -> Override:
             return lambda call: narrow.round(act(call))
 
         config = subject.config
-        noisy_acts = {name: rounded(acts.get(name, right)) for name in sites(config)}
+        noisy_overrides = {name: rounded(overrides.get(name, right)) for name in sites(config)}
         runs = (
-            run(among(exact.__getitem__), config, tokens_T, acts, keep=None),
-            run(among(stored.__getitem__), config, tokens_T, noisy_acts, np.float32, keep=None),
+            run(among(exact.__getitem__), config, tokens_T, overrides, keep=None),
+            run(
+                among(stored.__getitem__), config, tokens_T, noisy_overrides, np.float32, keep=None
+            ),
         )
         scale = precision.u / narrow.u
         self.sites = {

@@ -1,7 +1,7 @@
 """At a site that is wrong by itself, every fault that can act there is tried.
 
 The operation is computed with the fault, in float64, from the port's own input, and compared with
-what the port made of it. The right fault leaves rounding; every other one leaves about as much as
+what the port made of it. The correct fault leaves rounding; every other one leaves about as much as
 was there before. Sites that the port does not show (a fused attention) are computed on the way,
 with the fault where it acts there.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gpt_verify.explanation import Candidate, Explanation
 from gpt_verify.faults.fault import Fault
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.graph.local import LocalOracle, NotShown
 from gpt_verify.graph.run import right
@@ -31,7 +31,7 @@ Floats = NDArray[np.floating]
 
 #: An explanation leaves at most this fraction of the failure.
 FRACTION = 0.1
-#: Of the elements that a coarse fault computes, this fraction does not sit on a step's edge.
+#: Of the elements that a quantising fault computes, this fraction does not sit on a step's edge.
 STEADY = 0.9
 #: A score as low as this is masked, whatever number a port has for that.
 HIDDEN = -9e3
@@ -149,7 +149,7 @@ class SiteDiagnosis:
     def _leaves(
         self,
         site: Site,
-        overrides: Mapping[str, Act],
+        overrides: Mapping[str, Override],
         got: Floats,
         expected: Measured,
         fraction: float = 1.0,
@@ -178,7 +178,7 @@ class SiteDiagnosis:
                 yield from self._hidden(self._sites[name])
 
     def _predict(
-        self, site: Site, overrides: Mapping[str, Act], dtype: type[np.floating]
+        self, site: Site, overrides: Mapping[str, Override], dtype: type[np.floating]
     ) -> Floats | None:
         shown = {name: value for name, value in self._shown.items() if name not in overrides}
         values = _Values(shown, self._sites, lambda name: compute(self._sites[name]), dtype)

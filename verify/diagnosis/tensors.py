@@ -1,7 +1,7 @@
 """A tensor that differs from the checkpoint's: what happened to it on the way.
 
-Each kind of damage is tried on the right tensor and must give the port's, bit for bit (scaling and
-quantisation: to within their own rounding). Nothing is said of what only looks similar.
+Each kind of damage is tried on the correct tensor and must give the port's, bit for bit (scaling
+and quantisation: to within their own rounding). Nothing is said of what only looks similar.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _rounded(d: Difference) -> Iterator[tuple[str, str, Array]]:
 
 
 def _rearranged(d: Difference) -> Iterator[tuple[str, str, Array]]:
-    """The right numbers in the wrong places."""
+    """The correct numbers in the wrong places."""
     if d.expected.ndim == 2:
         yield "weights-transposed", "", d.expected.T
         yield (

@@ -1,4 +1,4 @@
-"""Known porting mistakes: planted to measure the suite, tried to explain a failure.
+"""Known porting mistakes: injected to measure the suite, tried to explain a failure.
 
 fault.py      what a fault is
 oracle.py     the oracle with some operations replaced

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.faults.fault import Fault, InModel, of_operations
+from gpt_verify.faults.inject import replace
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.plant import replace
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, Precision
 from gpt_verify.reference.ops import Array, attention_mix, causal_softmax
@@ -24,7 +24,7 @@ from gpt_verify.reference.ops import Array, attention_mix, causal_softmax
 Steps = Mapping[str, Callable[..., Any]]
 
 
-def plant_steps(steps: Steps, model: Any, layers: Sequence[int]) -> None:
+def inject_steps(steps: Steps, model: Any, layers: Sequence[int]) -> None:
     """Replace methods of ``model.Attention``: name → ``function(attention, …)``."""
     for block in model.blocks(layers):
         for method, function in steps.items():
@@ -32,12 +32,17 @@ def plant_steps(steps: Steps, model: Any, layers: Sequence[int]) -> None:
 
 
 def attention(
-    name: str, summary: str, acts: Mapping[str, Act], steps: Steps, seen: str = "", **more: Any
+    name: str,
+    summary: str,
+    operations: Mapping[str, Override],
+    steps: Steps,
+    seen: str = "",
+    **more: Any,
 ) -> Fault:
     """A fault by the sites of attention that it changes, and the methods."""
-    acts = {f"attn.{kind}": act for kind, act in acts.items()}
-    plant = partial(plant_steps, steps)
-    return of_operations(name, "attention", summary, seen, acts, plant, **more)
+    operations = {f"attn.{kind}": act for kind, act in operations.items()}
+    inject = partial(inject_steps, steps)
+    return of_operations(name, "attention", summary, seen, operations, inject, **more)
 
 
 # The scale
@@ -56,8 +61,8 @@ def _scale(
     in_torch: Callable[[Any, Any], float],
     seen: str = "",
 ) -> Fault:
-    acts = {"scores": partial(_scaled, factor)}
-    return attention(name, summary, acts, {"scale": in_torch}, seen)
+    operations = {"scores": partial(_scaled, factor)}
+    return attention(name, summary, operations, {"scale": in_torch}, seen)
 
 
 def _size(call: Call) -> float:
@@ -65,7 +70,7 @@ def _size(call: Call) -> float:
     return call.config.n_embd / call.config.n_head
 
 
-def _plant_by_layer(model: Any, layers: Sequence[int]) -> None:
+def _inject_by_layer(model: Any, layers: Sequence[int]) -> None:
     for layer in layers:
         attn = model.h[layer].attn
         replace(attn, "scale", partial(_torch_layer_scale, number=layer + 1))
@@ -205,7 +210,7 @@ FAULTS = (
         "divides the scores by the number of the layer as well",
         "scale_attn_by_inverse_layer_idx of transformers' GPT2Config",
         {"attn.scores": partial(_scaled, lambda call: _size(call) ** -0.5 / (call.layer + 1))},
-        _plant_by_layer,
+        _inject_by_layer,
         needs="more than one layer: the first is divided by 1",
     ),
     attention(
@@ -257,7 +262,7 @@ FAULTS = (
         "attention",
         "drops one weight of attention in ten by chance, as in training",
         "a model that was not put into evaluation mode",
-        InModel(partial(plant_steps, {"softmax": _torch_dropout})),
+        InModel(partial(inject_steps, {"softmax": _torch_dropout})),
         law="determinism",
     ),
 )

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.faults.attention import attention, plant_steps
+from gpt_verify.faults.attention import attention, inject_steps
 from gpt_verify.faults.fault import Fault, of_operations
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.reference.ops import Array, attention_mix, attention_scores
 
 #: One call → q, k and v, each [H, T, K].
@@ -19,12 +19,12 @@ Cut = Callable[[Call], tuple[Array, Array, Array]]
 Joined = Callable[[Array], Array]
 
 
-def cut_acts(cut: Cut, values: bool = True) -> dict[str, Act]:
+def cut_operations(cut: Cut, values: bool = True) -> dict[str, Override]:
     """Scores and mix of other heads; ``values``: v is concerned as well."""
-    acts: dict[str, Act] = {"scores": lambda call: attention_scores(*cut(call)[:2])}
+    operations: dict[str, Override] = {"scores": lambda call: attention_scores(*cut(call)[:2])}
     if values:
-        acts["mix"] = lambda call: attention_mix(call.x, cut(call)[2])
-    return acts
+        operations["mix"] = lambda call: attention_mix(call.x, cut(call)[2])
+    return operations
 
 
 def _parts(call: Call) -> list[Array]:
@@ -55,7 +55,7 @@ def _exchange(name: str, summary: str, order: tuple[int, int, int], seen: str = 
     return attention(
         name,
         summary,
-        cut_acts(partial(_ordered, order), values=order[2] != 2),
+        cut_operations(partial(_ordered, order), values=order[2] != 2),
         {"heads": partial(_torch_ordered, order=order)},
         seen,
     )
@@ -90,14 +90,14 @@ def _joined(join: Joined, cut: Cut, call: Call) -> Array:
 
 
 def _merge(name: str, summary: str, join: Joined, in_torch: Any, seen: str = "") -> Fault:
-    acts = {"mix": partial(_joined, join, Call.heads)}
-    return attention(name, summary, acts, {"merge": in_torch}, seen)
+    operations = {"mix": partial(_joined, join, Call.heads)}
+    return attention(name, summary, operations, {"merge": in_torch}, seen)
 
 
 def _split(
     name: str, summary: str, head: Callable[[Array, int], Array], in_torch: Any, seen: str = ""
 ) -> Fault:
-    return attention(name, summary, cut_acts(partial(_each, head)), {"split": in_torch}, seen)
+    return attention(name, summary, cut_operations(partial(_each, head)), {"split": in_torch}, seen)
 
 
 def _in_order(part_TD: Array, n_head: int) -> Array:
@@ -151,9 +151,9 @@ def _torch_late(attn: Any, qkv: Any) -> Any:
 
 def _linear(name: str, summary: str, cut: Cut, in_torch: Any, seen: str = "") -> Fault:
     """The place of the cut belongs to the family of the linear maps."""
-    acts = {f"attn.{kind}": act for kind, act in cut_acts(cut).items()}
-    plant = partial(plant_steps, {"heads": in_torch})
-    return of_operations(name, "linear", summary, seen, acts, plant)
+    operations = {f"attn.{kind}": act for kind, act in cut_operations(cut).items()}
+    inject = partial(inject_steps, {"heads": in_torch})
+    return of_operations(name, "linear", summary, seen, operations, inject)
 
 
 FAULTS = (
@@ -220,7 +220,7 @@ FAULTS = (
     attention(
         "attention-multi-query",
         "uses the keys and values of the first head in all heads",
-        cut_acts(_first_keys),
+        cut_operations(_first_keys),
         {"heads": _torch_first_keys},
         "multi_query of GPTBigCode in transformers",
     ),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gpt_verify.faults.attention import attention
 from gpt_verify.faults.fault import Fault
 from gpt_verify.faults.later import torch
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
 from gpt_verify.reference.ops import Array, attention_mix, attention_scores, softmax
 
@@ -63,10 +63,10 @@ def _mask(
     **more: Any,
 ) -> Fault:
     """``in_torch(attention, targets [T], sources [S])``; ``hides``: some that should be seen."""
-    acts: dict[str, Act] = {"pattern": partial(_seen, allowed)}
+    operations: dict[str, Override] = {"pattern": partial(_seen, allowed)}
     if hides:
-        acts["scores"] = partial(_unseen, allowed)
-    return attention(name, summary, acts, {"allowed": in_torch}, seen, **more)
+        operations["scores"] = partial(_unseen, allowed)
+    return attention(name, summary, operations, {"allowed": in_torch}, seen, **more)
 
 
 def _hidden(hide: Callable[[Array, NDArray[np.bool_]], Array], call: Call) -> Array:

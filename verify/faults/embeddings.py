@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.faults.fault import Fault, InModel, of_operations
+from gpt_verify.faults.inject import replace
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.plant import replace
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
 from gpt_verify.reference.ops import Array, layer_norm
 
@@ -23,15 +23,15 @@ CHUNK = 16
 
 
 def _embeddings(
-    name: str, summary: str, act: Act, in_torch: Any, seen: str = "", **more: Any
+    name: str, summary: str, act: Override, in_torch: Any, seen: str = "", **more: Any
 ) -> Fault:
     """``in_torch(model, ids, positions)`` → [B, T, D]."""
 
-    def plant(model: Any, layers: object) -> None:
+    def inject(model: Any, layers: object) -> None:
         replace(model, "embed", in_torch)
 
     return of_operations(
-        name, "embeddings", summary, seen, {"embed": act}, plant, layered=False, **more
+        name, "embeddings", summary, seen, {"embed": act}, inject, layered=False, **more
     )
 
 
@@ -53,7 +53,7 @@ def _positions(
     seen: str = "",
     **more: Any,
 ) -> Fault:
-    """Rows of wpe other than the right ones.
+    """Rows of wpe other than the correct ones.
 
     Args:
         change: positions [T] and n_ctx → rows.
@@ -88,7 +88,8 @@ def _tokens(
     seen: str = "",
     **more: Any,
 ) -> Fault:
-    """Rows of wte other than the right ones: ``change(ids, n_vocab)``, ``in_torch(model, ids)``."""
+    """Rows of wte other than the correct ones: ``change(ids, n_vocab)``, ``in_torch(model,
+    ids)``."""
 
     def act(call: Call) -> Array:
         rows_T = change(call.tokens_T, call.config.n_vocab)
@@ -195,7 +196,7 @@ def _torch_dropout(model: Any, ids: Any, positions: Any) -> Any:
     return torch.nn.functional.dropout(_torch_sum(model, ids, positions), 0.1, training=True)
 
 
-def _plant_dropout(model: Any, layers: object) -> None:
+def _inject_dropout(model: Any, layers: object) -> None:
     replace(model, "embed", _torch_dropout)
 
 
@@ -301,7 +302,7 @@ FAULTS = (
         "embeddings",
         "drops a tenth of the embeddings by chance, as in training",
         "a model that was not put into evaluation mode",
-        InModel(_plant_dropout, layered=False),
+        InModel(_inject_dropout, layered=False),
         law="determinism",
     ),
     _tokens(

@@ -1,6 +1,6 @@
 """What a fault is: a known porting mistake, written once, for two uses.
 
-Planted in a correct port, in torch, it measures whether the suite can fail. As an hypothesis, in
+Injected into a correct port, in torch, it measures whether the suite can fail. As an hypothesis, in
 NumPy, it explains a failure: the site that it would change is computed with the mistake, from the
 port's own input, and compared with what the port made of it. The two are written separately, so
 that neither proves itself.
@@ -17,19 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
 from gpt_verify.reference.config import Config
 from gpt_verify.sites import sites
 
 Array = NDArray[np.floating]
 #: Changes a ``gpt_verify.faults.model.Model`` in the given layers.
-Plant = Callable[[Any, Sequence[int]], None]
+Inject = Callable[[Any, Sequence[int]], None]
 #: What a port made of a site, and the operation → what it would be with the mistake, where a number
 #: of it is known from there alone; ValueError where it cannot be found out.
 Fit = Callable[[Array, Call], Array]
 #: Changes a port of a checkpoint as a whole: what lies around the model, not in it.
-PlantPort = Callable[[Any, Checkpoint], None]
+InjectPort = Callable[[Any, Checkpoint], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Stored:
 
 
 #: What a mistaken loader makes of a tensor.
-Alter = Callable[[Stored], Array]
+Corrupt = Callable[[Stored], Array]
 
 #: Sites that lie in no block.
 OUTSIDE = frozenset(("embed", "ln_f", "logits"))
@@ -66,7 +66,7 @@ class InModel:
         in_blocks: it lies in the blocks, although it changes none of their sites.
     """
 
-    inject: Plant
+    inject: Inject
     layered: bool = True
     in_blocks: bool = False
 
@@ -80,8 +80,8 @@ class AroundPort:
         model: changes the model first; None where the fault is around it alone.
     """
 
-    inject: PlantPort
-    model: Plant | None = None
+    inject: InjectPort
+    model: Inject | None = None
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,12 @@ class AtSites:
         last: of the blocks it is in the last alone.
     """
 
-    operations: Mapping[str, Act] = field(default_factory=dict)
+    operations: Mapping[str, Override] = field(default_factory=dict)
     fitted: Mapping[str, Fit] = field(default_factory=dict)
     quantising: bool = False
     last: bool = False
 
-    def at(self, config: Config, layers: Sequence[int]) -> dict[str, Act]:
+    def at(self, config: Config, layers: Sequence[int]) -> dict[str, Override]:
         """Site → what it becomes with the fault in these layers.
 
         What lies outside the blocks is concerned where all layers are, or where nothing in the
@@ -111,7 +111,7 @@ class AtSites:
         """
         layers = layers[-1:] if self.last else layers
         whole = len(layers) == config.n_layer or OUTSIDE.issuperset(self.operations)
-        found: dict[str, Act] = {}
+        found: dict[str, Override] = {}
         for kind, act in self.operations.items():
             if kind not in OUTSIDE:
                 found |= {f"h.{layer}.{kind}": act for layer in layers}
@@ -131,11 +131,11 @@ class OfTensors:
             tensor is shown, and not looked for in logits.
     """
 
-    corrupt: Alter
+    corrupt: Corrupt
     kinds: tuple[str, ...]
     localised: bool = False
 
-    def at(self, config: Config, layers: Sequence[int]) -> dict[str, Act]:
+    def at(self, config: Config, layers: Sequence[int]) -> dict[str, Override]:
         """Site that reads one of them → what it becomes with those of these layers corrupted."""
         names = tensors_of(self.kinds, layers)
         readers = [s for s in sites(config).values() if set(s.weights) & set(names)]
@@ -202,7 +202,7 @@ class Fault:
         if isinstance(self.inject, AroundPort):
             self.inject.inject(port, checkpoint)
 
-    def overrides(self, config: Config, layers: Sequence[int] | None = None) -> dict[str, Act]:
+    def overrides(self, config: Config, layers: Sequence[int] | None = None) -> dict[str, Override]:
         """Site → what it becomes, for ``gpt_verify.graph.run.run``; all layers where None."""
         every = range(config.n_layer) if layers is None else layers
         found = self.predict.at(config, every) if self.predict is not None else {}
@@ -214,8 +214,8 @@ def of_operations(
     family: str,
     summary: str,
     seen: str,
-    operations: Mapping[str, Act],
-    inject: Plant,
+    operations: Mapping[str, Override],
+    inject: Inject,
     *,
     layered: bool = True,
     quantising: bool = False,
@@ -245,8 +245,8 @@ def tensors_of(kinds: Sequence[str], layers: Sequence[int]) -> list[str]:
     return names
 
 
-def _corrupted(corrupt: Alter, names: Sequence[str], call: Call) -> Array:
-    """The right operation on corrupted tensors."""
+def _corrupted(corrupt: Corrupt, names: Sequence[str], call: Call) -> Array:
+    """The correct operation on corrupted tensors."""
 
     def lookup(name: str) -> Array:
         if name not in names:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.faults.fault import AtSites, Fault, InModel, of_operations
+from gpt_verify.faults.inject import replace
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.plant import replace
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
 from gpt_verify.reference.ops import Array, softmax
 
@@ -21,21 +21,23 @@ FEWEST = 4
 MULTIPLE = 64
 
 
-def _plant(in_torch: Callable[[Any, Any], Any], model: Any, layers: object) -> None:
+def _inject(in_torch: Callable[[Any, Any], Any], model: Any, layers: object) -> None:
     replace(model, "head", in_torch)
 
 
 def _head(
     name: str,
     summary: str,
-    act: Act,
+    act: Override,
     in_torch: Callable[[Any, Any], Any],
     seen: str = "",
     **more: Any,
 ) -> Fault:
     """``in_torch(model, x [B, T, D])`` → logits."""
-    plant = partial(_plant, in_torch)
-    return of_operations(name, "head", summary, seen, {"logits": act}, plant, layered=False, **more)
+    inject = partial(_inject, in_torch)
+    return of_operations(
+        name, "head", summary, seen, {"logits": act}, inject, layered=False, **more
+    )
 
 
 def _afterwards(
@@ -46,7 +48,7 @@ def _afterwards(
     seen: str = "",
     **more: Any,
 ) -> Fault:
-    """The right logits [T, V] are changed."""
+    """The correct logits [T, V] are changed."""
     return _head(
         name,
         summary,
@@ -82,7 +84,7 @@ def _torch_shifted(model: Any, x: Any) -> Any:
     return (x @ table.T)[..., -size:]
 
 
-def _plant_own(change: Callable[[Any], Any], model: Any, layers: object) -> None:
+def _inject_own(change: Callable[[Any], Any], model: Any, layers: object) -> None:
     with torch.no_grad():
         model.lm_head = torch.nn.Parameter(change(model.wte.detach().clone()))
     replace(model, "head", lambda model, x: x @ model.lm_head.T)
@@ -97,7 +99,7 @@ def _own(
     name: str, summary: str, change: Callable[[Any], Any], seen: str = "", **more: Any
 ) -> Fault:
     """A matrix of its own in place of wte."""
-    inject = InModel(partial(_plant_own, change), layered=False)
+    inject = InModel(partial(_inject_own, change), layered=False)
     return Fault(name, "head", summary, seen, inject, **more)
 
 
@@ -110,7 +112,7 @@ def _fitted_bias(got_TV: Array, call: Call) -> Array:
     return value
 
 
-def _plant_bias(model: Any, layers: object) -> None:
+def _inject_bias(model: Any, layers: object) -> None:
     like = model.wte[:, 0].detach()
     model.lm_head_bias = torch.nn.Parameter(_drawn(like, 0.1))
     replace(model, "head", lambda model, x: x @ model.wte.T + model.lm_head_bias)
@@ -190,7 +192,7 @@ FAULTS = (
         "head-detached",
         "head",
         "keeps the gradient of the last product from wte",
-        inject=InModel(partial(_plant, lambda model, x: x @ model.wte.detach().T), layered=False),
+        inject=InModel(partial(_inject, lambda model, x: x @ model.wte.detach().T), layered=False),
         law="tying.gradient",
     ),
     Fault(
@@ -198,7 +200,7 @@ FAULTS = (
         "head",
         "adds a bias of its own to the logits",
         "BertForMaskedLM's decoder.bias, and GPT-J's lm_head.bias",
-        InModel(_plant_bias, layered=False),
+        InModel(_inject_bias, layered=False),
         AtSites(fitted={"logits": _fitted_bias}),
     ),
 )

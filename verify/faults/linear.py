@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.faults.fault import Fault, InModel, OfTensors, Stored, of_operations
+from gpt_verify.faults.inject import replace
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.plant import replace
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.reference.ops import Array
 
 #: Site → where the model keeps the map that makes it.
@@ -29,7 +29,7 @@ _KINDS = (
 )
 
 
-def _plant(
+def _inject(
     changes: Mapping[str, Callable[[Any, Any], Any]], model: Any, layers: Sequence[int]
 ) -> None:
     for block in model.blocks(layers):
@@ -41,14 +41,16 @@ def _plant(
 def _linear(
     name: str,
     summary: str,
-    acts: Mapping[str, Act],
+    operations: Mapping[str, Override],
     in_torch: Callable[[Any, Any], Any] | Mapping[str, Callable[[Any, Any], Any]],
     seen: str = "",
     **more: Any,
 ) -> Fault:
     """``in_torch(linear, x)``, one for all sites or one for each."""
-    changes = in_torch if isinstance(in_torch, Mapping) else dict.fromkeys(acts, in_torch)
-    return of_operations(name, "linear", summary, seen, acts, partial(_plant, changes), **more)
+    changes = in_torch if isinstance(in_torch, Mapping) else dict.fromkeys(operations, in_torch)
+    return of_operations(
+        name, "linear", summary, seen, operations, partial(_inject, changes), **more
+    )
 
 
 def _product(call: Call) -> Array:
@@ -75,8 +77,8 @@ def _torch_without_part(linear: Any, x: Any, part: int) -> Any:
 
 
 def _missing(name: str, summary: str, *kinds: str, seen: str = "") -> Fault:
-    acts = dict.fromkeys(kinds, _product)
-    return _linear(name, summary, acts, _torch_product, seen, needs="a bias that is not 0")
+    operations = dict.fromkeys(kinds, _product)
+    return _linear(name, summary, operations, _torch_product, seen, needs="a bias that is not 0")
 
 
 def _missing_part(name: str, summary: str, part: int) -> Fault:
@@ -104,7 +106,7 @@ def _string_sorted(t: Stored) -> Array:
     return t.lookup(f"h{sorted(map(str, range(t.config.n_layer)))[int(layer)]}/{rest}")
 
 
-def _plant_string_sorted(model: Any, layers: Sequence[int]) -> None:
+def _inject_string_sorted(model: Any, layers: Sequence[int]) -> None:
     numbers = sorted(range(len(model.h)), key=str)
     model.h = torch.nn.ModuleList(model.h[number] for number in numbers)
 
@@ -142,7 +144,7 @@ FAULTS = (
         "linear",
         "sorts the layers by their names as strings: h.10 comes before h.2",
         "parts of a checkpoint of 100 parts and more (deepspeedai/DeepSpeed#1381)",
-        InModel(_plant_string_sorted, layered=False),
+        InModel(_inject_string_sorted, layered=False),
         OfTensors(_string_sorted, _KINDS),
         needs="more than ten layers",
     ),

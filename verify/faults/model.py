@@ -1,6 +1,6 @@
 """A correct GPT-2 in torch in which every step is a method that a fault can replace.
 
-Plain on purpose: no step is fused with another, so that each planted mistake is a line or two. It
+Plain on purpose: no step is fused with another, so that each injected mistake is a line or two. It
 takes what transformers' model takes (labels, cache, mask, positions), so that the faults of those
 have a place to live. ``Options`` make the correct variants that must never be refuted.
 """
@@ -185,7 +185,7 @@ class Model(nn.Module):
         self.ln_f = Norm(config.n_embd)
 
     def blocks(self, layers: Sequence[int]) -> list[Any]:
-        """Some of the blocks, to plant a fault in."""
+        """Some of the blocks, to inject a fault into."""
         return [self.h[layer] for layer in layers]
 
     def norms(

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.faults.fault import Fault, of_operations
+from gpt_verify.faults.inject import replace
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.plant import replace
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.reference.ops import LAYER_NORM_EPSILON as EPS
 from gpt_verify.reference.ops import Array
 
@@ -79,19 +79,19 @@ def _torch_over(norm: Any, x: Any, axes: tuple[int, ...]) -> Any:
     return (x - mean) / torch.sqrt(variance + norm.eps)
 
 
-def plant_norms(
+def inject_norms(
     method: str, function: Callable[..., Any], kinds: Sequence[str], model: Any, layers: Any
 ) -> None:
     for norm in model.norms(layers, kinds):
         replace(norm, method, function)
 
 
-def _plant_eps(eps: float, model: Any, layers: Sequence[int]) -> None:
+def _inject_eps(eps: float, model: Any, layers: Sequence[int]) -> None:
     for norm in model.norms(layers):
         norm.eps = eps
 
 
-def _act(formula: Formula) -> Act:
+def _act(formula: Formula) -> Override:
     def changed(call: Call) -> Array:
         return formula(call.x, call.own(0), call.own(1))
 
@@ -100,8 +100,8 @@ def _act(formula: Formula) -> Act:
 
 def _eps(name: str, summary: str, eps: float, seen: str = "", **more: Any) -> Fault:
     act = _act(partial(_with_eps, eps=eps))
-    acts = dict.fromkeys(_EVERY, act)
-    return of_operations(name, "norm", summary, seen, acts, partial(_plant_eps, eps), **more)
+    operations = dict.fromkeys(_EVERY, act)
+    return of_operations(name, "norm", summary, seen, operations, partial(_inject_eps, eps), **more)
 
 
 def _normalise(
@@ -114,9 +114,9 @@ def _normalise(
 ) -> Fault:
     """The normalisation alone is another; gain and bias follow."""
     changed = partial(_torch_normalise, change=in_torch)
-    plant = partial(plant_norms, "normalise", changed, _EVERY)
-    acts = dict.fromkeys(_EVERY, _act(formula))
-    return of_operations(name, "norm", summary, seen, acts, plant, **more)
+    inject = partial(inject_norms, "normalise", changed, _EVERY)
+    operations = dict.fromkeys(_EVERY, _act(formula))
+    return of_operations(name, "norm", summary, seen, operations, inject, **more)
 
 
 def whole(
@@ -129,9 +129,9 @@ def whole(
     **more: Any,
 ) -> Fault:
     """The whole of the norm is another: ``in_torch(norm, x)``."""
-    plant = partial(plant_norms, "forward", in_torch, kinds)
-    acts = dict.fromkeys(kinds, _act(formula))
-    return of_operations(name, "norm", summary, seen, acts, plant, **more)
+    inject = partial(inject_norms, "forward", in_torch, kinds)
+    operations = dict.fromkeys(kinds, _act(formula))
+    return of_operations(name, "norm", summary, seen, operations, inject, **more)
 
 
 def _root_mean_square(x: Any, eps: float = EPS) -> Any:

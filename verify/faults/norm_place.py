@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.faults.fault import AtSites, Fault, of_operations
-from gpt_verify.faults.norm import plant_norms, whole
-from gpt_verify.faults.plant import replace
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.faults.inject import replace
+from gpt_verify.faults.norm import inject_norms, whole
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
 from gpt_verify.reference.ops import Array, layer_norm, linear
 
@@ -54,7 +54,7 @@ def _leaving(call: Call) -> Array:
     return layer_norm(last_TD, call.own(0), call.own(1))
 
 
-_POST: dict[str, Act] = {
+_POST: dict[str, Override] = {
     "ln_1": _arriving,
     "resid_mid": lambda call: call.at("ln_1") + call.at("attn.out"),
     "ln_2": lambda call: _of("ln_1", call.x, call),
@@ -99,7 +99,7 @@ def _next(call: Call) -> Array:
     return _with(call, call.x, call.layer + 1, "ln_1")
 
 
-_PRE: dict[str, Act] = {
+_PRE: dict[str, Override] = {
     "attn.qkv": _from_normed,
     "resid_mid": lambda call: _unnormed(call) + call.at("attn.out"),
     "ln_1": lambda call: _of("ln_2", call.x, call),
@@ -148,7 +148,7 @@ FAULTS = (
         "a lens or a head that normalises hidden states which transformers has normalised already",
         {"ln_f": _final_twice},
         partial(
-            plant_norms,
+            inject_norms,
             "forward",
             lambda norm, x: type(norm).forward(norm, type(norm).forward(norm, x)),
             ("ln_f",),

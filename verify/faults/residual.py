@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.faults.fault import Fault, of_operations
+from gpt_verify.faults.inject import replace
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.plant import replace
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, Precision
 from gpt_verify.reference.ops import Array, layer_norm
 
@@ -20,7 +20,7 @@ from gpt_verify.reference.ops import Array, layer_norm
 Sum = Callable[[Array, Array], Array]
 
 
-def _plant(
+def _inject(
     wire: Callable[[Any, Any, Callable[[Any], Any]], Any], model: Any, layers: Sequence[int]
 ) -> None:
     for block in model.blocks(layers):
@@ -30,13 +30,15 @@ def _plant(
 def _residual(
     name: str,
     summary: str,
-    acts: Mapping[str, Act],
+    operations: Mapping[str, Override],
     wire: Callable[[Any, Any, Callable[[Any], Any]], Any],
     seen: str = "",
     **more: Any,
 ) -> Fault:
     """``wire(block, x, attend)`` joins the parts of a block in torch."""
-    return of_operations(name, "residual", summary, seen, acts, partial(_plant, wire), **more)
+    return of_operations(
+        name, "residual", summary, seen, operations, partial(_inject, wire), **more
+    )
 
 
 def _summed(join: Sum, call: Call) -> Array:
@@ -58,8 +60,8 @@ def _both(
     **more: Any,
 ) -> Fault:
     """Both sums of a block are another."""
-    acts = dict.fromkeys(("resid_mid", "resid_post"), partial(_summed, join))
-    return _residual(name, summary, acts, partial(_torch_summed, join=in_torch), seen, **more)
+    operations = dict.fromkeys(("resid_mid", "resid_post"), partial(_summed, join))
+    return _residual(name, summary, operations, partial(_torch_summed, join=in_torch), seen, **more)
 
 
 def _by_depth(call: Call) -> Array:
@@ -68,9 +70,9 @@ def _by_depth(call: Call) -> Array:
     return value
 
 
-def _plant_by_depth(model: Any, layers: Sequence[int]) -> None:
+def _inject_by_depth(model: Any, layers: Sequence[int]) -> None:
     factor = (2 * len(model.h)) ** -0.5
-    _plant(partial(_torch_summed, join=lambda x, out: x + factor * out), model, layers)
+    _inject(partial(_torch_summed, join=lambda x, out: x + factor * out), model, layers)
 
 
 def _narrow(name: str, precision: Precision, seen: str = "") -> Fault:
@@ -186,7 +188,7 @@ FAULTS = (
         "divides what each branch makes by √(2L)",
         "GPT-2's initialisation, which is scaled so, taken for part of the model",
         dict.fromkeys(("resid_mid", "resid_post"), _by_depth),
-        _plant_by_depth,
+        _inject_by_depth,
     ),
     _residual(
         "residual-after-norm",

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.faults.fault import Alter, Array, Fault, InModel, OfTensors, Stored, tensors_of
+from gpt_verify.faults.fault import Array, Corrupt, Fault, InModel, OfTensors, Stored, tensors_of
 from gpt_verify.faults.later import torch
 
 _UPPER_HALF = np.uint32(0xFFFF0000)
 
 
-def plant_tensors(alter: Alter, kinds: Sequence[str], model: Any, layers: Sequence[int]) -> None:
+def inject_tensors(
+    corrupt: Corrupt, kinds: Sequence[str], model: Any, layers: Sequence[int]
+) -> None:
     """Damage the tensors of these kinds in some layers of a ``gpt_verify.faults.model.Model``.
 
     All of them are computed before the first is written, so that they can be exchanged.
@@ -31,29 +33,29 @@ def plant_tensors(alter: Alter, kinds: Sequence[str], model: Any, layers: Sequen
         return value
 
     names = tensors_of(kinds, layers)
-    damaged = {name: alter(Stored(model.config, name, lookup(name), lookup)) for name in names}
+    damaged = {name: corrupt(Stored(model.config, name, lookup(name), lookup)) for name in names}
     with torch.no_grad():
         for name, value in damaged.items():
             parameters[name].copy_(torch.from_numpy(np.array(value, np.float32)))
 
 
-def bit_flip(bit: int) -> Alter:
+def bit_flip(bit: int) -> Corrupt:
     """One bit of one number in the middle; 0 is the last of the mantissa, 31 the sign."""
 
-    def alter(t: Stored) -> Array:
+    def corrupt(t: Stored) -> Array:
         flipped = np.array(t.value, np.float32)
         flipped.reshape(-1).view(np.uint32)[flipped.size // 2 + 1] ^= np.uint32(1 << bit)
         return flipped
 
-    return alter
+    return corrupt
 
 
-def scaled(factor: float) -> Alter:
+def scaled(factor: float) -> Corrupt:
     """Every number times another."""
     return lambda t: t.value * np.float32(factor)
 
 
-def rolled(rows: int) -> Alter:
+def rolled(rows: int) -> Corrupt:
     """Every row so many places later, the last ones first."""
     return lambda t: np.concatenate([t.value[-rows:], t.value[:-rows]])
 
@@ -73,16 +75,16 @@ def _bfloat16_cut(t: Stored) -> Array:
     return (np.array(t.value, np.float32).view(np.uint32) & _UPPER_HALF).view(np.float32)
 
 
-def int8(axis: int | None) -> Alter:
+def int8(axis: int | None) -> Corrupt:
     """Symmetric, 127 the largest magnitude: of the tensor, or along an axis."""
 
-    def alter(t: Stored) -> Array:
+    def corrupt(t: Stored) -> Array:
         step = np.max(np.abs(t.value), axis=axis, keepdims=True) / np.float32(127)
         codes = np.rint(t.value / step).astype(np.int8)
         restored: Array = codes * step
         return restored
 
-    return alter
+    return corrupt
 
 
 def _row_zeroed(t: Stored) -> Array:
@@ -147,7 +149,7 @@ def _drawn(t: Stored) -> Array:
 def _weights(
     name: str,
     summary: str,
-    alter: Alter,
+    corrupt: Corrupt,
     *tensors: str,
     seen: str = "",
     localised: bool = False,
@@ -159,8 +161,8 @@ def _weights(
         "weights",
         summary,
         seen,
-        InModel(partial(plant_tensors, alter, tensors), layered),
-        OfTensors(alter, tensors, localised),
+        InModel(partial(inject_tensors, corrupt, tensors), layered),
+        OfTensors(corrupt, tensors, localised),
         "weights.values",
         **more,
     )

@@ -1,4 +1,4 @@
-"""What an operation is handed on the way back, and what it hands back."""
+"""What an operation is handed in the backward pass, and what it hands back."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Pulled:
 
 @dataclass(frozen=True)
 class Step:
-    """One operation of one sequence, on the way back.
+    """One operation of one sequence, in the backward pass.
 
     Attributes:
         config: sizes.
@@ -121,7 +121,7 @@ Rule = Callable[[Step, Array], Back]
 
 def joined(*parts: Array | None) -> Array:
     """Derivatives of q, k and v, each [H, T, K] or None for zero → of the three side by side,
-    [T, 3D]: the way back of ``reference.ops.split_heads``."""
+    [T, 3D]: the backward pass of ``reference.ops.split_heads``."""
     known = next(part for part in parts if part is not None)
     whole = np.stack([np.zeros_like(known) if part is None else part for part in parts])
     return whole.transpose(2, 0, 1, 3).reshape(known.shape[1], -1)

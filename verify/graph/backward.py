@@ -3,7 +3,7 @@
 One pass has the derivatives of every tensor. It is itself held to central differences, which know
 no rule of differentiation (``gpt_verify.graph.differences``). With noise, it says what rounding
 in a port's precision does to each derivative. And each rule can be replaced by another one: once a
-port is refuted, what a wrong rule would have given says which rule it was.
+port is refuted, what an incorrect rule would have given says which rule it was.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gpt_verify.graph.directions import Direction
 from gpt_verify.graph.operations.unembed import times_table
 from gpt_verify.graph.run import Alter, of_row, side_by_side
 from gpt_verify.graph.table import made_by
-from gpt_verify.numerics.draws import moves
+from gpt_verify.numerics.draws import perturbations
 from gpt_verify.numerics.precision import Precision
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.reference.config import Config
@@ -30,7 +30,7 @@ from gpt_verify.sites import Site, sites
 
 @dataclass(frozen=True)
 class Read:
-    """An operation that reads tensors, reached on the way back.
+    """An operation that reads tensors, reached in the backward pass.
 
     Attributes:
         site: what it makes.
@@ -56,33 +56,33 @@ class Noise:
 
     Args:
         precision: of the port, float32 or narrower.
-        rng: of the random moves (``gpt_verify.numerics.draws``).
+        rng: of the random perturbations (``gpt_verify.numerics.draws``).
     """
 
     def __init__(self, precision: Precision, rng: np.random.Generator) -> None:
         self.precision, self._rng = precision, rng
 
     def forward(self, call: Call, value: Array) -> Array:
-        """A value of the forward pass, moved and rounded to the format."""
+        """A value of the forward pass, perturbed and rounded to the format."""
         p = self.precision
-        return p.round(value + moves(value, p, self._rng))
+        return p.round(value + perturbations(value, p, self._rng))
 
     def kept(self, d: Array) -> Array:
-        """A derivative: moved, but not rounded, since a port may scale its loss to stay within the
-        format's range; what is below the smallest number is lost wherever it is kept."""
-        moved: Array = d + moves(d, self.precision, self._rng)
-        moved += np.float32(self.precision.tiny) * self._signs(d.shape)
-        return moved
+        """A derivative: perturbed, but not rounded, since a port may scale its loss to stay within
+        the format's range; what is below the smallest number is lost wherever it is kept."""
+        perturbed: Array = d + perturbations(d, self.precision, self._rng)
+        perturbed += np.float32(self.precision.tiny) * self._signs(d.shape)
+        return perturbed
 
     def statistic(self, x: Array) -> Array:
         """A mean or a deviation."""
-        return x + moves(x, self.precision, self._rng)
+        return x + perturbations(x, self.precision, self._rng)
 
     def cancelled(self, step: Step, d: Array) -> Array | float:
         """An error relative to what a rule subtracts from each other, little of which may be
         left."""
         sizes = made_by(step.site).cancels
-        return 0.0 if sizes is None else moves(sizes(step, d), self.precision, self._rng)
+        return 0.0 if sizes is None else perturbations(sizes(step, d), self.precision, self._rng)
 
     def summed(self, step: Step, d_ND: Array, d_NV: Array) -> Array:
         """The derivative by the last state is a sum over all rows of the head, in which almost

@@ -85,4 +85,4 @@ class Call:
 
 
 #: Computes what a site is.
-Act = Callable[[Call], Array]
+Override = Callable[[Call], Array]

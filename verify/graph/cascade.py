@@ -34,7 +34,7 @@ Floats = NDArray[np.floating]
 #: Largest error of a correct port, in floors. Not derived but calibrated: twice the largest that
 #: ``scripts/calibrate.py`` saw in 1,440 runs of correct ports, rounded up (docs/numerics.md).
 LIMIT_FLOORS = 10.0
-#: Of the random moves of the logits, which are not part of the run that is kept.
+#: Of the random perturbations of the logits, which are not part of the run that is kept.
 LAST = 1
 
 

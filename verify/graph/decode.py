@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.graph.call import Act, Array, Call
+from gpt_verify.graph.call import Array, Call, Override
 from gpt_verify.graph.run import run
 from gpt_verify.reference import ops
 from gpt_verify.reference.config import Config
@@ -108,8 +108,8 @@ class _Piece:
     how: HowDecoded
     own: dict[int, KeysValues] = field(default_factory=dict)
 
-    def overrides(self, config: Config) -> dict[str, Act]:
-        acts: dict[str, Act] = {
+    def overrides(self, config: Config) -> dict[str, Override]:
+        operations: dict[str, Override] = {
             "embed": self._embed,
             "attn.scores": self._scores,
             "attn.pattern": self._pattern,
@@ -117,8 +117,12 @@ class _Piece:
         }
         if self.how.normalise is not None:
             norm = partial(_norm, self.how.normalise)
-            acts |= dict.fromkeys(("ln_1", "ln_2", "ln_f"), norm)
-        return {site.name: acts[site.kind] for site in sites(config).values() if site.kind in acts}
+            operations |= dict.fromkeys(("ln_1", "ln_2", "ln_f"), norm)
+        return {
+            site.name: operations[site.kind]
+            for site in sites(config).values()
+            if site.kind in operations
+        }
 
     def kept(self, layer: int) -> KeysValues:
         """What the next piece finds in the cache."""

@@ -2,8 +2,8 @@
 
 The values come from the reference's own backward pass in float64, whose time does not grow with
 the number of tensors. It is held to central differences of the same loss, in which all tensors move
-at once (``gpt_verify.graph.differences``): a wrong rule would show there. The noise is measured
-with the same backward pass, in the port's precision. Derived in docs/numerics.md.
+at once (``gpt_verify.graph.differences``): an incorrect rule would show there. The noise is
+measured with the same backward pass, in the port's precision. Derived in docs/numerics.md.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _noise(
 ) -> NDArray[np.float64]:
     """What rounding does to each derivative, [directions].
 
-    The backward pass is run in the port's precision, with everything that a port keeps moved at
+    The backward pass is run in the port's precision, with everything that a port keeps perturbed at
     random by as much as its rounding may do. Rows of a batch are observations, too; their errors
     may have one cause, so they are added up as if they had.
     """

@@ -1,4 +1,4 @@
-"""Central differences of the reference's loss, with all tensors moved at once: no rule of
+"""Central differences of the reference's loss, with all tensors perturbed at once: no rule of
 differentiation enters, so that the backward pass can be held to them.
 
 The float64 loss is evaluated at θ ± h v, θ ± 2 h v and θ ± 4 h v, and extrapolated to h = 0; how
@@ -101,15 +101,15 @@ def _take(
     step: float,
 ) -> tuple[Difference, bool]:
     """One ladder, and whether its step is small enough to know its errors."""
-    moved = _Moved(tokens_BT, directions, step * np.concatenate([[0.0], LADDER, -LADDER]))
-    losses_RN = moved.losses(config, weights)
-    unmoved_N, (up, down) = losses_RN[0], np.split(losses_RN[1:], 2)
+    perturbed = _Perturbed(tokens_BT, directions, step * np.concatenate([[0.0], LADDER, -LADDER]))
+    losses_RN = perturbed.losses(config, weights)
+    unperturbed_N, (up, down) = losses_RN[0], np.split(losses_RN[1:], 2)
     quotients = (up - down) / (2 * step * LADDER[:, None])
     near, middle, far = quotients
     off = ((4 * near - middle) - (4 * middle - far)) / 3
-    even = EVEN @ (up + down - 2 * unmoved_N) / EVEN_NOISE
+    even = EVEN @ (up + down - 2 * unperturbed_N) / EVEN_NOISE
     by_token = TO_ZERO @ quotients
-    least = FLOAT64.u * _rms(unmoved_N)
+    least = FLOAT64.u * _rms(unperturbed_N)
     size, spread = _rms(by_token), _rms(off)
     # θ + h v is rounded, too, alike on both sides, which no even part shows: by u in units of its
     # own size, of which the step is h.
@@ -117,11 +117,11 @@ def _take(
     # Predictions whose truncations cancel in the mean, as these happen to do, are no proof.
     truncation = max(abs(float(off.mean())), spread / np.sqrt(off.size))
     value = float(by_token.mean())
-    found = Difference(value, truncation, float(rounding), moved.scales, step)
+    found = Difference(value, truncation, float(rounding), perturbed.scales, step)
     return found, not spread > UNSETTLED * size
 
 
-class _Moved:
+class _Perturbed:
     """Runs of a batch, one for each step; all directions move in each of them.
 
     Args:
@@ -139,7 +139,7 @@ class _Moved:
     def losses(self, config: Config, weights: DeclaredWeights) -> Array:
         """The losses of each run and prediction in nats, [runs, B (T - 1)]."""
         tokens_RT = np.tile(self._tokens_BT, (len(self._steps), 1))
-        for _, value in side_by_side(config, weights, tokens_RT, np.float64, self._move):
+        for _, value in side_by_side(config, weights, tokens_RT, np.float64, self._perturb):
             logits = value
         logits = logits.reshape(*tokens_RT.shape, -1)[:, :-1]
         peak = logits.max(axis=-1, keepdims=True)
@@ -148,19 +148,19 @@ class _Moved:
         losses: Array = (total - target).reshape(len(self._steps), -1)
         return losses
 
-    def _move(self, call: Call, value: Array) -> Array:
+    def _perturb(self, call: Call, value: Array) -> Array:
         for i, direction in enumerate(self._directions):
             if call.site.name not in direction.sites:
                 continue
             effect = made_by(call.site).effect
             assert effect is not None, f"{call.site.name} reads a tensor"
             effect_ND = effect(call, direction)
-            unmoved = slice(len(value) // len(self._steps))
+            unperturbed = slice(len(value) // len(self._steps))
             if not self.scales[i]:
-                # The logits are moved by about 1, however large they are.
-                size = 1.0 if call.site.name == "logits" else _rms(value[unmoved])
-                self.scales[i] = _power_of_two(size, _rms(effect_ND[unmoved]))
-            steps_N = np.repeat(self._steps * self.scales[i], unmoved.stop)
+                # The logits are perturbed by about 1, however large they are.
+                size = 1.0 if call.site.name == "logits" else _rms(value[unperturbed])
+                self.scales[i] = _power_of_two(size, _rms(effect_ND[unperturbed]))
+            steps_N = np.repeat(self._steps * self.scales[i], unperturbed.stop)
             value = value + steps_N.reshape(-1, *[1] * (value.ndim - 1)) * effect_ND
         return value
 

@@ -42,7 +42,7 @@ def split_measured(config: Config, x: Measured, part: Part, heads: slice) -> Mea
 
 
 def together(config: Config, d_HTK: Array, part: Part) -> Array:
-    """The way back of ``split`` where each part is a site of its own: heads that share keys or
+    """The backward pass of ``split`` where each part is a site of its own: heads that share keys or
     values add up."""
     if part != "q":
         h, t, k = d_HTK.shape

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.graph.back import Back, Rule, Step
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.directions import Direction
 from gpt_verify.numerics.budgets import Measured
 from gpt_verify.numerics.precision import Precision
@@ -89,7 +89,7 @@ class Operation:
         adds: a constant in what it reads is a constant in what it makes.
     """
 
-    value: Act
+    value: Override
     budget: Callable[[Precision, At], Measured]
     back: Rule
     effect: Effect | None = None

@@ -1,7 +1,7 @@
 """Logits by token, by position and one by one: what a mean over all of them hides.
 
 A port whose logits of one token are off, in a vocabulary of thousands, has the same root mean
-square as a correct one. So each error is also held against a floor of its own: the noise of its
+square as a correct one. So each error is also checked against a floor of its own: the noise of its
 position and of its token. Neither counts as less than that of all, as the noise of few numbers may
 be small by chance.
 

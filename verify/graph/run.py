@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.graph.call import Act, Array, Call
+from gpt_verify.graph.call import Array, Call, Override
 from gpt_verify.graph.table import made_by
 from gpt_verify.numerics.weights import DeclaredWeights, Widened
 from gpt_verify.reference.config import Config
@@ -32,7 +32,7 @@ def run(
     lookup: Callable[[str], Array],
     config: Config,
     tokens_T: NDArray[np.integer],
-    overrides: Mapping[str, Act],
+    overrides: Mapping[str, Override],
     dtype: type[np.floating] = np.float64,
     start: Mapping[str, Array] | None = None,
     keep: int | None = 25,

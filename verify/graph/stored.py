@@ -1,9 +1,9 @@
 """The reference against values that are stored here: is it itself still?
 
 Whatever computes in this process may have been changed before anybody looked, by a module that was
-imported first. So a run of the reference on a tiny model is held against logits that were written
-down, at the limit that a port in float64 is held to. The weights are fractions that every machine
-has exactly; ``tests/laws/test_self_check.py`` makes the logits again, without NumPy.
+imported first. So a run of the reference on a tiny model is checked against logits that were
+written down, at the limit that a port in float64 is held to. The weights are fractions that every
+machine has exactly; ``tests/laws/test_self_check.py`` makes the logits again, without NumPy.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt_verify.diagnosis.left_over import left_over
-from gpt_verify.diagnosis.proof import Planted, Proof, named_faults, prove
+from gpt_verify.diagnosis.proof import Injected, Proof, named_faults, prove
 from gpt_verify.errors import GptVerifyError, described
 from gpt_verify.explanation import Explanation
 from gpt_verify.findings import Finding, PortReport, Verdict
@@ -26,7 +26,7 @@ class Diagnosed:
 
     Attributes:
         port: what ``gpt-verify run`` says of it.
-        planted: the faults that were named and change a forward pass, each with its place.
+        injected: the faults that were named and change a forward pass, each with its place.
         proof: the port against the reference with these faults; None where there are none, or it
             could not be made.
         no_proof: why it could not be made, or None.
@@ -36,7 +36,7 @@ class Diagnosed:
     """
 
     port: PortReport
-    planted: tuple[Planted, ...]
+    injected: tuple[Injected, ...]
     proof: Proof | None
     no_proof: str | None
     unexplained: tuple[Explanation, ...]
@@ -48,7 +48,7 @@ class Diagnosed:
         """Everything that fails is accounted for, and the proof holds where one is needed."""
         if self.port.verdict is not Verdict.REFUTED or not self.port.causes:
             return False
-        proved = self.proof is not None and self.proof.holds if self.planted else True
+        proved = self.proof is not None and self.proof.holds if self.injected else True
         return proved and not self.unexplained and not self.left
 
     @property
@@ -80,11 +80,11 @@ def diagnose_run(asked: Request, progress: Progress | None = None) -> Diagnosed:
         options.seed,
         shared=shared,
     )
-    planted = tuple(named_faults(report, opened.config))
+    injected = tuple(named_faults(report, opened.config))
     proof, no_proof = None, None
-    if planted:
+    if injected:
         try:
-            proof = _proved(asked, planted, inputs, shared)
+            proof = _proved(asked, injected, inputs, shared)
         except (GptVerifyError, NotExamined) as e:
             no_proof = str(e)
         except (KeyboardInterrupt, SystemExit):
@@ -94,17 +94,17 @@ def diagnose_run(asked: Request, progress: Progress | None = None) -> Diagnosed:
     left = tuple(left_over(report, proof)) if report.verdict is Verdict.REFUTED else ()
     unexplained = tuple(e for e in report.explanations if e.best is None)
     repeat = asked.repeat("diagnose")
-    return Diagnosed(report, planted, proof, no_proof, unexplained, left, repeat)
+    return Diagnosed(report, injected, proof, no_proof, unexplained, left, repeat)
 
 
 def _proved(
-    asked: Request, planted: tuple[Planted, ...], inputs: list[Input], shared: SharedWeights
+    asked: Request, injected: tuple[Injected, ...], inputs: list[Input], shared: SharedWeights
 ) -> Proof:
     (spec,), options = asked.specs, asked.options
     port = registry.build(spec, asked.checkpoint, options.dtype, options.device)  # type: ignore[arg-type]
     try:
         subject = prepare(port, asked.checkpoint, shared).subject(options.seed)
         with one_blas_thread():
-            return prove(subject, planted, inputs)
+            return prove(subject, injected, inputs)
     finally:
         port.close()

@@ -1,4 +1,4 @@
-"""What is held against one port, in order: its weights, its sites, its logits, and every law."""
+"""What is checked for one port, in order: its weights, its sites, its logits, and every law."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class Examination:
         self._stored_graph(port, weights)
 
     def _weights(self, prepared: Prepared) -> None:
-        """Hold the port's weights against the checkpoint's."""
+        """Compare the port's weights with the checkpoint's."""
         matching, folding = prepared.matching, prepared.folding
         if matching is None:
             self._why["weights"] = "the port does not show its weights"
@@ -185,8 +185,11 @@ class Examination:
             return
         comparison = self._comparison(weights, port, FLOAT64, cascaded=False)
         try:
-            with float64() as twin:
-                activations, raising = twin.offers()[ACTIVATIONS], Raising(twin.logits)
+            with float64() as float64_copy:
+                activations, raising = (
+                    float64_copy.offers()[ACTIVATIONS],
+                    Raising(float64_copy.logits),
+                )
                 for item in self.inputs:
                     comparison.begin(item.tokens, item.name)
                     with raising.on(item):

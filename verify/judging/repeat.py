@@ -23,7 +23,7 @@ def repeat_command(
         options: of the run.
         command: another one that takes the same: ``diagnose``.
     """
-    words = _words(command, checkpoint, ports, options)
+    words = _arguments(command, checkpoint, ports, options)
     for length in options.lengths or ():
         words += ["--length", str(length)]
     if options.tokens is not None:
@@ -40,7 +40,7 @@ def lens_command(
     checkpoint: Path | None, ports: Sequence[str], options: Options, *more: str
 ) -> str:
     """``gpt-verify lens …``, in the same way; ``more`` are options of its own."""
-    words = [*_words("lens", checkpoint, ports, options), *more]
+    words = [*_arguments("lens", checkpoint, ports, options), *more]
     if options.tokens is not None:
         words += ["--tokens", ",".join(str(token) for token in options.tokens)]
     if options.text is not None:
@@ -49,7 +49,7 @@ def lens_command(
     return shlex.join(words)
 
 
-def _words(
+def _arguments(
     command: str, checkpoint: Path | None, ports: Sequence[str], options: Options
 ) -> list[str]:
     """What both commands say alike."""

@@ -1,7 +1,7 @@
 """The oracle, decoding a sequence in pieces with one mistake or another.
 
 A port that decodes wrongly is told what it does wrong only where the oracle with that mistake
-departs from the right logits as the port does: same direction, same size, to within rounding.
+departs from the correct logits as the port does: same direction, same size, to within rounding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gpt_verify.graph.decode import (
 from gpt_verify.laws.agreement import LIMIT_PAIR
 from gpt_verify.laws.explain import Explained, explain
 from gpt_verify.laws.subject import Subject
-from gpt_verify.numerics.draws import FOR_POSITIONS, draws, moves
+from gpt_verify.numerics.draws import FOR_POSITIONS, draws, perturbations
 from gpt_verify.numerics.weights import Widened
 from gpt_verify.reference.weights import parameter_count
 
@@ -46,7 +46,7 @@ class Way:
         kept: what becomes of keys and values, those of all tokens so far, when a call ends.
         normalise: a layer norm without gain and bias, [n, D]; None is right.
         fault: the name of this mistake in the catalogue of faults, where it has one.
-        coarse: it rounds in steps that are far above the noise, not always to the same side.
+        quantising: it rounds in steps that are far above the noise, not always to the same side.
     """
 
     description: str
@@ -56,7 +56,7 @@ class Way:
     kept: Callable[[KeysValues], KeysValues] = lambda kept: kept
     normalise: Callable[[Floats], Floats] | None = None
     fault: str = ""
-    coarse: bool = False
+    quantising: bool = False
 
     def fits(self, evidence: Decoding) -> float | None:
         return evidence.left_by(self)
@@ -98,9 +98,9 @@ class Decoding:
         """What a way leaves of the port's departure from what is right, in noise floors summed over
         the cases; None where it departs otherwise, or as a way that was tried before it.
 
-        As the port does: to within the noise of the right run, or to within that of the mistaken
-        one, whose softmax may hang on the last bit where the right one's does not, and whose coarse
-        rounding on which side of a step a number falls.
+        As the port does: to within the noise of the correct run, or to within that of the mistaken
+        one, whose softmax may hang on the last bit where the correct one's does not, and whose
+        coarse rounding on which side of a step a number falls.
         """
         left, predicted = 0.0, hashlib.sha256()
         for case, right in zip(self._cases, self._rights, strict=True):
@@ -109,10 +109,10 @@ class Decoding:
             if right is None or wrong is None:
                 return None
             predicted_RV = (wrong - right)[case.rows]
-            remainder = _remainder(predicted_RV, case, way.coarse)
-            if remainder is None and _near(predicted_RV, case, way.coarse):
+            remainder = _remainder(predicted_RV, case, way.quantising)
+            if remainder is None and _near(predicted_RV, case, way.quantising):
                 floor_R = np.hypot(case.floor_R, _noise(self._subject, case, way, wrong))
-                remainder = _remainder(predicted_RV, replace(case, floor_R=floor_R), way.coarse)
+                remainder = _remainder(predicted_RV, replace(case, floor_R=floor_R), way.quantising)
             if remainder is None:
                 return None
             left += remainder
@@ -128,24 +128,24 @@ class Decoding:
 def recognise(
     subject: Subject, cases: Sequence[Case], ways: Iterable[Way], right_way: Way = RIGHT
 ) -> Explained[Way]:
-    """The way that departs from the right one as the port does, in every case: of several the
+    """The way that departs from the correct one as the port does, in every case: of several the
     closest, of those that come to the same the first."""
     if subject.config.own is not None:
         return Explained()  # this decodes as GPT-2 and GPT do
     return explain(Decoding(subject, cases, right_way), ways)
 
 
-def _remainder(predicted_RV: Floats, case: Case, coarse: bool) -> float | None:
+def _remainder(predicted_RV: Floats, case: Case, quantising: bool) -> float | None:
     """What a mistake leaves unexplained of the port's departure, in noise floors (RMS).
 
     None where it does not explain it: the remainder is above the noise at some position (of a
-    coarse one, above a tenth of what there is), or the coefficient is not near 1.
+    quantising one, above a tenth of what there is), or the coefficient is not near 1.
     """
     if not np.isfinite(predicted_RV).all():
         return None
     measured_RV = case.got_RV.astype(np.float64) - case.expected_RV
     left_R = _floors(measured_RV - predicted_RV, case)
-    steps_R = NEAR * _floors(measured_RV, case) if coarse else np.zeros_like(left_R)
+    steps_R = NEAR * _floors(measured_RV, case) if quantising else np.zeros_like(left_R)
     if (left_R > np.maximum(LIMIT_PAIR, steps_R)).any():
         return None
     if max(_floors(measured_RV, case).max(), _floors(predicted_RV, case).max()) > LIMIT_PAIR:
@@ -155,12 +155,12 @@ def _remainder(predicted_RV: Floats, case: Case, coarse: bool) -> float | None:
     return float(np.sqrt(np.mean(left_R**2)))
 
 
-def _near(predicted_RV: Floats, case: Case, coarse: bool) -> bool:
+def _near(predicted_RV: Floats, case: Case, quantising: bool) -> bool:
     """Whether little is left of the port's departure, so that it is worth while to ask how much
-    noise would leave: of a coarse one, less than half."""
+    noise would leave: of a quantising one, less than half."""
     measured_RV = case.got_RV.astype(np.float64) - case.expected_RV
     left = float(np.linalg.norm(measured_RV - predicted_RV))
-    return left <= (0.5 if coarse else NEAR) * float(np.linalg.norm(measured_RV))
+    return left <= (0.5 if quantising else NEAR) * float(np.linalg.norm(measured_RV))
 
 
 def _noise(subject: Subject, case: Case, way: Way, exact_TV: Floats) -> Floats:
@@ -170,15 +170,15 @@ def _noise(subject: Subject, case: Case, way: Way, exact_TV: Floats) -> Floats:
     work = len(exact_TV) * parameter_count(config)
     count = draws(len(case.rows), work, FOR_POSITIONS)
     for draw in range(count):
-        moved = decode(_Moved(subject, draw), config, case.pieces, way)
-        assert moved is not None, "the positions of this way exist"
-        squares_R += np.mean((moved - exact_TV)[case.rows] ** 2, axis=-1) / count
+        perturbed = decode(_Perturbed(subject, draw), config, case.pieces, way)
+        assert perturbed is not None, "the positions of this way exist"
+        squares_R += np.mean((perturbed - exact_TV)[case.rows] ** 2, axis=-1) / count
     # Of a way that rounds coarsely, few draws take a number to the other side at any one position.
-    return np.sqrt(np.maximum(squares_R, squares_R.mean()) if way.coarse else squares_R)
+    return np.sqrt(np.maximum(squares_R, squares_R.mean()) if way.quantising else squares_R)
 
 
-class _Moved(Mapping[str, Floats]):
-    """The weights, each moved at random by as much as rounding may do."""
+class _Perturbed(Mapping[str, Floats]):
+    """The weights, each perturbed at random by as much as rounding may do."""
 
     def __init__(self, subject: Subject, draw: int) -> None:
         self._weights, self._precision = Widened(subject.weights), subject.precision
@@ -187,7 +187,7 @@ class _Moved(Mapping[str, Floats]):
     def __getitem__(self, name: str) -> Floats:
         rng = np.random.default_rng([*self._seed, *name.encode()])
         value = self._weights[name].astype(np.float64)
-        return value + moves(value, self._precision, rng)
+        return value + perturbations(value, self._precision, rng)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)

@@ -2,7 +2,7 @@
 
 A law is a folder beside this file, whose ``__init__.py`` says ``LAW = Law(...)``. All that is made
 of the laws is made from the folders: what a run checks, the rows of docs/laws.md, the faults that
-``gpt-verify power`` plants (``table.py``, ``catalogue.py``).
+``gpt-verify power`` injects (``table.py``, ``catalogue.py``).
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ class Part:
 
     Attributes:
         id: of its findings: ``law`` or ``law.part``.
-        check: holds it against a port. What it raises on inputs that every GPT-2 takes is a
+        check: checks it for a port. What it raises on inputs that every GPT-2 takes is a
             failure of the port; ``NotExamined`` is none. None where the findings are made while the
             port runs on the inputs of the run (``gpt_verify.judging.judge``).
         holds: what must hold, for docs/laws.md.
         needs: what a port must offer; without it the check is not examined.
         sites: where it has a finding.
         free: why models of this kind are free of it; None of those that it binds.
-        families: it is held against models of any family, and not of GPT-2 and GPT alone.
+        families: it is checked for models of any family, and not of GPT-2 and GPT alone.
         writes: whether it writes to the port's weights, and so must put them back.
         in_one_call: whether it needs the logits, or the loss, of all positions of one call.
         takes: how many bytes it takes beside the port, estimated. It is not begun where fewer are
@@ -92,7 +92,7 @@ class Part:
         return list(self.check(subject))
 
     def lacking(self, subject: Subject) -> str | None:
-        """Why it cannot be held against this port: what the port lacks, or the model's kind."""
+        """Why it cannot be checked for this port: what the port lacks, or the model's kind."""
         if why := self.free(subject.config):
             return why
         if subject.config.own is not None and not self.families:

@@ -34,13 +34,13 @@ class _Piece:
     placement: Placement | None = None
     part: int | None = None
 
-    def upright(self, value: Floats) -> Floats:
+    def to_checkpoint_layout(self, value: Floats) -> Floats:
         """The derivative in the checkpoint's layout."""
         left, right = self.direction.left, self.direction.right
         shape = (right.size,) if left is None else (left.size, right.size)
         if self.placement is None:
             return value
-        return self.placement.layout.upright(value).reshape(shape)
+        return self.placement.layout.to_checkpoint_layout(value).reshape(shape)
 
     def parts(self) -> tuple[int | None, ...]:
         """A whole c_attn has three; anything else is one."""
@@ -90,14 +90,16 @@ class PortGradient:
 
     def add(self, where: str | End, value: Floats) -> None:
         self.seen.add(where)
-        upright: dict[int, Floats] = {}
+        in_checkpoint_layout: dict[int, Floats] = {}
         for key, piece in self._by_where.get(where, ()):
             laid = id(piece.placement)
-            if laid not in upright:
-                upright[laid] = piece.upright(value)
-            self._sums[key] += piece.direction.along(upright[laid])
+            if laid not in in_checkpoint_layout:
+                in_checkpoint_layout[laid] = piece.to_checkpoint_layout(value)
+            self._sums[key] += piece.direction.along(in_checkpoint_layout[laid])
             parts = piece.parts()
-            for part, third in zip(parts, np.split(upright[laid], len(parts), -1), strict=True):
+            for part, third in zip(
+                parts, np.split(in_checkpoint_layout[laid], len(parts), -1), strict=True
+            ):
                 if (key, part) not in self._moving and third.any():
                     self._moving.add((key, part))
 

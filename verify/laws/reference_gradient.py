@@ -85,7 +85,7 @@ def reference_gradient(subject: Subject) -> ReferenceGradient:
 
 
 def backward_of(subject: Subject) -> Backward:
-    """The same batch on its way back, made when first asked for."""
+    """The backward pass of the same batch, made when first asked for."""
     measured, key = subject.weights.memo, ("backward", subject.precision.name, subject.seed)
     if key not in measured:
         tokens = reference_gradient(subject).tokens

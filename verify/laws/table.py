@@ -24,7 +24,7 @@ LAWS: tuple[Law, ...] = tuple(law for _, law in sorted(folders(), key=lambda row
 PARTS: tuple[Part, ...] = tuple(part for law in LAWS for part in law.parts)
 if len({part.id for part in PARTS}) != len(PARTS):
     raise AssertionError("two parts of laws have one name")
-#: What is held against a port after it was run on the inputs.
+#: What is checked for a port after it was run on the inputs.
 CHECKS: tuple[Part, ...] = tuple(part for part in PARTS if part.check is not None)
 
 

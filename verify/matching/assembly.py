@@ -104,7 +104,7 @@ class Assembly:
         return f"{names[0]} + … + {names[-1]} ({len(names)} parameters)"
 
     @property
-    def _words(self) -> str:
+    def _description(self) -> str:
         """What the report says of it; a vector that lies among others is said by its name."""
         if self.form == "whole":
             return ""
@@ -161,7 +161,7 @@ class Assembly:
             lambda: self.read(held),
             (self.tensor, *(source.storage for source in sources)),
             implies=self.tensor,
-            lies=self._words,
+            lies=self._description,
             write=(lambda value: self.write(held, value)) if writable else None,
         )
 

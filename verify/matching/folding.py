@@ -50,7 +50,7 @@ class Folding:
         config: of the model that it is then; a head with ``ln_f`` in it is no copy of ``wte``.
         tensors: the port's own products, no gain and no bias in the norms, all else as it was.
         norms: what is folded: ``h0/ln_1`` …
-        words: tensor → what became of it.
+        notes: tensor → what became of it.
         head_bias: the parameter that is ``ln_f``'s bias times ``wte``; None without one.
         missing: what should be somewhere in the port and is not.
     """
@@ -58,7 +58,7 @@ class Folding:
     config: Config
     tensors: Tensors
     norms: tuple[str, ...]
-    words: Mapping[str, str]
+    notes: Mapping[str, str]
     head_bias: str | None = None
     missing: tuple[str, ...] = ()
 
@@ -189,7 +189,7 @@ class _Search:
 
     def folding(self, norms: tuple[str, ...], own: Mapping[str, Array]) -> Folding:
         changed: dict[str, Array] = {}
-        words: dict[str, str] = {}
+        notes: dict[str, str] = {}
         config, head_bias = self._config, None
         missing: tuple[str, ...] = ()
         for norm in norms:
@@ -197,17 +197,17 @@ class _Search:
             width = self._config.n_embd
             changed[f"{norm}/g"] = np.ones(width, np.float32)
             changed[f"{norm}/b"] = np.zeros(width, np.float32)
-            words |= {f"{norm}/{leaf}": f"folded into {reader}" for leaf in "gb"}
+            notes |= {f"{norm}/{leaf}": f"folded into {reader}" for leaf in "gb"}
             for name, product in self._products(norm).items():
                 changed[name] = own.get(name, product.value.astype(np.float32))
-                words[name] = f"{norm} folded in, equal to the product to within rounding"
+                notes[name] = f"{norm} folded in, equal to the product to within rounding"
         if "ln_f" in norms:
             config = replace(config, tied=False)
             head_bias, expected = self.head_bias()
             if expected and head_bias is None:
                 missing = ("ln_f/b (times wte, at the head)",)
         tensors = ChainMap(changed, self._tensors)  # type: ignore[arg-type]  # it is not written to
-        return Folding(config, tensors, norms, words, head_bias, missing)
+        return Folding(config, tensors, norms, notes, head_bias, missing)
 
     def _products(self, norm: str) -> dict[str, _Product]:
         def wide(name: str) -> Array:
@@ -255,7 +255,7 @@ class _Search:
                 for layout in ways:
                     if not layout.fits(parameter.shape):
                         continue
-                    value = layout.upright(parameter.read()).reshape(piece.value.shape)
+                    value = layout.to_checkpoint_layout(parameter.read()).reshape(piece.value.shape)
                     if _within(value, piece):
                         yield part, value.astype(np.float32)
                         break

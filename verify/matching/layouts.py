@@ -94,12 +94,12 @@ class Layout:
             return False
         return set(_borders([n for n in shape if n != 1])) <= set(_borders(sizes))
 
-    def lay(self, value: Array) -> Array:
+    def to_port_layout(self, value: Array) -> Array:
         """Put an array of the checkpoint's shape into the port's order of axes: a view, an axis for
         each."""
         return value.reshape(self.sizes).transpose(self.order)
 
-    def upright(self, value: Array) -> Array:
+    def to_checkpoint_layout(self, value: Array) -> Array:
         """Put the port's array into the checkpoint's order of axes and shape."""
         sizes = [self.sizes[i] for i in self.order]
         return value.reshape(sizes).transpose(np.argsort(self.order)).reshape(self.shape)

@@ -68,7 +68,7 @@ class _Candidate:
 
     def laid(self, whole: Array) -> Array:
         """The same of the tensor's values at hand."""
-        return self.layout.lay(self.placed("").of(whole))
+        return self.layout.to_port_layout(self.placed("").of(whole))
 
     def placed(
         self,
@@ -179,13 +179,13 @@ class _Told:
             if p.part is not None and p.alike == 1
         }
         self._orders: dict[tuple[str, bool], Counter[tuple[int, ...]]] = {}
-        upright: Counter[bool] = Counter()
+        orientations: Counter[bool] = Counter()
         for p in taken:
             c = _Candidate(p.tensor, p.part, p.layout)
             self._orders.setdefault(_sort(c), Counter())[p.layout.order] += 1
             if weights[p.tensor].ndim > 1:
-                upright[p.transposed] += 1
-        self._transposed = upright.most_common(1)[0][0] if upright else False
+                orientations[p.transposed] += 1
+        self._transposed = orientations.most_common(1)[0][0] if orientations else False
 
     def against(self, name: str, c: _Candidate) -> float:
         """What speaks against a candidate besides its values."""

@@ -125,7 +125,7 @@ class _Shapes:
         """The way in which it is, or has, a tensor of the checkpoint."""
         if not self._prints:
             self._prints = {
-                fingerprint(layout.lay(part))
+                fingerprint(layout.to_port_layout(part))
                 for name, layout in _layouts(self._config, every_layer=True)
                 for part in _parts(self._weights[name], layout)
             }

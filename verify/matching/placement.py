@@ -65,7 +65,7 @@ class Placement:
         value = self.of(weights[self.tensor])
         if self.layout.plain:
             return squeeze(value)
-        return squeeze(value).T if self.transposed else self.layout.lay(value)
+        return squeeze(value).T if self.transposed else self.layout.to_port_layout(value)
 
     def of(self, value: Array) -> Array:
         """The part of a whole tensor that the parameter is, in the checkpoint's layout."""

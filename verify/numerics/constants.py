@@ -22,12 +22,12 @@ class Constant:
     """A number that some operations read.
 
     Attributes:
-        words: as a formula has it.
+        formula: the constant, as a formula writes it.
         value: in float64.
         kinds: of the sites whose operation it belongs to.
     """
 
-    words: str
+    formula: str
     value: float
     kinds: tuple[str, ...]
 

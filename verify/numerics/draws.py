@@ -3,8 +3,8 @@
 What rounding does to a run is measured by running the oracle in the port's precision. One such run
 is one draw: few numbers (a short sequence, a narrow model), or numbers that are all alike (equal
 embeddings), are rounded once, by chance hardly at all, and any correct port then looks wrong. So
-everything that is kept is moved at random besides, by as much as its rounding may do (Monte Carlo
-arithmetic: Parker 1997, "Monte Carlo Arithmetic: exploiting randomness in floating-point
+everything that is kept is perturbed at random besides, by as much as its rounding may do (Monte
+Carlo arithmetic: Parker 1997, "Monte Carlo Arithmetic: exploiting randomness in floating-point
 arithmetic", UCLA CSD-970002). That makes equal numbers as many observations, and where there are
 few of them, or more cost little, the noise is drawn again.
 """
@@ -41,7 +41,7 @@ def draws(in_one: int, multiplications: int, afforded: int = FOR_ALL) -> int:
     return max(fewest, min(OBSERVATIONS, afforded // multiplications))
 
 
-def moves(values: Floats, precision: Precision, rng: np.random.Generator) -> Floats:
+def perturbations(values: Floats, precision: Precision, rng: np.random.Generator) -> Floats:
     """u ξ times the values, ξ between -1 and 1."""
     xi: Floats = rng.random(values.shape, np.float32)
     # In its own memory: the patterns of a long sequence are large.
@@ -52,12 +52,13 @@ def moves(values: Floats, precision: Precision, rng: np.random.Generator) -> Flo
 
 
 class Rounding:
-    """Rounds to a format what was moved by as much as that may do; another seed, another draw."""
+    """Rounds to a format what was perturbed by as much as that may do; another seed, another
+    draw."""
 
     def __init__(self, precision: Precision, *seed: int) -> None:
         self._precision, self._rng = precision, np.random.default_rng(seed)
 
     def __call__(self, values: Floats) -> Floats:
-        moved = moves(values, self._precision, self._rng)
-        moved += values
-        return self._precision.round(moved)
+        perturbed = perturbations(values, self._precision, self._rng)
+        perturbed += values
+        return self._precision.round(perturbed)

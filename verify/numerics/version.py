@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "f8035e2af03a21a108a6890270f6b838776ad400ea6e30ed112ad728fdde634d"
+SOURCE = "6436b0310948ce23d9cb4695f118c70c2ed9da810535c6ae551e1c98f4ceb0d2"

@@ -93,7 +93,7 @@ def huggingface(
         raise MissingDependency(
             f"{e.name} is not installed: pip install 'gpt-verify[torch]'"
         ) from None
-    from gpt_verify.ports.torch.families import twin
+    from gpt_verify.ports.torch.families import float64_copy
     from gpt_verify.ports.torch.module import TorchModule
 
     of_family = checkpoint.config.own is not None
@@ -136,7 +136,7 @@ def huggingface(
     )
     if of_family:
         again: Any = type(model)
-        port.offer(FLOAT64_COPY, lambda: twin(port, lambda: again(model.config)))
+        port.offer(FLOAT64_COPY, lambda: float64_copy(port, lambda: again(model.config)))
     own = source is not None and checkpoint.config.architecture == "gpt2"
     if checkpoint.has_vocabulary or own:
         kept = cache(partial(tokenizers, checkpoint, source))

@@ -1,6 +1,6 @@
 """The published graph in a TensorFlow process, as far as a port can show what is inside.
 
-The same for the port itself, for its float64 twin and for a copy of it: each is a view of one
+The same for the port itself, for its float64 copy and for a copy of it: each is a view of one
 model in one process. Nothing here imports TensorFlow.
 """
 
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from gpt_verify.errors import PortError
 from gpt_verify.port import Dtype, End, Floats, GradientSink, Parameter, Port, Tokens, Visit
-from gpt_verify.process.prefetch import read_ahead
+from gpt_verify.process.prefetch import prefetch
 from gpt_verify.process.wire import Array, Frame
 from gpt_verify.process.worker import Worker
 
 #: Sites that wait to be looked at: about one block, so that memory is still a layer's.
-SITES_AHEAD = 12
+PREFETCHED_SITES = 12
 
 
 class _Cache:
@@ -58,9 +58,9 @@ class OpenAIGraph(Port):
     @contextmanager
     def float64(self) -> Iterator[Port]:
         """The same graph computing in float64, each variable cast where it is used."""
-        twin = OpenAIGraph(self._worker, self._model, "float64", self.device)
-        twin._forgotten = self._forgotten
-        yield twin
+        float64_copy = OpenAIGraph(self._worker, self._model, "float64", self.device)
+        float64_copy._forgotten = self._forgotten
+        yield float64_copy
 
     def logits(self, tokens: Tokens) -> Floats:
         """One run of the whole graph.
@@ -85,7 +85,7 @@ class OpenAIGraph(Port):
         """
         frames = self._stream("activations", int32(tokens), dtype=self.dtype)
         # TensorFlow computes the next block while this one is being compared.
-        for frame in read_ahead(frames, SITES_AHEAD):
+        for frame in prefetch(frames, PREFETCHED_SITES):
             (value,) = frame.arrays
             visit(frame.fields["site"], value)
         return value

@@ -1,10 +1,10 @@
-"""How well the suite works: every known fault planted, every correct variant judged.
+"""How well the suite works: every known fault injected, every correct variant judged.
 
 variants.py   correct ports, none of which may be refuted
 rewrites.py   steps of the model that they write in other ways
 calls.py      other ways in which they are called
-planting.py   ports with a fault of the catalogue in them
+injection.py  ports with a fault of the catalogue in them
 trial.py      one of either, judged: what was detected, localised, explained
-peers.py      what the usual comparisons say of the same port on the same inputs
+baselines.py  what the usual comparisons say of the same port on the same inputs
 campaign.py   all the trials, in several processes, and their sums
 """

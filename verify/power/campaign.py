@@ -21,14 +21,14 @@ from gpt_verify.errors import MissingDependency, UsageError
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.numerics.parallel import work_alone
-from gpt_verify.power.planting import (
+from gpt_verify.power.injection import (
     EVERYWHERE,
     LOGITS,
     ONE_LAYER,
     TENSORFLOW,
-    Planting,
-    plantings,
-    why_not_planted,
+    Injection,
+    injections,
+    why_not_injected,
 )
 from gpt_verify.power.trial import Bench, CorrectOutcome, FaultOutcome
 from gpt_verify.power.variants import VARIANTS, unavailable
@@ -39,7 +39,7 @@ from gpt_verify.text import nearest
 SEEDS, QUICK_SEEDS = 10, 1
 #: Of each family a quick run tries one fault in so many.
 QUICK_EVERY = 3
-#: Of the laws a quick run holds one in so many against each correct variant.
+#: Of the laws a quick run checks one in so many on each correct variant.
 QUICK_TURNS = 2
 #: Correct variants of a quick run: one of each kind.
 QUICK_VARIANTS = (
@@ -88,7 +88,7 @@ class Plan:
         seeds: on how many seeds each correct variant is judged.
         quick: every third fault of each family, in all layers alone; a few of the correct
             variants. Of faults that are asked for, all.
-        every_law: hold all laws against each fault, not the one that must refute it alone, and
+        every_law: check all laws on each fault, not the one that must refute it alone, and
             against correct variants on every seed, not in turn.
         families: of faults; all where empty.
         faults: names; all where empty.
@@ -119,7 +119,7 @@ class Campaign:
     Attributes:
         plan: what was asked for.
         config: sizes of the checkpoint.
-        planted: outcomes of faults.
+        injected: outcomes of faults.
         correct: outcomes of correct variants.
         left_out: what was not tried → why.
         seconds: wall time.
@@ -127,7 +127,7 @@ class Campaign:
 
     plan: Plan
     config: Config
-    planted: tuple[FaultOutcome, ...]
+    injected: tuple[FaultOutcome, ...]
     correct: tuple[CorrectOutcome, ...]
     left_out: dict[str, str]
     seconds: float
@@ -141,8 +141,8 @@ def run_campaign(plan: Plan, step: Callable[[str, int], None] = lambda what, n: 
         step: told of each trial when it is done: what it was, and how many there are.
 
     Raises:
-        UsageError: no such fault or family, or another model than faults are planted in.
-        MissingDependency: torch is not installed, in which faults are planted.
+        UsageError: no such fault or family, or another model than faults are injected into.
+        MissingDependency: torch is not installed, into whose models faults are injected.
         CheckpointError: the checkpoint cannot be read.
     """
     if find_spec("torch") is None:
@@ -152,45 +152,45 @@ def run_campaign(plan: Plan, step: Callable[[str, int], None] = lambda what, n: 
     need_gpt2(checkpoint, "power is")
     config = checkpoint.config
     left_out: dict[str, str] = {}
-    faults: list[Planting] = []
+    faults: list[Injection] = []
     for name in () if plan.correct else chosen(plan):
         fault = CATALOGUE[name]
-        if why := why_not_planted(fault, checkpoint):
+        if why := why_not_injected(fault, checkpoint):
             left_out[fault.name] = why
             continue
-        for planting in plantings(fault, config):
-            if why := _not_tried(planting, plan):
-                left_out[f"{planting.form} form of faults"] = why
+        for injection in injections(fault, config):
+            if why := _not_tried(injection, plan):
+                left_out[f"{injection.form} form of faults"] = why
             else:
-                faults.append(planting)
+                faults.append(injection)
     if plan.quick and not plan.partial:
         left_out["other faults"] = f"a quick run tries one in {QUICK_EVERY} of each family"
     tasks = _apart(faults)
     if not plan.partial:
         tasks = [*_variants(plan, left_out), *tasks]
     trials = sum(task.trials for task in tasks)
-    planted: list[FaultOutcome] = []
+    injected: list[FaultOutcome] = []
     correct: list[CorrectOutcome] = []
     for done in _results(plan, tasks):
         for outcome in done:
             if isinstance(outcome, FaultOutcome):
-                planted.append(outcome)
-                step(f"{outcome.planting.fault}, {outcome.planting.form}", trials)
+                injected.append(outcome)
+                step(f"{outcome.injection.fault}, {outcome.injection.form}", trials)
             else:
                 correct.append(outcome)
                 step(outcome.variant, trials)
-    planted.sort(key=lambda o: faults.index(o.planting))
+    injected.sort(key=lambda o: faults.index(o.injection))
     names = list(dict.fromkeys(name for task in tasks for name, _ in task.runs))
     correct.sort(key=lambda o: (names.index(o.variant), o.seed))
     seconds = round(time.perf_counter() - start, 1)
-    return Campaign(plan, config, tuple(planted), tuple(correct), left_out, seconds)
+    return Campaign(plan, config, tuple(injected), tuple(correct), left_out, seconds)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What one process does at a stretch: planted faults, or runs of correct variants."""
+    """What one process does at a stretch: injected faults, or runs of correct variants."""
 
-    faults: tuple[Planting, ...] = ()
+    faults: tuple[Injection, ...] = ()
     runs: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -198,14 +198,16 @@ class _Task:
         return len(self.faults) + len(self.runs)
 
 
-def _apart(faults: Sequence[Planting]) -> list[_Task]:
+def _apart(faults: Sequence[Injection]) -> list[_Task]:
     """One by one, but for those of a form for which something is made that serves all of them: a
     TensorFlow process, or what every fault would do to the logits."""
     made = [
-        _Task(tuple(planting for planting in faults if planting.form == form))
+        _Task(tuple(injection for injection in faults if injection.form == form))
         for form in (LOGITS, TENSORFLOW)
     ]
-    rest = [_Task((planting,)) for planting in faults if planting.form in (EVERYWHERE, ONE_LAYER)]
+    rest = [
+        _Task((injection,)) for injection in faults if injection.form in (EVERYWHERE, ONE_LAYER)
+    ]
     return [task for task in made if task.faults] + rest
 
 
@@ -231,10 +233,10 @@ def chosen(plan: Plan) -> list[str]:
     return [name for name in CATALOGUE if name in tried]
 
 
-def _not_tried(planting: Planting, plan: Plan) -> str | None:
-    if plan.quick and planting.form != EVERYWHERE:
+def _not_tried(injection: Injection, plan: Plan) -> str | None:
+    if plan.quick and injection.form != EVERYWHERE:
         return "not in a quick run"
-    if planting.form == TENSORFLOW and find_spec("tensorflow") is None:
+    if injection.form == TENSORFLOW and find_spec("tensorflow") is None:
         return "TensorFlow is not installed"
     return None
 
@@ -333,4 +335,4 @@ def _try(task: _Task) -> Sequence[FaultOutcome | CorrectOutcome]:
 
 def distinct(outcomes: Iterable[FaultOutcome]) -> list[str]:
     """The names of their faults, each once."""
-    return list(dict.fromkeys(outcome.planting.fault for outcome in outcomes))
+    return list(dict.fromkeys(outcome.injection.fault for outcome in outcomes))

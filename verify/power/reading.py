@@ -1,4 +1,5 @@
-"""Whether a planted tokenizer does anything else than a right one on a checkpoint's vocabulary."""
+"""Whether an injected tokenizer does anything else than a correct one on a checkpoint's
+vocabulary."""
 
 from __future__ import annotations
 
@@ -32,12 +33,12 @@ def reads_otherwise(port: Port, checkpoint: Checkpoint, seed: int) -> bool:
     )
     correct = Altered(right(bpe))
     return any(
-        _made(planted.encode, text) != correct.encode(text)
-        for planted in tokenizers().values()
+        _made(injected.encode, text) != correct.encode(text)
+        for injected in tokenizers().values()
         for text in given.values()
     ) or any(
-        _made(planted.decode, ids) != correct.decode(ids)
-        for planted in tokenizers().values()
+        _made(injected.decode, ids) != correct.decode(ids)
+        for injected in tokenizers().values()
         for ids in lists.values()
     )
 

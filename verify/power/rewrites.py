@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from gpt_verify.faults.inject import replace
 from gpt_verify.faults.later import F, torch
-from gpt_verify.faults.plant import replace
 
 #: Changes how a correct model computes, not what.
 Rewrite = Callable[[Any], None]

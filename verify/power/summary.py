@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpt_verify.power.baselines import COMPARISONS
 from gpt_verify.power.campaign import Campaign, distinct
-from gpt_verify.power.peers import COMPARISONS
-from gpt_verify.power.planting import EVERYWHERE, LOGITS, ONE_LAYER, TENSORFLOW
+from gpt_verify.power.injection import EVERYWHERE, LOGITS, ONE_LAYER, TENSORFLOW
 from gpt_verify.power.trial import CorrectOutcome, FaultOutcome
 
 #: Least part that must be explained, where the sites are shown and where only logits are.
@@ -25,7 +25,7 @@ class Counts:
         faults: distinct ones.
         detected: refuted.
         sited: have a site.
-        localised: of these, how many are named at a right one.
+        localised: of these, how many are named at a correct one.
         explained: named, and nothing beside them.
         wrong: were given a wrong name.
     """
@@ -54,7 +54,7 @@ def counts(outcomes: Sequence[FaultOutcome]) -> Counts:
 
     def always(of: Iterable[FaultOutcome], true: Callable[[FaultOutcome], bool]) -> int:
         of = list(of)
-        not_so = {o.planting.fault for o in of if not true(o)}
+        not_so = {o.injection.fault for o in of if not true(o)}
         return len([name for name in distinct(of) if name not in not_so])
 
     return Counts(
@@ -69,41 +69,43 @@ def counts(outcomes: Sequence[FaultOutcome]) -> Counts:
 
 def shown(campaign: Campaign) -> list[FaultOutcome]:
     """Faults that must be refuted, in torch ports that show everything."""
-    planted = [o for o in campaign.planted if o.planting.form in (EVERYWHERE, ONE_LAYER)]
-    quiet = {o.planting.fault for o in planted if not o.expected}
-    return [o for o in planted if o.planting.fault not in quiet]
+    injected = [o for o in campaign.injected if o.injection.form in (EVERYWHERE, ONE_LAYER)]
+    quiet = {o.injection.fault for o in injected if not o.expected}
+    return [o for o in injected if o.injection.fault not in quiet]
 
 
 def harmless(campaign: Campaign) -> list[FaultOutcome]:
     """Faults that change nothing, here or anywhere, in ports that show everything."""
     return [
-        o for o in campaign.planted if o.planting.form in (EVERYWHERE, ONE_LAYER) and o.law is None
+        o
+        for o in campaign.injected
+        if o.injection.form in (EVERYWHERE, ONE_LAYER) and o.law is None
     ]
 
 
 def without_effect(campaign: Campaign) -> list[FaultOutcome]:
     """Faults that need something that this checkpoint does not have."""
-    planted = [o for o in campaign.planted if o.planting.form != LOGITS]
-    return [o for o in planted if o.law is not None and not o.unlike]
+    injected = [o for o in campaign.injected if o.injection.form != LOGITS]
+    return [o for o in injected if o.law is not None and not o.unlike]
 
 
 def unseen(campaign: Campaign) -> list[FaultOutcome]:
     """Faults that do not move the logits, or only by what softmax is blind to."""
-    planted = [o for o in campaign.planted if o.planting.form == LOGITS]
-    return [o for o in planted if o.law is not None and not o.unlike]
+    injected = [o for o in campaign.injected if o.injection.form == LOGITS]
+    return [o for o in injected if o.law is not None and not o.unlike]
 
 
 def in_logits(campaign: Campaign, visible: bool) -> list[FaultOutcome]:
     """Faults of ports that show only logits, which they move by a noise floor or more; or less."""
     return [
         o
-        for o in campaign.planted
-        if o.planting.form == LOGITS and o.expected and ((o.floors or 0.0) >= 1.0) == visible
+        for o in campaign.injected
+        if o.injection.form == LOGITS and o.expected and ((o.floors or 0.0) >= 1.0) == visible
     ]
 
 
 def in_tensorflow(campaign: Campaign) -> list[FaultOutcome]:
-    return [o for o in campaign.planted if o.planting.form == TENSORFLOW and o.expected]
+    return [o for o in campaign.injected if o.injection.form == TENSORFLOW and o.expected]
 
 
 def false_alarms(campaign: Campaign) -> list[CorrectOutcome]:
@@ -115,14 +117,14 @@ class Statement:
     """One number that must hold.
 
     Attributes:
-        words: what it says.
+        description: what it says.
         got: the number.
         of: of how many.
         least: at least this part of them.
         most: at most this part of them.
     """
 
-    words: str
+    description: str
     got: int
     of: int
     least: float = 0.0
@@ -136,7 +138,7 @@ class Statement:
         limit = f"at least {self.least:.0%}" if self.least else f"at most {self.most:.0%}"
         limit = {"at least 100%": "all", "at most 0%": "none"}.get(limit, limit)
         verdict = "" if self.holds else ": DOES NOT HOLD"
-        return f"{self.words}: {self.got} of {self.of} (must: {limit}){verdict}"
+        return f"{self.description}: {self.got} of {self.of} (must: {limit}){verdict}"
 
 
 def statements(campaign: Campaign) -> list[Statement]:
@@ -146,12 +148,12 @@ def statements(campaign: Campaign) -> list[Statement]:
     tensorflow = counts(in_tensorflow(campaign))
     quiet = harmless(campaign)
     alarms = len(false_alarms(campaign))
-    wrong = [o for o in campaign.planted if o.wrong_names]
+    wrong = [o for o in campaign.injected if o.wrong_names]
     found = [
         Statement("faults detected", torch.detected, torch.faults, least=1),
         Statement("faults localised", torch.localised, torch.sited, least=1),
         Statement("faults explained", torch.explained, torch.faults, least=EXPLAINED),
-        Statement("trials with a wrong name", len(wrong), len(campaign.planted), most=WRONG),
+        Statement("trials with a wrong name", len(wrong), len(campaign.injected), most=WRONG),
         Statement("from logits alone, detected", logits.detected, logits.faults, least=1),
         Statement(
             "from logits alone, explained", logits.explained, logits.faults, least=EXPLAINED_LOGITS
@@ -171,14 +173,14 @@ def holds(campaign: Campaign) -> bool:
     return bool(claimed) and all(statement.holds for statement in claimed)
 
 
-def peers_caught(outcomes: Sequence[FaultOutcome | CorrectOutcome]) -> dict[str, int]:
+def caught_by_baselines(outcomes: Sequence[FaultOutcome | CorrectOutcome]) -> dict[str, int]:
     """Usual comparison → how many of these it refuses."""
-    return {name: sum(o.peers.get(name, False) for o in outcomes) for name in COMPARISONS}
+    return {name: sum(o.baselines.get(name, False) for o in outcomes) for name in COMPARISONS}
 
 
 def compared(campaign: Campaign) -> list[FaultOutcome]:
     """The faults that the usual comparisons were tried on."""
-    return [o for o in shown(campaign) if o.peers]
+    return [o for o in shown(campaign) if o.baselines]
 
 
 def summary(campaign: Campaign) -> dict[str, Any]:
@@ -187,11 +189,11 @@ def summary(campaign: Campaign) -> dict[str, Any]:
     visible, below = in_logits(campaign, True), in_logits(campaign, False)
     logits = counts(visible)
     faults, correct = compared(campaign), campaign.correct
-    by_peers, alarms = peers_caught(faults), peers_caught(correct)
+    by_baselines, alarms = caught_by_baselines(faults), caught_by_baselines(correct)
     return {
         **torch,
-        "trials": len(campaign.planted),
-        "wrong_name_trials": sum(bool(o.wrong_names) for o in campaign.planted),
+        "trials": len(campaign.injected),
+        "wrong_name_trials": sum(bool(o.wrong_names) for o in campaign.injected),
         "harmless": len(distinct(harmless(campaign))),
         "harmless_refuted": len(distinct(o for o in harmless(campaign) if o.detected)),
         "without_effect": distinct(without_effect(campaign)),
@@ -209,12 +211,12 @@ def summary(campaign: Campaign) -> dict[str, Any]:
         "tensorflow": counts(in_tensorflow(campaign)).as_dict(),
         "peers": {
             name: {
-                "caught": by_peers[name],
+                "caught": by_baselines[name],
                 "of": len(faults),
                 "false_alarms": alarms[name],
                 "correct_runs": len(correct),
             }
-            for name in by_peers
+            for name in by_baselines
         },
         "holds": holds(campaign),
     }

@@ -25,12 +25,12 @@ from gpt_verify.laws.table import CHECKS
 from gpt_verify.numerics.precision import FLOAT32
 from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights, Widened
 from gpt_verify.port import FLOAT64_COPY, TOKENIZERS
-from gpt_verify.power import peers
-from gpt_verify.power.planting import (
+from gpt_verify.power import baselines
+from gpt_verify.power.injection import (
     EVERYWHERE,
     LOGITS,
     TENSORFLOW,
-    Planting,
+    Injection,
     correct_port,
     damaged,
     port_with,
@@ -62,7 +62,7 @@ class FaultOutcome:
     """The suite's judgement of one fault in one form.
 
     Attributes:
-        planting: which fault, and how it was planted.
+        injection: which fault, and how it was injected.
         family: of the fault.
         law: the check that must refute it; None where the fault changes nothing.
         inputs: ``short``, or ``default`` where the short ones did not show everything.
@@ -74,12 +74,12 @@ class FaultOutcome:
         instead: names that explain the same failures as well.
         unlike: the port computed something else than the correct one does, to the last bit.
         floors: of a port that shows only logits: how far the fault moves them, in noise floors.
-        peers: the usual comparisons → whether each catches it; empty where they were not made.
+        baselines: the usual comparisons → whether each catches it; empty where they were not made.
         message: the first failure, or what went wrong.
         seconds: wall time.
     """
 
-    planting: Planting
+    injection: Injection
     family: str
     law: str | None
     inputs: str
@@ -91,7 +91,7 @@ class FaultOutcome:
     instead: tuple[str, ...]
     unlike: bool
     floors: float | None
-    peers: dict[str, bool]
+    baselines: dict[str, bool]
     message: str
     seconds: float
 
@@ -110,17 +110,17 @@ class FaultOutcome:
     def explained(self) -> bool:
         """The fault is named, and nothing beside it. From logits alone it may be one of several
         that do the same to them, as far as noise lets see."""
-        if self.planting.form == LOGITS and self.planting.fault in self.instead:
+        if self.injection.form == LOGITS and self.injection.fault in self.instead:
             return len(self.explained_by) == 1
-        return self.explained_by == (self.planting.fault,)
+        return self.explained_by == (self.injection.fault,)
 
     @property
     def wrong_names(self) -> tuple[str, ...]:
         """Names that were given and are not the fault's; if it is said that the fault itself
         explains the same as well, they are not wrong, only not told apart."""
-        if self.planting.fault in self.instead:
+        if self.injection.fault in self.instead:
             return ()
-        return tuple(name for name in self.explained_by if name != self.planting.fault)
+        return tuple(name for name in self.explained_by if name != self.injection.fault)
 
     @property
     def expected(self) -> bool:
@@ -138,7 +138,7 @@ class CorrectOutcome:
         verdict: ``verified``, unless it is a false alarm.
         failures: what failed.
         explained_by: faults that were seen in it.
-        peers: the usual comparisons → whether each refuses it.
+        baselines: the usual comparisons → whether each refuses it.
     """
 
     variant: str
@@ -146,7 +146,7 @@ class CorrectOutcome:
     verdict: str
     failures: tuple[str, ...]
     explained_by: tuple[str, ...]
-    peers: dict[str, bool] = field(default_factory=dict)
+    baselines: dict[str, bool] = field(default_factory=dict)
 
     @property
     def false_alarm(self) -> bool:
@@ -158,9 +158,9 @@ class Bench:
     is put back as it was after each: some faults are that they change it.
 
     Args:
-        checkpoint: the right weights.
+        checkpoint: the correct weights.
         seed: of the inputs that faults are tried on.
-        every_law: hold every law against every fault in all layers; otherwise, and against the
+        every_law: check every law on every fault in all layers; otherwise, and against the
             other forms in any case, the law that must refute it alone. The weights, the sites and
             the logits are compared, and what failed is diagnosed, in any case.
     """
@@ -169,25 +169,25 @@ class Bench:
         # Read once: every trial asks for every tensor several times.
         self.checkpoint = replace(checkpoint, tensors=dict(checkpoint.tensors))
         self.seed, self.every_law = seed, every_law
-        self._right: dict[int, peers.Shown] = {}
+        self._right: dict[int, baselines.Shown] = {}
         self._shared: tuple[int, SharedWeights] | None = None
         self._exact: list[tuple[Input, list[Floats], list[Floats]]] = []
         self._tensorflow: Worker | None = None
 
-    def fault(self, planting: Planting) -> FaultOutcome:
+    def fault(self, injection: Injection) -> FaultOutcome:
         """A short input first; what it does not show in full is tried on the default ones."""
         batch, long = short_inputs(self.checkpoint, self.seed)
         # What acts at a site does so in one row; what lies around the model needs two.
-        fault = CATALOGUE[planting.fault]
+        fault = CATALOGUE[injection.fault]
         first = long if fault.predict is not None else batch
-        found = self._tried(planting, "short", [first])
+        found = self._tried(injection, "short", [first])
         # From logits alone a fault is named on sequences of the filter's own: others add nothing.
-        named = planting.form == LOGITS or (found.localised is not False and found.explained)
-        blind = planting.form == LOGITS and not (found.floors or 0) >= 1
+        named = injection.form == LOGITS or (found.localised is not False and found.explained)
+        blind = injection.form == LOGITS and not (found.floors or 0) >= 1
         if (found.detected and named) or not found.expected or blind:
             return found
         inputs = default_inputs(self.checkpoint.config, self.seed)
-        return self._tried(planting, "default", inputs, found)
+        return self._tried(injection, "default", inputs, found)
 
     def correct(self, name: str, seed: int, laws: Collection[str] | None = None) -> CorrectOutcome:
         """A correct variant on the inputs of one seed, against these laws; all where None."""
@@ -214,22 +214,22 @@ class Bench:
 
     def _tried(
         self,
-        planting: Planting,
+        injection: Injection,
         inputs: str,
         items: Sequence[Input],
         before: FaultOutcome | None = None,
     ) -> FaultOutcome:
-        fault = CATALOGUE[planting.fault]
+        fault = CATALOGUE[injection.fault]
         laws = None
-        if not self.every_law or planting.form != EVERYWHERE:
+        if not self.every_law or injection.form != EVERYWHERE:
             laws = {law.id for law in CHECKS if fault.law and concerns(fault.law, law.id)}
         checkpoint, shared = self.checkpoint, self._measured_once(self.seed)
         report = _judged(
-            planting.fault,
+            injection.fault,
             checkpoint,
             items,
             self.seed,
-            lambda: port_with(fault, planting, checkpoint, self._process(planting)),
+            lambda: port_with(fault, injection, checkpoint, self._process(injection)),
             laws,
             shared,
         )
@@ -237,17 +237,17 @@ class Bench:
         first = str(failed[0]) if failed else report.error or ""
         if before is None:
             with restored():
-                unlike, floors, caught = self._measured(fault, planting)
+                unlike, floors, caught = self._measured(fault, injection)
         else:
-            unlike, floors, caught = before.unlike, before.floors, before.peers
+            unlike, floors, caught = before.unlike, before.floors, before.baselines
         return FaultOutcome(
-            planting,
+            injection,
             fault.family,
             fault.law,
             inputs,
             report.verdict.value,
             any(fault.law is not None and concerns(fault.law, f.id) for f in failed),
-            self._sites(fault, planting, report),
+            self._sites(fault, injection, report),
             report.first_divergence,
             report.explained_by,
             tuple(name for cause in report.causes for name in cause.instead),
@@ -258,9 +258,9 @@ class Bench:
             report.seconds + (before.seconds if before else 0.0),
         )
 
-    def _process(self, planting: Planting) -> Worker | None:
+    def _process(self, injection: Injection) -> Worker | None:
         """One for all ports in TensorFlow: it takes seconds to start."""
-        if planting.form != TENSORFLOW:
+        if injection.form != TENSORFLOW:
             return None
         if self._tensorflow is None:
             self._tensorflow = tensorflow.start()
@@ -273,17 +273,17 @@ class Bench:
             self._shared = seed, SharedWeights(self.checkpoint.tensors, record=True)
         return self._shared[1]
 
-    def _sites(self, fault: Fault, planting: Planting, report: PortReport) -> tuple[str, ...]:
+    def _sites(self, fault: Fault, injection: Injection, report: PortReport) -> tuple[str, ...]:
         """The sites at which the fault acts; in place of one that the port does not show, the next
         one that is judged: what lies between two shown sites is one operation. The same holds where
         all of its sites are correct as they are shown: it strikes after that."""
-        if planting.form == LOGITS:
+        if injection.form == LOGITS:
             return ()
         order = list(sites(self.checkpoint.config))
-        acts = fault.overrides(self.checkpoint.config, planting.layers)
+        overrides = fault.overrides(self.checkpoint.config, injection.layers)
         local = [f for f in report.findings if f.id in ("architecture", "activations.local")]
         judged = {f.site for f in local if f.status is not _UNSEEN}
-        found = {at for at in order if at in acts}
+        found = {at for at in order if at in overrides}
         shown_right = found.isdisjoint(f.site for f in local if f.status is Status.FAILED)
         for hidden in found - (set() if shown_right else judged):
             after = order[order.index(hidden) + 1 :]
@@ -291,32 +291,32 @@ class Bench:
         return tuple(at for at in order if at in found)
 
     def _measured(
-        self, fault: Fault, planting: Planting
+        self, fault: Fault, injection: Injection
     ) -> tuple[bool, float | None, dict[str, bool]]:
         """Whether it changes anything, how visible it is, and who else catches it."""
-        if planting.form == LOGITS:
-            return self._visible(fault, planting)
-        if planting.form == TENSORFLOW:
-            return self._damages(fault, planting), None, {}
-        if planting.form != EVERYWHERE:
+        if injection.form == LOGITS:
+            return self._visible(fault, injection)
+        if injection.form == TENSORFLOW:
+            return self._damages(fault, injection), None, {}
+        if injection.form != EVERYWHERE:
             return True, None, {}
-        port = port_with(fault, planting, self.checkpoint)
+        port = port_with(fault, injection, self.checkpoint)
         caught = self._caught(port, self.seed)
         port.close()
-        return not fault.needs or self._unlike(fault, planting), None, caught
+        return not fault.needs or self._unlike(fault, injection), None, caught
 
-    def _damages(self, fault: Fault, planting: Planting) -> bool:
+    def _damages(self, fault: Fault, injection: Injection) -> bool:
         """Some tensor is not as it was."""
-        right, wrong = self.checkpoint.tensors, damaged(fault, self.checkpoint, planting.layers)
+        right, wrong = self.checkpoint.tensors, damaged(fault, self.checkpoint, injection.layers)
         return any(
             np.asarray(right[name]).tobytes() != np.asarray(value).tobytes()
             for name, value in wrong.tensors.items()
         )
 
-    def _unlike(self, fault: Fault, planting: Planting) -> bool:
+    def _unlike(self, fault: Fault, injection: Injection) -> bool:
         """Whether a fault that needs something changes anything here: a bit of the logits, an id or
         a text."""
-        one = port_with(fault, planting, self.checkpoint)
+        one = port_with(fault, injection, self.checkpoint)
         if TOKENIZERS in one.offers():
             return reads_otherwise(one, self.checkpoint, self.seed)
         if not fault.predicted:
@@ -332,16 +332,18 @@ class Bench:
         )
 
     def _visible(
-        self, fault: Fault, planting: Planting
+        self, fault: Fault, injection: Injection
     ) -> tuple[bool, float | None, dict[str, bool]]:
         """How far the fault moves the logits, in float64, in noise floors of float32.
 
         A fault of the arithmetic is not there in float64: it counts where it moves them further
         than rounding does.
         """
-        port = port_with(fault, Planting(fault.name, EVERYWHERE, planting.layers), self.checkpoint)
-        with _float64(port) as twin:
-            floors = self._moved(twin)
+        port = port_with(
+            fault, Injection(fault.name, EVERYWHERE, injection.layers), self.checkpoint
+        )
+        with _float64(port) as float64_copy:
+            floors = self._moved(float64_copy)
         if floors <= _BLIND and (own := self._moved(port)) > LIMIT_FLOORS:
             floors = own
         return floors > _BLIND, floors, {}
@@ -378,10 +380,12 @@ class Bench:
         items = short_inputs(self.checkpoint, seed)
         try:
             if seed not in self._right:
-                self._right = {seed: peers.show(correct_port(self.checkpoint), items)}
-            return peers.caught(peers.show(port, items), self._right[seed])
+                self._right = {seed: baselines.show(correct_port(self.checkpoint), items)}
+            return baselines.caught(baselines.show(port, items), self._right[seed])
         except (GptVerifyError, RuntimeError, ValueError, IndexError):
-            return dict.fromkeys(peers.COMPARISONS, True)  # a port that breaks is refused by all
+            return dict.fromkeys(
+                baselines.COMPARISONS, True
+            )  # a port that breaks is refused by all
 
 
 def _judged(

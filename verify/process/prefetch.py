@@ -13,7 +13,7 @@ _END = object()
 _LOOK_S = 0.1
 
 
-def read_ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+def prefetch(items: Iterator[T], depth: int) -> Iterator[T]:
     """The same items in the same order, at most ``depth`` of them waiting.
 
     What the iterator raises is raised here, after the items before it. Where the user stops early,
@@ -32,7 +32,7 @@ def read_ahead(items: Iterator[T], depth: int) -> Iterator[T]:
             failure.append(error)
         _put(queue, _END, stopped)
 
-    thread = threading.Thread(target=fill, name="gpt-verify-ahead", daemon=True)
+    thread = threading.Thread(target=fill, name="gpt-verify-prefetch", daemon=True)
     thread.start()
     try:
         while (item := queue.get()) is not _END:

@@ -1,8 +1,8 @@
 """What the reference is made of, and whether it is still what it was.
 
 A port runs in the process of its judge. One that replaces ``numpy.tanh``, or the function that
-reads a checkpoint, changes what it is held against, on purpose or by a library that does so. That
-is noticed, by name, and put back, so that the next port is judged by what it should be.
+reads a checkpoint, changes what it is checked against, on purpose or by a library that does so.
+That is noticed, by name, and put back, so that the next port is judged by what it should be.
 
 Watched are the modules of this package and of NumPy that are loaded: their functions and classes,
 the methods of the package's own classes, and its numbers. What is added is nobody's loss.

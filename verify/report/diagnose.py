@@ -24,10 +24,10 @@ def statement(d: Diagnosed) -> str:
         return f"{name}: could not be judged: {one_line(d.port.error or 'nothing was compared')}"
     if d.port.verdict is Verdict.VERIFIED:
         return f"{name}: nothing to explain: this port is GPT-2 to within its floor"
-    laws = [cause.fault for cause in d.port.causes if cause.fault not in _planted(d)]
-    what = " and ".join([*map(str, d.planted), *laws])
+    laws = [cause.fault for cause in d.port.causes if cause.fault not in _injected(d)]
+    what = " and ".join([*map(str, d.injected), *laws])
     if d.complete:
-        rest = "this port is GPT-2 to within its floor" if d.planted else "nothing else is wrong"
+        rest = "this port is GPT-2 to within its floor" if d.injected else "nothing else is wrong"
         return f"{name}: apart from {what}, {rest}"
     if d.no_proof is not None and not d.unexplained:
         return f"{name}: explained by {what}; whether anything else is wrong was not shown"
@@ -36,8 +36,8 @@ def statement(d: Diagnosed) -> str:
     return f"{name}: unexplained"
 
 
-def _planted(d: Diagnosed) -> set[str]:
-    return {planted.fault for planted in d.planted}
+def _injected(d: Diagnosed) -> set[str]:
+    return {injected.fault for injected in d.injected}
 
 
 def terminal(d: Diagnosed) -> str:
@@ -91,7 +91,7 @@ def _proof(d: Diagnosed) -> str:
     assert proof is not None
     verb = "follows" if proof.holds else "does not follow"
     return (
-        f"the port {verb} the reference with {' and '.join(map(str, proof.planted))}: "
+        f"the port {verb} the reference with {' and '.join(map(str, proof.injected))}: "
         f"{len(proof.floors)} sites from the tokens on, at most "
         f"{number(proof.floors[proof.worst])} noise floors apart (at {proof.worst}; limit "
         f"{number(proof.limit)}), in {proof.precision}"
@@ -142,12 +142,12 @@ def as_dict(d: Diagnosed) -> dict[str, Any]:
             "causes": [_cause_as_dict(cause) for cause in d.port.causes],
             "planted": [
                 {
-                    "fault": planted.fault,
-                    "layers": planted.layers,
-                    "sites": list(planted.sites),
-                    "tensors": planted.tensors,
+                    "fault": injected.fault,
+                    "layers": injected.layers,
+                    "sites": list(injected.sites),
+                    "tensors": injected.tensors,
                 }
-                for planted in d.planted
+                for injected in d.injected
             ],
             "explanations": [_explanation(e) for e in d.port.explanations],
             "proof": None

@@ -80,9 +80,9 @@ def _property(text: str) -> str:
 
 def summary(report: Report, compared: Comparison | None = None) -> str:
     """Markdown: the headline, a table of the ports, and the report as the terminal has it."""
-    lines = [f"### gpt-verify: {_words(headline(report))}", ""]
+    lines = [f"### gpt-verify: {_escaped(headline(report))}", ""]
     if compared is not None:
-        lines += [_words(f"Since {compared.names[0]}: {compare_terminal.summary(compared)}"), ""]
+        lines += [_escaped(f"Since {compared.names[0]}: {compare_terminal.summary(compared)}"), ""]
     lines += ["| port | verdict | diverges at | explained by |", "|---|---|---|---|"]
     for port in report.ports:
         cells = (
@@ -91,7 +91,7 @@ def summary(report: Report, compared: Comparison | None = None) -> str:
             port.first_divergence or "",
             ", ".join(port.explained_by),
         )
-        lines.append(f"| {' | '.join(map(_words, cells))} |")
+        lines.append(f"| {' | '.join(map(_escaped, cells))} |")
     whole = terminal.render(report)
     if compared is not None:
         whole += "\n" + compare_terminal.render(compared)
@@ -100,7 +100,7 @@ def summary(report: Report, compared: Comparison | None = None) -> str:
     return "\n".join([*lines, "</details>", ""]) + "\n"
 
 
-def _words(text: str) -> str:
+def _escaped(text: str) -> str:
     """Text that no Markdown is in: whatever could be a sign of it is written as its number."""
     return "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in one_line(text))
 

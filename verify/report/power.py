@@ -12,9 +12,9 @@ from rich.table import Table
 
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.power import summary as sums
+from gpt_verify.power.baselines import COMPARISONS
 from gpt_verify.power.campaign import Campaign, distinct
-from gpt_verify.power.peers import COMPARISONS
-from gpt_verify.power.planting import EVERYWHERE, why_no_tensorflow
+from gpt_verify.power.injection import EVERYWHERE, why_no_tensorflow
 from gpt_verify.power.trial import CorrectOutcome, FaultOutcome
 from gpt_verify.report.json import plain
 from gpt_verify.report.terminal import WIDTH
@@ -26,7 +26,7 @@ Rows = list[list[str]]
 
 _POWER = ["family", "faults", "detected", "localised", "explained", "wrong names"]
 _LOGITS = ["family", "visible", "detected", "explained", "wrong names", "below the floor, named"]
-_PEERS = ["family", "faults", "gpt-verify", *COMPARISONS]
+_BASELINES = ["family", "faults", "gpt-verify", *COMPARISONS]
 
 
 def _part(n: int, of: int) -> str:
@@ -77,27 +77,32 @@ def logits_rows(campaign: Campaign) -> Rows:
     return _by_family([*sums.in_logits(campaign, visible=True), *below], row)
 
 
-def peer_rows(campaign: Campaign) -> Rows:
+def baseline_rows(campaign: Campaign) -> Rows:
     """The same faults and inputs, and the correct variants, under the usual comparisons."""
 
     def row(name: str, of: Sequence[FaultOutcome]) -> list[str]:
-        caught = sums.peers_caught(of)
+        caught = sums.caught_by_baselines(of)
         detected = sum(o.detected for o in of)
-        return [name, str(len(of)), str(detected), *(str(caught[peer]) for peer in COMPARISONS)]
+        return [
+            name,
+            str(len(of)),
+            str(detected),
+            *(str(caught[baseline]) for baseline in COMPARISONS),
+        ]
 
     rows = _by_family(sums.compared(campaign), row)
     if campaign.correct:
-        alarms = sums.peers_caught(campaign.correct)
+        alarms = sums.caught_by_baselines(campaign.correct)
         own = len(sums.false_alarms(campaign))
         row_ = ["correct runs refused", str(len(campaign.correct)), str(own)]
-        rows.append([*row_, *(str(alarms[peer]) for peer in COMPARISONS)])
+        rows.append([*row_, *(str(alarms[baseline]) for baseline in COMPARISONS)])
     return rows
 
 
 def misses(campaign: Campaign) -> list[str]:
     """Every trial that fell short of what must hold, in a line."""
     lines = []
-    for o in campaign.planted:
+    for o in campaign.injected:
         below = o in sums.in_logits(campaign, visible=False)
         if o.wrong_names:
             lines.append(_miss(o, f"named {', '.join(o.wrong_names)}"))
@@ -118,15 +123,15 @@ def misses(campaign: Campaign) -> list[str]:
 
 
 def _unexplained(o: FaultOutcome) -> str:
-    if o.planting.fault in o.instead:
+    if o.injection.fault in o.instead:
         return f"not told apart from {', '.join(o.explained_by)}"
-    if o.planting.fault in o.explained_by:
+    if o.injection.fault in o.explained_by:
         return f"explained, and {', '.join(o.wrong_names)} as well"
     return "unexplained"
 
 
 def _miss(o: FaultOutcome, what: str) -> str:
-    return f"{o.planting.fault}, {o.planting.form}: {what}"
+    return f"{o.injection.fault}, {o.injection.form}: {what}"
 
 
 def _notes(campaign: Campaign) -> list[str]:
@@ -138,7 +143,7 @@ def _notes(campaign: Campaign) -> list[str]:
         lines.append(f"not to be seen in logits: {', '.join(names)}")
     if names := distinct(sums.harmless(campaign)):
         lines.append(f"change nothing anywhere, and must pass: {', '.join(names)}")
-    longer = distinct(o for o in campaign.planted if o.inputs == "default")
+    longer = distinct(o for o in campaign.injected if o.inputs == "default")
     if longer:
         lines.append(f"tried on the default inputs as well: {', '.join(longer)}")
     return lines
@@ -148,7 +153,7 @@ def _heading(campaign: Campaign) -> str:
     plan, config = campaign.plan, campaign.config
     sizes = ", ".join(f"{name[2:]} {value}" for name, value in config.as_dict().items())
     variants = len({o.variant for o in campaign.correct})
-    what = f"{len(distinct(campaign.planted))} faults in {len(campaign.planted)} trials"
+    what = f"{len(distinct(campaign.injected))} faults in {len(campaign.injected)} trials"
     if variants:
         what += f", {variants} correct variants in {len(campaign.correct)} runs"
     quick = "; quick: a subset" if plan.quick else ""
@@ -207,7 +212,7 @@ def _tables(campaign: Campaign) -> list[tuple[str, list[str], Rows]]:
     return [
         ("Faults in ports that show everything", _POWER, power_rows(campaign)),
         ("Faults in ports that show nothing but logits", _LOGITS, logits_rows(campaign)),
-        ("What the usual comparisons catch", _PEERS, peer_rows(campaign)),
+        ("What the usual comparisons catch", _BASELINES, baseline_rows(campaign)),
     ]
 
 
@@ -246,20 +251,20 @@ def markdown(campaign: Campaign) -> str:
 
 
 _EXPLANATION = """
-Every fault of the catalogue is planted in a correct port; the suite is run as a user would run it,
+Every fault of the catalogue is injected into a correct port; the suite is run as a user would,
 and asked three things. *Detected*: it refutes the port. *Localised*: the first divergence that it
 names is a site at which the fault acts. *Explained*: it names the fault, and nothing beside it. A
-fault counts where that is so in every form in which it was planted: in all layers and, where it
+fault counts where that is so in every form in which it was injected: in all layers and, where it
 can be, in one. Faults in ports that show nothing but logits are counted apart: *visible* are
 those that move the logits by at least one noise floor of float32.
 
 Trials are run on a short input first, one row or two; what it does not show in full is tried on the
 default inputs of `gpt-verify run`. Each is judged by the comparison of weights, sites and logits,
 by the diagnosis, and by the law that must refute the fault: by less than what `gpt-verify run`
-holds against a port, which refutes whatever is refuted here. With `--every-law` all laws are held
-against the form in all layers, so that what the others name counts as well. After each trial the
+checks for a port, which refutes whatever is refuted here. With `--every-law` all laws are checked
+for the form in all layers, so that what the others name counts as well. After each trial the
 process is put back as it was: that they change it is what some of the faults of determinism are.
-Those of the tokenizer are planted where the library `tokenizers` is installed and the checkpoint
+Those of the tokenizer are injected where the library `tokenizers` is installed and the checkpoint
 has a vocabulary.
 
 Correct variants are judged on two short rows, one token alone and one of the default inputs,
@@ -268,7 +273,7 @@ another one for each seed. The laws take turns: over all seeds, every law has ju
 seed; with `--correct` so it does, without any fault, and there are more variants. What these longer
 runs found is in `docs/results/power-correct.md`.
 
-The usual comparisons are made on the same ports and inputs (`verify/power/peers.py`): they compare
+The usual comparisons see the same ports and inputs (`verify/power/baselines.py`): they compare
 logits, tensors or states of the port with those of a correct port in float32. They look at a plain
 forward pass, so that what is wrong with a loss, a cache or a gradient is not theirs to catch.
 """
@@ -278,9 +283,9 @@ _VARIANT = ["variant", "runs", "false alarms", *COMPARISONS]
 
 def _fault_rows(campaign: Campaign) -> Rows:
     rows = []
-    for name in distinct(campaign.planted):
-        fault, of = CATALOGUE[name], [o for o in campaign.planted if o.planting.fault == name]
-        shown = [o for o in of if o.planting.form != "logits only"]
+    for name in distinct(campaign.injected):
+        fault, of = CATALOGUE[name], [o for o in campaign.injected if o.injection.fault == name]
+        shown = [o for o in of if o.injection.form != "logits only"]
         sited = [o for o in shown if o.sites]
         rows.append(
             [
@@ -300,9 +305,11 @@ def _variant_rows(campaign: Campaign) -> Rows:
     rows = []
     for name in dict.fromkeys(o.variant for o in campaign.correct):
         of = [o for o in campaign.correct if o.variant == name]
-        alarms = sums.peers_caught(of)
+        alarms = sums.caught_by_baselines(of)
         own = sum(o.false_alarm for o in of)
-        rows.append([name, str(len(of)), str(own), *(str(alarms[peer]) for peer in COMPARISONS)])
+        rows.append(
+            [name, str(len(of)), str(own), *(str(alarms[baseline]) for baseline in COMPARISONS)]
+        )
     return rows
 
 
@@ -333,7 +340,7 @@ def as_dict(campaign: Campaign) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "summary": plain(sums.summary(campaign)),
         "statements": [
-            {"statement": s.words, "got": s.got, "of": s.of, "holds": s.holds}
+            {"statement": s.description, "got": s.got, "of": s.of, "holds": s.holds}
             | {"least": s.least, "most": s.most}
             for s in sums.statements(campaign)
         ],
@@ -351,19 +358,19 @@ def as_dict(campaign: Campaign) -> dict[str, Any]:
         "environment": plain(environment()),
         "seconds": campaign.seconds,
         "left_out": plain(campaign.left_out),
-        "faults": [_fault(o) for o in campaign.planted],
+        "faults": [_fault(o) for o in campaign.injected],
         "correct": [_correct(o) for o in campaign.correct],
     }
 
 
 def _fault(o: FaultOutcome) -> dict[str, Any]:
-    fault = CATALOGUE[o.planting.fault]
+    fault = CATALOGUE[o.injection.fault]
     why = why_no_tensorflow(fault)
     row = {
-        "fault": o.planting.fault,
+        "fault": o.injection.fault,
         "family": o.family,
-        "form": o.planting.form,
-        "layers": o.planting.layers,
+        "form": o.injection.form,
+        "layers": o.injection.layers,
         "law": o.law,
         "needs": fault.needs,
         "has_effect": o.unlike,
@@ -379,11 +386,11 @@ def _fault(o: FaultOutcome) -> dict[str, Any]:
         "explained": o.explained,
         "wrong_names": o.wrong_names,
         "floors": o.floors,
-        "peers": o.peers,
+        "peers": o.baselines,
         "message": one_line(o.message),
         "seconds": o.seconds,
     }
-    if o.planting.form == EVERYWHERE and why is not None:
+    if o.injection.form == EVERYWHERE and why is not None:
         row["not_in_tensorflow"] = why
     converted: dict[str, Any] = plain(row)
     return converted
@@ -398,7 +405,7 @@ def _correct(o: CorrectOutcome) -> dict[str, Any]:
             "false_alarm": o.false_alarm,
             "failures": [one_line(failure) for failure in o.failures],
             "explained_by": o.explained_by,
-            "peers": o.peers,
+            "peers": o.baselines,
         }
     )
     return row

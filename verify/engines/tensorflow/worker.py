@@ -250,7 +250,7 @@ class Commands:
         return self._readers[prefix]
 
 
-def _worded(command: Callable[..., Answer | None]) -> Callable[..., Answer]:
+def _errors_in_one_line(command: Callable[..., Answer | None]) -> Callable[..., Answer]:
     """Say in one line what TensorFlow says in a page."""
 
     @wraps(command)
@@ -272,7 +272,7 @@ if __name__ == "__main__":
     commands = Commands()
     serve(
         {
-            name: _worded(getattr(commands, name))
+            name: _errors_in_one_line(getattr(commands, name))
             for name in vars(Commands)
             if not name.startswith("_")
         }

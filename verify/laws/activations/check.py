@@ -41,10 +41,11 @@ class SiteComparison:
     """Scores of every site, gathered over the inputs of one port in one precision.
 
     Args:
-        precision: what the run computes in: the declared precision, or float64 for the twin.
-        declared: what the port declares. A twin that keeps an operation in the declared precision
-            is judged there as that; nothing is ever judged as narrower than declared.
-        cascaded: compare from the tokens on as well. Not needed for the float64 twin, whose
+        precision: what the run computes in: the declared precision, or float64 for the float64
+            copy.
+        declared: what the port declares. A float64 copy that keeps an operation in the declared
+            precision is judged there as that; nothing is ever judged as narrower than declared.
+        cascaded: compare from the tokens on as well. Not needed for the float64 copy, whose
             local comparison leaves nothing out.
         last_only: the port makes the logits of the last position only, and may make what leads to
             them there only, too: a site that is shown so is compared there.
@@ -141,7 +142,8 @@ class SiteComparison:
         return [self._tokens_BT.shape[1] - 1] if self._last_only else None
 
     def _judged_as(self, name: str, narrowest: str | None) -> Precision:
-        """The run's own precision, or a narrower one that a twin kept and the port declares."""
+        """The run's own precision, or a narrower one that a float64 copy kept and the port
+        declares."""
         seen = PRECISIONS[narrowest] if narrowest else self._precision
         if not self._precision.u < seen.u:
             return self._precision

@@ -27,7 +27,9 @@ def with_constants(
         if finding.status is Status.FAILED and finding.site in table:
             for value, constant, error in known:
                 if table[finding.site].kind in constant.kinds:
-                    words = f"{value:.9g} in place of {constant.words}, relative error {error:.2g}"
+                    words = (
+                        f"{value:.9g} in place of {constant.formula}, relative error {error:.2g}"
+                    )
                     finding = finding.saying(after=f"; its constant is {words}")
         found.append(finding)
     return found

@@ -171,7 +171,7 @@ def _why(
     if [row for row in rows if row.place == len(row.order) - 1] == list(wrong):
         return "the last row is wrong, whichever it is", naming("batch-last-row")
     if all(row.place > 0 for row in wrong):
-        words = "the first row is right, whichever it is: a row depends on its place in the batch"
+        words = "the first row is correct, whichever it is: a row depends on its place in the batch"
         return words, None
     what = f"{len(wrong)} of {len(rows)} rows are wrong, whatever is beside them"
     return f"{what}: {found.description}", None

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gpt_verify.faults.fault import Fault, InModel, Plant
+from gpt_verify.faults.fault import Fault, Inject, InModel
+from gpt_verify.faults.inject import wrap
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.plant import wrap
 
 _STEPS, _TILE = 256, 8
 
@@ -100,8 +100,8 @@ def _large(model: Any, layers: Sequence[int]) -> None:
     wrap(model, "head", head)
 
 
-def _batch(name: str, summary: str, plant: Plant, seen: str = "", law: str = "batch") -> Fault:
-    inject = InModel(plant, layered=False)
+def _batch(name: str, summary: str, in_model: Inject, seen: str = "", law: str = "batch") -> Fault:
+    inject = InModel(in_model, layered=False)
     return Fault(f"batch-{name}", "batch", summary, seen, inject, law=law)
 
 

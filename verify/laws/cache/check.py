@@ -116,7 +116,7 @@ def splits_of(n: int) -> list[Lengths]:
     return list(found)
 
 
-def _words(lengths: Lengths) -> str:
+def _describe(lengths: Lengths) -> str:
     if len(lengths) > 3 and set(lengths) == {1}:
         return "decoded one by one"
     return "decoded as " + " + ".join(map(str, lengths))
@@ -134,7 +134,7 @@ def _decode(
     cache = None
     for piece in np.split(tokens_BT, np.cumsum(lengths)[:-1], axis=1):
         logits, cache = step(piece, cache)
-        logits = checked(subject, logits, piece, _words(lengths), keep=keep)
+        logits = checked(subject, logits, piece, _describe(lengths), keep=keep)
         yield logits
         del logits  # of a whole context: large, while the next piece is computed
 
@@ -149,7 +149,7 @@ def _compare(
     subject: Subject, agreement: Agreement, tokens: Tokens, lengths: Lengths, whole_TV: Floats
 ) -> Decoded:
     got_TV = np.concatenate(list(_decode(subject, tokens, lengths)), axis=1)[0]
-    floors_T = agreement.compare(_words(lengths), got_TV, whole_TV, tokens[0])
+    floors_T = agreement.compare(_describe(lengths), got_TV, whole_TV, tokens[0])
     return Decoded(lengths, tokens[0], got_TV, whole_TV, floors_T)
 
 
@@ -161,7 +161,7 @@ def _two_rows(subject: Subject, agreement: Agreement, n: int) -> bool:
     for lengths in {halves, (1,) * n}:
         got_BTV = np.concatenate(list(_decode(subject, tokens, lengths)), axis=1)
         for row in range(2):
-            what = f"row {row} of two, {_words(lengths)}"
+            what = f"row {row} of two, {_describe(lengths)}"
             agreement.compare(what, got_BTV[row], whole_BTV[row], tokens[row])
         if lengths == halves:
             halved_BTV = got_BTV
@@ -185,7 +185,7 @@ def _last_positions(subject: Subject, agreement: Agreement) -> Case:
         ends.append(piece_BTV[0, -1].copy())
         del piece_BTV  # the first is as large as the whole
     got_TV = np.stack(ends[-2:])
-    agreement.compare(_words(lengths), got_TV, whole_TV, tokens[0], n_ctx - 2)
+    agreement.compare(_describe(lengths), got_TV, whole_TV, tokens[0], n_ctx - 2)
     rows = np.array([n_ctx - 2, n_ctx - 1])
     return Case([tokens[0]], rows, got_TV, whole_TV, subject.floor(tokens[0], n_ctx - 2))
 

@@ -135,7 +135,7 @@ def _rounded(precision: Precision) -> Way:
         f"keys and values are kept in {precision.name}",
         kept=lambda kept: (precision.round(kept[0]), precision.round(kept[1])),
         fault=f"cache-{precision.name}",
-        coarse=True,
+        quantising=True,
     )
 
 

@@ -1,7 +1,7 @@
 """The law of the calls: what a port returns hangs on its tokens, not on what it did before.
 
 The other laws make some dozens of calls, and a port that is wrong from some later call on, or now
-and then, is right in all of them. It is held against itself, which costs no reference.
+and then, is right in all of them. It is compared with itself, which costs no reference.
 """
 
 from __future__ import annotations

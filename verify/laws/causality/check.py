@@ -23,7 +23,7 @@ from gpt_verify.laws.agreement import (
     remember_ends,
 )
 from gpt_verify.laws.causality.boundaries import Cuts, cuts
-from gpt_verify.laws.causality.words import Sight
+from gpt_verify.laws.causality.sight import Sight
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 
 Tokens = NDArray[np.int64]
@@ -135,7 +135,9 @@ class _Runs:
 
 def _why(runs: _Runs, wrong: Sequence[int]) -> str:
     """Who sees whom, and which boundaries leak."""
-    words = runs.sight(_sources(runs.cut.length, wrong)).words() or "it takes several later tokens"
+    words = (
+        runs.sight(_sources(runs.cut.length, wrong)).describe() or "it takes several later tokens"
+    )
     leak = f"boundary {wrong[0]} leaks" if len(wrong) == 1 else f"{len(wrong)} boundaries leak"
     return f"{words} ({leak} of {len(runs.cut.boundaries)} in {runs.cut.length} tokens)"
 

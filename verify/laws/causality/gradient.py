@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.causality.boundaries import AFTER, RUNGS, SHORT, WORK, powers_of_two
-from gpt_verify.laws.causality.words import Sight
+from gpt_verify.laws.causality.sight import Sight
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.port import FLOAT64_COPY, INPUT_GRADIENTS
 from gpt_verify.reference.config import Config
@@ -116,7 +116,7 @@ class _Gradients:
         """What leaks, and how."""
         assert self.worst is not None, "something leaks"
         leak = self.worst
-        words = Sight(self._sees, self._tried, self._subject.config.n_layer).words()
+        words = Sight(self._sees, self._tried, self._subject.config.n_layer).describe()
         message = (
             f"d loss[{leak.position}] / d input[{leak.source}, {leak.channel}] = {leak.got:.9g}, "
             f"should be 0; {words}"

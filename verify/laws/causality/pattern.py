@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status
-from gpt_verify.laws.causality.words import Sight
+from gpt_verify.laws.causality.sight import Sight
 from gpt_verify.laws.subject import Subject
 from gpt_verify.numerics.precision import Precision
 from gpt_verify.numerics.scores import limit_max
@@ -146,7 +146,7 @@ def _above(layer: _Layer, site: str, n_head: int) -> Iterator[str]:
     if not layer.leaking:
         return
     (head, target, source), got = layer.above
-    words = Sight(layer.sees, np.ones_like(layer.sees), layers=1).words()
+    words = Sight(layer.sees, np.ones_like(layer.sees), layers=1).describe()
     heads = ", ".join(map(str, layer.leaking))
     where = "in every head" if len(layer.leaking) == n_head else f"in head {heads} of {n_head}"
     yield (

@@ -1,6 +1,6 @@
 """The law of the gradient: what trains each tensor is what the loss says.
 
-For each tensor, ⟨the port's gradient, v⟩ along a random direction v is held against the central
+For each tensor, ⟨the port's gradient, v⟩ along a random direction v is checked against the central
 difference of the reference's float64 loss. In float64 first, where the port can be run in it: there
 a difference of 1e-9 is seen. Then in its declared precision, within the floor of that derivative.
 """
@@ -17,8 +17,9 @@ from gpt_verify.findings import Finding, Status, naming
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.graph.derivatives import Derivative
 from gpt_verify.graph.tiles import vocabulary_tiles
+from gpt_verify.laws.float64_copy import throughout
+from gpt_verify.laws.gradient.comparison import Comparison, describe, in_the_backward_pass
 from gpt_verify.laws.gradient.hypotheses import Evidence
-from gpt_verify.laws.gradient.words import Comparison, in_words, on_the_way_back
 from gpt_verify.laws.port_gradient import PortGradient
 from gpt_verify.laws.reference_gradient import (
     ReferenceGradient,
@@ -26,7 +27,6 @@ from gpt_verify.laws.reference_gradient import (
     reference_gradient,
 )
 from gpt_verify.laws.subject import NotExamined, Subject
-from gpt_verify.laws.twin import throughout
 from gpt_verify.numerics.precision import FLOAT64
 from gpt_verify.numerics.two_tables import last_state
 from gpt_verify.numerics.weights import Widened
@@ -72,7 +72,9 @@ def check_gradient(subject: Subject) -> Iterable[Finding]:
     for site in order:
         here = [c for c in compared if c.site == site]
         if any(c.wrong for c in here):
-            message = in_words([c for c in here if c.wrong]) + on_the_way_back(site, wrong, order)
+            message = describe([c for c in here if c.wrong]) + in_the_backward_pass(
+                site, wrong, order
+            )
             found = _finding(Status.FAILED, site, here, message)
             yield _named(found, subject, compared) if site == first else found
         elif not here:
@@ -117,9 +119,9 @@ def _runs(subject: Subject, reference: ReferenceGradient) -> Iterator[_Run]:
     if float64 and port.dtype != "float64":
         run, finer = None, FLOAT64.u / subject.precision.u
         try:
-            with float64() as twin:
-                if throughout(subject, twin, reference.tokens):
-                    run = _run(subject, twin, reference, "float64", finer)
+            with float64() as float64_copy:
+                if throughout(subject, float64_copy, reference.tokens):
+                    run = _run(subject, float64_copy, reference, "float64", finer)
         except Exception:  # the law of architecture says that it does not run in float64
             pass
         if run is not None:
@@ -183,8 +185,8 @@ def _same_function(subject: Subject, tokens: NDArray[np.int64], in_float64: bool
         NotExamined: the logits are not the reference's.
     """
     if in_float64:
-        with subject.offers[FLOAT64_COPY]() as twin:
-            got_TV = twin.logits(tokens[:1])[0]
+        with subject.offers[FLOAT64_COPY]() as float64_copy:
+            got_TV = float64_copy.logits(tokens[:1])[0]
     else:
         got_TV = subject.port.logits(tokens[:1])[0]
     x_TD = last_state(Widened(subject.weights), subject.config, tokens[0])

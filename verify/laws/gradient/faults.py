@@ -1,7 +1,8 @@
-"""Faults of the gradient: every value is right, and what trains the model is not.
+"""Faults of the gradient: every value is correct, and what trains the model is not.
 
-They are planted by ``gpt_verify.laws.gradient.injection``. What they come to is computed a second
-time, from the rules of the reference's own way back, in ``gpt_verify.laws.gradient.hypotheses``.
+They are injected by ``gpt_verify.laws.gradient.injection``. What they come to is computed a second
+time, from the rules of the reference's own backward pass, in
+``gpt_verify.laws.gradient.hypotheses``.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from typing import Any
 from gpt_verify.faults.fault import Fault, InModel
 
 
-def _plant(name: str, model: Any, layers: Sequence[int]) -> None:
-    from gpt_verify.laws.gradient.injection import PLANTS
+def _inject(name: str, model: Any, layers: Sequence[int]) -> None:
+    from gpt_verify.laws.gradient.injection import INJECTIONS
 
-    PLANTS[name](model, layers)
+    INJECTIONS[name](model, layers)
 
 
 def _gradient(name: str, summary: str, in_blocks: bool = True) -> Fault:
-    inject = InModel(partial(_plant, name), in_blocks=in_blocks)
+    inject = InModel(partial(_inject, name), in_blocks=in_blocks)
     return Fault(f"gradient-{name}", "gradient", summary, inject=inject, law="gradient")
 
 
@@ -36,7 +37,7 @@ FAULTS = (
     _gradient("norm-gain", "leaves the gain of a layer norm out of what goes back to its input"),
     _gradient(
         "averaged",
-        "hands every position the mean over the sequence, on the way back through a layer norm",
+        "hands every position the sequence's mean, in the backward pass through a layer norm",
     ),
     _gradient("attention-detached", "detaches what attention adds to the residual stream"),
     _gradient("mlp-detached", "detaches what the MLP adds to the residual stream"),
@@ -61,7 +62,7 @@ FAULTS = (
     ),
     _gradient(
         "mask-missing",
-        "has no mask on the way back through attention, as a kernel that was not given it",
+        "has no mask in the backward pass through attention, as a kernel that was not given it",
     ),
     _gradient(
         "bias-averaged",

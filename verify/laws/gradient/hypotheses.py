@@ -1,8 +1,8 @@
 """Which mistake it was that made a port's derivatives wrong.
 
-Each rule of the way back that ports are known to get wrong is put in the place of the right one,
-in float64; the port made that mistake if every one of its derivatives is what comes out. What is
-wrong in some tensors alone, or by one factor from some operation back, is read off the port's
+Each rule of the backward pass that ports are known to get wrong is put in the place of the correct
+one, in float64; the port made that mistake if every one of its derivatives is what comes out. What
+is wrong in some tensors alone, or by one factor from some operation back, is read off the port's
 numbers. A name is given where one fits and no other does.
 """
 
@@ -25,7 +25,7 @@ from gpt_verify.graph.operations.linear import back as linear_back
 from gpt_verify.graph.operations.mix import back as mix_back
 from gpt_verify.graph.operations.pattern import softmax_back
 from gpt_verify.laws.explain import explain
-from gpt_verify.laws.gradient.words import Comparison
+from gpt_verify.laws.gradient.comparison import Comparison
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import softmax
 from gpt_verify.sites import sites
@@ -72,7 +72,7 @@ def _averaged(step: Step, d: Array) -> Back:
 
 
 def _kept(rule: Rule, *factors: float) -> Rule:
-    """The right rule, of whose inputs those with a factor of 0 get nothing."""
+    """The correct rule, of whose inputs those with a factor of 0 get nothing."""
 
     def kept(step: Step, d: Array) -> Back:
         back = rule(step, d)
@@ -106,7 +106,7 @@ def _bias_averaged(step: Step, d: Array) -> Back:
 _ADD = add_back
 _THROUGH_OPEN: Rule = lambda step, d: Back((softmax_back(_open(step), d),))  # noqa: E731
 
-#: Name → kind of site → the rule that it has in place of the right one.
+#: Name → kind of site → the rule that it has in place of the correct one.
 MISTAKES: Mapping[str, Mapping[str, Rule]] = {
     "gelu-straight-through": {"mlp.act": _times(np.ones_like)},
     "gelu-erf": {"mlp.act": _times(_slope_of_erf)},
@@ -182,7 +182,7 @@ class Evidence:
 
     @cached_property
     def behind(self) -> list[Comparison]:
-        """All that lies on the way back from the first wrong one on, that one included."""
+        """All that lies in the backward pass from the first wrong one on, that one included."""
         order = list(sites(self.config))
         first = max(order.index(c.site) for c in self.wrong)
         return [c for c in self.compared if order.index(c.site) <= first]
@@ -205,8 +205,8 @@ class Evidence:
                         yield name, moved
 
     def _layers(self) -> Iterator[tuple[int, ...]]:
-        """All, and those in which the first wrong one lies on the way back, or one that only what
-        enters it is wrong of."""
+        """All, and those in which the first wrong one lies in the backward pass, or one that only
+        what enters it is wrong of."""
         last = max((sites(self.config)[c.site].layer for c in self.wrong), key=_place)
         every = tuple(range(self.config.n_layer))
         yield every
@@ -234,7 +234,8 @@ class Evidence:
 
 
 def _place(layer: int | None) -> int:
-    """Of wrong sites that lie in no block, those before the first come last on the way back."""
+    """Of wrong sites that lie in no block, those before the first come last in the backward
+    pass."""
     return -1 if layer is None else layer
 
 
@@ -256,7 +257,7 @@ def _larger(read: Read, right: Read) -> float:
 
 
 def _frozen(evidence: Evidence) -> bool:
-    """Tensors of which each gets nothing at all, and everything else is right."""
+    """Tensors of which each gets nothing at all, and everything else is correct."""
     if evidence.of_tables:
         return False
     return all(c.got == 0 and c.idle == (c.direction.tensor,) for c in evidence.wrong)

@@ -1,4 +1,4 @@
-"""Wrong derivatives of right values, in torch: what the faults of the gradient are planted with."""
+"""Wrong derivatives of correct values, in torch: what injects the faults of the gradient."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt_verify.faults.plant import replace, wrap
+from gpt_verify.faults.inject import replace, wrap
 
-Plant = Callable[[Any, Sequence[int]], None]
+Inject = Callable[[Any, Sequence[int]], None]
 #: The derivative with respect to the value, and the inputs → that with respect to each input.
 Pull = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -42,17 +42,17 @@ def pulled(value: Tensor, pull: Pull, *inputs: Tensor) -> Tensor:
     return result
 
 
-def _slope(slope: Callable[[Tensor], Tensor]) -> Plant:
+def _slope(slope: Callable[[Tensor], Tensor]) -> Inject:
     """Another derivative of GELU."""
 
     def act(self: Any, right: Any, x: Tensor) -> Tensor:
         return pulled(right(x), lambda d, x: d * slope(x), x)
 
-    def plant(model: Any, layers: Sequence[int]) -> None:
+    def inject(model: Any, layers: Sequence[int]) -> None:
         for block in model.blocks(layers):
             wrap(block.mlp, "act", act)
 
-    return plant
+    return inject
 
 
 def _slope_of_erf(x: Tensor) -> Tensor:
@@ -67,14 +67,14 @@ def _slope_without_exponent(x: Tensor) -> Tensor:
     return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * scale * (1 + cubic * x * x)
 
 
-def _norms(method: str, function: Callable[..., Tensor]) -> Plant:
+def _norms(method: str, function: Callable[..., Tensor]) -> Inject:
     """``function(norm, …)`` in place of a step of a layer norm."""
 
-    def plant(model: Any, layers: Sequence[int]) -> None:
+    def inject(model: Any, layers: Sequence[int]) -> None:
         for norm in model.norms(layers):
             replace(norm, method, function)
 
-    return plant
+    return inject
 
 
 def _normalise(of_mean: bool, self: Any, x: Tensor) -> Tensor:
@@ -98,14 +98,14 @@ def _averaged(self: Any, x: Tensor) -> Tensor:
     return type(self).forward(self, shared)
 
 
-def _wired(wire: Callable[[Any, Tensor, Callable[[Tensor], Tensor]], Tensor]) -> Plant:
+def _wired(wire: Callable[[Any, Tensor, Callable[[Tensor], Tensor]], Tensor]) -> Inject:
     """Another way of joining a block's parts."""
 
-    def plant(model: Any, layers: Sequence[int]) -> None:
+    def inject(model: Any, layers: Sequence[int]) -> None:
         for block in model.blocks(layers):
             replace(block, "wire", wire)
 
-    return plant
+    return inject
 
 
 def _attention_detached(self: Any, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
@@ -139,17 +139,17 @@ def _scaled(model: Any, layers: Sequence[int]) -> None:
     wrap(model.h[layers[len(layers) // 2]], "wire", wire)
 
 
-def _attention(method: str, change: Callable[..., Tensor]) -> Plant:
+def _attention(method: str, change: Callable[..., Tensor]) -> Inject:
     """``change(attention, right, …)`` in place of one step of attention."""
 
-    def plant(model: Any, layers: Sequence[int]) -> None:
+    def inject(model: Any, layers: Sequence[int]) -> None:
         for block in model.blocks(layers):
             wrap(block.attn, method, change)
 
-    return plant
+    return inject
 
 
-def _detached(method: str, which: int) -> Plant:
+def _detached(method: str, which: int) -> Inject:
     """One input of a step of attention counts as a constant."""
 
     def change(self: Any, right: Any, *given: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def _mask_straight_through(
 def _backward_without_mask(
     self: Any, right: Any, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor
 ) -> Tensor:
-    """A fused attention whose kernel for the way back was given no mask."""
+    """A fused attention whose kernel for the backward pass was given no mask."""
     scale = self.scale(q)
 
     def pull(d: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -198,15 +198,15 @@ def _backward_without_mask(
     return pulled(right(q, k, v, allowed), pull, q, k, v)
 
 
-def _linear(forward: Callable[[Any, Tensor], Tensor], *names: str) -> Plant:
+def _linear(forward: Callable[[Any, Tensor], Tensor], *names: str) -> Inject:
     """Another linear map in place of some of a block's (``mlp.c_fc``)."""
 
-    def plant(model: Any, layers: Sequence[int]) -> None:
+    def inject(model: Any, layers: Sequence[int]) -> None:
         for block in model.blocks(layers):
             for name in names:
                 replace(block.get_submodule(name), "forward", forward)
 
-    return plant
+    return inject
 
 
 def _frozen(self: Any, x: Tensor) -> Tensor:
@@ -225,8 +225,8 @@ def _bias_averaged(self: Any, x: Tensor) -> Tensor:
     return made
 
 
-#: Name of the fault, without its family → what plants it.
-PLANTS: dict[str, Plant] = {
+#: Name of the fault, without its family → what injects it.
+INJECTIONS: dict[str, Inject] = {
     "gelu-straight-through": _slope(torch.ones_like),
     "gelu-erf": _slope(_slope_of_erf),
     "gelu-exponent": _slope(_slope_without_exponent),

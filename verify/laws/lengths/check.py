@@ -1,7 +1,7 @@
 """The law of the lengths: the logits of some tokens do not hang on how many follow.
 
 The inputs of a run have a few lengths, at which kernels change. A port that is wrong at one other
-length is right in all of them. It is held against itself, which costs no reference.
+length is right in all of them. It is compared with itself, which costs no reference.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Two lenses of a port are judged, as far as it has them. One reads the states that are seen while it
 runs with the checkpoint's own ln_f and wte: this is what ``gpt-verify lens`` shows. The other is
 the port's own (``Port.lens``): what somebody gets who takes the hidden states that it hands out,
-its last norm and its head. Both are held against the oracle's at every state, every position and
+its last norm and its head. Both are checked against the oracle's at every state, every position and
 every statistic: the logits by their noise floor, and each statistic by how far it may move when
 the logits do (``gpt_verify.laws.lens.budgets``).
 """
@@ -65,7 +65,7 @@ class _Wrong:
         """What is measured says more than what is counted or listed."""
         return not self.statistic.startswith(("rank", "top")), self.excess
 
-    def words(self) -> str:
+    def describe(self) -> str:
         where = f"{self.statistic}[{self.where}] = {self.got:.9g}, should be "
         if self.statistic.startswith("rank"):
             between = f", from {self.low:g} to {self.high:g} within rounding"
@@ -266,7 +266,7 @@ def _finding(site: str, states: Sequence[_State], positions: int) -> Finding:
             f"statistics at {positions} position{'s' * (positions > 1)} within budget, {ties}"
         )
         return Finding(LAW, Status.PASSED, message, site, worst.floors, LIMIT_FLOORS, details)
-    what = worst.wrong.words() if worst.wrong else "logits"
+    what = worst.wrong.describe() if worst.wrong else "logits"
     message = f"{what} [{worst.lens}; RMS error of the logits {worst.floors:.3g} noise floors]"
     if worst.mistake:
         message += f": {worst.mistake}"

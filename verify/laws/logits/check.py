@@ -24,7 +24,7 @@ class LogitsComparison:
 
     Softmax does not see a constant added to all logits of a position, and ports that centre
     their unembedding add one. It is told apart from an error by comparing both ways. Where the
-    right logits of a position are one number, as of one token or of equal rows of the head, that
+    correct logits of a position are one number, as of one token or of equal rows of the head, that
     constant is all that they say, and it counts.
     """
 

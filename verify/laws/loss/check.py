@@ -1,9 +1,9 @@
 """The laws of the loss: shifted by one, the mean over the predicted tokens, in nats.
 
-The port's loss is compared with the loss of *its own logits*, in float64, so that a wrong logit is
-no wrong loss, and only the rounding of a log-softmax and a mean lies between the two. A port that
-rounds coarsely is run in float64 first, where it can be: a wrong formula has nothing to hide under
-there. One law compares end to end, with the loss of the oracle's logits.
+The port's loss is compared with the loss of *its own logits*, in float64, so that an incorrect
+logit is no incorrect loss, and only the rounding of a log-softmax and a mean lies between the two.
+A port that rounds coarsely is run in float64 first, where it can be: an incorrect formula has
+nothing to hide under there. One law compares end to end, with the loss of the oracle's logits.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def check_loss_reference(subject: Subject) -> list[Finding]:
     exact, noise = _oracle(subject, tokens[0])
     allowed = case.allowed + LIMIT_FLOORS * noise
     whole = replace(case, expected=exact, allowed=allowed)
-    message = _worded(whole)
+    message = _describe(whole)
     score = _ratio(whole) * LIMIT_FLOORS
     if whole.right:
         message = f"{tokens.shape[1]} tokens: {message}"
@@ -117,15 +117,15 @@ def check_loss_reference(subject: Subject) -> list[Finding]:
 def _judge(subject: Subject, law: str, inputs: Sequence[_Labelled]) -> list[Finding]:
     _something_predicted(subject)
     port = subject.port
-    twin = None
+    float64_copy = None
     if subject.precision.u > FLOAT32.u and FLOAT64_COPY in subject.offers:
-        twin = _in_float64(subject, law, inputs)
-        if twin is not None and twin.status is Status.FAILED:
-            return [twin]
+        float64_copy = _in_float64(subject, law, inputs)
+        if float64_copy is not None and float64_copy.status is Status.FAILED:
+            return [float64_copy]
     cases = _measure(port, inputs, subject.precision)
     finding = _finding(law, _with_noise(subject, inputs, cases, subject.precision), cases, "")
-    if twin is not None and finding.status is Status.PASSED:
-        finding = finding.saying(after=f"; {twin.details['furthest']}")
+    if float64_copy is not None and finding.status is Status.PASSED:
+        finding = finding.saying(after=f"; {float64_copy.details['furthest']}")
     return [finding]
 
 
@@ -141,10 +141,10 @@ def _in_float64(subject: Subject, law: str, inputs: Sequence[_Labelled]) -> Find
     declared format was stored in it, and float64 says nothing more about it.
     """
     try:
-        with subject.offers[FLOAT64_COPY]() as twin:
-            if LOSS not in twin.offers():
+        with subject.offers[FLOAT64_COPY]() as float64_copy:
+            if LOSS not in float64_copy.offers():
                 return None
-            cases = _measure(twin, inputs, FLOAT32)
+            cases = _measure(float64_copy, inputs, FLOAT32)
     except Exception:
         return None  # the law of architecture says why it does not run in float64
     values = np.array([case.measured for case in cases])
@@ -214,7 +214,7 @@ def _finding(law: str, cases: Sequence[Case], exact: Sequence[Case], where: str)
         "losses": {c.name: {"got": c.measured, "expected": c.expected} for c in cases}
     }
     score = _ratio(worst) * limit
-    message = _worded(worst, where)
+    message = _describe(worst, where)
     wrong = [case for case in cases if not case.right]
     if not wrong:
         details["furthest"] = message
@@ -239,7 +239,7 @@ def _ratio(case: Case) -> float:
     return math.inf if math.isnan(ratio) else ratio
 
 
-def _worded(case: Case, where: str = "") -> str:
+def _describe(case: Case, where: str = "") -> str:
     text = f"loss[{case.name}{where}] = {case.measured:.9g}, should be {case.expected:.9g}"
     text += f" ± {case.allowed:.2g} nats"
     if math.isfinite(case.error) and not case.right:

@@ -1,4 +1,4 @@
-"""Faults of the loss: what is averaged, which label each prediction is held against, and in what
+"""Faults of the loss: what is averaged, which label each prediction is compared with, and in what
 unit. What they come to is computed a second time in ``gpt_verify.laws.loss.hypotheses``.
 """
 
@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from gpt_verify.faults.fault import Fault, InModel
+from gpt_verify.faults.inject import replace
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.plant import replace
 
 #: logits [B, T, V] in float32, labels [B, T] → the loss.
 Loss = Callable[[Any, Any], Any]
@@ -31,12 +31,12 @@ def right(logits: Any, labels: Any, **more: Any) -> Any:
     return nats(logits[:, :-1], labels[:, 1:], **more)
 
 
-def plant_loss(loss: Loss, model: Any, layers: Sequence[int] = ()) -> None:
+def inject_loss(loss: Loss, model: Any, layers: Sequence[int] = ()) -> None:
     """Another loss in place of the model's own."""
     replace(model, "loss", lambda self, logits, labels: loss(logits.float(), labels))
 
 
-def _plant_with_tokens(
+def _inject_with_tokens(
     loss: Callable[[Any, Any, Any], Any], model: Any, layers: Sequence[int]
 ) -> None:
     """A loss that reads the tokens as well."""
@@ -75,7 +75,7 @@ def _loss(name: str, summary: str, law: str, loss: Loss, seen: str = "", needs: 
         "loss",
         summary,
         seen,
-        InModel(partial(plant_loss, loss), layered=False),
+        InModel(partial(inject_loss, loss), layered=False),
         law=law,
         needs=needs,
     )
@@ -96,7 +96,7 @@ FAULTS = (
     ),
     _loss(
         "not-shifted",
-        "holds each prediction against the token that it was made from, and leaves the shift to "
+        "compares each prediction with the token that it was made from, and leaves the shift to "
         "the caller",
         "loss.value",
         nats,
@@ -200,7 +200,7 @@ FAULTS = (
         "loss-mask-not-shifted",
         "loss",
         "shifts the labels, but not the mask of what is ignored",
-        inject=InModel(partial(_plant_with_tokens, _mask_not_shifted), layered=False),
+        inject=InModel(partial(_inject_with_tokens, _mask_not_shifted), layered=False),
         law="loss.ignored",
     ),
     Fault(
@@ -208,7 +208,7 @@ FAULTS = (
         "loss",
         "makes its labels from the tokens again, so that nothing is ignored",
         "padding in labels that are a copy of the inputs (huggingface/transformers#7135)",
-        InModel(partial(_plant_with_tokens, lambda x, y, tokens: right(x, tokens)), layered=False),
+        InModel(partial(_inject_with_tokens, lambda x, y, tokens: right(x, tokens)), layered=False),
         law="loss.ignored",
     ),
 )

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from gpt_verify.faults.fault import Fault, InModel, Plant
+from gpt_verify.faults.fault import Fault, Inject, InModel
+from gpt_verify.faults.inject import wrap
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.plant import wrap
 
 
-def _plant_mask(change: Callable[[Any], Any], model: Any, layers: Sequence[int]) -> None:
+def _inject_mask(change: Callable[[Any], Any], model: Any, layers: Sequence[int]) -> None:
     """``change(mask)`` in place of the mask that the attention sees."""
 
     def forward(self: Any, right: Any, x: Any, past: Any, real: Any) -> Any:
@@ -65,14 +65,14 @@ def _positions_counted(model: Any, layers: Sequence[int]) -> None:
     wrap(model, "positions", positions)
 
 
-def _padding(name: str, summary: str, plant: Plant, seen: str = "", needs: str = "") -> Fault:
+def _padding(name: str, summary: str, in_model: Inject, seen: str = "", needs: str = "") -> Fault:
     law = None if needs else "positions.padding"
     return Fault(
         f"padding-{name}",
         "padding",
         summary,
         seen,
-        InModel(plant, layered=False),
+        InModel(in_model, layered=False),
         law=law,
         needs=needs,
     )
@@ -82,32 +82,32 @@ FAULTS = (
     _padding(
         "attended",
         "ignores the mask, and attends to padding like to any token",
-        partial(_plant_mask, lambda real: torch.ones_like(real)),
+        partial(_inject_mask, lambda real: torch.ones_like(real)),
     ),
     _padding(
         "mask-of-first-row",
         "uses the mask of the first row for all",
-        partial(_plant_mask, lambda real: real[:1].expand_as(real)),
+        partial(_inject_mask, lambda real: real[:1].expand_as(real)),
     ),
     _padding(
         "mask-inverted",
         "takes 1 for masked, as torch's key_padding_mask has it",
-        partial(_plant_mask, lambda real: 1 - real),
+        partial(_inject_mask, lambda real: 1 - real),
     ),
     _padding(
         "mask-mirrored",
         "takes the mask for one of padding on the right",
-        partial(_plant_mask, lambda real: real.flip(1)),
+        partial(_inject_mask, lambda real: real.flip(1)),
     ),
     _padding(
         "mask-early",
         "begins the mask one token early, so that the last padding is seen",
-        partial(_plant_mask, lambda real: torch.cat([real[:, 1:], real[:, -1:]], 1)),
+        partial(_inject_mask, lambda real: torch.cat([real[:, 1:], real[:, -1:]], 1)),
     ),
     _padding(
         "mask-late",
         "begins the mask one token late, so that the first real token is not seen",
-        partial(_plant_mask, lambda real: torch.cat([real[:, :1], real[:, :-1]], 1)),
+        partial(_inject_mask, lambda real: torch.cat([real[:, :1], real[:, :-1]], 1)),
     ),
     _padding(
         "no-causal-mask",

@@ -12,7 +12,7 @@ from gpt_verify.laws.decoding import Way
 
 Tokens = NDArray[np.int64]
 
-#: The known trap: not a wrong computation, but a wrong use of a port that finds no positions.
+#: The known trap: not an incorrect computation, but a wrong use of a port that finds no positions.
 COUNTED = "positions count the padding"
 
 
@@ -57,7 +57,7 @@ class Padded:
         """The batch laid out as one sequence, in which each row sees itself alone.
 
         Args:
-            positions, mask: int[B, T], in place of the right ones.
+            positions, mask: int[B, T], in place of the correct ones.
             causal: a token does not see later ones.
             fault: its name in the catalogue of faults.
         """

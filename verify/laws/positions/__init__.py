@@ -20,7 +20,7 @@ LAW = Law(
         Part(
             "positions.limit",
             check_limit,
-            "n_ctx tokens are taken, and the last of them is right",
+            "n_ctx tokens are taken, and the last of them is correct",
             takes=a_whole_context,
         ),
         Part(

@@ -107,7 +107,7 @@ def check_beyond(subject: Subject) -> Iterator[Finding]:
             words = f"{n_ctx + 1} tokens are not refused{where}, n_ctx is {n_ctx}: {what}"
             yield Finding(BEYOND, Status.FAILED, words, named=naming(fault))
             return
-        said, harm = taken.words, probe.harm()
+        said, harm = taken.description, probe.harm()
         step = port.offers().get(STEP)
         if step and not harm:
             _, cache = step(tokens[:, :n_ctx], None)
@@ -117,7 +117,7 @@ def check_beyond(subject: Subject) -> Iterator[Finding]:
                 named = naming("positions-cache-rolls-on")
                 yield Finding(BEYOND, Status.FAILED, words, named=named)
                 return
-            said, harm = f"{said}; with a cache: {after.words}", probe.harm()
+            said, harm = f"{said}; with a cache: {after.description}", probe.harm()
         status = Status.FAILED if harm else Status.PASSED
         said += f"; afterwards {harm}" if harm else ""
         words = f"{n_ctx + 1} tokens are refused{where}: {said}"
@@ -129,7 +129,7 @@ def check_beyond(subject: Subject) -> Iterator[Finding]:
 class Refusal:
     """What a port raised."""
 
-    words: str
+    description: str
 
 
 def _refused(call: Callable[[], object]) -> object:
@@ -154,7 +154,7 @@ class _Probe:
         """What is no longer as it was, or nothing."""
         after = _refused(lambda: self._port.logits(self._tokens))
         if isinstance(after, Refusal):
-            return f"the port cannot be used any more: {after.words}"
+            return f"the port cannot be used any more: {after.description}"
         if self._repeats and not same_bits(np.array(after), self._before):
             return "the same tokens no longer have the logits that they had before"
         return ""

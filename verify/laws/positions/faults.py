@@ -7,15 +7,15 @@ from dataclasses import replace as with_values
 from functools import partial
 from typing import Any
 
-from gpt_verify.faults.fault import Fault, InModel, Plant
+from gpt_verify.faults.fault import Fault, Inject, InModel
+from gpt_verify.faults.inject import wrap
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.plant import wrap
 
 #: More than anybody asks for.
 _ENDLESS = 1 << 20
 
 
-def _plant_longer(row: Callable[[Any], Any], model: Any, layers: Sequence[int]) -> None:
+def _inject_longer(row: Callable[[Any], Any], model: Any, layers: Sequence[int]) -> None:
     """Any length is taken; positions beyond the table have ``row(wpe)``."""
     size = model.config.n_ctx
 
@@ -28,7 +28,7 @@ def _plant_longer(row: Callable[[Any], Any], model: Any, layers: Sequence[int]) 
     model.config = with_values(model.config, n_ctx=_ENDLESS)
 
 
-def _plant_cut(keep: slice, model: Any, layers: Sequence[int]) -> None:
+def _inject_cut(keep: slice, model: Any, layers: Sequence[int]) -> None:
     def forward(self: Any, right: Any, ids: Any, *args: Any, **kwargs: Any) -> Any:
         ids = ids[:, keep] if ids.shape[1] > self.config.n_ctx else ids
         return right(ids, *args, **kwargs)
@@ -62,8 +62,8 @@ def _refusal_breaks_it(model: Any, layers: Sequence[int]) -> None:
     wrap(model, "forward", forward)
 
 
-def _positions(name: str, summary: str, plant: Plant, seen: str = "") -> Fault:
-    inject = InModel(plant, layered=False)
+def _positions(name: str, summary: str, in_model: Inject, seen: str = "") -> Fault:
+    inject = InModel(in_model, layered=False)
     return Fault(f"positions-{name}", "positions", summary, seen, inject, law="positions.beyond")
 
 
@@ -71,29 +71,29 @@ FAULTS = (
     _positions(
         "beyond-clipped",
         "gives positions beyond the table its last row",
-        partial(_plant_longer, lambda wpe_PD: wpe_PD[-1]),
+        partial(_inject_longer, lambda wpe_PD: wpe_PD[-1]),
         "jax.numpy.take and indexing in JAX, which clip",
     ),
     _positions(
         "beyond-wrapped",
         "takes positions modulo n_ctx",
-        partial(_plant_longer, lambda wpe_PD: wpe_PD[0]),
+        partial(_inject_longer, lambda wpe_PD: wpe_PD[0]),
     ),
     _positions(
         "beyond-zero",
         "gives positions beyond the table zeros",
-        partial(_plant_longer, lambda wpe_PD: torch.zeros_like(wpe_PD[0])),
+        partial(_inject_longer, lambda wpe_PD: torch.zeros_like(wpe_PD[0])),
         "tf.gather on a GPU, whose documentation says so",
     ),
     _positions(
         "beyond-oldest-dropped",
         "cuts what is too long at its beginning, without a word",
-        partial(_plant_cut, slice(1, None)),
+        partial(_inject_cut, slice(1, None)),
     ),
     _positions(
         "beyond-newest-dropped",
         "cuts what is too long at its end, without a word",
-        partial(_plant_cut, slice(None, -1)),
+        partial(_inject_cut, slice(None, -1)),
     ),
     _positions(
         "cache-rolls-on",

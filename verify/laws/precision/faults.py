@@ -10,9 +10,9 @@ import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.faults.fault import AroundPort, Array, AtSites, Fault, InModel
+from gpt_verify.faults.inject import wrap
 from gpt_verify.faults.later import torch
-from gpt_verify.faults.plant import wrap
-from gpt_verify.graph.call import Act, Call
+from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, Precision
 from gpt_verify.reference.ops import layer_norm
@@ -27,7 +27,7 @@ def _tf32(x: Array) -> Array:
     return rounded
 
 
-def _products(operand: Round, result: Round) -> dict[str, Act]:
+def _products(operand: Round, result: Round) -> dict[str, Override]:
     """Every matrix product with its operands rounded, and its result; a bias is part of it."""
 
     def product(call: Call, a: Array, b: Array) -> Array:
@@ -54,13 +54,13 @@ def _products(operand: Round, result: Round) -> dict[str, Act]:
     return {**linears, "attn.scores": scores, "attn.mix": mix, "logits": logits}
 
 
-def _plant_tf32(port: Any, checkpoint: Checkpoint) -> None:
-    from gpt_verify.laws.precision.injection import plant_tf32
+def _inject_tf32(port: Any, checkpoint: Checkpoint) -> None:
+    from gpt_verify.laws.precision.injection import inject_tf32
 
-    plant_tf32(port)
+    inject_tf32(port)
 
 
-def _plant_autocast(dtype: str, model: Any, layers: Sequence[int]) -> None:
+def _inject_autocast(dtype: str, model: Any, layers: Sequence[int]) -> None:
     def forward(self: Any, right: Any, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast("cpu", dtype=getattr(torch, dtype)):
             return right(*args, **kwargs)
@@ -74,7 +74,7 @@ def _plant_autocast(dtype: str, model: Any, layers: Sequence[int]) -> None:
             wrap(part, "forward", linear)  # one operation, as ports have it
 
 
-def _plant_product(dtype: str, model: Any, layers: Sequence[int]) -> None:
+def _inject_product(dtype: str, model: Any, layers: Sequence[int]) -> None:
     def forward(self: Any, right: Any, x: Any) -> Any:
         x_, weight, bias = (t.to(getattr(torch, dtype)) for t in (x, self.weight, self.bias))
         return torch.nn.functional.linear(x_, weight.T, bias).to(x.dtype)
@@ -83,7 +83,7 @@ def _plant_product(dtype: str, model: Any, layers: Sequence[int]) -> None:
         wrap(block.mlp.c_fc, "forward", forward)
 
 
-def _plant_norm(dtype: str, model: Any, layers: Sequence[int]) -> None:
+def _inject_norm(dtype: str, model: Any, layers: Sequence[int]) -> None:
     def forward(self: Any, right: Any, x: Any) -> Any:
         x_, weight, bias = (t.to(getattr(torch, dtype)) for t in (x, self.weight, self.bias))
         normed = torch.nn.functional.layer_norm(x_, x.shape[-1:], weight, bias, self.eps)
@@ -96,7 +96,7 @@ def _plant_norm(dtype: str, model: Any, layers: Sequence[int]) -> None:
 def _fault(
     name: str,
     summary: str,
-    operations: Mapping[str, Act],
+    operations: Mapping[str, Override],
     inject: InModel | AroundPort,
     law: str,
     seen: str = "",
@@ -130,21 +130,21 @@ def _halves(precision: Precision) -> tuple[Fault, ...]:
             f"autocast-{name}",
             f"runs under autocast to {name}, which was left on",
             products | read,
-            InModel(partial(_plant_autocast, name), layered=False),
+            InModel(partial(_inject_autocast, name), layered=False),
             "precision",
         ),
         _fault(
             f"product-{name}",
             f"computes one matrix product in {name}",
             {"ln_2": rounded, "mlp.pre": products["mlp.pre"]},
-            InModel(partial(_plant_product, name)),
+            InModel(partial(_inject_product, name)),
             "precision",
         ),
         _fault(
             f"norm-{name}",
             f"computes layer norm in {name}",
             dict.fromkeys(("ln_1", "ln_2", "ln_f"), norm),
-            InModel(partial(_plant_norm, name)),
+            InModel(partial(_inject_norm, name)),
             "activations.local",
         ),
     )
@@ -155,7 +155,7 @@ FAULTS = (
         "tf32",
         "multiplies in TF32, on tensor cores",
         _products(_tf32, lambda x: x),
-        AroundPort(_plant_tf32),
+        AroundPort(_inject_tf32),
         "precision",
         "the default of torch on Ampere GPUs up to version 1.11 (pytorch/pytorch#67384)",
     ),

@@ -37,7 +37,7 @@ class _Tf32Products(TorchDispatchMode):  # type: ignore[misc]  # torch has no ty
         return result
 
 
-def plant_tf32(port: Any) -> None:
+def inject_tf32(port: Any) -> None:
     """``torch.backends.cuda.matmul.allow_tf32``, around a port."""
     port.logits = _inside(port.logits)
     for capability in _CALLS:

@@ -1,6 +1,6 @@
 """The law of symmetry: weights that are rewritten so that they mean the same give the same output.
 
-A port is held against itself, before and after, so this is a witness that knows no reference: that
+A port is compared with itself, before and after, so this is a witness that knows no reference: that
 it holds of GPT-2 follows from the paper. Only the noise floor is the oracle's, of the very weights
 that were written. What is rewritten is exact in the port's format (``symmetry_transforms``), so
 that in float64 a difference of 1e-12 is seen.

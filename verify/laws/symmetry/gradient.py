@@ -14,6 +14,7 @@ import numpy as np
 from gpt_verify.findings import Finding, Status
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.graph.derivatives import Derivative
+from gpt_verify.laws.float64_copy import throughout
 from gpt_verify.laws.gradient.check import what_of
 from gpt_verify.laws.port_gradient import PortGradient
 from gpt_verify.laws.reference_gradient import ReferenceGradient, reference_gradient
@@ -22,7 +23,6 @@ from gpt_verify.laws.symmetry.check import at_once
 from gpt_verify.laws.symmetry.transforms import Symmetry
 from gpt_verify.laws.symmetry.trial import Prepared, Trial, whole
 from gpt_verify.laws.symmetry.writes import Stored
-from gpt_verify.laws.twin import throughout
 from gpt_verify.numerics.precision import FLOAT64
 from gpt_verify.port import FLOAT64_COPY, GRADIENTS, Port
 
@@ -122,7 +122,8 @@ def _finding(arithmetic: str, pairs: Sequence[_Pair]) -> Finding:
     more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
     message = (
         f"{'; '.join(said)}{more}: the weights were rewritten, the output is the same, and the "
-        f"gradient does not follow; on the way back from the loss, {wrong[-1].what} is the first"
+        f"gradient does not follow; in the backward pass from the loss, "
+        f"{wrong[-1].what} is the first"
     )
     return Finding(_LAW, Status.FAILED, message, None, score, LIMIT_FLOORS, details)
 
@@ -133,9 +134,11 @@ def _run(subject: Subject, reference: ReferenceGradient, symmetry: Symmetry | No
     float64 = subject.offers.get(FLOAT64_COPY)
     if float64 and port.dtype != "float64":
         try:
-            with float64() as twin:
-                if GRADIENTS in twin.offers() and throughout(subject, twin, reference.tokens):
-                    return _along(subject, twin, "float64", finer, reference, symmetry)
+            with float64() as float64_copy:
+                if GRADIENTS in float64_copy.offers() and throughout(
+                    subject, float64_copy, reference.tokens
+                ):
+                    return _along(subject, float64_copy, "float64", finer, reference, symmetry)
         except Exception:  # the law of architecture says that it does not run in float64
             pass
     return _along(subject, port, port.dtype, 1.0, reference, symmetry)

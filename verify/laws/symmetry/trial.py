@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.laws.float64_copy import throughout
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.laws.symmetry.floor import symmetry_floor
 from gpt_verify.laws.symmetry.transforms import Symmetry, kind_of, together
 from gpt_verify.laws.symmetry.writes import Stored
-from gpt_verify.laws.twin import throughout
 from gpt_verify.numerics.precision import PRECISIONS
 from gpt_verify.port import FLOAT64_COPY, Floats
 from gpt_verify.reference.config import Config
@@ -109,7 +109,7 @@ class Trial:
         self._subject, self._stored = subject, stored
         length = min(subject.config.n_ctx, _LENGTH)
         self._tokens = subject.tokens(1, length, *b"symmetry")
-        self._twin = True
+        self._in_float64 = True
 
     def changes(
         self, prepared: Prepared, between: Callable[[Floats], Result]
@@ -193,14 +193,14 @@ class Trial:
         port, found = self._subject.port, self._declared()
         every: dict[str, Floats] = {port.dtype: found}
         float64 = self._subject.offers.get(FLOAT64_COPY)
-        if self._twin and float64 and port.dtype != "float64":
+        if self._in_float64 and float64 and port.dtype != "float64":
             try:
-                with float64() as twin:
-                    self._twin = throughout(self._subject, twin, self._tokens)
-                    if self._twin:
-                        every["float64"] = np.array(twin.logits(self._tokens)[0])
+                with float64() as float64_copy:
+                    self._in_float64 = throughout(self._subject, float64_copy, self._tokens)
+                    if self._in_float64:
+                        every["float64"] = np.array(float64_copy.logits(self._tokens)[0])
             except Exception:  # the law of architecture says that it does not run in float64
-                self._twin = False
+                self._in_float64 = False
         return every
 
     def _declared(self) -> Floats:

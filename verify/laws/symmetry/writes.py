@@ -86,7 +86,7 @@ class Stored:
                 places = self._places(tensor)
                 parts = np.split(value, len(places), axis=-1)
                 for (parameter, placement), part in zip(places, parts, strict=True):
-                    self._write(parameter, placement, placement.layout.lay(part))
+                    self._write(parameter, placement, placement.layout.to_port_layout(part))
 
     def _write(self, parameter: Parameter, placement: Placement, value: Array) -> None:
         dtype = self._original(parameter, placement).dtype
@@ -128,7 +128,9 @@ class Stored:
     def _piece(self, parameter: Parameter, placement: Placement) -> Array:
         spec = self._table[placement.tensor]
         shape = spec.shape if placement.part is None else spec.part_shape
-        return placement.layout.upright(self._original(parameter, placement)).reshape(shape)
+        return placement.layout.to_checkpoint_layout(self._original(parameter, placement)).reshape(
+            shape
+        )
 
     def _original(self, parameter: Parameter, placement: Placement) -> Array:
         """In the port's layout and format."""

@@ -18,9 +18,9 @@ from gpt_verify.laws.explain import agreed
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.laws.tokenizer.explained import (
     Call,
+    Described,
     Given,
     Made,
-    Said,
     explain_ids,
     explain_texts,
     short,
@@ -46,7 +46,7 @@ class _Direction(Generic[Given, Made]):
     word: str
     calls: Callable[[Tokenizer], list[Call[Given, Made]]]
     differ: Callable[[Call[Given, Made]], str]
-    explain: Callable[[Sequence[Call[Given, Made]]], Said]
+    explain: Callable[[Sequence[Call[Given, Made]]], Described]
 
 
 def check_encode(subject: Subject) -> list[Finding]:

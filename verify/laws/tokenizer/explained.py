@@ -51,14 +51,14 @@ class Call(Generic[Given, Made]):
         return self.got == self.expected or bool(self.open)
 
 
-class Said(NamedTuple):
+class Described(NamedTuple):
     """What a tokenizer did, in words; and the fault of the catalogue, where it is one of them."""
 
-    words: str = ""
+    description: str = ""
     fault: str = ""
 
 
-def explain_ids(bpe: BPE, calls: Sequence[Call[str, list[int]]]) -> Said:
+def explain_ids(bpe: BPE, calls: Sequence[Call[str, list[int]]]) -> Described:
     """What all calls of ``encode`` show, the most telling first."""
     return (
         _added(bpe, calls)
@@ -68,7 +68,7 @@ def explain_ids(bpe: BPE, calls: Sequence[Call[str, list[int]]]) -> Said:
     )
 
 
-def _added(bpe: BPE, calls: Iterable[Call[str, list[int]]]) -> Said | None:
+def _added(bpe: BPE, calls: Iterable[Call[str, list[int]]]) -> Described | None:
     """The same token before or after every text."""
     plain = _plain(calls)
     for where, of in (("before", slice(1)), ("after", slice(-1, None))):
@@ -78,11 +78,11 @@ def _added(bpe: BPE, calls: Iterable[Call[str, list[int]]]) -> Said | None:
             (token,) = added
             if token:
                 words = f"{token_words(bpe, token[0])} is added {where} every text"
-                return Said(words, f"tokenizer-token-{where}")
+                return Described(words, f"tokenizer-token-{where}")
     return None
 
 
-def _merge_lost(bpe: BPE, calls: Iterable[Call[str, list[int]]]) -> Said | None:
+def _merge_lost(bpe: BPE, calls: Iterable[Call[str, list[int]]]) -> Described | None:
     """One line of ``vocab.bpe`` that is never applied: the first one whose token no text has any
     more. Inside of a word that every pattern takes for one: elsewhere it may have been cut."""
     plain = _plain(calls)
@@ -96,7 +96,7 @@ def _merge_lost(bpe: BPE, calls: Iterable[Call[str, list[int]]]) -> Said | None:
     if any(call.got != without.encode(call.given) for call in plain):
         return None
     words = f"the merge {' '.join(bpe.merges[line])} of vocab.bpe, number {line + 1}, is lost"
-    return Said(words, "tokenizer-merge-lost")
+    return Described(words, "tokenizer-merge-lost")
 
 
 def _inside_a_word(left: str, right: str) -> bool:
@@ -106,26 +106,26 @@ def _inside_a_word(left: str, right: str) -> bool:
     return left != space and word.isascii() and word.isalpha() and word[1:].islower()
 
 
-def _how(bpe: BPE, calls: Sequence[Call[str, list[int]]]) -> Said:
+def _how(bpe: BPE, calls: Sequence[Call[str, list[int]]]) -> Described:
     """What the ids themselves show, of the text in which they show most; nothing where some are
     right and the others refused."""
     wrong = [call for call in calls if not call.right and call.got is not None]
     shown = [_how_one(bpe, call.given, call.got or []) for call in wrong]
     if not shown:
-        return Said()
+        return Described()
     found = _SHOWN[min(shown)]
     # Beside texts that it refuses, it has another fault.
-    return found if all(call.got is not None for call in calls) else Said(found.words)
+    return found if all(call.got is not None for call in calls) else Described(found.description)
 
 
 #: From what nothing else could show to what any mistake might.
 _SHOWN = (
-    Said("ids that no token has", "tokenizer-ids-unknown"),
-    Said("these are the ids of another text"),
-    Said(
+    Described("ids that no token has", "tokenizer-ids-unknown"),
+    Described("these are the ids of another text"),
+    Described(
         "the text is cut into words otherwise than by GPT-2's pattern", "tokenizer-words-otherwise"
     ),
-    Said("bytes are merged otherwise than vocab.bpe says, or words are cut further"),
+    Described("bytes are merged otherwise than vocab.bpe says, or words are cut further"),
 )
 
 
@@ -140,10 +140,10 @@ def _how_one(bpe: BPE, text: str, got: list[int]) -> int:
     return 3 if cuts >= set(accumulate(len(piece.encode()) for piece in split(text))) else 2
 
 
-def explain_texts(bpe: BPE, calls: Sequence[Call[list[int], str]]) -> Said:
+def explain_texts(bpe: BPE, calls: Sequence[Call[list[int], str]]) -> Described:
     """What all calls of ``decode`` show; an error says by itself what it is."""
     raised = any(call.raised for call in calls)
-    return _name(bpe, calls, DECODING) or Said("" if raised else UNEXPLAINED)
+    return _name(bpe, calls, DECODING) or Described("" if raised else UNEXPLAINED)
 
 
 def _plain(calls: Iterable[Call[Given, Made]]) -> list[Call[Given, Made]]:
@@ -156,7 +156,7 @@ def _name(
     bpe: BPE,
     calls: Sequence[Call[Any, Any]],
     mistakes: Sequence[Mistake[Encode] | Mistake[Decode]],
-) -> Said | None:
+) -> Described | None:
     """The one mistake that gives everything that the tokenizer gave; otherwise nothing."""
     told = _plain(calls)
     if all(call.right for call in told):
@@ -165,8 +165,8 @@ def _name(
     told.sort(key=lambda call: (call.right, len(call.given)))
     found = explain(Calls(bpe, [(call.given, call.got) for call in told]), mistakes)
     if found.by is not None:
-        return Said(found.description, found.by.fault)
-    return Said(UNEXPLAINED) if found.fitting else None
+        return Described(found.description, found.by.fault)
+    return Described(UNEXPLAINED) if found.fitting else None
 
 
 def token_words(bpe: BPE, token: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Faults of the tokenizer: a port that computes right logits, of other tokens than the text's.
+"""Faults of the tokenizer: a port that computes correct logits, of other tokens than the text's.
 
 The reference makes the same mistakes in ``gpt_verify.laws.tokenizer.hypotheses``.
 """
@@ -15,7 +15,7 @@ from gpt_verify.faults.fault import AroundPort, Fault
 from gpt_verify.port import TOKENIZERS
 
 
-def _plant(change: to.Change, port: Any, checkpoint: Checkpoint) -> None:
+def _inject(change: to.Change, port: Any, checkpoint: Checkpoint) -> None:
     port.offer(TOKENIZERS, lambda: {"tokenizers": to.altered(change, load(checkpoint))})
 
 
@@ -27,7 +27,7 @@ def _fault(
         "tokenizer",
         summary,
         seen,
-        AroundPort(partial(_plant, change)),
+        AroundPort(partial(_inject, change)),
         law=law,
         needs=needs,
     )

@@ -2,7 +2,7 @@
 
 Each is worked out with the reference's own files, so that a mistake is named only where it gives
 every id, or every character, that the tokenizer gave. The same mistakes, made with another library,
-are planted by ``gpt_verify.laws.tokenizer.faults``.
+are injected by ``gpt_verify.laws.tokenizer.faults``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Mistake(Generic[Way]):
 
     Attributes:
         fault: its name in the catalogue.
-        description: in words.
+        description: what the report says of it.
         variants: each gives what a tokenizer that makes it in one way gives; ValueError where that
             one raises.
     """

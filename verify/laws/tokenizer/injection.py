@@ -32,7 +32,7 @@ class Altered:
         )
 
 
-#: Sets up a right tokenizer wrongly, or hands out another one in its place.
+#: Sets up a correct tokenizer wrongly, or hands out another one in its place.
 Change = Callable[[Any, BPE], Altered | None]
 
 

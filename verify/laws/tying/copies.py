@@ -178,7 +178,7 @@ class _Held(Mapping[str, Floats]):
 
     def __getitem__(self, name: str) -> Floats:
         parts = [
-            placement.layout.upright(np.asarray(parameter.read(), np.float32))
+            placement.layout.to_checkpoint_layout(np.asarray(parameter.read(), np.float32))
             for parameter, placement in self._held.get(name, ())
         ]
         if sum(part.size for part in parts) != self._table[name].size:

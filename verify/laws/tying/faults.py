@@ -1,7 +1,7 @@
-"""Faults of tying: the logits are right, and head and lookup are not one matrix, are not trained as
-one, or do not stay one.
+"""Faults of tying: the logits are correct, and head and lookup are not one matrix, are not trained
+as one, or do not stay one.
 
-They are planted by ``gpt_verify.laws.tying.injection``. Heads of their own that are shown are in
+They are injected by ``gpt_verify.laws.tying.injection``. Heads of their own that are shown are in
 ``gpt_verify.faults.head``.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 from gpt_verify.faults.fault import Fault, InModel
 
 
-def _plant(name: str, model: Any, layers: Sequence[int]) -> None:
-    from gpt_verify.laws.tying.injection import PLANTS
+def _inject(name: str, model: Any, layers: Sequence[int]) -> None:
+    from gpt_verify.laws.tying.injection import INJECTIONS
 
-    PLANTS[name](model, layers)
+    INJECTIONS[name](model, layers)
 
 
 def _tying(name: str, law: str, summary: str, seen: str = "", **more: Any) -> Fault:
@@ -26,7 +26,7 @@ def _tying(name: str, law: str, summary: str, seen: str = "", **more: Any) -> Fa
         "tying",
         summary,
         seen,
-        InModel(partial(_plant, name), layered=False),
+        InModel(partial(_inject, name), layered=False),
         law=f"tying.{law}",
         **more,
     )

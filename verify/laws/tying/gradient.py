@@ -1,7 +1,7 @@
 """The law of tying by gradient: what trains wte comes through both of its ends.
 
-d loss / d wte = what comes through the lookup + what comes through the last product. Each is held
-against the reference's derivative through that one place only, so that an
+d loss / d wte = what comes through the lookup + what comes through the last product. Each is
+checked against the reference's derivative through that one place only, so that an
 end that is detached, or trained apart, is found and named.
 """
 
@@ -18,11 +18,11 @@ from gpt_verify.findings import Finding, Status, naming
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.graph.derivatives import Derivative
 from gpt_verify.graph.directions import WTE_READERS, Direction, draw
+from gpt_verify.laws.float64_copy import throughout
 from gpt_verify.laws.port_gradient import PortGradient
 from gpt_verify.laws.reference_gradient import known_derivatives
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.laws.table_rows import table_rows
-from gpt_verify.laws.twin import throughout
 from gpt_verify.laws.tying.check import SITE, Tables, tables_of
 from gpt_verify.laws.tying.hypotheses import TiedEnd, of_head, of_lookup
 from gpt_verify.matching.match import Placement
@@ -328,9 +328,9 @@ def _in_finest(
     port = subject.port
     if float64 := subject.offers.get(FLOAT64_COPY):
         try:
-            with float64() as twin:
-                if GRADIENTS in twin.offers() and throughout(subject, twin, tokens):
-                    return compute(twin), FLOAT64
+            with float64() as float64_copy:
+                if GRADIENTS in float64_copy.offers() and throughout(subject, float64_copy, tokens):
+                    return compute(float64_copy), FLOAT64
         except NotExamined:
             raise
         except Exception:  # the law of architecture says that it does not run in float64

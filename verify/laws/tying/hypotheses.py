@@ -1,6 +1,6 @@
 """Which mistake it was that made one part of wte's gradient wrong while the other is right.
 
-Where the lookup's part is wrong, the way back to it may be: any mistake in the first block's
+Where the lookup's part is wrong, the backward pass to it may be: any mistake in the first block's
 derivatives shows there. So wpe is asked, which is read in the same sum: if that is trained as it
 should be, the mistake is the lookup's own.
 """

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gpt_verify.faults.inject import replace
 from gpt_verify.faults.model import Model
-from gpt_verify.faults.plant import replace
-from gpt_verify.laws.gradient.injection import Plant, pulled
+from gpt_verify.laws.gradient.injection import Inject, pulled
 
 #: What is left of a derivative where it is scaled: of the head's, and of the lookup's (GLM-130B's).
 OF_HEAD, OF_LOOKUP = 0.5, 0.1
@@ -46,7 +46,7 @@ def _embed(lookup: Callable[[Any, Tensor], Tensor], self: Any, ids: Tensor, at: 
     return lookup(self, ids) + F.embedding(at, self.wpe)
 
 
-def _lookup(lookup: Callable[[Any, Tensor], Tensor]) -> Plant:
+def _lookup(lookup: Callable[[Any, Tensor], Tensor]) -> Inject:
     """``lookup(model, ids)`` in place of the rows of wte."""
     return lambda model, layers: replace(model, "embed", partial(_embed, lookup))
 
@@ -114,8 +114,8 @@ def _by_data(model: Any, layers: Sequence[int]) -> None:
     model.__class__, model.lm_head = _TwoNames, nn.Parameter(model.wte.data)
 
 
-#: Name of the fault, without its family → what plants it.
-PLANTS: dict[str, Plant] = {
+#: Name of the fault, without its family → what injects it.
+INJECTIONS: dict[str, Inject] = {
     "head-hidden": _head_hidden,
     "head-part-hidden": _head_part_hidden,
     "lookup-hidden": _lookup_hidden,

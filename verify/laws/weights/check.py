@@ -77,7 +77,7 @@ def check_weights(
 
 def _as_said(names: Sequence[str], folding: Folding | None) -> Iterator[str]:
     """In which way tensors are right."""
-    words = {} if folding is None else folding.words
+    words = {} if folding is None else folding.notes
     said = [words.get(name, "equal bit for bit") for name in names]
     for way in dict.fromkeys(said):
         yield f"{', '.join(n for n, w in zip(names, said, strict=True) if w == way)}: {way}"

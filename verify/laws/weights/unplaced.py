@@ -36,7 +36,7 @@ def with_unplaced(
     missing = {name.split(" ")[0] for name in matching.missing}
     wrong = {p.stands_for for p in matching.placements if not p.exact}
     why = (
-        f"not examined, because the logits are right and {listing(matching.surplus)} "
+        f"not examined, because the logits are correct and {listing(matching.surplus)} "
         f"could not be placed, which may hold {listing(matching.missing)}: "
     )
     found = []

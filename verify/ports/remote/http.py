@@ -69,7 +69,7 @@ class HttpPort(Port):
         except TimeoutError:
             raise PortError(f"{self.name}: no answer within {self._timeout:g} s") from None
         except (OSError, HTTPException, ValueError) as e:  # ValueError: a target with a space
-            raise PortError(f"{self.name}: {_words(e)}") from None
+            raise PortError(f"{self.name}: {_message(e)}") from None
         return self._understood(response, body, most)
 
     def _understood(self, response: HTTPResponse, body: bytes, most: int) -> Floats:
@@ -119,5 +119,5 @@ class HttpPort(Port):
         raise problem
 
 
-def _words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return shortened(str(error) or type(error).__name__)

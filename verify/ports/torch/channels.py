@@ -45,7 +45,7 @@ class Channels:
     sizes: tuple[int, ...]
     order: tuple[int, ...]
 
-    def upright(self, qkv_BTC: torch.Tensor) -> torch.Tensor:
+    def to_checkpoint_layout(self, qkv_BTC: torch.Tensor) -> torch.Tensor:
         """Put channels into the checkpoint's order: all queries, all keys, all values, each head by
         head."""
         apart = qkv_BTC.unflatten(-1, self.sizes)
@@ -69,11 +69,11 @@ def channels_of(
     if seen is None:
         return as_laid  # not shown: content is all there is, and the logits will tell
     x, qkv, shown_mix = seen
-    weight, bias = _upright(parameters, matching, lying.tensor, layout)
+    weight, bias = _in_checkpoint_layout(parameters, matching, lying.tensor, layout)
     expected = x @ weight + bias
-    found = min((as_laid, straight), key=lambda c: _apart(c.upright(qkv), expected))
+    found = min((as_laid, straight), key=lambda c: _apart(c.to_checkpoint_layout(qkv), expected))
     n_head = port.config.n_head
-    mixes = [_attention(c.upright(qkv), n_head) for c in (found, straight)]
+    mixes = [_attention(c.to_checkpoint_layout(qkv), n_head) for c in (found, straight)]
     reads_so, reads_straight = (_apart(mix, shown_mix) for mix in mixes)
     return None if _NEARER * reads_straight < reads_so else found
 
@@ -128,7 +128,7 @@ class Readings:
     def _tensor(self, name: str) -> torch.Tensor:
         """The port's own, as the checkpoint has it."""
         (placement,) = (p for p in self._port.matching.placements if p.tensor == name)
-        value = placement.layout.upright(self._held[placement.parameter].read())
+        value = placement.layout.to_checkpoint_layout(self._held[placement.parameter].read())
         return torch.from_numpy(value.astype(np.float64))
 
     def _bias(self, layer: int) -> torch.Tensor:
@@ -177,17 +177,19 @@ def _sites(port: TorchModule) -> dict[str, torch.Tensor]:
     return seen
 
 
-def _upright(
+def _in_checkpoint_layout(
     parameters: Sequence[Parameter], matching: Matching, tensor: str, layout: Layout
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The port's own weight and bias of that product, as the checkpoint has them."""
     read = {p.name: p.read for p in parameters}
     placed = {p.tensor: p for p in matching.placements}
-    weight = torch.from_numpy(layout.upright(read[placed[tensor].parameter]()).astype(np.float64))
+    weight = torch.from_numpy(
+        layout.to_checkpoint_layout(read[placed[tensor].parameter]()).astype(np.float64)
+    )
     bias = placed.get(tensor.removesuffix("w") + "b")
     if bias is None or bias.part is not None:
         return weight, torch.zeros(weight.shape[-1], dtype=torch.float64)
-    value = bias.layout.upright(read[bias.parameter]()).astype(np.float64)
+    value = bias.layout.to_checkpoint_layout(read[bias.parameter]()).astype(np.float64)
     return weight, torch.from_numpy(value)
 
 

@@ -14,7 +14,7 @@ _HELD = (torch.float32, torch.float64)
 
 
 class WidenedConstants(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follow torch
-    """While a twin runs in float64, a constant that is kept in float32 is what it stands for.
+    """While a copy runs in float64, a constant that is kept in float32 is what it stands for.
 
     Attributes:
         others: the numbers that were met in the place of a constant and stand for none.
@@ -43,6 +43,6 @@ class WidenedConstants(TorchDispatchMode):  # type: ignore[misc]  # mypy does no
 
 
 def _wide(args: Any) -> bool:
-    """Whether one of them is what the twin computes with."""
+    """Whether one of them is what the float64 copy computes with."""
     tensors = (x for x in args if isinstance(x, torch.Tensor))
     return any(x.dtype == torch.float64 and x.numel() > 1 for x in tensors)

@@ -43,9 +43,9 @@ INSIDE: Sequence[Capability[Any]] = (
 def show_what_is_known(port: TorchModule) -> None:
     """Hide what cannot be judged of this module yet, so that it reads *not examined*.
 
-    A float64 that is one takes a module that is built anew (``twin``), and nobody has said how.
-    Where several of the checkpoint's tensors are one parameter (queries, keys and values head by
-    head, a stack of experts), they are not found in it, and the inside is not seen.
+    A float64 that is one takes a module that is built anew (``float64_copy``), and nobody has said
+    how. Where several of the checkpoint's tensors are one parameter (queries, keys and values head
+    by head, a stack of experts), they are not found in it, and the inside is not seen.
     """
     port.withdraw(FLOAT64_COPY)
     table = tensor_table(port.config)
@@ -55,7 +55,7 @@ def show_what_is_known(port: TorchModule) -> None:
 
 
 @contextmanager
-def twin(port: TorchModule, build: Callable[[], torch.nn.Module]) -> Iterator[Port]:
+def float64_copy(port: TorchModule, build: Callable[[], torch.nn.Module]) -> Iterator[Port]:
     """The port in float64, with its tables and whatever it asks for in float32.
 
     Args:

@@ -27,7 +27,7 @@ Formats = Callable[[torch.Tensor], Format | None]
 
 
 def to_float64(tensor: torch.Tensor) -> Format | None:
-    """The format of the twin."""
+    """The format of the float64 copy."""
     widens = tensor.is_floating_point() and tensor.dtype != torch.float64
     return (tensor.device, torch.float64) if widens else None
 

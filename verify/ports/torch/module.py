@@ -49,7 +49,7 @@ class TorchModule(Port):
     """A module that maps ids int64[B, T] to logits, under test.
 
     The module is put into evaluation mode, and moved or cast where that was asked for; nothing
-    else about it is changed, and the float64 twin is undone after use.
+    else about it is changed, and the float64 copy is undone after use.
 
     Args:
         module: what is judged.
@@ -89,7 +89,7 @@ class TorchModule(Port):
         self.folding: Folding | None = None
         self._instrumented: SiteTrace | None = None
         self._differentiable: Differentiable | None = None
-        self._is_twin = False
+        self._is_float64_copy = False
         add_capabilities(self)
         add_lens(self)
         if self.config.own is not None:
@@ -268,20 +268,20 @@ class TorchModule(Port):
             before_whole=self._require_whole,
             recording=lambda: self._differentiable,
         ):
-            self._is_twin = True
+            self._is_float64_copy = True
             constants = WidenedConstants(self.config)
             try:
                 with constants:
                     yield self
             finally:
-                self._is_twin = False
+                self._is_float64_copy = False
                 self.odd_constants = tuple(constants.others)
 
     @contextmanager
     def differentiable(self, arrived: Arrived) -> Iterator[None]:
-        """Forward and backward pass of a twin whose submodules are widened one by one. Elsewhere
-        parameters are leaves, at which their derivatives arrive by themselves."""
-        if not self._is_twin:
+        """Forward and backward pass of a float64 copy whose submodules are widened one by one.
+        Elsewhere parameters are leaves, at which their derivatives arrive by themselves."""
+        if not self._is_float64_copy:
             yield
             return
         self._differentiable = Differentiable(arrived)
@@ -293,17 +293,17 @@ class TorchModule(Port):
 
     @contextmanager
     def widened_at_once(self) -> Iterator[None]:
-        """The twin with all its tensors widened for a while; nothing is done elsewhere."""
-        if not self._is_twin:
+        """The float64 copy with all its tensors widened for a while; nothing is done elsewhere."""
+        if not self._is_float64_copy:
             yield
             return
         self._require_whole()
         with converted_whole(self.module):
-            self._is_twin = False
+            self._is_float64_copy = False
             try:
                 yield
             finally:
-                self._is_twin = True
+                self._is_float64_copy = True
 
     def _require_whole(self) -> None:
         """NotExamined where there is no room for all tensors in float64 beside the port's own."""

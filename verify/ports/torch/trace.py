@@ -411,7 +411,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             heads = self._heads.get(site.rpartition(".")[0] + ".")
             value = value if heads is None else _put_in_order(value, heads, 1)
         if self._channels is not None and site.endswith("attn.qkv"):
-            value = self._channels.upright(value)
+            value = self._channels.to_checkpoint_layout(value)
         self._done.add(site)
         narrowest, self._narrowest = self._narrowest, torch.float64
         if value.dtype == torch.float64:

@@ -25,7 +25,7 @@ class Tying:
 
     def tying(self) -> tuple[bool, str]:
         probe = np.zeros((1, min(2, self._port.config.n_ctx)), np.int64)
-        # A twin's tensors are part of its graph only while they are differentiable.
+        # A float64 copy's tensors are part of its graph only while they are differentiable.
         derivatives = self._port.differentiable(lambda tensor, value: None)
         with self._differentiation.recording(), derivatives:
             graph = self._differentiation.graph(self._port.run(probe))

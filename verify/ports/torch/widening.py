@@ -48,7 +48,7 @@ def in_float64(build: Callable[[], torch.nn.Module], weights: torch.nn.Module) -
 
     Args:
         build: makes a module of the same kind, whatever its weights.
-        weights: what has the right ones.
+        weights: what has the correct ones.
     """
     with widening():
         made = build().double()

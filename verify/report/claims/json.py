@@ -7,7 +7,7 @@ from typing import Any
 
 from gpt_verify.claims.claim import Decided
 from gpt_verify.claims.run import ClaimsReport
-from gpt_verify.report.claims.words import complaint
+from gpt_verify.report.claims.messages import complaint
 from gpt_verify.report.json import plain
 
 #: ``major.minor``: a key that is added raises the minor number, any other change the major one.

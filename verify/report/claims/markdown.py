@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gpt_verify.claims.claim import Decided, Kind
 from gpt_verify.claims.run import ClaimsReport
-from gpt_verify.report.claims.words import answer, checkpoint, state, summary, verdict
+from gpt_verify.report.claims.messages import answer, checkpoint, state, summary, verdict
 
 KINDS = {
     Kind.ARCHITECTURE: "follows from the architecture: decided on any checkpoint",

@@ -6,7 +6,7 @@ import textwrap
 
 from gpt_verify.claims.claim import Decided
 from gpt_verify.claims.run import ClaimsReport
-from gpt_verify.report.claims.words import (
+from gpt_verify.report.claims.messages import (
     answer,
     checkpoint,
     complaint,

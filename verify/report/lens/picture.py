@@ -245,7 +245,7 @@ def mean_loss(lens: Lens) -> Floats:
     return np.asarray(loss_NT[:, :-1].mean(axis=1), np.float64)
 
 
-def said(value: float, view: View) -> str:
+def describe_number(value: float, view: View) -> str:
     """A number in a cell: short."""
     if math.isnan(value):
         return "–"

@@ -16,12 +16,12 @@ from gpt_verify.report.lens.picture import (
     Panel,
     Shade,
     View,
+    describe_number,
     following,
     hits,
     panels,
     row_name,
     rows,
-    said,
     shade,
 )
 from gpt_verify.text import number
@@ -92,7 +92,7 @@ def _draw(
             if view.name == "probability" or panel.difference:
                 text = names[int(token)] if token != UNDEFINED else "–"
             else:
-                text = said(float(numbers[n, x]), view)
+                text = describe_number(float(numbers[n, x]), view)
             shown = levels[y, x]
             colour = hexadecimal(ink(palette()[shown])) if shown >= 0 else "#000000"
             weight = "bold" if hit[n, x] else "normal"

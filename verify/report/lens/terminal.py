@@ -24,13 +24,13 @@ from gpt_verify.report.lens.picture import (
     Panel,
     Shade,
     View,
+    describe_number,
     following,
     hits,
     mean_loss,
     panels,
     row_name,
     rows,
-    said,
     shade,
 )
 from gpt_verify.text import number, one_line
@@ -157,7 +157,7 @@ def _table(
                 if panel.differs[n, t]:
                     text = f"≠{text}"
                 cells += [(_fit(text, CELL - 1), style), " "]
-                under.append(_fit(said(float(numbers[n, t]), view), CELL))
+                under.append(_fit(describe_number(float(numbers[n, t]), view), CELL))
             loss = "" if math.isnan(losses[n]) else f"{losses[n]:.2f}"
             sheet.line((_fit(row_name(lens.sites[n]), LABEL), "dim"), *cells, f"{loss:>{LOSS}}")
             if not sheet.shaded:
@@ -170,7 +170,7 @@ def _table(
 
 def _shown(panel: Panel, view: View) -> tuple[object, ...]:
     """Everything that a table says, so that none is printed twice."""
-    numbers = [said(float(value), view) for value in panel.values(view.name).ravel()]
+    numbers = [describe_number(float(value), view) for value in panel.values(view.name).ravel()]
     losses = [f"{loss:.2f}" for loss in mean_loss(panel.lens)]
     top1 = panel.lens.top1_NT.ravel().tolist()
     return (panel.lens.sites, *top1, *numbers, *losses)

@@ -1,4 +1,4 @@
-"""Ports with a fault of the catalogue in them, in every form in which it can be planted."""
+"""Ports with a fault of the catalogue in them, in every form in which it can be injected."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ FORMS = (EVERYWHERE, ONE_LAYER, LOGITS, TENSORFLOW)
 
 
 @dataclass(frozen=True)
-class Planting:
+class Injection:
     """One fault in one form.
 
     Attributes:
         fault: its name.
         form: one of ``FORMS``.
-        layers: where it is planted.
+        layers: where it is injected.
     """
 
     fault: str
@@ -40,32 +40,32 @@ class Planting:
     layers: tuple[int, ...]
 
 
-def plantings(fault: Fault, config: Config) -> list[Planting]:
-    """Every form that a fault has on a model of this size; empty where it cannot be planted."""
+def injections(fault: Fault, config: Config) -> list[Injection]:
+    """Every form that a fault has on a model of this size; empty where it cannot be injected."""
     if fault.inject is None:
         return []
     every = tuple(range(config.n_layer))
-    found = [Planting(fault.name, EVERYWHERE, every)]
+    found = [Injection(fault.name, EVERYWHERE, every)]
     layers = [sites(config)[name].layer for name in fault.overrides(config)]
     in_blocks = any(layer is not None for layer in layers)
     in_blocks |= isinstance(fault.inject, InModel) and fault.inject.in_blocks
     if fault.layered and in_blocks and config.n_layer > 1:
-        found.append(Planting(fault.name, ONE_LAYER, (config.n_layer // 2,)))
+        found.append(Injection(fault.name, ONE_LAYER, (config.n_layer // 2,)))
     if fault.predicted:
-        found.append(Planting(fault.name, LOGITS, every))
+        found.append(Injection(fault.name, LOGITS, every))
     if fault.tensors:
-        found.append(Planting(fault.name, TENSORFLOW, every))
+        found.append(Injection(fault.name, TENSORFLOW, every))
     return found
 
 
-def why_not_planted(fault: Fault, checkpoint: Checkpoint) -> str | None:
-    """Why a fault cannot be planted here; None where it can."""
+def why_not_injected(fault: Fault, checkpoint: Checkpoint) -> str | None:
+    """Why a fault cannot be injected here; None where it can."""
     if fault.family == "tokenizer":
         if find_spec("tokenizers") is None:
             return "tokenizers is not installed"
         if not checkpoint.has_vocabulary:
             return "the checkpoint has no vocabulary"
-    if not plantings(fault, checkpoint.config):
+    if not injections(fault, checkpoint.config):
         return "is no fault of a model of this kind, or has no form in torch"
     return None
 
@@ -78,22 +78,22 @@ def why_no_tensorflow(fault: Fault) -> str | None:
 
 
 def port_with(
-    fault: Fault, planting: Planting, checkpoint: Checkpoint, worker: Worker | None = None
+    fault: Fault, injection: Injection, checkpoint: Checkpoint, worker: Worker | None = None
 ) -> Port:
     """The port with the fault, ready to be judged against the same checkpoint.
 
     Args:
         fault: what it does wrong.
-        planting: the form of the fault, and the layers that have it.
+        injection: the form of the fault, and the layers that have it.
         checkpoint: the weights.
         worker: the process that a port in TensorFlow is built in; one of its own where None.
     """
-    if planting.form == TENSORFLOW:
+    if injection.form == TENSORFLOW:
         from gpt_verify.ports.openai_tf import openai_tf
 
-        return openai_tf(damaged(fault, checkpoint, planting.layers), worker=worker)
-    port = _torch_port(fault, planting.layers, checkpoint)
-    if planting.form == LOGITS:
+        return openai_tf(damaged(fault, checkpoint, injection.layers), worker=worker)
+    port = _torch_port(fault, injection.layers, checkpoint)
+    if injection.form == LOGITS:
         return logits_only(port)
     return port
 

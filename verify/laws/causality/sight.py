@@ -31,7 +31,7 @@ class Sight:
     tried: Bools
     layers: int
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """The earliest leak, and the rule that all of them follow, if there is one."""
         tried = np.triu(self.tried, 1)
         sees = self.sees & tried

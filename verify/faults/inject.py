@@ -19,7 +19,7 @@ def replace(module: Any, method: str, function: Callable[..., Any]) -> None:
 
 def wrap(module: Any, method: str, function: Callable[..., Any]) -> None:
     """``function(module, right, …)`` in place of a method, where ``right(…)`` is what it was:
-    another fault's, if that has been planted before."""
+    another fault's, if that has been injected before."""
     before = getattr(module, method).__func__
 
     @wraps(before)  # the signature says what a model takes

@@ -62,7 +62,7 @@ class Comparison:
         return found if fits and 0 < abs(found.numerator) <= _LARGEST else None
 
 
-def in_words(wrong: Sequence[Comparison]) -> str:
+def describe(wrong: Sequence[Comparison]) -> str:
     """All that is wrong at one site; what is wrong in both arithmetics is said once."""
     said: dict[str, Comparison] = {}
     for c in wrong:
@@ -91,7 +91,7 @@ def _one(c: Comparison, also_in_another: bool) -> str:
     return numbers
 
 
-def on_the_way_back(site: str, wrong: Sequence[str], order: Sequence[str]) -> str:
+def in_the_backward_pass(site: str, wrong: Sequence[str], order: Sequence[str]) -> str:
     """Where the backward pass goes wrong first.
 
     Args:
@@ -101,7 +101,7 @@ def on_the_way_back(site: str, wrong: Sequence[str], order: Sequence[str]) -> st
     """
     first = max(wrong, key=order.index)
     if site != first:
-        return f"; on the way back from the loss, {first} is the first that is wrong"
+        return f"; in the backward pass from the loss, {first} is the first that is wrong"
     behind = order[order.index(first) + 1 :]
     if not behind:
         return ""

@@ -1,8 +1,8 @@
 """Whether a port that was cast to float64 computes in it throughout.
 
 Some ports widen or narrow what they compute on the way: a softmax that is always taken in float32
-is no mistake. Their twins round as the narrower format does, and a law that expects the rounding of
-float64 would refute them.
+is no mistake. Their float64 copies round as the narrower format does, and a law that expects the
+rounding of float64 would refute them.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from gpt_verify.laws.subject import Subject
 from gpt_verify.port import ACTIVATIONS, Floats, Port, Tokens
 
 
-def throughout(subject: Subject, twin: Port, tokens: Tokens) -> bool:
+def throughout(subject: Subject, float64_copy: Port, tokens: Tokens) -> bool:
     """Run the first positions of a batch, and look at the formats that are seen on the way.
 
     Args:
         subject: of the port; it is asked once, and the answer is kept.
-        twin: what ``Port.float64`` yields. One that shows no activations is taken at its word.
+        float64_copy: what ``Port.float64`` yields. One that shows no activations is taken at its
+            word.
         tokens: int[B, T].
     """
     answers = subject.memo
     if "throughout" not in answers:
-        answers["throughout"] = _throughout(twin, tokens)
+        answers["throughout"] = _throughout(float64_copy, tokens)
     return bool(answers["throughout"])
 
 
-def _throughout(twin: Port, tokens: Tokens) -> bool:
-    activations = twin.offers().get(ACTIVATIONS)
+def _throughout(float64_copy: Port, tokens: Tokens) -> bool:
+    activations = float64_copy.offers().get(ACTIVATIONS)
     if activations is None:
         return True
     narrower: list[str] = []
