@@ -103,6 +103,22 @@ def test_only_files_are_opened(run: Run, tmp_path: Path, form: str, name: str, k
     assert str(directory) in line
 
 
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [("openai", name) for name in (*OPENAI, "model.ckpt.meta")]
+    + [("huggingface", name) for name in HUGGINGFACE],
+)
+def test_a_file_without_end_is_not_read(run: Run, tmp_path: Path, form: str, name: str) -> None:
+    """A terabyte of which nothing is on the disk: its digest alone would take an hour."""
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(ROOT / "verify/data/default" / form, directory)
+    with (directory / name).open("wb") as file:
+        file.truncate(1 << 40)
+    status, _, err = run("--quiet", checkpoint=directory)
+    assert status == 2
+    assert str(directory) in complaint(err)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json"])
 def test_only_files_are_opened_of_a_port(run: Run, tiny: Path, tmp_path: Path, name: str) -> None:
     directory = tmp_path / "port"

@@ -17,6 +17,8 @@ from gpt_verify.errors import CheckpointError
 
 #: Large enough for the vocabulary of any GPT-2 and the index of any sharded one.
 LARGEST_JSON = 1 << 26
+#: Of a stored graph: protocol buffers hold no more.
+LARGEST_GRAPH = (1 << 31) - 1
 #: How a file begins that stands for another one, and the most bytes that it has:
 #: git-lfs ``docs/spec.md``, "The Pointer".
 POINTER, LARGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024
@@ -66,10 +68,16 @@ def size_of(path: Path) -> int:
     return status.st_size
 
 
-def read_bytes(path: Path, largest: int) -> bytes:
-    """The whole of a small file; CheckpointError if it is larger than it may be."""
+def need_at_most(path: Path, largest: int) -> int:
+    """The size in bytes; CheckpointError where it is larger than such a file may be."""
     if (size := size_of(path)) > largest:
         raise refusal(path, f"{size} bytes; at most {largest} are read")
+    return size
+
+
+def read_bytes(path: Path, largest: int) -> bytes:
+    """The whole of a small file; CheckpointError if it is larger than it may be."""
+    size = need_at_most(path, largest)
     try:
         with path.open("rb") as file:
             data = file.read(size)  # read(largest) would take that much memory at once

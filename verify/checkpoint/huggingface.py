@@ -11,7 +11,6 @@ The files:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt_verify.checkpoint.family_files import family_of, open_family
-from gpt_verify.checkpoint.files import refusal, size_of
+from gpt_verify.checkpoint.files import refusal
 from gpt_verify.checkpoint.hf_config import SIZES, read_config
 from gpt_verify.checkpoint.hf_names import (
     MASK,
@@ -30,7 +29,7 @@ from gpt_verify.checkpoint.hf_names import (
     unwrapped,
 )
 from gpt_verify.checkpoint.hf_weights import Weights, open_weights
-from gpt_verify.checkpoint.links import need_within
+from gpt_verify.checkpoint.links import need_within, optional
 from gpt_verify.checkpoint.record import Checkpoint
 from gpt_verify.checkpoint.tensors import (
     READABLE,
@@ -91,7 +90,7 @@ def open_checkpoint(path: str | Path, ignore: Collection[str] = ()) -> Checkpoin
     remarks += more + cast_remark(found.values(), weights.main)
     # GPT's have the same names, but its BPE is another one: words in lower case, no bytes.
     names = ("vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json")
-    there = [_optional(path, name) if config.architecture == "gpt2" else None for name in names]
+    there = [optional(path, name) if config.architecture == "gpt2" else None for name in names]
     encoder, merges, tokenizer, added = there
     if encoder is not None and merges is not None:
         tokenizer = None
@@ -164,12 +163,3 @@ def _check_head(weights: Weights, head_name: str, wte: str) -> None:
                 weights.main,
                 f"{head_name} is not {wte} bit for bit: they first differ at [{row}, {column}]",
             )
-
-
-def _optional(directory: Path, name: str) -> Path | None:
-    file = directory / name
-    if not os.path.lexists(file):
-        return None
-    need_within(directory, file)
-    size_of(file)
-    return file

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gpt_verify.checkpoint.files import refusal
+from gpt_verify.checkpoint.files import LARGEST_JSON, need_at_most, refusal
 
 
 def hub_cache() -> Path:
@@ -41,3 +41,13 @@ def need_within(directory: Path, *files: Path) -> None:
                 f"is a link to {os.path.realpath(file)}, outside its directory and the hub's "
                 "cache; copy the file into the directory",
             )
+
+
+def optional(directory: Path, name: str) -> Path | None:
+    """A file of a tokenizer, if there is one; something else under its name is refused."""
+    file = directory / name
+    if not os.path.lexists(file):
+        return None
+    need_within(directory, file)
+    need_at_most(file, LARGEST_JSON)
+    return file

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint.bundle import Bundle, Entry
-from gpt_verify.checkpoint.files import read_json, refusal, size_of
+from gpt_verify.checkpoint.files import LARGEST_GRAPH, need_at_most, read_json, refusal
 from gpt_verify.checkpoint.hf_config import IGNORED
 from gpt_verify.checkpoint.keys import need_present, settle, stated
-from gpt_verify.checkpoint.links import need_within
+from gpt_verify.checkpoint.links import need_within, optional
 from gpt_verify.checkpoint.openai_state import bundle_prefix
 from gpt_verify.checkpoint.record import Checkpoint
 from gpt_verify.checkpoint.tensors import (
@@ -92,6 +92,8 @@ def open_checkpoint(path: str | Path, ignore: Collection[str] = ()) -> Checkpoin
     meta = Path(f"{prefix}.meta")
     companions = [meta] if os.path.lexists(meta) else []
     need_within(path, *bundle.files, *companions)
+    for companion in companions:
+        need_at_most(companion, LARGEST_GRAPH)
     _refuse_objects(bundle)
     scope = _scope(bundle, config)
     found, training = _found(bundle.entries, scope, config)
@@ -115,7 +117,7 @@ def open_checkpoint(path: str | Path, ignore: Collection[str] = ()) -> Checkpoin
         value = narrowed(bundle.index, scope + name, bundle.own(scope + name))
         return value.reshape(table[name].shape)
 
-    encoder, merges = (_optional(path, name) for name in ("encoder.json", "vocab.bpe"))
+    encoder, merges = (optional(path, name) for name in ("encoder.json", "vocab.bpe"))
     tokenizer = [file for file in (encoder, merges) if file]
     return Checkpoint(
         path=path,
@@ -199,13 +201,3 @@ def _found(
         # A tensor outside the scope must not pass for the one inside it.
         found[inner] = Stored(name, entry.dtype, entry.shape)
     return found, training
-
-
-def _optional(directory: Path, name: str) -> Path | None:
-    """The file, if there is one; something else under its name is refused."""
-    file = directory / name
-    if not os.path.lexists(file):
-        return None
-    need_within(directory, file)
-    size_of(file)
-    return file
