@@ -347,7 +347,8 @@ def main() -> None:
     slowest = max(o.seconds for o in outcomes)
     print(f"{len(outcomes)} ports: {dict(counts)}, the slowest in {slowest:.1f} s")
     if arguments.json:
-        report = {"counts": dict(counts), "slowest_s": slowest, "environment": environment()}
+        report: dict[str, Any] = {"counts": dict(counts), "slowest_s": slowest}
+        report |= {"timeout_s": TIMEOUT, "environment": environment()}
         report["outcomes"] = [asdict(o) for o in outcomes]
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     sys.exit(1 if counts["otherwise"] else 0)
