@@ -20,10 +20,10 @@ PAGE = """# Damaged checkpoints and hostile ports
 
 Written by `scripts/hostile_page.py`; do not edit.
 
-`scripts/hostile_files.py` damages one file of a checkpoint and runs `gpt-verify run` on it.
-Each must end within a minute, with status 2 and one line that says what is wrong, or be judged
-where the damage says nothing (one bit of a weight in a format without checksums); with no more memory than a
-sound one takes and twice the size of its files, and nothing left behind.
+`scripts/hostile_files.py` damages one file of a checkpoint and runs `gpt-verify run` on it. Each of
+them must end within a minute, with status 2 and one line that says what is wrong, or be judged
+where the damage says nothing (one bit of a weight in a format without checksums). It takes no more
+memory than a sound one and twice the size of its files, and leaves nothing behind.
 
 <!-- figures: hostile-files.json -->
 
