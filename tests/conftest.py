@@ -14,10 +14,15 @@ from command import PORTS, SIZE, Run
 from hypothesis import HealthCheck, settings
 
 from gpt_verify.command.cli import main
+from gpt_verify.laws.calls import check as calls
 
 # What is printed is tested as anybody sees it; what GitHub is told has tests of its own.
 for _name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
     os.environ.pop(_name, None)
+
+#: Some thousand ports are judged here. Each is called as often over and over as a large model is,
+#: and as a small one where that is the matter: ``many_calls``.
+MANY_CALLS, calls.MOST = calls.MOST, calls.FEWEST
 
 # Time means nothing on a shared machine, and a check of the health of the data is one of time.
 settings.register_profile(
@@ -52,6 +57,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tiny") / "checkpoint"
     assert main(["synth", "--size", SIZE, "--format", "huggingface", str(directory)]) == 0
     return directory
+
+
+@pytest.fixture
+def many_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model is called as often as its user's is."""
+    monkeypatch.setattr(calls, "MOST", MANY_CALLS)
 
 
 @pytest.fixture

@@ -17,11 +17,16 @@ from subjects import hold, port, subject
 from gpt_verify.findings import Finding, Status, Verdict
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
-from gpt_verify.laws.calls.check import FEWEST, MOST, check_many
+from gpt_verify.laws.calls import check as calls_law
+from gpt_verify.laws.calls.check import FEWEST, check_many
 from gpt_verify.laws.lengths.check import LARGE, chosen, longest
 from gpt_verify.laws.subject import FirstCall
 from gpt_verify.ports.callable import CallablePort
 
+pytestmark = pytest.mark.usefixtures("many_calls")
+
+#: ``gpt_verify.laws.calls.check.MOST``, which is less in other tests.
+MOST = 352
 LONG = replace(CONFIG, n_ctx=97)
 SOURCE = checkpoint(LONG)
 
@@ -92,6 +97,10 @@ def test_longer_lengths_of_a_large_model_are_drawn_with_the_seed() -> None:
 def test_a_context_of_one_token_has_one_length() -> None:
     source = checkpoint(replace(CONFIG, n_ctx=1))
     assert only(hold("lengths", plain(source=source), source)).status is Status.NOT_EXAMINED
+
+
+def test_so_many_calls_are_made() -> None:
+    assert calls_law.MOST == MOST
 
 
 @scaled(12)
