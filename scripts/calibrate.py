@@ -5,6 +5,7 @@
     python scripts/calibrate.py --size 774M --configs 2 --json docs/results/calibration-774M.json
     python scripts/instructions.py avx2 --threads 1 -- python scripts/calibrate.py --configs 240 \\
         --json docs/results/calibration-avx2.json
+    python scripts/calibrate.py --page docs/numerics.md
 
 The report says on which processor it was made, and with which instructions of each library.
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections import defaultdict
@@ -46,6 +48,9 @@ PORTS = ("huggingface-eager", "huggingface-sdpa")
 DTYPES = ("float32", "bfloat16", "float16")
 #: What is compared with budgets and floors at every site. The laws have limits of the same kinds.
 SCORED = ("architecture", "activations.local", "activations.cascaded", "logits")
+#: Where committed results are, and what a page shows between these lines.
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+BEGIN, END = "<!-- calibration: begin -->", "<!-- calibration: end -->"
 #: Of the distribution of scores that the documentation shows.
 QUANTILES = (0.5, 0.99, 1.0)
 
@@ -198,6 +203,49 @@ def markdown(found: Distribution, configs: int, name: str, made_on: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the page of the numerics shows: each run in a line, and of ``calibration.json`` the
+    operation of each law, precision and statistic that came closest to its limit.
+
+    Args:
+        results: name of the file → what it holds.
+    """
+    lines = ["| result | models | configurations | runs | false alarms | made with |"]
+    lines += ["|---|---|--:|--:|--:|---|"]
+    for name, result in results.items():
+        size = result["size"]
+        models = f"{size['n_layer']} layers, {size['n_embd']} channels" if size else "random"
+        chosen = result["instructions"]["settings"].get("ATEN_CPU_CAPABILITY", "native")
+        cells = [f"[`{name}`](results/{name})", models, result["configs"], result["runs"]]
+        cells += [len(result["false_alarms"]), line(chosen, result["instructions"])]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    worst: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    for row in results["calibration.json"]["scores"]:
+        key = row["law"], row["dtype"], row["statistic"]
+        if key not in worst or row["largest_over_limit"] > worst[key]["largest_over_limit"]:
+            worst[key] = row
+    lines += ["", "| law | precision | statistic | operation | median | 99 % | largest | ÷ limit |"]
+    lines += ["|---|---|---|---|--:|--:|--:|--:|"]
+    for (law, dtype, statistic), row in worst.items():
+        cells = [law, dtype, statistic, row["operation"]]
+        cells += [f"{row[f'q{q:g}']:.2f}" for q in QUANTILES]
+        cells.append(f"{row['largest_over_limit']:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_page(page: Path) -> None:
+    """Put the summary of all committed results between its lines."""
+    names = ["calibration.json", *sorted(p.name for p in RESULTS.glob("calibration-*.json"))]
+    results = {name: json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in names}
+    inside = f"{BEGIN}\n{summary(results)}\n{END}"
+    text = page.read_text(encoding="utf-8")
+    text, found = re.subn(f"{BEGIN}.*?{END}", lambda _: inside, text, flags=re.S)
+    if not found:
+        raise SystemExit(f"{page}: has no {BEGIN}")
+    page.write_text(text, encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configs", type=int, default=240)
@@ -206,7 +254,11 @@ def main() -> int:
     parser.add_argument("--size", type=resolve_size, help="124M … 1558M or V,P,D,H,L; else random")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--page", type=Path, help="runs nothing: shows what was committed there")
     arguments = parser.parse_args()
+    if arguments.page:
+        write_page(arguments.page)
+        return 0
     start = time.perf_counter()
     known = in_force()
     made_on = line(os.environ.get(NAME, "native"), known)
