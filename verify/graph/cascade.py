@@ -31,8 +31,9 @@ from gpt_verify.sites import before_head, sites
 
 Floats = NDArray[np.floating]
 
-#: Largest error of a correct port, in floors. Not derived but calibrated: twice the largest that
-#: ``scripts/calibrate.py`` saw in 1,440 runs of correct ports, rounded up (docs/numerics.md).
+#: Largest error of a correct port, in floors: a normal error exceeds ten times what twelve
+#: observations say of it (``draws.OBSERVATIONS``) with probability 4e-7, Student's distribution.
+#: docs/numerics.md says how large the floors of correct ports are.
 LIMIT_FLOORS = 10.0
 #: Of the random perturbations of the logits, which are not part of the run that is kept.
 LAST = 1
