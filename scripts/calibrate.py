@@ -13,9 +13,8 @@ Each configuration has random odd sizes, a random weight scale, weights with or 
 residual channels, and inputs of 1 to n_ctx tokens. transformers' GPT2LMHeadModel is judged on it in
 float32, bfloat16 and float16, with eager and with fused attention, and in float64 (architecture).
 Every one of these ports is correct, so that a score beyond its limit is a false alarm, and the
-script exits with status 1. Local limits are derived (``gpt_verify.numerics.scores``) and only
-tested here; the limit on noise floors (``gpt_verify.graph.cascade.LIMIT_FLOORS``) is set from
-here.
+script exits with status 1. Limits are derived (``gpt_verify.numerics.scores``,
+``gpt_verify.graph.cascade.LIMIT_FLOORS``) and only tested here.
 """
 
 from __future__ import annotations
