@@ -34,13 +34,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hostile import LONGEST, complaints
+
 from gpt_verify.checkpoint import default_checkpoint
 from gpt_verify.checkpoint.synthetic import resolve_size, synthesize, synthesize_family
 from gpt_verify.command.cli import main as command
 from gpt_verify.judging.run import environment
 
-#: Seconds that one of them may take.
-LONGEST = 60
 #: A correct port, which reads every tensor.
 PORT = """
 import numpy as np
@@ -281,19 +281,8 @@ def _of_session(session: int) -> set[int]:
 def judged(form: str, file: str, damage: str, size: int, base: float, made: Any) -> Outcome:
     """What is wrong with how the command ended."""
     status, text, seconds, megabytes, wrong = made
+    wrong += complaints(status, text, megabytes, (0, 2), base + 2 * size / 2**20)
     lines = text.splitlines()
-    if status is None:
-        wrong.append(f"ran for more than {LONGEST} s")
-    elif status not in (0, 2):
-        wrong.append(f"status {status}")
-    elif status == 2 and (len(lines) != 1 or not lines[0].startswith("gpt-verify: ")):
-        wrong.append(f"{len(lines)} lines on standard error")
-    if any("bug in gpt-verify" in line or "Traceback" in line for line in lines):
-        wrong.append("an error of the tool")
-    if lines and (len(lines[-1]) > 2000 or not lines[-1].isprintable()):
-        wrong.append("a line that no terminal should see")
-    if megabytes > base + 2 * size / 2**20:
-        wrong.append(f"{megabytes:.0f} MB, a sound one takes {base:.0f}")
     last = lines[-1][:300] if lines else ""
     return Outcome(form, file, damage, status, last, round(seconds, 2), round(megabytes), wrong)
 

@@ -32,13 +32,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hostile import LONGEST, complaints
 
 from gpt_verify.checkpoint.synthetic import resolve_size, synthesize
 from gpt_verify.judging.run import environment
 from gpt_verify.ports.remote.protocol import largest
 
-#: Seconds that a run may take, and that one answer may.
-LONGEST, TIMEOUT = 60, 3
+#: Seconds that one answer may take.
+TIMEOUT = 3
 SIZE = "11,7,8,2,2"
 #: Names it, in the environment of everything that it starts.
 MARK = "HOSTILE_PORT"
@@ -295,19 +296,8 @@ def resident(mark: str, child: Path) -> float:
 def judged(form: str, kind: str, first: int, allowed: float, made: Any) -> Outcome:
     """What is wrong with how the command ended."""
     status, text, seconds, megabytes, wrong = made
+    wrong += complaints(status, text, megabytes, (1, 2), allowed)
     lines = text.splitlines()
-    if status is None:
-        wrong.append(f"ran for more than {LONGEST} s")
-    elif status not in (1, 2):
-        wrong.append(f"status {status}")
-    elif status == 2 and (len(lines) != 1 or not lines[0].startswith("gpt-verify: ")):
-        wrong.append(f"{len(lines)} lines on standard error")
-    if any("bug in gpt-verify" in line or "Traceback" in line for line in lines):
-        wrong.append("an error of the tool")
-    if lines and (len(lines[-1]) > 2000 or not lines[-1].isprintable()):
-        wrong.append("a line that no terminal should see")
-    if megabytes > allowed:
-        wrong.append(f"{megabytes:.0f} MB, of {allowed:.0f}")
     last = lines[-1][:300] if lines else ""
     return Outcome(form, kind, first, status, last, round(seconds, 2), round(megabytes), wrong)
 
