@@ -148,11 +148,8 @@ def test_too_much_is_refused(
     require(free)
 
 
-#: Blocks that are freed between others that are not, after one that is larger than any of them:
-#: from then on glibc takes them from its heap, where they stay. Prints what is left of them.
-_FREED = """
+_BLOCKS = """
 import ctypes, sys
-from gpt_verify.process.memory import give_back, spare
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.memset.restype = ctypes.c_void_p
@@ -166,9 +163,15 @@ def block(size):
     made = libc.malloc(size)
     libc.memset(made, 1, size)
     return made
+"""
 
-if "spare" in sys.argv:
-    spare()
+#: Blocks that are freed between others that are not, after one that is larger than any of them:
+#: from then on glibc takes them from its heap, where they stay. Prints what is left of them.
+_FREED = (
+    _BLOCKS
+    + """
+from gpt_verify.process.memory import give_back
+
 libc.free(block(31 << 20))
 before, size = resident(), int(sys.argv[1])
 blocks = [(block(size), block(100_000)) for _ in range((96 << 20) // size)]
@@ -178,15 +181,52 @@ if "give_back" in sys.argv:
     give_back()
 print((resident() - before) / (96 << 20))
 """
+)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is a setting of glibc")
-@pytest.mark.parametrize(("size", "call"), [(16 << 20, "spare"), (1 << 20, "give_back")])
-def test_what_was_freed_is_given_back(size: int, call: str) -> None:
-    """And is not without the call. In processes of their own, because the setting stays."""
+#: Three blocks that are taken and freed ten times. Prints how much memory was taken from the system
+#: after the first time, in units of what the three take.
+_TAKEN = (
+    _BLOCKS
+    + """
+from gpt_verify.process.memory import reuse
+import resource
 
-    def left(*calls: str) -> float:
-        command = [sys.executable, "-c", _FREED, str(size), *calls]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+if "reuse" in sys.argv:
+    reuse()
+size = int(sys.argv[1])
 
-    assert left(call) < 0.5 < left()
+def take():
+    for taken in [block(size) for _ in range(3)]:
+        libc.free(taken)
+
+take()
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(9):
+    take()
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+print(faults * 4096 / (3 * size))
+"""
+)
+
+of_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is a setting of glibc")
+
+
+def printed(program: str, *arguments: object) -> float:
+    """In a process of its own, because the settings stay."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@of_glibc
+@pytest.mark.parametrize("size", [16 << 20, 1 << 20])
+def test_what_was_freed_is_given_back(size: int) -> None:
+    assert printed(_FREED, size, "give_back") < 0.5 < printed(_FREED, size)
+
+
+@of_glibc
+def test_what_was_freed_is_taken_again() -> None:
+    """Up to 32 MB, and not without the call."""
+    size = 31 << 20
+    assert printed(_TAKEN, size, "reuse") < 1 < 8 < printed(_TAKEN, size)
+    assert printed(_TAKEN, 33 << 20, "reuse") > 8

@@ -89,6 +89,18 @@ def measure_floor(
         return Floor(np.sqrt(noise_T + budget_T), np.concatenate(last), _by_token(noise))
 
 
+def _mean_squares(config: Config, weights: DeclaredWeights) -> Floats:
+    """Of each column of the head, [D]: computed once, and kept with the weights."""
+    key = "mean squares of the head"
+    if key not in weights.memo:
+        head_VD, mean_D = weights[config.head], np.zeros(config.n_embd)
+        for rows in vocabulary_tiles(1, config.n_vocab, config.n_embd):
+            mean_D += (head_VD[rows].astype(np.float64) ** 2).sum(axis=0)
+        weights.memo[key] = mean_D / config.n_vocab
+    found: Floats = weights.memo[key]
+    return found
+
+
 def _by_token(noise: list[Floats]) -> Floats:
     """The noise of each token, relative to that of all, from the squares in tiles."""
     noise_V = np.concatenate(noise).astype(np.float32)
@@ -101,11 +113,7 @@ def _unembedding(
 ) -> Floats:
     """Mean over the vocabulary of the squared budget of the last product, [T]: x² w² is summed
     over the tokens before it is multiplied."""
-    head_VD = weights[config.head]
-    mean_D = np.zeros(config.n_embd)
-    for rows in vocabulary_tiles(1, config.n_vocab, config.n_embd):
-        mean_D += (head_VD[rows].astype(np.float64) ** 2).sum(axis=0)
-    mean_D /= config.n_vocab
+    mean_D = _mean_squares(config, weights)
     assert read.budget is not None, "an operation's result has a budget"
     size_T = read.value**2 @ mean_D + squares_T
     if config.keys.bias_head:

@@ -28,7 +28,7 @@ from gpt_verify.judging.examination import Examination, Steps
 from gpt_verify.judging.waivers import waive
 from gpt_verify.numerics.weights import SharedWeights
 from gpt_verify.ports import registry
-from gpt_verify.process.memory import spare
+from gpt_verify.process.memory import reuse
 from gpt_verify.process.replaced import Watch
 from gpt_verify.process.state import Loading, snapshot
 from gpt_verify.reference.config import Config
@@ -75,7 +75,7 @@ def judge(
             the next one need not.
     """
     start = time.perf_counter()
-    spare()
+    reuse()
     work = Examination(checkpoint, inputs, progress, seed, laws, shared)
     error = name = None
     waivers: Mapping[str, str] = {}

@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "6436b0310948ce23d9cb4695f118c70c2ed9da810535c6ae551e1c98f4ceb0d2"
+SOURCE = "c4a72770b67beee26d2807b411b388560d005e586f86733915f5f317dd6dfc93"

@@ -37,7 +37,11 @@ LAW = "cache"
 SHORT, SHORTEST = 8, 4
 #: How many parameters are read at most (a step reads all of them) while a short sequence is split
 #: in every way, and while a long one is decoded one by one, of which so many tokens are at least.
-SPLIT_READS, READS, FEWEST = 32_000_000_000, 8_000_000_000, 32
+SPLIT_READS, READS, FEWEST = 8_000_000_000, 8_000_000_000, 32
+
+
+#: Where the cache of a whole context is left for the law of the positions.
+_FULL = "a full cache"
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,15 @@ def check_cache(subject: Subject) -> Iterator[Finding]:
     yield agreement.passed(LAW, ", ".join(said))
 
 
+def full_cache(subject: Subject) -> object:
+    """The port's cache after n_ctx tokens, for one use: the one that this law has left, or where
+    there is none, one that is filled now."""
+    if _FULL not in subject.memo:
+        tokens = subject.tokens(1, subject.config.n_ctx)
+        subject.memo[_FULL] = subject.offers[STEP](tokens, None)[1]
+    return subject.memo.pop(_FULL)
+
+
 def _affordable(parameters: int) -> int:
     """Tokens that can be split in every way."""
     steps = {n: sum(map(len, splits_of(n))) for n in range(SHORTEST, SHORT + 1)}
@@ -137,6 +150,8 @@ def _decode(
         logits = checked(subject, logits, piece, _describe(lengths), keep=keep)
         yield logits
         del logits  # of a whole context: large, while the next piece is computed
+    if subject.config.keys.table and tokens_BT.shape == (1, subject.config.n_ctx):
+        subject.memo[_FULL] = cache
 
 
 def _splits(subject: Subject, agreement: Agreement, n: int) -> list[Decoded]:

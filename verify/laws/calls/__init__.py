@@ -13,8 +13,8 @@ LAW = Law(
         Part(
             "calls",
             check_many,
-            "a token has the same logits in hundreds of calls, and after them the first input of "
-            "the run has those that it had",
+            "a token has the same logits in many calls (48 to 352), and after them the first input "
+            "of the run has those that it had",
         ),
     ),
     FAULTS,

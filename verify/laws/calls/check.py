@@ -15,8 +15,8 @@ from gpt_verify.reference.weights import parameter_count
 
 LAW = "calls"
 #: Multiplications that the calls may take, and how many are made in any case and at most. A run
-#: asks for 60 others at least: the 400th is among them.
-AFFORDED, FEWEST, MOST = 1 << 34, 128, 352
+#: asks for 60 others at least: the 100th is among them, and where the model is small, the 400th.
+AFFORDED, FEWEST, MOST = 1 << 33, 48, 352
 #: Calls that must be right before one that is wrong is something that comes with the calls.
 AT_FIRST = 3
 

@@ -20,6 +20,7 @@ from gpt_verify.laws.agreement import (
     refuting,
     whole_context,
 )
+from gpt_verify.laws.cache.check import full_cache
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.numerics.two_tables import last_state
 from gpt_verify.numerics.weights import Widened
@@ -110,7 +111,8 @@ def check_beyond(subject: Subject) -> Iterator[Finding]:
         said, harm = taken.description, probe.harm()
         step = port.offers().get(STEP)
         if step and not harm:
-            _, cache = step(tokens[:, :n_ctx], None)
+            own = port is subject.port
+            cache = full_cache(subject) if own else step(tokens[:, :n_ctx], None)[1]
             after = _refused(lambda: step(tokens[:, n_ctx:], cache))
             if not isinstance(after, Refusal):
                 words = f"with a cache of {n_ctx} tokens, one more is not refused{where}"
