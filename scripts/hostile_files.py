@@ -278,11 +278,14 @@ def _of_session(session: int) -> set[int]:
     return found
 
 
-def judged(form: str, file: str, damage: str, size: int, base: float, made: Any) -> Outcome:
-    """What is wrong with how the command ended."""
+def judged(
+    form: str, file: str, damage: str, size: int, base: float, made: Any, where: Path
+) -> Outcome:
+    """What is wrong with how the command ended; ``where`` is the directory of the campaign, which
+    the result does not name."""
     status, text, seconds, megabytes, wrong = made
     wrong += complaints(status, text, megabytes, (0, 2), base + 2 * size / 2**20)
-    lines = text.splitlines()
+    lines = text.replace(str(where), "DIR").splitlines()
     last = lines[-1][:300] if lines else ""
     return Outcome(form, file, damage, status, last, round(seconds, 2), round(megabytes), wrong)
 
@@ -314,7 +317,7 @@ def main() -> None:
             size = sum(p.stat().st_size for p in copy.rglob("*") if p.is_file())
             DAMAGES[damage](path, rng)
             made = run(copy, where / "port.py")
-            outcomes.append(judged(form, path.name, damage, size, baselines[form], made))
+            outcomes.append(judged(form, path.name, damage, size, baselines[form], made, where))
             if outcomes[-1].wrong:
                 print(f"{number}: {outcomes[-1]}", flush=True)
             shutil.rmtree(copy.parent)

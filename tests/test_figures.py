@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from gpt_verify.judging.run import environment  # noqa: E402  # after the one ab
 from gpt_verify.laws.table import CHECKS  # noqa: E402  # after the one above
 from gpt_verify.numerics.version import SOURCE, VERSION  # noqa: E402  # after the one above
 
+RESULTS = ROOT / "docs" / "results"
 NOW = made_with()
 PAGE = "# Page\n\n<!-- figures: a.json -->\n\n| 1.36 |\n"
 
@@ -28,6 +30,16 @@ def test_every_page_says_how_old_its_figures_are() -> None:
     assert list(figures.mistakes()) == []
     anchors = [figures.anchored(page.read_text()) for page in figures.pages(ROOT)]
     assert sum(map(bool, anchors)) >= 7
+
+
+#: A path from the root of a file system, devices apart.
+_OF_A_MACHINE = re.compile(r"(?<![\w.:/-])/(?!dev/|proc/)\w[\w.-]*/\w")
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.iterdir()), ids=lambda path: path.name)
+def test_no_result_names_a_directory_of_the_machine_that_made_it(path: Path) -> None:
+    found = _OF_A_MACHINE.search(path.read_text(encoding="utf-8"))
+    assert found is None, found
 
 
 def test_the_numerics_are_of_the_recorded_version() -> None:
