@@ -123,3 +123,24 @@ def test_the_command_takes_it_and_repeats_it(
     assert "--ignore-key=my_key" in report["repeat"]
     options = Options(ignore_keys=("a", "b"))
     assert repeat_command(None, (), options).endswith("--ignore-key=a --ignore-key=b")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["claims", "tie-transpose", "--quiet"],
+        ["power", "--quick", "--fault", "gelu-erf", "--quiet", "--jobs", "1"],
+        ["lens", "--tokens", "1,2,3"],
+        ["diagnose", "--port", "sample_ports:good", "--length", "3"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_command_that_opens_a_checkpoint_takes_it(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, state(), **HUB, my_key=3)
+    command = [*words, "--checkpoint", str(tmp_path)]
+    assert main(command) == 2
+    assert "--ignore-key my_key" in capsys.readouterr().err
+    main([*command, "--ignore-key", "my_key"])
+    assert "unknown key" not in capsys.readouterr().err

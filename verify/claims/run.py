@@ -60,6 +60,7 @@ def claims_run(
     ids: Sequence[str] = (),
     text: str | None = None,
     interpreters: Sequence[str] = (),
+    ignore_keys: Sequence[str] = (),
 ) -> ClaimsReport:
     """Decide claims on a checkpoint.
 
@@ -68,16 +69,17 @@ def claims_run(
         ids: of claims; none takes all.
         text: in the place of the prose that claims about weights are measured on.
         interpreters: further Pythons whose transformers is examined.
+        ignore_keys: keys of the checkpoint's configuration that do not alter what is computed.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         UsageError: no such claim, or another model than the claims are about.
         LedgerError: the ledger is not whole.
     """
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, ignore_keys)
     need_gpt2(opened, "the claims are")
     code = [*installed(), *map(TransformersCode, interpreters)]
-    words = _arguments(checkpoint, text, interpreters)
+    words = _arguments(checkpoint, text, interpreters, ignore_keys)
     with Case(opened, code=code, text=text) as case:
         return report_on(case, ids, words)
 
@@ -165,10 +167,16 @@ class _Figure:
         return number(value) if isinstance(value, float) else str(value)
 
 
-def _arguments(checkpoint: Path | None, text: str | None, interpreters: Sequence[str]) -> list[str]:
+def _arguments(
+    checkpoint: Path | None,
+    text: str | None,
+    interpreters: Sequence[str],
+    ignore_keys: Sequence[str],
+) -> list[str]:
     words = ["gpt-verify", "claims"]
     if checkpoint is not None:
         words += ["--checkpoint", str(checkpoint)]
+    words += [f"--ignore-key={key}" for key in ignore_keys]
     if text is not None:
         words += [f"--text={text}"]
     for python in interpreters:

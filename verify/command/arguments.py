@@ -77,11 +77,6 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
         metavar="DIR|HUB-ID",
         help="default: the one that ships with this tool",
     )
-
-
-def _add_ports(command: argparse.ArgumentParser, default: str) -> None:
-    """What is looked at: a checkpoint, ports, and how they run."""
-    _add_checkpoint(command)
     command.add_argument(
         "--ignore-key",
         action="append",
@@ -89,6 +84,11 @@ def _add_ports(command: argparse.ArgumentParser, default: str) -> None:
         metavar="NAME",
         help="a key of its config.json or hparams.json that alters nothing; repeatable",
     )
+
+
+def _add_ports(command: argparse.ArgumentParser, default: str) -> None:
+    """What is looked at: a checkpoint, ports, and how they run."""
+    _add_checkpoint(command)
     command.add_argument(
         "--port",
         action="append",

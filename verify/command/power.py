@@ -26,6 +26,7 @@ def power(args: argparse.Namespace) -> int:
         tuple(args.family or ()),
         tuple(args.fault or ()),
         args.correct,
+        ignore_keys=tuple(args.ignore_key),
         **({"jobs": args.jobs} if args.jobs else {}),
     )
     if sys.stderr.isatty() and not args.quiet:

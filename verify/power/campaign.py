@@ -94,6 +94,7 @@ class Plan:
         faults: names; all where empty.
         correct: judge the correct variants alone, all of them on every seed and by all laws.
         jobs: processes.
+        ignore_keys: keys of the checkpoint's configuration that do not alter what is computed.
     """
 
     checkpoint: Path
@@ -105,6 +106,7 @@ class Plan:
     faults: tuple[str, ...] = ()
     correct: bool = False
     jobs: int = field(default_factory=lambda: min(4, len(os.sched_getaffinity(0))))
+    ignore_keys: tuple[str, ...] = ()
 
     @property
     def partial(self) -> bool:
@@ -148,7 +150,7 @@ def run_campaign(plan: Plan, step: Callable[[str, int], None] = lambda what, n: 
     if find_spec("torch") is None:
         raise MissingDependency("torch is not installed: pip install 'gpt-verify[torch]'")
     start = time.perf_counter()
-    checkpoint = open_checkpoint(plan.checkpoint)
+    checkpoint = open_checkpoint(plan.checkpoint, plan.ignore_keys)
     need_gpt2(checkpoint, "power is")
     config = checkpoint.config
     left_out: dict[str, str] = {}
@@ -313,7 +315,8 @@ def _prepare(plan: Plan) -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     _for_good.enter_context(deviations_kept())
-    _bench, _plan = Bench(open_checkpoint(plan.checkpoint), plan.seed, plan.every_law), plan
+    opened = open_checkpoint(plan.checkpoint, plan.ignore_keys)
+    _bench, _plan = Bench(opened, plan.seed, plan.every_law), plan
     if parent is not None:
         work_alone()
     gc.freeze()  # what is loaded by now stays
