@@ -28,8 +28,8 @@ from gpt_verify.checkpoint.synthetic import resolve_size, synthesize
 from gpt_verify.judging.run import environment
 
 HERE = Path(__file__).resolve().parent
-#: Between two looks at the memory, in seconds.
-INTERVAL_S = 0.02
+#: Between two looks at the memory, in seconds; and the part of the time that they may take.
+INTERVAL_S, LOOKING = 0.02, 0.02
 _OWN = """
 import sys
 import numpy as np
@@ -56,13 +56,13 @@ class Figures:
     largest_mb: float = 0.0
 
 
-def measure(command: list[str], interval_s: float = INTERVAL_S) -> Figures:
+def measure(command: list[str]) -> Figures:
     """Run a command to its end; a command that fails stops the benchmark."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         peak, done = [0.0], threading.Event()
-        watcher = threading.Thread(target=_watch, args=(child.pid, peak, done, interval_s))
+        watcher = threading.Thread(target=_watch, args=(child.pid, peak, done))
         watcher.start()
         _, status, usage = os.wait4(child.pid, 0)
         done.set()
@@ -74,10 +74,14 @@ def measure(command: list[str], interval_s: float = INTERVAL_S) -> Figures:
     return Figures(wall, usage.ru_utime + usage.ru_stime, peak[0], usage.ru_maxrss / 1024)
 
 
-def _watch(root: int, peak: list[float], done: threading.Event, interval_s: float) -> None:
-    """Proportional set size of the process tree: shared pages are counted once."""
-    while not done.wait(interval_s):
+def _watch(root: int, peak: list[float], done: threading.Event) -> None:
+    """Proportional set size of the process tree: shared pages are counted once. The kernel walks
+    through all pages for it, so that there are fewer looks at a large process."""
+    took = 0.0
+    while not done.wait(max(INTERVAL_S, took / LOOKING)):
+        start = time.perf_counter()
         peak[0] = max(peak[0], sum(_memory_mb(pid) for pid in _tree(root)))
+        took = time.perf_counter() - start
 
 
 def _tree(root: int) -> list[int]:

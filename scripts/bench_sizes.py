@@ -29,8 +29,6 @@ from gpt_verify.checkpoint.synthetic import resolve_size, synthesize
 from gpt_verify.judging.run import environment
 
 SIZES = ("124M", "355M", "774M", "1558M")
-#: Between two looks at the memory, in seconds. A look at gigabytes takes a hundredth of one.
-INTERVAL_S = 0.1
 #: What the page shows between these lines.
 BEGIN, END = "<!-- sizes: begin -->", "<!-- sizes: end -->"
 
@@ -60,7 +58,7 @@ def judged(openai: Path, port: str, length: int) -> dict[str, Any]:
             str(openai),
         ]
         command += ["--port", port, "--length", str(length), "--json", str(report)]
-        figures = measure(command, INTERVAL_S)
+        figures = measure(command)
         found = json.loads(report.read_text())
     own = [sys.executable, "-c", _OWN, str(openai), port, str(length)]
     alone = measure(own)
