@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from gpt_verify.command.arguments import build_parser
+from gpt_verify.reference import Config, tensor_table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,8 +22,9 @@ CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def set_up_commands() -> list[str]:
-    """The lines of the README that start from nothing."""
-    return [line for line in README.splitlines() if line.startswith("python3 -m venv ")]
+    """The lines of the README that start from nothing and do all."""
+    lines = [line for line in README.splitlines() if line.startswith("python3 -m venv ")]
+    return [line for line in lines if "tox" in line]
 
 
 def test_two_commands_do_all_the_set_up() -> None:
@@ -83,6 +85,48 @@ def _masked(line: str) -> str:
     """Without measured numbers, and without the places where the largest of them were."""
     line = re.sub(r"-?\d+(\.\d+)?(e[+-]\d+)?", "#", re.sub(r"\bh\.\d\.[\w.]+\b", "SITE", line))
     return re.sub(r" +", " ", line)
+
+
+def test_the_table_of_tensors_is_that_of_a_checkpoint() -> None:
+    """Every tensor of a layer, and each outside of the layers, with its shape."""
+    rows = README.split("| tensors, for each layer")[1].split("\n\n")[0].splitlines()[2:]
+    shown: dict[str, tuple[str, ...]] = {}
+    for row in rows:
+        words, shapes = (cell.strip() for cell in row.strip("|").split("|"))
+        last = ""
+        names = []
+        for name in re.findall(r"`([\w{}/…]+)`", words):
+            last = name if "…" not in name else last.rsplit("/", 1)[0] + name.removeprefix("…")
+            names.append(last)
+        if "likewise" in words:  # `ln_2`, without the layer `h{i}/`, `ln_f`
+            first = names[:2]
+            names = first + [n.replace("ln_1", "ln_2") for n in first]
+            names += [n.replace("h{i}/ln_1", "ln_f") for n in first]
+        sizes = [tuple(shape.split(", ")) for shape in re.findall(r"\[(.*?)\]", shapes)]
+        sizes = sizes * len(names) if len(sizes) == 1 else sizes
+        shown |= dict(zip(names, sizes, strict=True))
+    config = Config(n_vocab=101, n_ctx=19, n_embd=24, n_head=4, n_layer=1)
+    letters = {"V": 101, "D": 24, "n_ctx": 19, "3 D": 72, "4 D": 96}
+    assert {
+        name.replace("{i}", "0"): tuple(letters[size] for size in shape)
+        for name, shape in shown.items()
+    } == {name: spec.shape for name, spec in tensor_table(config).items()}
+
+
+def test_the_first_port_of_the_readme_is_verified() -> None:
+    """Its five minutes, but for the installation."""
+    block = README.split("## Five minutes")[1].split("```sh")[1].split("```")[0]
+    command = block.strip().splitlines()[-1]
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt_verify", *shlex.split(command.removeprefix("gpt-verify "))],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("verified: 1 port")
 
 
 def test_commands_of_the_readme_are_understood() -> None:
