@@ -1,6 +1,7 @@
 """Altered ports of large models: each must be refuted where it is wrong, and nothing else blamed.
 
     python scripts/altered_sizes.py --size 355M --checkpoint DIR --out altered-355M.json
+    python scripts/altered_sizes.py --page docs/benchmarks.md     # from docs/results/altered-*.json
 
 Transformers' model with the checkpoint's weights, altered in one of three ways after it was loaded:
 one bit of one weight, the exact GELU in one late block, a head that is detached from the graph. It
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench import write_between
 
 from gpt_verify.checkpoint import open_checkpoint
 from gpt_verify.findings import PortReport, Status
@@ -27,6 +29,8 @@ from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent, environment
 from gpt_verify.port import Port
 from gpt_verify.ports.registry import build
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 
 
 @dataclass(frozen=True)
@@ -94,14 +98,38 @@ def complaints(altered: Altered, late: int, report: PortReport) -> list[str]:
     return found
 
 
+def table(results: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each port of each size."""
+    lines = [
+        "| shape | what was altered | verdict | diverges at | laws that fail | explained by |",
+        "|---|---|---|---|---|---|",
+    ]
+    for found in results:
+        for name, port in found["ports"].items():
+            laws = ", ".join(sorted({check.partition("[")[0] for check in port["failed"]}))
+            named = ", ".join(f"`{fault}`" for fault in port["explained_by"]) or "–"
+            where = f"`{port['first_divergence']}`" if port["first_divergence"] else "–"
+            verdict = port["verdict"] + "".join(f"; {what}" for what in port["complaints"])
+            lines.append(f"| {found['size']} | {name} | {verdict} | {where} | {laws} | {named} |")
+    return lines
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", required=True, help="for the report: 355M")
-    parser.add_argument("--checkpoint", required=True, type=Path)
+    parser.add_argument("--size", help="for the report: 355M")
+    parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--only", action="append", choices=PORTS)
     parser.add_argument("--length", type=int, default=16, help="tokens")
     parser.add_argument("--out", type=Path, help="JSON")
+    parser.add_argument("--page", type=Path, help="the page that shows the table, and nothing else")
     arguments = parser.parse_args(argv)
+    if arguments.page:
+        files = sorted(RESULTS.glob("altered-*.json"), key=lambda path: (len(path.name), path.name))
+        shown = table([json.loads(path.read_text(encoding="utf-8")) for path in files])
+        write_between(arguments.page, "altered", shown)
+        return
+    if not (arguments.size and arguments.checkpoint):
+        parser.error("--size and --checkpoint, or --page")
     source = open_checkpoint(arguments.checkpoint / "openai")
     late = source.config.n_layer - 3
     results: dict[str, Any] = {"size": arguments.size, "ports": {}, "environment": environment()}

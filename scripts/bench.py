@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -102,6 +104,16 @@ def _memory_mb(pid: int) -> float:
     except OSError:
         return 0.0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def write_between(page: Path, name: str, lines: Sequence[str]) -> None:
+    """Put lines between the comments ``<!-- name: begin -->`` and ``<!-- name: end -->``."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    text, inside = page.read_text(encoding="utf-8"), "\n".join([begin, *lines, end])
+    text, found = re.subn(f"{begin}.*?{end}", lambda _: inside, text, flags=re.S)
+    if not found:
+        raise SystemExit(f"{page}: has no {begin}")
+    page.write_text(text, encoding="utf-8")
 
 
 def compare(commands: dict[str, list[str]], rounds: int) -> dict[str, list[Figures]]:

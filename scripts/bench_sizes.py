@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,14 +22,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import _OWN, measure
+from bench import _OWN, measure, write_between
 
 from gpt_verify.checkpoint.synthetic import resolve_size, synthesize
 from gpt_verify.judging.run import environment
 
 SIZES = ("124M", "355M", "774M", "1558M")
-#: What the page shows between these lines.
-BEGIN, END = "<!-- sizes: begin -->", "<!-- sizes: end -->"
 
 
 @contextmanager
@@ -98,16 +95,6 @@ def _order(item: tuple[str, Any]) -> tuple[int, str]:
     return (SIZES.index(size) if size in SIZES else len(SIZES), port)
 
 
-def write_page(page: Path, results: dict[str, Any]) -> None:
-    """Put the table between its lines."""
-    text = page.read_text(encoding="utf-8")
-    inside = "\n".join([BEGIN, *table(results), END])
-    text, found = re.subn(f"{BEGIN}.*?{END}", lambda _: inside, text, flags=re.S)
-    if not found:
-        raise SystemExit(f"{page}: has no {BEGIN}")
-    page.write_text(text, encoding="utf-8")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", action="append", help=f"of {', '.join(SIZES)}; default: all")
@@ -139,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if arguments.out:
                     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     if arguments.page:
-        write_page(arguments.page, results)
+        write_between(arguments.page, "sizes", table(results))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 import time
 from collections import defaultdict
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench import write_between
 from instructions import NAME, in_force, line
 from numpy.typing import NDArray
 
@@ -47,9 +47,8 @@ PORTS = ("huggingface-eager", "huggingface-sdpa")
 DTYPES = ("float32", "bfloat16", "float16")
 #: What is compared with budgets and floors at every site. The laws have limits of the same kinds.
 SCORED = ("architecture", "activations.local", "activations.cascaded", "logits")
-#: Where committed results are, and what a page shows between these lines.
+#: Where committed results are.
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
-BEGIN, END = "<!-- calibration: begin -->", "<!-- calibration: end -->"
 #: Of the distribution of scores that the documentation shows.
 QUANTILES = (0.5, 0.99, 1.0)
 
@@ -237,12 +236,7 @@ def write_page(page: Path) -> None:
     """Put the summary of all committed results between its lines."""
     names = ["calibration.json", *sorted(p.name for p in RESULTS.glob("calibration-*.json"))]
     results = {name: json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in names}
-    inside = f"{BEGIN}\n{summary(results)}\n{END}"
-    text = page.read_text(encoding="utf-8")
-    text, found = re.subn(f"{BEGIN}.*?{END}", lambda _: inside, text, flags=re.S)
-    if not found:
-        raise SystemExit(f"{page}: has no {BEGIN}")
-    page.write_text(text, encoding="utf-8")
+    write_between(page, "calibration", [summary(results)])
 
 
 def main() -> int:
