@@ -1,6 +1,6 @@
 """The main job at OpenAI's four sizes: every law, beside the port alone.
 
-    python scripts/bench_sizes.py --out docs/results/sizes.json          # all four, hours
+    python scripts/bench_sizes.py                                       # all four, hours
     python scripts/bench_sizes.py --size 124M --checkpoint DIR --out X   # one; added to what X has
 
 Checkpoints are synthetic, ``gpt-verify synth --size SIZE --seed 1 --format both``, unless
@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +28,7 @@ from gpt_verify.checkpoint.synthetic import resolve_size, synthesize
 from gpt_verify.judging.run import environment
 
 SIZES = ("124M", "355M", "774M", "1558M")
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "sizes.json"
 
 
 @contextmanager
@@ -90,6 +91,16 @@ def table(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def oldest(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The environment of the run that was made longest ago: the figures are as old as that."""
+
+    def age(environment: dict[str, Any]) -> tuple[int, int]:
+        made = environment.get("made_with", {})
+        return made.get("numerics", 0), len(made.get("laws", ()))
+
+    return min((run["environment"] for run in runs), key=age)
+
+
 def _order(item: tuple[str, Any]) -> tuple[int, str]:
     size, port = item[0].split(" ")
     return (SIZES.index(size) if size in SIZES else len(SIZES), port)
@@ -102,13 +113,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", action="append", choices=("converted", "own"))
     parser.add_argument("--length", type=int, default=128, help="tokens")
     parser.add_argument(
-        "--out", type=Path, help="JSON; runs of the same size and port are replaced"
+        "--out",
+        type=Path,
+        default=RESULTS,
+        help="JSON; runs of the same size and port are replaced",
     )
     parser.add_argument("--page", type=Path, help="the page that shows the table")
     arguments = parser.parse_args(argv)
     os.environ["HF_HUB_OFFLINE"] = "1"
     results: dict[str, Any] = {"length": arguments.length, "runs": {}}
-    if arguments.out and arguments.out.exists():
+    if arguments.out.exists():
         results = json.loads(arguments.out.read_text())
     for size in () if arguments.page and not arguments.size else arguments.size or SIZES:
         with checkpoint_of(size, arguments.checkpoint) as where:
@@ -121,10 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 run = judged(where / "openai", port, arguments.length)
                 results["runs"][f"{size} {name}"] = run
                 print(*table({"runs": {f"{size} {name}": run}})[2:], sep="\n", flush=True)
-                # What the figures were made with; the oldest of the runs would say the least.
-                results["environment"] = run["environment"]
-                if arguments.out:
-                    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+                results["environment"] = oldest(results["runs"].values())
+                arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     if arguments.page:
         write_between(arguments.page, "sizes", table(results))
 
