@@ -65,7 +65,7 @@ def test_a_site_is_explained(
     assert cause.where == tuple(f"h.{layer}.mlp.act" for layer in layers)
     assert not cause.instead
     message = finding(report, "architecture", f"h.{layers[0]}.mlp.act").message
-    assert f"explained by {name}; score" in message
+    assert f"explained by {name} (score" in message
 
 
 @pytest.mark.parametrize("name", GELU)

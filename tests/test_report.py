@@ -163,7 +163,7 @@ class TestTerminal:
         assert end > start + 3
         assert max(map(len, lines[start:end])) <= 100
         # Nothing is dropped to make it fit.
-        assert lines[start].split()[-1] == "not"
+        assert [line.split()[-1] for line in lines[start : start + 2]] == ["ex-", "amined"]
         assert lines[start + 2].endswith("   48")
 
     def test_refuted_port_is_shown_with_its_first_failure(self) -> None:
@@ -174,9 +174,29 @@ class TestTerminal:
         assert "explained by: erf_gelu" in text
         assert "failed checks: activations.local (2), activations.cascaded (2)" in text
         assert "repeat: gpt-verify run --port w\n" in text
+        assert "next: gpt-verify diagnose --port w\n" in text
         assert text.splitlines()[-1] == (
             "refuted: 2 ports, 20 checks: 12 passed, 4 failed, 4 not examined"
         )
+
+    def test_a_known_fault_is_said_in_a_sentence(self) -> None:
+        port = replace(wrong(), explained_by=("gelu-erf", "no-such-fault"))
+        text = terminal.render(report(port), repeats=["a line of Python"])
+        sentence = CATALOGUE["gelu-erf"].summary
+        assert f"explained by: gelu-erf, no-such-fault\n    gelu-erf: the port {sentence}\n" in text
+        assert "next:" not in text
+
+    @pytest.mark.parametrize(
+        ("repeat", "following"),
+        [
+            ("gpt-verify run --require 90% --port 'a b' --seed 2", "--port 'a b' --seed 2"),
+            ("gpt-verify run --port=w --require all --require tying", "--port=w"),
+        ],
+    )
+    def test_what_is_next_takes_what_diagnose_takes(self, repeat: str, following: str) -> None:
+        text = terminal.render(report(wrong()), repeats=[repeat])
+        assert f"next: gpt-verify diagnose {following}\n" in text
+        build_parser().parse_args(["diagnose", *shlex.split(following)])
 
     def test_ratings_are_of_the_worst_site(self) -> None:
         text = terminal.render(report(wrong()))

@@ -55,9 +55,8 @@ class Explanation:
         if self.best is not None:
             others = self.accepted[1:]
             more = f" (or {', '.join(map(str, others))})" if others else ""
-            return (
-                f"explained by {self.best}{more}; score {self.before:.3g} → {self.best.score:.2g}"
-            )
+            scores = f"{self.before:.3g} without it, {self.best.score:.2g} with it"
+            return f"explained by {self.best}{more} (score {scores})"
         near = ", ".join(
             f"{candidate} (leaves {candidate.score:.3g})" for candidate in self.nearest
         )

@@ -62,6 +62,21 @@ def label(finding: Finding) -> str:
     return f"{finding.id}[{finding.site}]" if finding.site else finding.id
 
 
+def element(name: str, index: Sequence[int], *, numbered: bool = False) -> str:
+    """One element of a site, its axes named: ``h.0.ln_1[row 0, position 5, channel 3]``.
+
+    Args:
+        name: of the site.
+        index: its indices, or the first of them.
+        numbered: the first index is the number of the input.
+    """
+    axes: tuple[str, ...] = ("row", "position", "token" if name == "logits" else "channel")
+    if len(index) - numbered > len(axes):
+        axes = ("row", "head", "target", "source")
+    named = zip(("input", *axes) if numbered else axes, index, strict=False)
+    return f"{name}[{', '.join(f'{axis} {at}' for axis, at in named)}]"
+
+
 def number(value: float) -> str:
     """Three significant digits, without an exponent where that reads well."""
     if not math.isfinite(value):

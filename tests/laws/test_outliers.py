@@ -73,8 +73,8 @@ def a_shift_beside_it(i: int, logits: NDArray[Any]) -> None:
     [
         (one_token, "at token 7 (limit"),
         (the_last_token, "at token 3000 (limit"),
-        (one_logit, "at logits[2, 0, 11, 2999] alone (limit"),
-        (one_position, "at logits[3, 0, 39"),
+        (one_logit, "at logits[input 2, row 0, position 11, token 2999] alone (limit"),
+        (one_position, "at logits[input 3, row 0, position 39"),
         (a_shift_beside_it, "at token 7 (limit"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict
 from gpt_verify.judging.selection import is_default
+from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.report.mapping import mapping_lines
 from gpt_verify.text import (
     count,
@@ -67,13 +69,13 @@ def _row(port: PortReport) -> list[Text]:
 def _table(ports: Iterable[PortReport]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     # The widths add up to WIDTH with the blanks between them.
-    table.add_column("port\nweights", min_width=18, max_width=24, overflow="fold")
+    table.add_column("port\nweights", min_width=18, max_width=22, overflow="fold")
     table.add_column("dtype\ndevice", width=8)
     table.add_column("verdict\ndiverges at", width=17, overflow="fold")
     table.add_column("worst local\nscore ÷ limit", width=17, overflow="fold")
     table.add_column("worst cascaded\nscore ÷ limit", width=17, overflow="fold")
     table.add_column("logits\nfloors", width=7, justify="right")
-    table.add_column("not\nseen", width=5, justify="right")
+    table.add_column("not ex-\namined", width=7, justify="right")
     for port in ports:
         table.add_row(*_row(port))
     return table
@@ -118,9 +120,24 @@ def _failure(page: _Page, port: PortReport, finding: Finding, repeat: str) -> No
     page.line(f"  {one_line(finding.message)}")
     if port.explained is not None:
         page.line(f"  {port.explained}")
+    for name in port.explained_by:
+        if name in CATALOGUE:
+            page.line(f"    {name}: the port {CATALOGUE[name].summary}")
     page.line(f"  failed checks: {failures_by_check(port.findings)}")
     page.line(f"  weights: {weights_words(port.weights_from)}")
     page.line(f"  repeat: {repeat}")
+    if following := _diagnosis(repeat):
+        page.line(f"  next: {following}")
+
+
+def _diagnosis(repeat: str) -> str | None:
+    """The command that says what else is wrong with a port, if anything is."""
+    words = shlex.split(repeat)
+    if words[:2] != ["gpt-verify", "run"]:
+        return None
+    kept = iter(words[2:])
+    asked = [word for word in kept if word != "--require" or not next(kept, None)]
+    return shlex.join(["gpt-verify", "diagnose", *asked])
 
 
 def _mapping(page: _Page, port: PortReport, whole: bool) -> None:

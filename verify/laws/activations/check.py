@@ -29,6 +29,7 @@ from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.port import NOT_SHOWN
 from gpt_verify.reference.config import Config
 from gpt_verify.sites import Site, sites
+from gpt_verify.text import element
 
 Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
@@ -290,11 +291,10 @@ class SiteComparison:
             return Finding(law, Status.NOT_EXAMINED, why, name)
         worst = max(statistics, key=lambda s: s.ratio)
         passed = worst.ratio <= 1.0
-        element = scores.worst
-        index = ", ".join(map(str, element.index))
+        off, (given, *at_index) = scores.worst, scores.worst.index
         message = (
-            f"{name}[{index}] = {element.got:.9g}, should be {element.expected:.9g} "
-            f"± {element.budget:.2g} [{self._names[element.index[0]]}]"
+            f"{element(name, at_index)} = {off.got:.9g}, should be {off.expected:.9g} "
+            f"± {off.budget:.2g} [{self._names[given]}]"
         )
         if worst.name not in ("max",):
             at = "" if worst.where is None else f" {worst.where}"

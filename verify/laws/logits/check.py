@@ -14,6 +14,7 @@ from gpt_verify.numerics.precision import Precision
 from gpt_verify.numerics.scores import Statistic, Worst
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.reference.config import Config
+from gpt_verify.text import element
 
 Floats = NDArray[np.floating]
 Tokens = NDArray[np.integer]
@@ -137,9 +138,9 @@ class LogitsComparison:
         floors = self.floors
         if floors is None or self._worst is None:
             return [Finding("logits", Status.NOT_EXAMINED, "no logits were compared", "logits")]
-        index = ", ".join(map(str, self._worst.index))
         message = (
-            f"logits[{index}] = {self._worst.got:.9g}, should be {self._worst.expected:.9g}; "
+            f"{element('logits', self._worst.index, numbered=True)} = {self._worst.got:.9g}, "
+            f"should be {self._worst.expected:.9g}; "
             f"RMS error {floors:.3g} noise floors"
         )
         centred = _ratio(self._centred_error, self._centred_noise)
@@ -168,7 +169,7 @@ class LogitsComparison:
             return f"at token {found.where}"
         one = found.name == "max"
         at = self._outliers.worst_element if one else self._outliers.worst_position
-        return f"at logits[{', '.join(map(str, at))}]{' alone' if one else ''}"
+        return f"at {element('logits', at, numbered=True)}{' alone' if one else ''}"
 
 
 def _ratio(error: float, noise: float) -> float:
