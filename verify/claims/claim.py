@@ -61,6 +61,8 @@ class Claim:
         answer: two or three sentences with the measured numbers in braces, by their names in
             ``Measured.numbers``.
         sources: where it was said; empty where it is common and has no single source.
+        proof: of a theorem, which no number of samples settles: why it holds, in a line. What was
+            measured then illustrates it, and shows that the model is a case of it.
         released: of a claim about weights, whether it is said to hold on the released ones: that is
             asserted there. None where the text makes no such assertion.
     """
@@ -71,6 +73,7 @@ class Claim:
     expected: Verdict
     answer: str
     sources: tuple[Source, ...] = ()
+    proof: str = ""
     released: bool | None = None
 
 
@@ -121,6 +124,12 @@ class Decided:
     def verdict(self) -> Verdict | None:
         """None where it could not be judged."""
         return self.measured.verdict if self.measured else None
+
+    @property
+    def unasserted(self) -> bool:
+        """The claim is about OpenAI's released weights, and was measured on others."""
+        about_released = self.claim.released is not None
+        return about_released and self.measured is not None and not self.asserted
 
     @property
     def contradicted(self) -> bool:

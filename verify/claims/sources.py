@@ -18,7 +18,10 @@ SE = Source(
 AR = Source("arb8020", "gpt-2 notes")
 #: The published code, which settles what most of the others only describe.
 CODE = Source("OpenAI", "gpt-2, src/model.py", "https://github.com/openai/gpt-2")
+#: What the port ``openai-tf`` runs. Nobody is to take it for OpenAI's program.
+OUR_GRAPH = "a TensorFlow graph that gpt-verify writes anew, operation by operation"
 ENCODER = Source("OpenAI", "gpt-2, src/encoder.py", "https://github.com/openai/gpt-2")
+README = Source("OpenAI", "gpt-2, README.md", "https://github.com/openai/gpt-2")
 PAPER = Source("Radford et al. 2019", "Language Models are Unsupervised Multitask Learners")
 TRANSFORMER = Source(
     "Vaswani et al. 2017", "Attention Is All You Need", "https://arxiv.org/abs/1706.03762"

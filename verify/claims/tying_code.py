@@ -9,8 +9,8 @@ from gpt_verify.claims.case import Case
 from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
 from gpt_verify.claims.evidence import evidence
 from gpt_verify.claims.same import SAME
-from gpt_verify.claims.sources import GPT1, HF, MINGPT, OE, SE
-from gpt_verify.port import META_GRAPH, TYING
+from gpt_verify.claims.sources import CODE, GPT1, HF, MINGPT, OE, OUR_GRAPH, SE
+from gpt_verify.port import META_GRAPH, TYING, StoredGraph
 
 CLAIMS = (
     Claim(
@@ -22,12 +22,11 @@ CLAIMS = (
         kind=Kind.DOCUMENT,
         expected=Verdict.TRUE,
         answer=(
-            "Yes. In the published graph, as TensorFlow runs it, walking back from the logits: "
-            "{graph}. In the graph stored beside the weights (OpenAI's own, for the released "
-            "ones): {stored}. Variables of {vocab} × {width} in it: "
-            "{tables}."
+            f"Yes. What ran here is not OpenAI's program but {OUR_GRAPH}, from the published "
+            "src/model.py. Walking back from its logits: {graph}. Of its trained variables "
+            "{tables} has the shape {vocab} × {width}. {beside}"
         ),
-        sources=(OE,),
+        sources=(OE, CODE),
     ),
     Claim(
         id="tie-gpt1",
@@ -85,6 +84,19 @@ def _torch() -> Any:
     return torch
 
 
+def _beside(stored: StoredGraph, released: str | None) -> str:
+    """Whose graph lies beside the weights, and what it says."""
+    if released is None:
+        own = "OpenAI's own graph is in the .meta file that it released with its weights"
+        more = f"{own}; given those by --checkpoint, this test examines it as well."
+        if not stored.found:
+            return f"No forward pass is stored beside these weights. {more}"
+        return f"Nor is the graph beside these weights OpenAI's: {stored.description}. {more}"
+    if not stored.found:
+        return f"OpenAI's own graph was not found in the .meta file: {stored.description}."
+    return f"OpenAI's own graph, in the .meta file that it released: {stored.description}."
+
+
 @evidence("tie-graph")
 def one_variable(case: Case) -> Measured:
     """The graph that is run, and the graph in the checkpoint's ``.meta`` where it has a forward."""
@@ -94,7 +106,7 @@ def one_variable(case: Case) -> Measured:
     shapes = [p.shape for p in model.subject.parameters]
     tables = shapes.count((case.config.n_vocab, case.config.n_embd))
     both = tied and stored.tied is not False
-    numbers = {"graph": graph, "stored": stored.description, "tables": tables}
+    numbers = {"graph": graph, "beside": _beside(stored, case.released), "tables": tables}
     sizes = {"vocab": case.config.n_vocab, "width": case.config.n_embd}
     verdict = Verdict.TRUE if both else Verdict.FALSE
     return Measured(verdict, {**numbers, **sizes}, asked=(model.name,))

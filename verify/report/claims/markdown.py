@@ -5,33 +5,47 @@ No times, no versions of what happens to be installed beyond what an answer is a
 
 from __future__ import annotations
 
-from gpt_verify.claims.claim import Decided, Kind
+from gpt_verify.claims.claim import Decided
+from gpt_verify.claims.debates import Debate
 from gpt_verify.claims.run import ClaimsReport
-from gpt_verify.report.claims.messages import answer, checkpoint, state, summary, verdict
-
-KINDS = {
-    Kind.ARCHITECTURE: "follows from the architecture: decided on any checkpoint",
-    Kind.WEIGHTS: "depends on trained weights: measured here, asserted on OpenAI's released ones",
-    Kind.DOCUMENT: "about code or a document: decided on that code",
-    Kind.NOT_DECIDABLE: "cannot be decided by running the model",
-}
+from gpt_verify.report.claims.messages import (
+    ALARM,
+    answer,
+    checkpoint,
+    kinds,
+    settled,
+    sign,
+    state,
+    summary,
+    unasserted,
+    verdict,
+)
 
 
 def render(report: ClaimsReport) -> str:
     """The page."""
-    lines = [
-        "# What people say of GPT-2, settled by tests",
+    about = report.debate
+    lines = [f"# {about.question if about else 'What people say of GPT-2, settled by tests'}"]
+    if about:
+        lines += ["", *_debate(about, report)]
+    lines += [
         "",
-        f"Written by `gpt-verify claims --markdown docs/claims.md`. {summary(report)}.",
+        f"Written by `{report.repeat} --markdown OUT`. {summary(report)}.",
         "",
         f"Measured on: {checkpoint(report)}.",
         "",
-        *(f"- **{kind.value}**: {words}" for kind, words in KINDS.items()),
+        *(f"- **{letter}**: {words}" for letter, words in kinds(report).items()),
+    ]
+    for debate in report.debates if about is None else ():
+        lines += ["", f"## {debate.question}", "", *_debate(debate, report)]
+        lines += ["", f"The claims: those below that begin with `{debate.id}-`."]
+    lines += [
+        *([] if about else ["", "## All claims"]),
         "",
         "| claim | kind | verdict | what is said |",
         "|---|---|---|---|",
         *(
-            f"| [{d.claim.id}](#{d.claim.id}) | {d.claim.kind.value} | {verdict(d)} "
+            f"| [{d.claim.id}](#{d.claim.id}) | {d.claim.kind.value} | {sign(d)} {verdict(d)} "
             f"| {_cell(d.claim.statement)} |"
             for d in report.claims
         ),
@@ -41,9 +55,21 @@ def render(report: ClaimsReport) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _debate(debate: Debate, report: ClaimsReport) -> list[str]:
+    return [
+        "  \n".join(settled(debate, report)),
+        "",
+        "To check it without gpt-verify, with torch and transformers:",
+        "",
+        "```python",
+        *debate.snippet.splitlines(),
+        "```",
+    ]
+
+
 def _section(decided: Decided) -> list[str]:
     claim = decided.claim
-    mark = "" if state(decided) == "passed" else " (not as expected)"
+    mark = f" ({ALARM})" if state(decided) == "failed" else ""
     said = "; ".join(
         f"[{s.author}, {s.title}]({s.link})" if s.link else f"{s.author}, {s.title}"
         for s in claim.sources
@@ -53,8 +79,10 @@ def _section(decided: Decided) -> list[str]:
         "",
         f"> {claim.statement}",
         "",
-        f"**{verdict(decided)}**{mark}. {answer(decided)}",
+        f"{sign(decided)} **{verdict(decided)}**{mark}. {answer(decided)}",
         "",
+        *([f"Proof: {claim.proof}", ""] if claim.proof else []),
+        *([f"*{unasserted(decided)}*", ""] if decided.unasserted else []),
         *([f"Said in: {said}.", ""] if said else []),
         f"Test: `{decided.test}`. Repeat: `{decided.repeat}`.",
     ]
