@@ -36,17 +36,19 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Source:
-    """The text in which a claim was made.
+    """A text in which a claim was made, or that settles it.
 
     Attributes:
         author: who said it.
         title: of the text.
         link: empty where it is not known.
+        said: the claim was made there; else it is a text to look it up in, which may contradict it.
     """
 
     author: str
     title: str
     link: str = ""
+    said: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Claim:
         expected: our own judgement. The evidence decides; where it disagrees, the run fails.
         answer: two or three sentences with the measured numbers in braces, by their names in
             ``Measured.numbers``.
-        sources: where it was said; empty where it is common and has no single source.
+        sources: where it was said, if it has a single source, and where it can be looked up.
         proof: of a theorem, which no number of samples settles: why it holds, in a line. What was
             measured then illustrates it, and shows that the model is a case of it.
         released: of a claim about weights, whether it is said to hold on the released ones: that is

@@ -99,6 +99,10 @@ CLAIMS = (
             "undone."
         ),
         sources=(LW,),
+        proof=(
+            "W Wᵀ has the rank of W, which is at most the number of its columns, n_embd; an "
+            "invertible matrix of n_vocab rows would need the rank n_vocab, which is larger."
+        ),
     ),
     Claim(
         id="wte-linear",

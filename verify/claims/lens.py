@@ -80,6 +80,7 @@ CLAIMS = (
             "r) = {direct:.2f} nats is more than KL(p ‖ q) + KL(q ‖ r) = {detour:.2f}."
         ),
         sources=(LW,),
+        proof="One counterexample refutes each of the two properties, and these are two.",
     ),
 )
 

@@ -22,7 +22,8 @@ def claim_as_dict(decided: Decided) -> dict[str, Any]:
         "id": claim.id,
         "statement": claim.statement,
         "source": [
-            {"author": s.author, "title": s.title, "link": s.link or None} for s in claim.sources
+            {"author": s.author, "title": s.title, "link": s.link or None, "said": s.said}
+            for s in claim.sources
         ],
         "kind": claim.kind.value,
         "verdict": decided.verdict.value if decided.verdict else None,

@@ -5,7 +5,9 @@ No times, no versions of what happens to be installed beyond what an answer is a
 
 from __future__ import annotations
 
-from gpt_verify.claims.claim import Decided
+from collections.abc import Sequence
+
+from gpt_verify.claims.claim import Decided, Source
 from gpt_verify.claims.debates import Debate
 from gpt_verify.claims.run import ClaimsReport
 from gpt_verify.report.claims.messages import (
@@ -15,6 +17,7 @@ from gpt_verify.report.claims.messages import (
     kinds,
     settled,
     sign,
+    sources,
     state,
     summary,
     unasserted,
@@ -70,10 +73,6 @@ def _debate(debate: Debate, report: ClaimsReport) -> list[str]:
 def _section(decided: Decided) -> list[str]:
     claim = decided.claim
     mark = f" ({ALARM})" if state(decided) == "failed" else ""
-    said = "; ".join(
-        f"[{s.author}, {s.title}]({s.link})" if s.link else f"{s.author}, {s.title}"
-        for s in claim.sources
-    )
     return [
         f"## {claim.id}",
         "",
@@ -83,9 +82,16 @@ def _section(decided: Decided) -> list[str]:
         "",
         *([f"Proof: {claim.proof}", ""] if claim.proof else []),
         *([f"*{unasserted(decided)}*", ""] if decided.unasserted else []),
-        *([f"Said in: {said}.", ""] if said else []),
+        *(line for heading, texts in sources(decided).items() for line in _texts(heading, texts)),
         f"Test: `{decided.test}`. Repeat: `{decided.repeat}`.",
     ]
+
+
+def _texts(heading: str, texts: Sequence[Source]) -> list[str]:
+    linked = (
+        f"[{s.author}, {s.title}]({s.link})" if s.link else f"{s.author}, {s.title}" for s in texts
+    )
+    return [f"{heading}: {'; '.join(linked)}.", ""]
 
 
 def _cell(text: str) -> str:

@@ -110,8 +110,11 @@ def source(of: Source) -> str:
     return f"{of.author}, {of.title}" + (f", {of.link}" if of.link else "")
 
 
-def sources(decided: Decided) -> str:
-    return "; ".join(source(of) for of in decided.claim.sources) or "common; no one source"
+def sources(decided: Decided) -> dict[str, list[Source]]:
+    """Where it is said, and where it can be looked up: heading → texts, none of them empty."""
+    said = [of for of in decided.claim.sources if of.said]
+    see = [of for of in decided.claim.sources if not of.said]
+    return {heading: found for heading, found in (("Said in", said), ("See", see)) if found}
 
 
 def summary(report: ClaimsReport) -> str:

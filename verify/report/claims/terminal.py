@@ -24,6 +24,7 @@ from gpt_verify.report.claims.messages import (
     complaint,
     settled,
     sign,
+    source,
     sources,
     state,
     summary,
@@ -122,7 +123,10 @@ def _answer(decided: Decided, width: int, paint: Paint) -> str:
     claim = decided.claim
     notes = {
         "asked": asked(decided),
-        "said": sources(decided),
+        **{
+            heading.split()[0].lower(): "; ".join(map(source, texts))
+            for heading, texts in sources(decided).items()
+        },
         "test": decided.test,
         "repeat": decided.repeat,
     }
