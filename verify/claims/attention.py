@@ -22,9 +22,9 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.TRUE,
         answer=(
-            "Yes, to the last bit. With all tokens after a position replaced by others, the logits "
-            "up to that position are the same bits at all {boundaries} boundaries that were tried; "
-            "those after it change."
+            "Yes, to the last bit. When all tokens after a position are replaced, the logits up "
+            "to that position stay the same, bit for bit, at all {boundaries} positions that "
+            "were tried, and those after it change."
         ),
         sources=(OE,),
     ),
@@ -62,9 +62,9 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.CORRECTED,
         answer=(
-            "In one direction only. Another last token leaves all {before} earlier outputs the "
-            "same to the bit, but another first token changes {after} of the {before} outputs "
-            "after it: they read its keys and values."
+            "In one direction only. Changing the last token leaves all {before} earlier outputs "
+            "the same, bit for bit, but changing the first token changes {after} of the {before} "
+            "outputs after it, because they read its keys and values."
         ),
         sources=(OE,),
     ),

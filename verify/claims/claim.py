@@ -65,6 +65,8 @@ class Claim:
         sources: where it was said, if it has a single source, and where it can be looked up.
         proof: of a theorem, which no number of samples settles: why it holds, in a line. What was
             measured then illustrates it, and shows that the model is a case of it.
+        criterion: of a claim about weights, whose text gives no number: what is taken to make it
+            hold, after "where".
         released: of a claim about weights, whether it is said to hold on the released ones: that is
             asserted there. None where the text makes no such assertion.
     """
@@ -76,6 +78,7 @@ class Claim:
     answer: str
     sources: tuple[Source, ...] = ()
     proof: str = ""
+    criterion: str = ""
     released: bool | None = None
 
 

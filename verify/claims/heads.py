@@ -24,9 +24,9 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.TRUE,
         answer=(
-            "Yes: of one head's keys, √{head} = {root:.3f}, not of the whole width {width}. That "
-            "gives all {scores} scores of the model from its own q and k; for OpenAI's released "
-            "sizes it is √64 = 8 throughout."
+            "Yes: by that of one head's keys, √{head} = {root:.3f}, not of the whole width "
+            "{width}. Divided by it, the model's own q and k give all its {scores} scores; in "
+            "every size that OpenAI released it is √64 = 8."
         ),
         sources=(AR, TRANSFORMER),
     ),
@@ -70,8 +70,8 @@ CLAIMS = (
         expected=Verdict.FALSE,
         answer=(
             "No: first q of all {heads} heads side by side, then all k, then all v, {width} "
-            "numbers each. Cut so, c_attn's output gives the model's own {scores} scores; cut head "
-            "by head, as some later models lay it out, it does not."
+            "numbers each. Split in this way, c_attn's output gives the model's own {scores} "
+            "scores; split head by head, as some later models lay it out, it does not."
         ),
         sources=(CODE,),
     ),
@@ -81,8 +81,8 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.FALSE,
         answer=(
-            "They have: c_attn one of {qkv} entries and c_proj one of {out} in each layer, and "
-            "without them what either puts out is another in all {layers} layers. (Only the last "
+            "They do have biases: that of c_attn has {qkv} entries and that of c_proj {out}, and "
+            "removing them changes the output of both in all {layers} layers. (Only the last "
             "product, to the vocabulary, has none.)"
         ),
         sources=(CODE,),

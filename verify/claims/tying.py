@@ -34,12 +34,12 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.TRUE,
         answer=(
-            "Yes. The model looks tokens up in the table wte ({vocab} × {width}) and, at the end, "
-            "multiplies the normed last state by the transpose of that very table; there is no "
-            "other output matrix. Computed so from what the model hands to its last step, all "
-            "{logits} logits of a {tokens}-token sequence come out as the model's own, to within "
-            "the rounding of float64; with the rows of the table in another order, {shuffled} of "
-            "them do not."
+            "Yes. The model looks tokens up in the table wte ({vocab} × {width}) and, at the "
+            "end, multiplies the normed last state by the transpose of that very table; there is "
+            "no other output matrix. Recomputed in this way from the state that the model hands "
+            "to its last step, all {logits} logits of a {tokens}-token sequence equal the "
+            "model's own, to within the rounding of float64. The comparison can fail: with the "
+            "rows of the table in another order, {shuffled} logits differ."
         ),
         sources=(LW, OE),
     ),
@@ -49,10 +49,11 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.FALSE,
         answer=(
-            "Not in GPT-2. Of its {tensors} trained tensors {tables} serves as a table of {vocab} "
-            "× {width}, the one that tokens are looked up in, and the last product reads it: a "
-            "second one would add {extra} parameters that no released file holds. (Libraries that "
-            "show lm_head as a layer of its own give the same memory a second name.)"
+            "Not in GPT-2. Among its {tensors} trained tensors there is {tables} table of "
+            "{vocab} × {width}: tokens are looked up in it, and the last product reads it. A "
+            "second one would add {extra} parameters, for which the published counts leave no "
+            "room (see tie-param-count). Libraries that show lm_head as a layer of its own give "
+            "the same memory a second name."
         ),
         sources=(OE,),
     ),
@@ -62,11 +63,11 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.CORRECTED,
         answer=(
-            "As maps, yes: one takes {vocab} to {width}, the other {width} to {vocab}. As stored, "
-            "no: whatever stands for either has the shape {vocab} × {width}, because there is one "
-            "matrix, and the last product transposes it on the fly (torch's Linear keeps its "
-            "weight as [out, in], OpenAI's code asks for transpose_b). {transposed} stored matrix "
-            "is {width} × {vocab}."
+            "As maps, yes: one takes {vocab} numbers to {width}, the other {width} to {vocab}. "
+            "As stored, no: there is one matrix, of {vocab} × {width}, and the last product "
+            "transposes it on the fly (torch's Linear keeps its weight as [out, in], and "
+            "OpenAI's src/model.py says transpose_b=True). {transposed} stored matrix is {width} "
+            "× {vocab}."
         ),
         sources=(OE,),
     ),
@@ -77,9 +78,9 @@ CLAIMS = (
         expected=Verdict.TRUE,
         answer=(
             "Yes, and more than equal: it is the same memory, not a copy that happens to agree. "
-            "Overwriting half of the table's {vocab} rows shows both in what those tokens are "
-            "embedded as and in their logits, and in those of no other token; it stays so through "
-            "every way of copying that an implementation offers."
+            "Overwriting half of the table's {vocab} rows changes how those tokens are embedded "
+            "and what their logits are, and the logits of no other token. The two are still one "
+            "after every way of copying the model that an implementation offers."
         ),
         sources=(OE,),
     ),

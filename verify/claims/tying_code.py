@@ -38,10 +38,11 @@ CLAIMS = (
         expected=Verdict.TRUE,
         answer=(
             "Yes. Equation 2 of Radford et al. 2018 has the one symbol W_e at the beginning and, "
-            "transposed, at the end. The port of GPT-1 in {versions} is built so: head and table "
-            "share their memory, a write to the table shows in the logits, and state times "
-            "table-transposed is the logits, to within the rounding of float64. To within that, "
-            "too, its logits are those of the reference of GPT, whose one table is at both ends."
+            "transposed, at the end. The port of GPT-1 in {versions} is built like that: head "
+            "and table share their memory, a write to the table shows in the logits, and the "
+            "last state times the transposed table is the logits, to within the rounding of "
+            "float64. Its logits also equal those of our reference of GPT-1, which has one table "
+            "for both ends."
         ),
         sources=(OE, GPT1),
     ),
@@ -67,11 +68,12 @@ CLAIMS = (
         kind=Kind.DOCUMENT,
         expected=Verdict.TRUE,
         answer=(
-            "Yes: its first version has tok_emb and, apart from it, head. A model of that design "
-            "(ours; minGPT is not installable) has the same bits in both when GPT-2's weights have "
-            "been loaded, so its logits are GPT-2's. One step of training later at least {percent} "
-            "% of the {entries} entries differ: nothing holds the two together, and the model has "
-            "{entries} parameters more than GPT-2."
+            "Yes: its first version has tok_emb and, apart from it, head. (That is read in its "
+            "code; what ran here is a model of the same design that we wrote, because minGPT "
+            "cannot be installed as a package.) Once GPT-2's weights are loaded, both matrices "
+            "hold the same bits, so that its logits are GPT-2's. After one step of training at "
+            "least {percent} % of the {entries} entries differ: nothing holds the two together, "
+            "and the model has {entries} parameters more than GPT-2."
         ),
         sources=(SE, MINGPT),
     ),

@@ -38,6 +38,7 @@ def claim_as_dict(decided: Decided) -> dict[str, Any]:
         },
         "answer": plain(decided.answer),
         "proof": claim.proof or None,
+        "criterion": claim.criterion or None,
         "complaint": plain(complaint(decided)) or None,
         "repeat": plain(decided.repeat),
     }

@@ -15,12 +15,12 @@ from gpt_verify.report.claims.messages import (
     answer,
     checkpoint,
     kinds,
+    notes,
     settled,
     sign,
     sources,
     state,
     summary,
-    unasserted,
     verdict,
 )
 
@@ -80,8 +80,7 @@ def _section(decided: Decided) -> list[str]:
         "",
         f"{sign(decided)} **{verdict(decided)}**{mark}. {answer(decided)}",
         "",
-        *([f"Proof: {claim.proof}", ""] if claim.proof else []),
-        *([f"*{unasserted(decided)}*", ""] if decided.unasserted else []),
+        *(line for note in notes(decided) for line in (note, "")),
         *(line for heading, texts in sources(decided).items() for line in _texts(heading, texts)),
         f"Test: `{decided.test}`. Repeat: `{decided.repeat}`.",
     ]

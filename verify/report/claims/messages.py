@@ -62,12 +62,22 @@ def asked(decided: Decided) -> str:
     return ", ".join(_ASKED.get(name, name) for name in names)
 
 
+def notes(decided: Decided) -> list[str]:
+    """What an answer does not say: a proof, a criterion, and what was not asserted."""
+    claim = decided.claim
+    return [
+        *([f"Proof: {claim.proof}"] if claim.proof else []),
+        *([f"Our criterion: it is taken to hold where {claim.criterion}"] * bool(claim.criterion)),
+        *([unasserted(decided)] if decided.unasserted else []),
+    ]
+
+
 def unasserted(decided: Decided) -> str:
-    """Why it says nothing of OpenAI's own weights; empty where it does, or need not."""
+    """What would be asserted of OpenAI's own weights; empty where it is, or there is nothing."""
     if not decided.unasserted:
         return ""
     said = "holds" if decided.claim.released else "does not hold"
-    return f"Not asserted: that this {said} in OpenAI's released weights, which were not given."
+    return f"Given OpenAI's released weights, the test asserts that this {said}; here it did not."
 
 
 def state(decided: Decided) -> str:

@@ -22,13 +22,13 @@ from gpt_verify.report.claims.messages import (
     asked,
     checkpoint,
     complaint,
+    notes,
     settled,
     sign,
     source,
     sources,
     state,
     summary,
-    unasserted,
     verdict,
 )
 
@@ -121,7 +121,7 @@ def _line(decided: Decided, width: int, width_of_id: int, paint: Paint) -> str:
 
 def _answer(decided: Decided, width: int, paint: Paint) -> str:
     claim = decided.claim
-    notes = {
+    below = {
         "asked": asked(decided),
         **{
             heading.split()[0].lower(): "; ".join(map(source, texts))
@@ -138,10 +138,9 @@ def _answer(decided: Decided, width: int, paint: Paint) -> str:
         *_filled(f"“{claim.statement}”", width),
         "",
         *text,
-        *_filled(f"Proof: {claim.proof}" if claim.proof else "", width),
-        *_filled(unasserted(decided), width),
+        *(line for note in notes(decided) for line in _filled(note, width)),
         "",
-        *(f"  {f'{name}:':<7} {note}" for name, note in notes.items() if note),
+        *(f"  {f'{name}:':<7} {note}" for name, note in below.items() if note),
     ]
     return "\n".join(lines)
 
