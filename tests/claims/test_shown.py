@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from models import checkpoint
 
-import gpt_verify.claims.case
 from gpt_verify.checkpoint import default_checkpoint, open_checkpoint
 from gpt_verify.claims.case import Case
 from gpt_verify.claims.claim import Claim, Decided, Kind, Measured, Verdict
 from gpt_verify.claims.ledger import ledger
 from gpt_verify.claims.run import ClaimsReport, decide
 from gpt_verify.claims.sources import CODE, LW, OUR_GRAPH
+from gpt_verify.claims.tying_code import _beside
+from gpt_verify.ports.openai_tf import MetaGraph
 from gpt_verify.report.claims import html, markdown, terminal
 from gpt_verify.report.claims.messages import ALARM, SHOWN, kinds, summary
 
@@ -50,10 +51,12 @@ def test_only_what_is_true_has_a_tick(verdict: Verdict, full: bool) -> None:
     made = report(one(verdict))
     sign, words, _ = SHOWN[verdict]
     page = html.render(made).partition("<tbody>")[2]
-    for text in (terminal.render(made, full=full), markdown.render(made), page):
+    text = terminal.render(made, full=full).partition("\nMarks: ")[0]
+    for text in (text, markdown.render(made), page):
         assert ("✓" in text) is (verdict is Verdict.TRUE)
         assert ("✗" in text) is (verdict is Verdict.FALSE)
-        assert sign in text and words in text
+        assert sign in text
+    assert words in page and words in markdown.render(made)
 
 
 def test_the_colour_of_false_is_not_that_of_true() -> None:
@@ -118,8 +121,9 @@ def test_what_was_not_asserted_is_not_said_to_be() -> None:
 def test_whether_it_holds_here_stands_beside_the_verdict() -> None:
     for holds, words in ((True, "holds here"), (False, "not so here")):
         found = replace(about_weights(False), measured=Measured(Verdict.DEPENDS, {}, holds))
-        for render in (markdown.render, html.render, lambda r: terminal.render(r, full=False)):
+        for render in (markdown.render, html.render, lambda r: terminal.render(r, full=True)):
             assert f"depends on weights: {words}" in render(report(found))
+        assert f"~ weights: {words}" in terminal.render(report(found), full=False)
 
 
 def test_each_says_by_which_criterion_it_holds() -> None:
@@ -153,19 +157,26 @@ def test_an_answer_about_openais_code_says_that_a_copy_ran() -> None:
     assert "openai-tf (OpenAI's graph, written anew)" in shown
 
 
-@pytest.mark.parametrize("released", [None, "124M"])
-def test_whose_graph_lies_beside_the_weights(
-    released: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whose_graph_lies_beside_the_weights() -> None:
     """Only beside OpenAI's weights is it OpenAI's; nothing else about the evidence changes."""
-    monkeypatch.setattr(gpt_verify.claims.case, "released", lambda checkpoint: released)
     with Case(open_checkpoint(default_checkpoint()), code=[]) as case:
-        decided = decide(LEDGER["tie-graph"], case)
-    assert decided.verdict is Verdict.TRUE
-    own = "OpenAI's own graph, in the .meta file that it released: tokens"
-    assert (own in decided.answer) is (released is not None)
-    assert ("Nor is the graph beside these weights OpenAI's: tokens" in decided.answer) is (
-        released is None
+        assert case.released is None
+        ours = decide(LEDGER["tie-graph"], case)
+        case.released = "124M"
+        theirs = decide(LEDGER["tie-graph"], case)
+    assert ours.verdict is theirs.verdict is Verdict.TRUE
+    assert "Nor is the graph beside these weights OpenAI's: tokens" in ours.answer
+    assert "OpenAI's own graph, in the .meta file that it released: tokens" in theirs.answer
+
+
+@pytest.mark.parametrize("released", [None, "124M"])
+def test_no_graph_lies_beside_the_weights(released: str | None) -> None:
+    none = MetaGraph(False, "the checkpoint has no .meta file")
+    said = _beside(none, released)
+    assert said.startswith(
+        "OpenAI's own graph was not found in the .meta file: the checkpoint has no .meta file."
+        if released
+        else "No forward pass is stored beside these weights. OpenAI's own graph is in"
     )
 
 

@@ -18,6 +18,7 @@ from gpt_verify.claims.debates import Debate
 from gpt_verify.claims.run import ClaimsReport
 from gpt_verify.report.claims.messages import (
     ALARM,
+    SHOWN,
     answer,
     asked,
     checkpoint,
@@ -40,7 +41,13 @@ COLOUR: dict[Verdict | None, str] = {
     Verdict.UNDECIDABLE: "magenta",
     None: "dim",
 }
-_WIDTH_OF_VERDICT = len("~ depends on weights: not so here")
+#: In a line of its own each verdict has the words of every other form; in a list there is less room.
+_SHORT = {
+    Verdict.CORRECTED: "true, corrected",
+    Verdict.DEPENDS: "weights",
+    Verdict.UNDECIDABLE: "undecidable here",
+}
+_WIDTH_OF_VERDICT = len("~ weights: not so here")
 
 
 class Paint(Protocol):
@@ -68,11 +75,12 @@ def render(report: ClaimsReport, *, full: bool, width: int = 100, colour: bool =
         width_of_id = max((len(d.claim.id) for d in report.claims), default=0)
         lines = [_line(decided, width, width_of_id, paint) for decided in report.claims]
         blocks += ["\n".join(lines)]
-    more = [] if full else [*map(_pointer, report.debates), _MORE]
+    more = [] if full else [_MARKS, *map(_pointer, report.debates), _MORE]
     end = "\n".join([paint(summary(report), _style_of(report)), *more])
     return "\n\n".join([checkpoint(report), *blocks, end]) + "\n"
 
 
+_MARKS = "Marks: " + ", ".join(f"{mark} {words}" for mark, words, _ in SHOWN.values())
 _MORE = "The answers: gpt-verify claims ID …, or --markdown, --html, --json OUT"
 
 
@@ -99,8 +107,15 @@ def _heading(debate: Debate, report: ClaimsReport, width: int, paint: Paint) -> 
     return "\n".join(lines)
 
 
-def _verdict(decided: Decided, paint: Paint, width: int = 0) -> str:
-    return paint(f"{sign(decided)} {verdict(decided)}".ljust(width), COLOUR[decided.verdict])
+def _verdict(decided: Decided, paint: Paint) -> str:
+    return paint(f"{sign(decided)} {verdict(decided)}", COLOUR[decided.verdict])
+
+
+def _short(decided: Decided, paint: Paint) -> str:
+    words = verdict(decided)
+    if decided.verdict in _SHORT:
+        words = words.replace(SHOWN[decided.verdict][1], _SHORT[decided.verdict])
+    return paint(f"{sign(decided)} {words}".ljust(_WIDTH_OF_VERDICT), COLOUR[decided.verdict])
 
 
 def _complaint(decided: Decided, paint: Paint) -> str:
@@ -112,8 +127,7 @@ def _complaint(decided: Decided, paint: Paint) -> str:
 def _line(decided: Decided, width: int, width_of_id: int, paint: Paint) -> str:
     left = width - width_of_id - _WIDTH_OF_VERDICT - 4
     said = textwrap.shorten(decided.claim.statement, max(20, left), placeholder=" …")
-    shown = _verdict(decided, paint, _WIDTH_OF_VERDICT)
-    lines = [f"{decided.claim.id:<{width_of_id}}  {shown}  {said}"]
+    lines = [f"{decided.claim.id:<{width_of_id}}  {_short(decided, paint)}  {said}"]
     if complaint(decided):
         lines.append(f"  {_complaint(decided, paint)}")
     return "\n".join(lines)
