@@ -51,8 +51,8 @@ def test_only_what_is_true_has_a_tick(verdict: Verdict, full: bool) -> None:
     made = report(one(verdict))
     sign, words, _ = SHOWN[verdict]
     page = html.render(made).partition("<tbody>")[2]
-    text = terminal.render(made, full=full).partition("\nMarks: ")[0]
-    for text in (text, markdown.render(made), page):
+    listed = terminal.render(made, full=full).partition("\nMarks: ")[0]
+    for text in (listed, markdown.render(made), page):
         assert ("✓" in text) is (verdict is Verdict.TRUE)
         assert ("✗" in text) is (verdict is Verdict.FALSE)
         assert sign in text

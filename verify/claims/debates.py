@@ -45,10 +45,10 @@ DEBATES = (
         id="tie",
         question="Does GPT-2 use one embedding matrix for both input and output?",
         answer=(
-            "Yes. There is one matrix, wte: tokens are looked up in its rows, and the last step "
-            "multiplies by its transpose.",
-            "lm_head is a second name for the same memory, not a copy: what changes or trains one "
-            "changes or trains the other.",
+            "Yes. There is one matrix, wte: tokens are looked up in it, and the last step uses its "
+            "transpose.",
+            "lm_head is a second name for that memory, not a copy: to change or train one is to "
+            "change both.",
         ),
         rests_on=("tie-transpose", "tie-new-matrix", "tie-set-equal"),
         snippet="""\

@@ -23,8 +23,8 @@ CLAIMS = (
         expected=Verdict.TRUE,
         answer=(
             f"Yes. What ran here is not OpenAI's program but {OUR_GRAPH}, from the published "
-            "src/model.py. Walking back from its logits: {graph}. Of its trained variables "
-            "{tables} has the shape {vocab} × {width}. {beside}"
+            "src/model.py. Walking back from its logits: {graph}. {beside} Trained "
+            "variables of {vocab} × {width} in the graph that ran: {tables}."
         ),
         sources=(OE, CODE),
     ),

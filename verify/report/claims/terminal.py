@@ -41,7 +41,7 @@ COLOUR: dict[Verdict | None, str] = {
     Verdict.UNDECIDABLE: "magenta",
     None: "dim",
 }
-#: In a line of its own each verdict has the words of every other form; in a list there is less room.
+#: In a list there is less room than in an answer, which has the words of every other form.
 _SHORT = {
     Verdict.CORRECTED: "true, corrected",
     Verdict.DEPENDS: "weights",
