@@ -197,6 +197,7 @@ def test_command(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "1 claim: 1 cannot be decided here; all verdicts as expected" in printed
 
     report = json.loads(outs["json"].read_text())
+    assert (report["schema_version"], report["debates"]) == ("1.1", [])
     (one,) = report["claims"]
     required = [
         "id",
@@ -208,12 +209,14 @@ def test_command(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         "measured",
         "evidence",
         "answer",
+        "proof",
+        "criterion",
     ]
     assert set(required) <= set(one)
     assert (one["id"], one["kind"], one["verdict"]) == (CHEAP, "N", "undecidable-here")
     assert one["measured"]["tensors"] == 52
     assert "52 tensors" in one["answer"]
-    assert one["source"][0]["author"] == "nostalgebraist"
+    assert (one["source"][0]["author"], one["source"][0]["said"]) == ("nostalgebraist", True)
     assert "Content-Security-Policy" in outs["html"].read_text()
     first = outs["markdown"].read_bytes()
     assert main(["claims", CHEAP, "--quiet", "--markdown", str(outs["markdown"])]) == 0

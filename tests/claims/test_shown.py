@@ -52,11 +52,12 @@ def test_only_what_is_true_has_a_tick(verdict: Verdict, full: bool) -> None:
     sign, words, _ = SHOWN[verdict]
     page = html.render(made).partition("<tbody>")[2]
     listed = terminal.render(made, full=full).partition("\nMarks: ")[0]
-    for text in (listed, markdown.render(made), page):
+    written = markdown.render(made).partition("\n|---")[2]
+    for text in (listed, written, page):
         assert ("✓" in text) is (verdict is Verdict.TRUE)
         assert ("✗" in text) is (verdict is Verdict.FALSE)
         assert sign in text
-    assert words in page and words in markdown.render(made)
+    assert words in page and f"{sign} {words} |" in markdown.render(made)
 
 
 def test_the_colour_of_false_is_not_that_of_true() -> None:

@@ -12,6 +12,7 @@ from gpt_verify.claims.debates import Debate
 from gpt_verify.claims.run import ClaimsReport
 from gpt_verify.report.claims.messages import (
     ALARM,
+    MARKS,
     answer,
     checkpoint,
     kinds,
@@ -36,6 +37,8 @@ def render(report: ClaimsReport) -> str:
         f"Written by `{report.repeat} --markdown OUT`. {summary(report)}.",
         "",
         f"Measured on: {checkpoint(report)}.",
+        "",
+        f"The mark says whether the claim is true: {MARKS}. The letter says on what it is decided:",
         "",
         *(f"- **{letter}**: {words}" for letter, words in kinds(report).items()),
     ]

@@ -18,6 +18,8 @@ SHOWN = {
     Verdict.DEPENDS: ("~", "depends on weights", "depend on weights"),
     Verdict.UNDECIDABLE: ("?", "cannot be decided here", "cannot be decided here"),
 }
+#: A key to the marks, for those who meet them for the first time.
+MARKS = ", ".join(f"{mark} {words}" for mark, words, _ in SHOWN.values())
 #: What stands before a claim whose evidence says something else than the ledger expects.
 ALARM = "NOT AS EXPECTED"
 #: What the models that are asked are, where the name alone would mislead.
@@ -38,7 +40,7 @@ def sign(decided: Decided) -> str:
 
 
 def kinds(report: ClaimsReport) -> dict[str, str]:
-    """The letter of each kind of claim, and what it means in this run."""
+    """The letter of each kind of claim that is there, and what it means in this run."""
     size = report.checkpoint["released"]
     if size:
         weights = f"measured and asserted, this being OpenAI's {size} (by sizes and vocabulary)"
@@ -47,13 +49,15 @@ def kinds(report: ClaimsReport) -> dict[str, str]:
             "measured, but not asserted in this run, which was not given a checkpoint that "
             "OpenAI released; given one by --checkpoint, it also asserts what the claim says"
         )
-    return {
+    meanings = {
         Kind.ARCHITECTURE.value: "follows from the architecture: decided on any checkpoint",
         Kind.WEIGHTS.value: f"depends on trained weights: {weights}",
         Kind.DOCUMENT.value: "about code or a document: decided on that code, or on code written "
         "anew after it, where the answer says so",
         Kind.NOT_DECIDABLE.value: "cannot be decided by running the model",
     }
+    here = {decided.claim.kind.value for decided in report.claims}
+    return {letter: words for letter, words in meanings.items() if letter in here}
 
 
 def asked(decided: Decided) -> str:

@@ -18,6 +18,7 @@ from gpt_verify.claims.debates import Debate
 from gpt_verify.claims.run import ClaimsReport
 from gpt_verify.report.claims.messages import (
     ALARM,
+    MARKS,
     SHOWN,
     answer,
     asked,
@@ -75,12 +76,11 @@ def render(report: ClaimsReport, *, full: bool, width: int = 100, colour: bool =
         width_of_id = max((len(d.claim.id) for d in report.claims), default=0)
         lines = [_line(decided, width, width_of_id, paint) for decided in report.claims]
         blocks += ["\n".join(lines)]
-    more = [] if full else [_MARKS, *map(_pointer, report.debates), _MORE]
+    more = [] if full else [f"Marks: {MARKS}", *map(_pointer, report.debates), _MORE]
     end = "\n".join([paint(summary(report), _style_of(report)), *more])
     return "\n\n".join([checkpoint(report), *blocks, end]) + "\n"
 
 
-_MARKS = "Marks: " + ", ".join(f"{mark} {words}" for mark, words, _ in SHOWN.values())
 _MORE = "The answers: gpt-verify claims ID …, or --markdown, --html, --json OUT"
 
 
