@@ -14,7 +14,6 @@ from gpt_verify.claims.case import Case
 from gpt_verify.claims.claim import Claim, Kind
 from gpt_verify.claims.evidence import EVIDENCE
 from gpt_verify.claims.ledger import ledger
-from gpt_verify.claims.released import released
 from gpt_verify.claims.run import decide
 from gpt_verify.errors import MissingDependency
 from gpt_verify.port import NotExamined
@@ -28,7 +27,7 @@ TOPICS = (faults_tying, faults_blocks, faults_norms, faults_texts)
 
 @pytest.mark.parametrize("claim", LEDGER.values(), ids=lambda claim: claim.id)
 def test_claim(claim: Claim, case: Case) -> None:
-    decided = decide(claim, case, released(case.checkpoint) is not None)
+    decided = decide(claim, case, case.released is not None)
     if decided.measured is None:
         if isinstance(decided.exception, (NotExamined, MissingDependency)):
             pytest.skip(f"{claim.id} was not judged: {decided.missing}")
@@ -36,6 +35,17 @@ def test_claim(claim: Claim, case: Case) -> None:
     assert not decided.contradicted, f"{decided.measured}, expected {claim.expected}"
     assert decided.measured.numbers, "an answer has a number"
     assert "{" not in decided.answer
+
+
+@pytest.mark.parametrize(
+    "claim", [c for c in LEDGER.values() if c.kind is Kind.WEIGHTS], ids=lambda claim: claim.id
+)
+def test_asserted_of_released_weights(claim: Claim, case: Case) -> None:
+    if case.released is None:
+        pytest.skip("not asserted: needs OpenAI's released weights (--checkpoint=models/124M)")
+    decided = decide(claim, case, on_released=True)
+    assert decided.measured is not None, decided.missing
+    assert decided.measured.holds is claim.released
 
 
 def test_every_claim_has_a_faulted_model() -> None:

@@ -1,4 +1,4 @@
-"""docs/claims.md is what the command writes, and the command writes it again and again."""
+"""The pages in docs/ are what the command writes, and the command writes them again and again."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from gpt_verify.report.claims import markdown
 
 pytestmark = pytest.mark.claims
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "claims.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+#: Page → the claims that were asked for.
+PAGES = {"claims.md": [], "tied-embeddings.md": ["tie"]}
+pages = pytest.mark.parametrize("page", PAGES)
 
 
-def test_the_page_is_not_stale(case: Case, checkpoint: Checkpoint) -> None:
+@pages
+def test_the_page_is_not_stale(page: str, case: Case, checkpoint: Checkpoint) -> None:
     """The second time that these bytes are made: the first time is the page itself."""
     if not is_default(checkpoint.path):
         pytest.skip("the page is about the default checkpoint")
-    report = report_on(case)
+    report = report_on(case, PAGES[page])
     if report.unjudged:
         pytest.skip(f"not judged here: {', '.join(d.claim.id for d in report.unjudged)}")
-    command = "gpt-verify claims --markdown docs/claims.md"
-    assert markdown.render(report) == PAGE.read_text(encoding="utf-8"), f"stale: {command}"
+    command = f"{report.repeat} --markdown docs/{page}"
+    assert markdown.render(report) == (DOCS / page).read_text(encoding="utf-8"), f"stale: {command}"
 
 
-def test_the_page_has_no_paths_of_this_machine() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert str(PAGE.parents[1]) not in text
+@pages
+def test_the_page_has_no_paths_of_this_machine(page: str) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert str(DOCS.parent) not in text
     assert "default checkpoint" in text

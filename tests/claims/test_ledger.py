@@ -149,6 +149,7 @@ def test_claims_about_weights_are_asserted_on_released_ones_only() -> None:
     name = "lens-early-unlike"  # which does not hold on the default checkpoint
     with Case(source, models=[Model(OraclePort(source), source)], code=[]) as case:
         reported, asserted = (decide(ledger()[name], case, on) for on in (False, True))
+    assert (reported.unasserted, asserted.unasserted) == (True, False)
     assert (reported.asserted, reported.contradicted) == (False, False)
     assert (asserted.asserted, asserted.contradicted) == (True, True)
 
@@ -190,12 +191,13 @@ def test_command(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = [word for kind, out in outs.items() for word in (f"--{kind}", str(out))]
     assert main(["claims", CHEAP, *words]) == 0
     printed = capfd.readouterr().out
-    assert f"✓ {CHEAP}: undecidable-here" in printed
+    assert f"{CHEAP}: ? cannot be decided here" in printed
     assert f"repeat: gpt-verify claims {CHEAP}" in printed
     assert f"tests/claims/test_claims.py::test_claim[{CHEAP}]" in printed
-    assert "1 claim: 1 undecidable-here; all as expected" in printed
+    assert "1 claim: 1 cannot be decided here; all verdicts as expected" in printed
 
     report = json.loads(outs["json"].read_text())
+    assert (report["schema_version"], report["debates"]) == ("1.1", [])
     (one,) = report["claims"]
     required = [
         "id",
@@ -207,17 +209,20 @@ def test_command(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         "measured",
         "evidence",
         "answer",
+        "proof",
+        "criterion",
     ]
     assert set(required) <= set(one)
     assert (one["id"], one["kind"], one["verdict"]) == (CHEAP, "N", "undecidable-here")
     assert one["measured"]["tensors"] == 52
     assert "52 tensors" in one["answer"]
-    assert one["source"][0]["author"] == "nostalgebraist"
+    assert (one["source"][0]["author"], one["source"][0]["said"]) == ("nostalgebraist", True)
     assert "Content-Security-Policy" in outs["html"].read_text()
     first = outs["markdown"].read_bytes()
     assert main(["claims", CHEAP, "--quiet", "--markdown", str(outs["markdown"])]) == 0
     assert outs["markdown"].read_bytes() == first
-    assert capfd.readouterr().out == "1 claim: 1 undecidable-here; all as expected\n"
+    summed = "1 claim: 1 cannot be decided here; all verdicts as expected\n"
+    assert capfd.readouterr().out == summed
 
 
 def test_contradicted(second_special: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -225,13 +230,13 @@ def test_contradicted(second_special: Path, capfd: pytest.CaptureFixture[str]) -
     assert main(words) == 1
     printed = capfd.readouterr()
     assert json.loads(printed.out)["verdict"] == "contradicted"
-    assert "✗ vocab-50257: false" in printed.err
-    assert "the evidence says false; expected was true" in printed.err
+    assert "vocab-50257: ✗ false" in printed.err
+    assert "NOT AS EXPECTED: the evidence says: false; expected was: true" in printed.err
 
 
 def test_could_not_judge(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["claims", "leading-space", "--checkpoint", str(tiny)]) == 2
-    assert "? leading-space: not judged" in capfd.readouterr().out
+    assert "leading-space: – not judged" in capfd.readouterr().out
 
 
 def test_no_such_claim(capfd: pytest.CaptureFixture[str]) -> None:
@@ -271,7 +276,7 @@ def test_what_a_report_holds_is_escaped() -> None:
     assert "\\|" in markdown.render(report)
     assert "alert" in terminal.render(report, full=True)
     assert json.loads(as_json.render(report))["claims"][0]["measured"] == {"n": 1}
-    assert summary(report) == "1 claim: 1 true; all as expected"
+    assert summary(report) == "1 claim: 1 true; all verdicts as expected"
 
 
 def test_numbers_of_numpy_can_be_written() -> None:

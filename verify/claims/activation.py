@@ -70,6 +70,7 @@ CLAIMS = (
             "{departs:.1e}, {percent:.1f} % of what x/2 is there."
         ),
         sources=(LW,),
+        proof="Both forms of GELU are x/2 + x²/√(2π) + O(x⁴).",
     ),
     Claim(
         id="gelu-curvature",
@@ -82,6 +83,11 @@ CLAIMS = (
             "more than anywhere else."
         ),
         sources=(LW,),
+        proof=(
+            "The exact GELU is x Φ(x), whose second derivative (2 − x²) φ(x) is largest in size at "
+            "0: 2 φ(0) = √(2/π). The form with tanh has the same value there; that it is nowhere "
+            "larger is measured."
+        ),
     ),
     Claim(
         id="relu-nonlinear-small",
@@ -94,6 +100,10 @@ CLAIMS = (
             "activation {large:.3f}, {medium:.5f} and {small:.7f}."
         ),
         sources=(LW,),
+        proof=(
+            "For s > 0, ReLU(s x) = s ReLU(x): enlarged, it looks the same at every scale. GELU is "
+            "x/2 + x²/√(2π) + O(x⁴), whose part that is not linear vanishes relative to x."
+        ),
     ),
     Claim(
         id="mlp-widen",

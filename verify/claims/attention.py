@@ -9,7 +9,7 @@ from gpt_verify.claims.case import Case
 from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
 from gpt_verify.claims.evidence import evidence, on_each_model
 from gpt_verify.claims.models import Model
-from gpt_verify.claims.sources import AR, CODE, GPT3, OE
+from gpt_verify.claims.sources import AR, CODE, GPT3, OE, OUR_GRAPH
 from gpt_verify.laws.subject import same_bits
 from gpt_verify.port import CONSTANTS, NotExamined
 
@@ -22,9 +22,9 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.TRUE,
         answer=(
-            "Yes, to the last bit. With all tokens after a position replaced by others, the logits "
-            "up to that position are the same bits at all {boundaries} boundaries that were tried; "
-            "those after it change."
+            "Yes, to the last bit. When all tokens after a position are replaced, the logits up "
+            "to that position stay the same, bit for bit, at all {boundaries} positions that "
+            "were tried, and those after it change."
         ),
         sources=(OE,),
     ),
@@ -48,10 +48,11 @@ CLAIMS = (
         kind=Kind.DOCUMENT,
         expected=Verdict.CORRECTED,
         answer=(
-            "True of some ports: {versions} hands its written-out attention such a mask. OpenAI's "
-            "graph multiplies the scores by a triangle of ones and subtracts {subtracted:.0e} "
-            "above it. It makes no difference: the largest attention weight above the diagonal is "
-            "{above:.0f} in all of them, exactly."
+            "True of some implementations: {versions} adds such a mask in its eager attention. "
+            "OpenAI's src/model.py multiplies the scores by a triangle of ones and subtracts "
+            f"{{subtracted:.0e}} above it (what ran here is {OUR_GRAPH}, from it). The effect is "
+            "the same: the largest attention weight above the diagonal is exactly {above:.0f} in "
+            "all of them."
         ),
         sources=(AR, CODE),
     ),
@@ -61,9 +62,9 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.CORRECTED,
         answer=(
-            "In one direction only. Another last token leaves all {before} earlier outputs the "
-            "same to the bit, but another first token changes {after} of the {before} outputs "
-            "after it: they read its keys and values."
+            "In one direction only. Changing the last token leaves all {before} earlier outputs "
+            "the same, bit for bit, but changing the first token changes {after} of the {before} "
+            "outputs after it, because they read its keys and values."
         ),
         sources=(OE,),
     ),
@@ -122,7 +123,7 @@ def first_sees_itself(model: Model) -> Measured:
 
 @evidence("causal-mask-form")
 def mask_form(case: Case) -> Measured:
-    """What transformers adds, what OpenAI's graph subtracts, and what is left above."""
+    """What transformers adds, what our copy of OpenAI's graph subtracts, and what is left."""
     facts = [code.facts["mask"] for code in case.code()]
     added = all(f["handed"] and f["below_zero"] and f["above_lowest"] for f in facts)
     graph = case.port("openai-tf")

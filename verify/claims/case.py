@@ -21,6 +21,7 @@ from gpt_verify.checkpoint.vocabulary import load
 from gpt_verify.claims.mingpt import untied
 from gpt_verify.claims.models import Model
 from gpt_verify.claims.oracle_port import OraclePort
+from gpt_verify.claims.released import released
 from gpt_verify.claims.transformers_code import TransformersCode, installed
 from gpt_verify.errors import CheckpointError, MissingDependency
 from gpt_verify.lens import Lens, lens, oracle_states
@@ -82,6 +83,11 @@ class Case:
     @property
     def config(self) -> Config:
         return self.checkpoint.config
+
+    @cached_property
+    def released(self) -> str | None:
+        """Which of OpenAI's released models this is, judged by its sizes and vocabulary files."""
+        return released(self.checkpoint)
 
     @cached_property
     def reference(self) -> Model:

@@ -36,17 +36,19 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Source:
-    """The text in which a claim was made.
+    """A text in which a claim was made, or that settles it.
 
     Attributes:
         author: who said it.
         title: of the text.
         link: empty where it is not known.
+        said: the claim was made there; else it is a text to look it up in, which may contradict it.
     """
 
     author: str
     title: str
     link: str = ""
+    said: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,11 @@ class Claim:
         expected: our own judgement. The evidence decides; where it disagrees, the run fails.
         answer: two or three sentences with the measured numbers in braces, by their names in
             ``Measured.numbers``.
-        sources: where it was said; empty where it is common and has no single source.
+        sources: where it was said, if it has a single source, and where it can be looked up.
+        proof: of a theorem, which no number of samples settles: why it holds, in a line. What was
+            measured then illustrates it, and shows that the model is a case of it.
+        criterion: of a claim about weights, whose text gives no number: what is taken to make it
+            hold, after "where".
         released: of a claim about weights, whether it is said to hold on the released ones: that is
             asserted there. None where the text makes no such assertion.
     """
@@ -71,6 +77,8 @@ class Claim:
     expected: Verdict
     answer: str
     sources: tuple[Source, ...] = ()
+    proof: str = ""
+    criterion: str = ""
     released: bool | None = None
 
 
@@ -121,6 +129,12 @@ class Decided:
     def verdict(self) -> Verdict | None:
         """None where it could not be judged."""
         return self.measured.verdict if self.measured else None
+
+    @property
+    def unasserted(self) -> bool:
+        """The claim is about OpenAI's released weights, and was measured on others."""
+        about_released = self.claim.released is not None
+        return about_released and self.measured is not None and not self.asserted
 
     @property
     def contradicted(self) -> bool:

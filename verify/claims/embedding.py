@@ -26,11 +26,11 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.CORRECTED,
         answer=(
-            "The idea is right, one matrix that serves twice; the transposes are the wrong way "
-            "round. With E of {vocab} × {width}, E x would need an x of {width} entries. It is Eᵀ "
-            "x that picks the row of a token, and E y, one number for each of the {vocab} tokens, "
-            "that goes into the softmax: both give the model's own values, {logits} logits "
-            "compared."
+            "The idea is right, one matrix that is used twice, but the transposes are the wrong "
+            "way round. With E of {vocab} × {width}, E x would need an x of {width} entries. It "
+            "is Eᵀ x that picks the row of a token, and E y, one number for each of the {vocab} "
+            "tokens, that goes into the softmax. Both give the model's own values; {logits} "
+            "logits were compared."
         ),
         sources=(SE,),
     ),
@@ -44,8 +44,8 @@ CLAIMS = (
         expected=Verdict.TRUE,
         answer=(
             "Yes. The table has {rows} rows and each position has {columns} logits, so that "
-            "whatever is chosen can be looked up again; fed with its own choice {steps} times in a "
-            "row, the model never names an id that it cannot read."
+            "whatever is chosen can be looked up again. Given its own choice as the next input "
+            "{steps} times in a row, the model never picks an id that it cannot read."
         ),
         sources=(SE,),
     ),
@@ -55,9 +55,9 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.TRUE,
         answer=(
-            "Yes. The product of one-hot vectors with wte and the lookup of rows are the same, bit "
-            "for bit, in all {entries} entries of a {tokens}-token sequence, and with the rows of "
-            "wpe added they are what the model starts from, bit for bit again."
+            "Yes. Multiplying one-hot vectors by wte and looking up its rows give the same "
+            "result, bit for bit, in all {entries} entries of a {tokens}-token sequence. With "
+            "the rows of wpe added, that is what the model starts from, bit for bit again."
         ),
         sources=(SE,),
     ),
@@ -79,11 +79,11 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.CORRECTED,
         answer=(
-            "It depends on which vector. Before the final layer norm it means nothing: a state "
-            "made ten times as long is normed to what it would be with an ε of 1e-7 in place of "
-            "1e-5, and to nothing else. After the norm it is an inverse temperature: with the "
-            "vector halved, left alone and doubled, the mean entropy is {half:.2f}, {whole:.2f} "
-            "and {double:.2f} nats."
+            "It depends on which vector. Before the final layer norm it means nothing, because "
+            "the norm divides it out: making a state ten times as long does no more than an ε of "
+            "1e-7 in place of 1e-5 would. After the norm it is an inverse temperature: with the "
+            "vector halved, left alone and doubled, the mean entropy of the predictions is "
+            "{half:.2f}, {whole:.2f} and {double:.2f} nats."
         ),
         sources=(SE,),
     ),
@@ -99,6 +99,10 @@ CLAIMS = (
             "undone."
         ),
         sources=(LW,),
+        proof=(
+            "W Wᵀ has the rank of W, which is at most the number of its columns, n_embd; an "
+            "invertible matrix of n_vocab rows would need the rank n_vocab, which is larger."
+        ),
     ),
     Claim(
         id="wte-linear",
@@ -106,8 +110,8 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.TRUE,
         answer=(
-            "Yes. What the model starts from, less the rows of wpe, is the one-hot input times wte "
-            "in all {entries} entries, to within one rounding: nothing is added, nothing scaled."
+            "Yes. The first state minus the rows of wpe equals the one-hot input times wte in "
+            "all {entries} entries, to within one rounding: nothing is added, nothing scaled."
         ),
         sources=(AR,),
     ),
@@ -118,8 +122,8 @@ CLAIMS = (
         expected=Verdict.TRUE,
         answer=(
             "Yes: one learned row for each of the {positions} positions, added once, before the "
-            "first block. Row plus row gives all {entries} entries of the first state; without the "
-            "positions {without} of them differ."
+            "first block. Token row plus position row gives all {entries} entries of the first "
+            "state; without the position rows {without} of them differ."
         ),
         sources=(AR,),
     ),
@@ -129,9 +133,9 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.FALSE,
         answer=(
-            "Not in GPT-2. The Transformer of 2017 does so (its section 3.4), GPT-2 adds the rows "
-            "as they are: multiplied by √{width} = {root:.2f}, the token rows would give another "
-            "first state in {differ} of {entries} entries."
+            "Not in GPT-2. The Transformer of 2017 does so (its section 3.4); GPT-2 adds the "
+            "rows as they are. Multiplying the token rows by √{width} = {root:.2f} would change "
+            "{differ} of {entries} entries of the first state."
         ),
         sources=(TRANSFORMER, CODE),
     ),

@@ -24,9 +24,9 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.TRUE,
         answer=(
-            "Yes: of one head's keys, √{head} = {root:.3f}, not of the whole width {width}. That "
-            "gives all {scores} scores of the model from its own q and k; for OpenAI's released "
-            "sizes it is √64 = 8 throughout."
+            "Yes: by that of one head's keys, √{head} = {root:.3f}, not of the whole width "
+            "{width}. Divided by it, the model's own q and k give all its {scores} scores; in "
+            "every size that OpenAI released it is √64 = 8."
         ),
         sources=(AR, TRANSFORMER),
     ),
@@ -40,6 +40,7 @@ CLAIMS = (
             "within the rounding of float64."
         ),
         sources=(AR,),
+        proof="Each term is an exponential, hence positive, divided by the sum of all of them.",
     ),
     Claim(
         id="softmax-maxent",
@@ -50,12 +51,17 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.TRUE,
         answer=(
-            "Yes. {trials} other distributions with the same mean score as the model's attention "
-            "were tried, and none has a larger entropy. With the scores multiplied by β = 1, 0.5 "
-            "and 0.1 the mean entropy is {one:.2f}, {half:.2f} and {tenth:.2f} nats, uniform being "
-            "{uniform:.2f}."
+            "Yes; it is a theorem, proved below. To illustrate it with the model's attention: of "
+            "{trials} other distributions with the same mean score none has a larger entropy. With "
+            "the scores multiplied by β = 1, 0.5 and 0.1 the mean entropy is {one:.2f}, {half:.2f} "
+            "and {tenth:.2f} nats; the uniform distribution has {uniform:.2f}."
         ),
         sources=(AR,),
+        proof=(
+            "With p = softmax(βs), ln p = βs − ln Z. For every q with Σ q s = Σ p s, therefore, "
+            "−Σ q ln p = −Σ p ln p, so that H(p) − H(q) = Σ q ln(q/p) ≥ 0, and 0 only for q = p. "
+            "For β ≥ 0, dH/dβ = −β Var(s) ≤ 0, and β = 0 is the uniform distribution."
+        ),
     ),
     Claim(
         id="qkv-interleaved",
@@ -64,8 +70,8 @@ CLAIMS = (
         expected=Verdict.FALSE,
         answer=(
             "No: first q of all {heads} heads side by side, then all k, then all v, {width} "
-            "numbers each. Cut so, c_attn's output gives the model's own {scores} scores; cut head "
-            "by head, as some later models lay it out, it does not."
+            "numbers each. Split in this way, c_attn's output gives the model's own {scores} "
+            "scores; split head by head, as some later models lay it out, it does not."
         ),
         sources=(CODE,),
     ),
@@ -75,8 +81,8 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.FALSE,
         answer=(
-            "They have: c_attn one of {qkv} entries and c_proj one of {out} in each layer, and "
-            "without them what either puts out is another in all {layers} layers. (Only the last "
+            "They do have biases: that of c_attn has {qkv} entries and that of c_proj {out}, and "
+            "removing them changes the output of both in all {layers} layers. (Only the last "
             "product, to the vocabulary, has none.)"
         ),
         sources=(CODE,),
@@ -132,10 +138,22 @@ def distribution(model: Model) -> Measured:
     return Measured(Verdict.TRUE if right else Verdict.FALSE, numbers)
 
 
+def _slack(p: Array, q: Array, s: Array) -> float:
+    """By how much rounding may let H(q) exceed H(p).
+
+    H(q) ≤ H(p) − Σ (q − p)(s − ln Z) + Σ (p − q), where both sums would be 0 without rounding; each
+    is a sum of as many terms as there are positions, and so are the entropies.
+    """
+    apart, log_z = q - p, float(np.logaddexp.reduce(s))
+    residue = abs(apart @ s) + abs(apart.sum()) * (abs(log_z) + 1)
+    terms = entropy(p) + entropy(q) + q @ np.abs(s) + p @ np.abs(s) + abs(log_z)
+    return float(residue + 4 * (len(p) + 8) * FLOAT64.u * terms)
+
+
 @evidence("softmax-maxent")
 @on_each_model
 def most_entropy(model: Model) -> Measured:
-    """Distributions p (1 + ε w) with Σ p w = 0 and Σ p w s = 0 have the same sum and mean score."""
+    """Distributions p (1 ± w) with Σ p w = 0 and Σ p w s = 0 have the same sum and mean score."""
     rng, trials, best = model.rng(12), 0, True
     entropies = {beta: [] for beta in (1.0, 0.5, 0.1)}  # type: dict[float, list[float]]
     for layer in model.layers:
@@ -154,7 +172,7 @@ def most_entropy(model: Model) -> Measured:
                 w /= 2 * max(np.abs(w).max(), 1e-300)
                 for q in (p * (1 + w), p * (1 - w)):
                     trials += 1
-                    best &= bool(entropy(q) <= entropy(p) + 1e-9)
+                    best &= bool(entropy(q) <= entropy(p) + _slack(p, q, s))
     one, half, tenth = (float(np.mean(found)) for found in entropies.values())
     uniform = math.log(len(model.probe))
     numbers = {"trials": trials, "one": one, "half": half, "tenth": tenth, "uniform": uniform}

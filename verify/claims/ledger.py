@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 
@@ -71,17 +72,34 @@ def complete(claims: Iterable[Claim], evidence: Mapping[str, Evidence]) -> dict[
 
 
 def chosen(ids: Iterable[str]) -> list[Claim]:
-    """The claims of these ids, all where there is none.
+    """The claims of these ids, each once, or all where none is asked for.
+
+    An id may be cut short: ``tie`` is every claim that begins so.
 
     Raises:
-        UsageError: no such claim.
+        UsageError: no claim is called so or begins so.
     """
     known = ledger()
-    asked = list(dict.fromkeys(ids))
-    if unknown := [name for name in asked if name not in known]:
-        near = sorted(name for name in known if name.split("-")[0] == unknown[0].split("-")[0])
-        hint = ", ".join(near or sorted({name.split("-")[0] for name in known}))
-        raise UsageError(
-            f"no claim {one_line(unknown[0])}; there is: {hint}{nearest(unknown[0], known)}"
-        )
-    return [known[name] for name in asked] or list(known.values())
+    asked = {claim: known[claim] for name in ids for claim in _named(name, known)}
+    return list((asked or known).values())
+
+
+def _named(name: str, known: Mapping[str, Claim]) -> list[str]:
+    """The claim of this id, or those that begin so; case and the kind of hyphen are overlooked."""
+    wanted = "-".join(re.split(r"[\s_-]+", name.strip().casefold()))
+    if wanted in known:
+        return [wanted]
+    begun = [claim for claim in known if claim.startswith(wanted)] if wanted.strip("-") else []
+    if not begun:
+        raise UsageError(_unknown(name, wanted, known))
+    return begun
+
+
+def _unknown(name: str, wanted: str, known: Mapping[str, Claim]) -> str:
+    """One line: what there is, and what may be meant."""
+    group = wanted.split("-")[0]
+    groups = sorted({claim.split("-")[0] for claim in known})
+    near = sorted(claim for claim in known if claim.split("-")[0] == group)
+    within = [claim for claim in known if len(wanted) > 2 and wanted in claim]
+    hint = nearest(wanted, [*known, *groups]) or nearest("".join(within[:1]), within)
+    return f"no claim {one_line(name)}; there is: {', '.join(near or groups)}{hint}"

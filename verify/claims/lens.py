@@ -24,10 +24,10 @@ CLAIMS = (
         kind=Kind.DOCUMENT,
         expected=Verdict.FALSE,
         answer=(
-            "No, it is after it: hidden_states[-1] times wteᵀ is already the logits, in "
-            "{versions}. Whoever applies ln_f once more norms twice: on the default checkpoint "
-            "the distributions then differ from the model's by KL {kl_twice_nats:.4f} nats on "
-            "average, little enough to be overlooked and wrong all the same."
+            "No, it is after it: in {versions} hidden_states[-1] times wteᵀ already gives the "
+            "logits. Applying ln_f once more norms twice: on the default checkpoint the "
+            "predictions then differ from the model's by a KL of {kl_twice_nats:.4f} nats on "
+            "average, which is small enough to be overlooked, and wrong all the same."
         ),
         sources=(HF,),
     ),
@@ -49,11 +49,11 @@ CLAIMS = (
         kind=Kind.DOCUMENT,
         expected=Verdict.TRUE,
         answer=(
-            "Such changes there are. Of {idioms} things that code of 2020 does, these no longer "
+            "There are such changes. Of {idioms} things that code of 2020 does, these no longer "
             "work in {versions}: {broken}. (The output [0] of a block was the state of the whole "
-            "batch; where it has become the first row of it, nothing complains.) The lens itself "
-            "is the same: the top tokens of {states} states, and their probabilities, are by that "
-            "library what they are by the reference."
+            "batch; where it has become its first row, no error is raised.) The lens itself is "
+            "unchanged: the top tokens of {states} states and their probabilities are the same "
+            "in that library and in our reference."
         ),
         sources=(LW,),
     ),
@@ -80,6 +80,7 @@ CLAIMS = (
             "r) = {direct:.2f} nats is more than KL(p ‖ q) + KL(q ‖ r) = {detour:.2f}."
         ),
         sources=(LW,),
+        proof="One counterexample refutes each of the two properties, and these are two.",
     ),
 )
 

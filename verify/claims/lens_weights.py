@@ -34,6 +34,10 @@ CLAIMS = (
             "in {first_percent:.0f} % of the positions, with a median probability of "
             "{probability:.3f}."
         ),
+        criterion=(
+            "the input token comes first in more than 90 % of the positions, and its median "
+            "probability is above 0.9."
+        ),
         sources=(LW,),
         released=True,
     ),
@@ -51,6 +55,10 @@ CLAIMS = (
             "input token is first in {first_percent:.0f} % of the positions before and in "
             "{later_percent:.0f} % after it."
         ),
+        criterion=(
+            "the first block makes more than half of the largest KL(input ‖ layer), and the "
+            "input token then comes first less than half as often as before."
+        ),
         sources=(LW,),
         released=True,
     ),
@@ -63,8 +71,13 @@ CLAIMS = (
         kind=Kind.WEIGHTS,
         expected=Verdict.DEPENDS,
         answer=(
-            _ON_PROSE + "tokens) the geometric mean of 1 + rank is {ranks} from the embedding to "
-            "the last block; it falls at {falls} of {blocks} blocks."
+            _ON_PROSE + "tokens) the geometric mean of the final top token's rank, counted from 1, "
+            "is {ranks} from the embedding to the last block; it falls at {falls} of {blocks} "
+            "blocks."
+        ),
+        criterion=(
+            "that rank falls at every block, and is below a hundredth of the vocabulary after "
+            "half of them."
         ),
         sources=(LW,),
         released=True,
@@ -81,6 +94,10 @@ CLAIMS = (
             _ON_PROSE + "tokens) the first block raises KL(input ‖ layer) from 0 to {kl_input:.2f} "
             "nats, while KL(final ‖ layer) falls by {kl_final:.2f} nats there."
         ),
+        criterion=(
+            "no later block raises KL(input ‖ layer) by more than the first, which raises it by "
+            "less than it lowers KL(final ‖ layer)."
+        ),
         sources=(LW,),
         released=True,
     ),
@@ -95,6 +112,7 @@ CLAIMS = (
             "is {rare:.0f} for the rarest third of the tokens and {common:.0f} for the commonest "
             "third (rare: merged late, so of a large id)."
         ),
+        criterion="the median rank of the rarest third is the smaller one.",
         sources=(LW,),
         released=True,
     ),
@@ -104,10 +122,12 @@ CLAIMS = (
         kind=Kind.WEIGHTS,
         expected=Verdict.DEPENDS,
         answer=(
-            "It depends on the weights; on this checkpoint it {word}. In a text that says “{said}” "
-            "{times} times, the rest of the word comes first for good after {median:.1f} of "
-            "{blocks} blocks (median over {tokens} tokens; {never} of them never do)."
+            "It depends on the weights; on this checkpoint it {word}. In a text that says "
+            "“{said}” {times} times, the rest of the word becomes the first guess, and stays it, "
+            "after {median:.1f} of {blocks} blocks (median over {tokens} tokens; for {never} of "
+            "them it never does)."
         ),
+        criterion="the median is more than two thirds of the blocks.",
         sources=(LW,),
         released=True,
     ),
@@ -118,10 +138,11 @@ CLAIMS = (
         expected=Verdict.DEPENDS,
         answer=(
             "It depends on the weights; on this checkpoint it {word}. Where one sentence is said "
-            "{times} times, the next token comes first for good after {median:.1f} of {blocks} "
-            "blocks (median over the {tokens} tokens of the repetitions that the model gets right, "
-            "of {all})."
+            "{times} times, the next token becomes the first guess, and stays it, after "
+            "{median:.1f} of {blocks} blocks (median over those {tokens} of the {all} repeated "
+            "tokens that the model gets right)."
         ),
+        criterion="the median is more than half of the blocks.",
         sources=(LW,),
         released=True,
     ),
@@ -139,6 +160,10 @@ CLAIMS = (
             "guess has {uniform_nats:.2f}), after the first block it is {first_nats:.2f}, and at "
             "the end {final_nats:.2f}; the largest drop is made by block {largest_block}, counted "
             "from 0."
+        ),
+        criterion=(
+            "the loss of the embedding is nearer to that of a uniform guess than to the final "
+            "one, or above it, and the first block lowers it most."
         ),
         sources=(LW,),
         released=True,

@@ -21,9 +21,9 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.TRUE,
         answer=(
-            "Yes. The loss that an implementation returns is that of each output on the token that "
-            "follows, {loss:.4f} nats for {tokens} random tokens; scored on the token that was "
-            "just read it would be {unshifted:.4f}, on the one after next {far:.4f}."
+            "Yes. The loss that an implementation returns scores each output on the token that "
+            "follows: {loss:.4f} nats for {tokens} random tokens. Scored on the token that was "
+            "just read it would be {unshifted:.4f}, and on the one after next {far:.4f}."
         ),
         sources=(OE, LW),
     ),
@@ -34,8 +34,8 @@ CLAIMS = (
         expected=Verdict.TRUE,
         answer=(
             "Yes: {tokens} tokens give {tokens} distributions over {vocab} tokens, and each is "
-            "what the model says when the text ends there: compared at {ends} ends, to within "
-            "rounding. The last one is the guess for a token that is not there yet."
+            "what the model predicts for a text that ends there, to within rounding; {ends} ends "
+            "were compared. The last one is the guess for a token that is not there yet."
         ),
         sources=(LW,),
     ),

@@ -40,9 +40,9 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.FALSE,
         answer=(
-            "It is 1e-5, inside the root. With that all {norms} layer norms come out as the "
-            "model's to within the rounding of float64; with 1e-6 or 1e-12 {others} of them do. "
-            "(Keras' own default, 1e-3, is a third value to look out for.)"
+            "It is 1e-5, inside the root. With that, all {norms} layer norms equal the model's, "
+            "to within the rounding of float64; with 1e-6 or 1e-12 {others} of them do. (Keras' "
+            "own default, 1e-3, is a third value to look out for.)"
         ),
         sources=(CODE,),
     ),
@@ -76,8 +76,8 @@ CLAIMS = (
         expected=Verdict.FALSE,
         answer=(
             "Not when the model runs: the paper scales the weights of residual layers by 1/√N "
-            "once, at initialisation. In the forward pass all {sums} sums are plain; multiplied by "
-            "1/√{sums} = {factor:.3f} what is added would give other states."
+            "once, at initialisation. In the forward pass all {sums} sums are plain; multiplying "
+            "what is added by 1/√{sums} = {factor:.3f} would change the states."
         ),
         sources=(PAPER,),
     ),
@@ -100,8 +100,8 @@ CLAIMS = (
         answer=(
             "Incomplete. Attention and MLP are there, but each reads the state through a layer "
             "norm of its own ({norms} in {layers} blocks), and one more follows the last block. "
-            "Without those in the blocks the predictions are others: total variation "
-            "{variation:.2f} of at most 1."
+            "Without the norms in the blocks the predictions change, by a total variation of "
+            "{variation:.2f} (1 is the most)."
         ),
         sources=(AR,),
     ),

@@ -23,9 +23,10 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.TRUE,
         answer=(
-            "True. The next token is drawn from output k alone, and with the keys and values of "
-            "earlier positions kept, nothing of them is computed again: decoding {tokens} tokens "
-            "so gives the logits of the full pass to within rounding, wherever the sequence is cut."
+            "Yes. The next token is drawn from output k alone. With a cache of the keys and "
+            "values of earlier positions, nothing is computed again for those positions: "
+            "{tokens} tokens decoded with it have the logits of the full pass, to within "
+            "rounding, wherever the sequence is cut."
         ),
         sources=(OE,),
     ),

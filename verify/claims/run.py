@@ -11,9 +11,9 @@ from typing import Any
 from gpt_verify.checkpoint import need_gpt2, open_checkpoint
 from gpt_verify.claims.case import Case
 from gpt_verify.claims.claim import Claim, Decided, Kind, Measured
+from gpt_verify.claims.debates import DEBATES, Debate
 from gpt_verify.claims.evidence import EVIDENCE
-from gpt_verify.claims.ledger import chosen
-from gpt_verify.claims.released import released
+from gpt_verify.claims.ledger import chosen, ledger
 from gpt_verify.claims.transformers_code import TransformersCode, installed
 from gpt_verify.errors import GptVerifyError, described
 from gpt_verify.judging.judge import one_blas_thread
@@ -38,6 +38,22 @@ class ClaimsReport:
     claims: tuple[Decided, ...]
     environment: dict[str, Any]
     repeat: str
+
+    @property
+    def debates(self) -> list[Debate]:
+        """Those of which every claim is here."""
+        here = {decided.claim.id for decided in self.claims}
+        return [d for d in DEBATES if all(name in here for name in ledger() if d.has(name))]
+
+    @property
+    def debate(self) -> Debate | None:
+        """The one that the whole report is about."""
+        about = (d for d in self.debates if all(d.has(one.claim.id) for one in self.claims))
+        return next(about, None)
+
+    @property
+    def unasserted(self) -> list[Decided]:
+        return [decided for decided in self.claims if decided.unasserted]
 
     @property
     def contradicted(self) -> list[Decided]:
@@ -66,7 +82,7 @@ def claims_run(
 
     Args:
         checkpoint: a directory of either format; None takes the one that ships with the package.
-        ids: of claims; none takes all.
+        ids: of claims, or what they begin with (`tie`); none takes all.
         text: in the place of the prose that claims about weights are measured on.
         interpreters: further Pythons whose transformers is examined.
         ignore_keys: keys of the checkpoint's configuration that do not alter what is computed.
@@ -91,7 +107,7 @@ def report_on(
 
     Args:
         case: of a checkpoint.
-        ids: of claims; none takes all.
+        ids: of claims, or what they begin with (`tie`); none takes all.
         words: of the command line that repeats it; ids come after the second.
 
     Raises:
@@ -99,7 +115,7 @@ def report_on(
         LedgerError: the ledger is not whole.
     """
     opened, asked = case.checkpoint, chosen(ids)
-    size = released(opened)
+    size = case.released
     with one_blas_thread():
         decided = tuple(decide(claim, case, size is not None, words) for claim in asked)
     return ClaimsReport(

@@ -1,4 +1,4 @@
-"""The texts that the claims were gathered from."""
+"""The texts that the claims were gathered from, and those in which they can be looked up."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from gpt_verify.claims.claim import Source
 _LENS = "interpreting GPT: the logit lens"
 _LENS_LINK = "https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens"
 #: The post and its comments.
-LW = Source("nostalgebraist", _LENS, _LENS_LINK)
+LW = Source("nostalgebraist", _LENS, _LENS_LINK, said=True)
 #: The comments of one reader there, and the answers to them.
-OE = Source("oekenta", f"comments on “{_LENS}”", _LENS_LINK)
+OE = Source("oekenta", f"comments on “{_LENS}”", _LENS_LINK, said=True)
 SE = Source(
     "question 36192 and its answers",
     "How does GPT use the same embedding matrix for both input and output? (AI Stack Exchange)",
     "https://ai.stackexchange.com/questions/36192/how-does-gpt-use-the-same-embedding-matrix-for-both-input-and-output",
+    said=True,
 )
-AR = Source("arb8020", "gpt-2 notes")
+AR = Source("arb8020", "gpt-2 notes", said=True)
 #: The published code, which settles what most of the others only describe.
 CODE = Source("OpenAI", "gpt-2, src/model.py", "https://github.com/openai/gpt-2")
+#: What the port ``openai-tf`` runs. Nobody is to take it for OpenAI's program.
+OUR_GRAPH = "a TensorFlow graph that gpt-verify writes anew, operation by operation"
 ENCODER = Source("OpenAI", "gpt-2, src/encoder.py", "https://github.com/openai/gpt-2")
+README = Source("OpenAI", "gpt-2, README.md", "https://github.com/openai/gpt-2")
 PAPER = Source("Radford et al. 2019", "Language Models are Unsupervised Multitask Learners")
 TRANSFORMER = Source(
     "Vaswani et al. 2017", "Attention Is All You Need", "https://arxiv.org/abs/1706.03762"

@@ -53,8 +53,8 @@ CLAIMS = (
         kind=Kind.ARCHITECTURE,
         expected=Verdict.FALSE,
         answer=(
-            "No: a space belongs to the word that follows it. Of {words} words of our prose "
-            "{differ} have other tokens behind a space than at the beginning of a text."
+            "No: a space belongs to the word that follows it. Of {words} words of our prose, "
+            "{differ} have other tokens after a space than at the beginning of a text."
         ),
         sources=(ENCODER,),
     ),
@@ -64,9 +64,9 @@ CLAIMS = (
         kind=Kind.DOCUMENT,
         expected=Verdict.FALSE,
         answer=(
-            "No. In {versions} an empty text has {empty} tokens, and a text has as many with "
-            "special tokens asked for as without. In training <|endoftext|> stood between texts; "
-            "whoever wants it in front must put it there."
+            "No. In {versions} an empty text has {empty} tokens, and a text has no more of them "
+            "when special ones are asked for. In training, <|endoftext|> stood between texts; to "
+            "have it in front, put it there."
         ),
         sources=(HF,),
     ),

@@ -9,8 +9,8 @@ from gpt_verify.claims.case import Case
 from gpt_verify.claims.claim import Claim, Kind, Measured, Verdict
 from gpt_verify.claims.evidence import evidence
 from gpt_verify.claims.same import SAME
-from gpt_verify.claims.sources import GPT1, HF, MINGPT, OE, SE
-from gpt_verify.port import META_GRAPH, TYING
+from gpt_verify.claims.sources import CODE, GPT1, HF, MINGPT, OE, OUR_GRAPH, SE
+from gpt_verify.port import META_GRAPH, TYING, StoredGraph
 
 CLAIMS = (
     Claim(
@@ -22,12 +22,11 @@ CLAIMS = (
         kind=Kind.DOCUMENT,
         expected=Verdict.TRUE,
         answer=(
-            "Yes. In the published graph, as TensorFlow runs it, walking back from the logits: "
-            "{graph}. In the graph stored beside the weights (OpenAI's own, for the released "
-            "ones): {stored}. Variables of {vocab} × {width} in it: "
-            "{tables}."
+            f"Yes. What ran here is not OpenAI's program but {OUR_GRAPH}, from the published "
+            "src/model.py. Walking back from its logits: {graph}. {beside} Trained "
+            "variables of {vocab} × {width} in the graph that ran: {tables}."
         ),
-        sources=(OE,),
+        sources=(OE, CODE),
     ),
     Claim(
         id="tie-gpt1",
@@ -39,10 +38,11 @@ CLAIMS = (
         expected=Verdict.TRUE,
         answer=(
             "Yes. Equation 2 of Radford et al. 2018 has the one symbol W_e at the beginning and, "
-            "transposed, at the end. The port of GPT-1 in {versions} is built so: head and table "
-            "share their memory, a write to the table shows in the logits, and state times "
-            "table-transposed is the logits, to within the rounding of float64. To within that, "
-            "too, its logits are those of the reference of GPT, whose one table is at both ends."
+            "transposed, at the end. The port of GPT-1 in {versions} is built like that: head "
+            "and table share their memory, a write to the table shows in the logits, and the "
+            "last state times the transposed table is the logits, to within the rounding of "
+            "float64. Its logits also equal those of our reference of GPT-1, which has one table "
+            "for both ends."
         ),
         sources=(OE, GPT1),
     ),
@@ -68,11 +68,12 @@ CLAIMS = (
         kind=Kind.DOCUMENT,
         expected=Verdict.TRUE,
         answer=(
-            "Yes: its first version has tok_emb and, apart from it, head. A model of that design "
-            "(ours; minGPT is not installable) has the same bits in both when GPT-2's weights have "
-            "been loaded, so its logits are GPT-2's. One step of training later at least {percent} "
-            "% of the {entries} entries differ: nothing holds the two together, and the model has "
-            "{entries} parameters more than GPT-2."
+            "Yes: its first version has tok_emb and, apart from it, head. (That is read in its "
+            "code; what ran here is a model of the same design that we wrote, because minGPT "
+            "cannot be installed as a package.) Once GPT-2's weights are loaded, both matrices "
+            "hold the same bits, so that its logits are GPT-2's. After one step of training at "
+            "least {percent} % of the {entries} entries differ: nothing holds the two together, "
+            "and the model has {entries} parameters more than GPT-2."
         ),
         sources=(SE, MINGPT),
     ),
@@ -85,6 +86,19 @@ def _torch() -> Any:
     return torch
 
 
+def _beside(stored: StoredGraph, released: str | None) -> str:
+    """Whose graph lies beside the weights, and what it says."""
+    if released is None:
+        own = "OpenAI's own graph is in the .meta file that it released with its weights"
+        more = f"{own}; given those by --checkpoint, this test examines it as well."
+        if not stored.found:
+            return f"No forward pass is stored beside these weights. {more}"
+        return f"Nor is the graph beside these weights OpenAI's: {stored.description}. {more}"
+    if not stored.found:
+        return f"OpenAI's own graph was not found in the .meta file: {stored.description}."
+    return f"OpenAI's own graph, in the .meta file that it released: {stored.description}."
+
+
 @evidence("tie-graph")
 def one_variable(case: Case) -> Measured:
     """The graph that is run, and the graph in the checkpoint's ``.meta`` where it has a forward."""
@@ -94,7 +108,7 @@ def one_variable(case: Case) -> Measured:
     shapes = [p.shape for p in model.subject.parameters]
     tables = shapes.count((case.config.n_vocab, case.config.n_embd))
     both = tied and stored.tied is not False
-    numbers = {"graph": graph, "stored": stored.description, "tables": tables}
+    numbers = {"graph": graph, "beside": _beside(stored, case.released), "tables": tables}
     sizes = {"vocab": case.config.n_vocab, "width": case.config.n_embd}
     verdict = Verdict.TRUE if both else Verdict.FALSE
     return Measured(verdict, {**numbers, **sizes}, asked=(model.name,))

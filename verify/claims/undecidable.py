@@ -18,9 +18,9 @@ CLAIMS = (
         kind=Kind.NOT_DECIDABLE,
         expected=Verdict.UNDECIDABLE,
         answer=(
-            "Nothing here can tell. It is a claim about training: two models would have to be "
-            "trained, with weight decay and without. A checkpoint holds {tensors} tensors of the "
-            "finished model and {more} that record how it was trained."
+            "Running the model cannot decide it, because it is a claim about training: two models "
+            "would have to be trained, one with weight decay and one without. A checkpoint holds "
+            "{tensors} tensors of the finished model and {more} that record how it was trained."
         ),
         sources=(LW,),
     ),
@@ -30,9 +30,9 @@ CLAIMS = (
         kind=Kind.NOT_DECIDABLE,
         expected=Verdict.UNDECIDABLE,
         answer=(
-            "Nothing here can tell: GPT-2 is no masked language model. It is asked for the token "
-            "that follows, not for one that was hidden, and never looks ahead: of {weights} "
-            "attention weights above the diagonal {ahead} differs from zero."
+            "GPT-2 cannot decide it, because it is not a masked language model: it predicts the "
+            "token that follows, not one that was hidden, and never looks ahead. Of {weights} "
+            "attention weights above the diagonal, {ahead} differs from zero."
         ),
         sources=(LW,),
     ),

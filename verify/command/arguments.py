@@ -171,7 +171,10 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
 
 def _add_claims(claims: argparse.ArgumentParser) -> None:
     claims.add_argument(
-        "ids", nargs="*", metavar="ID", help="tie-transpose …: with the whole answer; default: all"
+        "ids",
+        nargs="*",
+        metavar="ID",
+        help="tie-transpose, or what several begin with: tie; with whole answers; default: all",
     )
     _add_checkpoint(claims)
     claims.add_argument(

@@ -87,6 +87,7 @@ def _lens(args: argparse.Namespace) -> int:
 def _claims(args: argparse.Namespace) -> int:
     from gpt_verify.claims.run import claims_run
     from gpt_verify.report.claims import html, json, markdown, messages, terminal
+    from gpt_verify.report.lens.terminal import colours_of
     from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
 
     asked = {"json": args.json, "html": args.html, "markdown": args.markdown}
@@ -112,7 +113,8 @@ def _claims(args: argparse.Namespace) -> int:
     if args.quiet:
         text = messages.summary(report) + "\n"
     else:
-        text = terminal.render(report, full=bool(args.ids))
+        coloured = colours_of(stream) is not None
+        text = terminal.render(report, full=bool(args.ids), colour=coloured)
     say(text, stream, json.render(report) if to_stdout else "")
     if unwritten is not None:
         raise unwritten

@@ -1,4 +1,4 @@
-"""The ledger for programs (docs/report.md)."""
+"""The ledger for programs (docs/ledger.md)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 from gpt_verify.claims.claim import Decided
+from gpt_verify.claims.debates import Debate
 from gpt_verify.claims.run import ClaimsReport
-from gpt_verify.report.claims.messages import complaint
+from gpt_verify.report.claims.messages import complaint, settled
 from gpt_verify.report.json import plain
 
 #: ``major.minor``: a key that is added raises the minor number, any other change the major one.
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 VERDICTS = {0: "as expected", 1: "contradicted", 2: "unjudged"}
 
 
@@ -21,7 +22,8 @@ def claim_as_dict(decided: Decided) -> dict[str, Any]:
         "id": claim.id,
         "statement": claim.statement,
         "source": [
-            {"author": s.author, "title": s.title, "link": s.link or None} for s in claim.sources
+            {"author": s.author, "title": s.title, "link": s.link or None, "said": s.said}
+            for s in claim.sources
         ],
         "kind": claim.kind.value,
         "verdict": decided.verdict.value if decided.verdict else None,
@@ -35,8 +37,21 @@ def claim_as_dict(decided: Decided) -> dict[str, Any]:
             "asked": list(measured.asked) if measured else [],
         },
         "answer": plain(decided.answer),
+        "proof": claim.proof or None,
+        "criterion": claim.criterion or None,
         "complaint": plain(complaint(decided)) or None,
         "repeat": plain(decided.repeat),
+    }
+
+
+def debate_as_dict(debate: Debate, report: ClaimsReport) -> dict[str, Any]:
+    return {
+        "id": debate.id,
+        "question": debate.question,
+        "settled": not debate.doubts(report.claims),
+        "answer": list(settled(debate, report)),
+        "rests_on": list(debate.rests_on),
+        "snippet": debate.snippet,
     }
 
 
@@ -48,6 +63,7 @@ def as_dict(report: ClaimsReport) -> dict[str, Any]:
         "repeat": plain(report.repeat),
         "checkpoint": plain(report.checkpoint),
         "environment": plain(report.environment),
+        "debates": [debate_as_dict(debate, report) for debate in report.debates],
         "claims": [claim_as_dict(decided) for decided in report.claims],
     }
 
