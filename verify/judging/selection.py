@@ -5,17 +5,19 @@ Every command and the pytest plugin come this way, so that the same words mean t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_verify.errors import MissingDependency
 from gpt_verify.judging.options import Options
-from gpt_verify.judging.repeat import repeat_command
+from gpt_verify.judging.repeat import repeat_call, repeat_command
 
 if TYPE_CHECKING:
     from gpt_verify.checkpoint import Checkpoint
+    from gpt_verify.port import Port
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,33 @@ class Request:
         """The same for one port."""
         return replace(self, specs=(spec,), ports=(spec,), missing=())
 
-    def repeat(self, command: str = "run") -> str:
+    @property
+    def in_memory(self) -> bool:
+        """Whether one of the ports is an object, which no command line can name."""
+        return not self.held.keys().isdisjoint(self.ports)
+
+    def repeat(self, command: str = "run", **more: object) -> str:
         """The command line that asks for the same. It is as short as what was typed: ports that
-        were chosen for the user are chosen again."""
+        were chosen for the user are chosen again. What is in memory has none, and is asked for in
+        Python."""
+        if self.in_memory:
+            held = self.held.keys()
+            return repeat_call(self.path, self.ports, held, self.options, command, **more)
         return repeat_command(self.path, self.ports, self.options, command)
 
     def repeats(self) -> list[str]:
         """The command line of each port alone."""
         return [self.alone(spec).repeat() for spec in self.specs]
+
+    def builder(self, spec: str) -> Callable[[], Port]:
+        """How to make one of the ports, from its specification or from what was handed over."""
+        from gpt_verify.ports import registry
+
+        dtype: Any = self.options.dtype
+        if spec not in self.held:
+            return partial(registry.build, spec, self.checkpoint, dtype, self.options.device)
+        held, device = self.held[spec], self.options.device
+        return lambda: registry.port_of(spec, lambda: held, self.checkpoint, dtype, device)
 
 
 def request(
