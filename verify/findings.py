@@ -291,7 +291,7 @@ class PortReport:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Shown):
     """One run: a checkpoint, the ports that were judged against it, and how to repeat it.
 

@@ -7,7 +7,6 @@ which loads nothing before it is used.
 from __future__ import annotations
 
 import base64
-from typing import Any
 
 #: Style of the frame; the reader may drag its lower edge.
 _STYLE = "width: 100%; height: 40em; border: 0; resize: vertical; overflow: auto"
@@ -28,17 +27,12 @@ def framed(page: str) -> str:
 
 
 class Printed:
-    """Something that the command prints."""
+    """Something that the command prints: it looks the same in a prompt of Python's."""
 
-    def __str__(self) -> str:
-        """What the command prints."""
+    def __repr__(self) -> str:
         from gpt_verify import words
 
         return words(self).rstrip("\n")
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """What IPython prints, where it shows no HTML."""
-        printer.text(str(self))
 
 
 class Shown(Printed):

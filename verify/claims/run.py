@@ -24,7 +24,7 @@ from gpt_verify.shown import Shown
 from gpt_verify.text import number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ClaimsReport(Shown):
     """Every claim that was asked for.
 

@@ -66,7 +66,7 @@ class Reading:
     exception: BaseException | None = field(default=None, compare=False, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LensReport(Shown):
     """One text, read through the lens of the reference and of ports.
 

@@ -85,7 +85,7 @@ def json(result: Printed) -> str:
 
 
 def words(result: Printed) -> str:
-    """What the command prints, without colours; ``str`` of a result is the same."""
+    """What the command prints, without colours; a result's ``repr`` is the same."""
     match result:
         case Report():
             return report_terminal.render(result)

@@ -149,7 +149,7 @@ def _numbered(findings: Sequence[Finding]) -> dict[tuple[str, str | None, int], 
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison(Printed):
     """Two reports of one checkpoint and the same inputs.
 
