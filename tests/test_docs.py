@@ -16,7 +16,10 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import laws_page  # noqa: E402  # after the line above
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def test_the_page_of_the_laws_is_made_from_the_laws() -> None:
