@@ -81,7 +81,7 @@ class TestWords:
         made = report(wrong())
         assert str(made).startswith("refuted: ")
         assert pretty(made) == str(made)
-        assert str(gv.compare(made, made)).splitlines()[-1].startswith("nothing worse")
+        assert str(gv.compare(made, made)).splitlines()[-1].startswith("nothing is worse")
 
     def test_one_claim_is_answered_and_several_are_listed(self) -> None:
         one, two = gv.claims("tie-transpose"), gv.claims(["tie-transpose", "wpe-added"])

@@ -27,7 +27,7 @@ def framed(page: str) -> str:
 
 
 class Printed:
-    """Something that the command prints: it looks the same in a prompt of Python's."""
+    """Something that the command prints, and that looks the same at a Python prompt."""
 
     def __repr__(self) -> str:
         from gpt_verify import words

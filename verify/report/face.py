@@ -90,10 +90,7 @@ def words(result: Printed) -> str:
         case Report():
             return report_terminal.render(result)
         case LensReport():
-            view = picture.view(_STATISTIC)
-            return lens_terminal.render(
-                result, view, colours=None, width=lens_terminal.WIDEST, sub_blocks=False
-            )
+            return lens_terminal.render(result, picture.view(_STATISTIC))
         case ClaimsReport():
             return claims_terminal.render(result, full=len(result.claims) == 1)
         case Comparison():
