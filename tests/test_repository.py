@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import ast
 import configparser
+import json
 import os
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -233,12 +235,30 @@ class TestSecurity:
 
 
 class TestCoverage:
-    def test_both_folders_are_measured_with_their_branches(self) -> None:
-        run = PROJECT["tool"]["coverage"]["run"]
-        assert run["source"] == ["gpt_verify"] and run["branch"] is True
-        assert "coverage" in tox_environments()
-        for folder, name in (("verify", "gpt_verify"), ("reference", "gpt_verify/reference")):
-            assert (ROOT / name).resolve() == ROOT / folder
+    def test_both_folders_are_measured_with_their_branches(self, tmp_path: Path) -> None:
+        """In a child of what is measured as well, as xdist, the command and engines have them."""
+        child = (
+            "import subprocess, sys; subprocess.run([sys.executable, '-c', "
+            "'from gpt_verify.text import count; count(1, str())'], check=True)"
+        )
+        (tmp_path / "parent.py").write_text(f"import gpt_verify.reference.ops\n{child}\n")
+        environment = {**os.environ, "COVERAGE_FILE": str(tmp_path / "data")}
+
+        def coverage(*words: str) -> None:
+            command = [sys.executable, "-m", "coverage", *words]
+            subprocess.run(command, cwd=ROOT, env=environment, check=True)
+
+        coverage("run", str(tmp_path / "parent.py"))
+        coverage("combine", "--quiet")
+        coverage("json", "--quiet", "-o", str(tmp_path / "found.json"))
+        found = json.loads((tmp_path / "found.json").read_text())
+        assert found["meta"]["branch_coverage"] is True
+        for name in ("reference/ops.py", "verify/text.py"):
+            lines = found["files"][name]["summary"]
+            assert 0 < lines["covered_lines"] < lines["num_statements"]
+            assert lines["num_branches"] > 0
+        # A file that nobody imports is a file that no test runs.
+        assert found["files"]["verify/power/trial.py"]["summary"]["covered_lines"] == 0
 
     def test_what_is_left_out_cannot_run(self) -> None:
         patterns = PROJECT["tool"]["coverage"]["report"]["exclude_also"]

@@ -17,7 +17,6 @@ def framed(page: str) -> str:
 
     The page comes as a ``data:`` address in a sandbox, so that its origin is nobody's: its style
     does not leak into the notebook, and its script can neither read nor change what is around it.
-    (In ``srcdoc``, a link to a place in the page would load the notebook in its stead.)
     """
     content = base64.b64encode(page.encode("utf-8")).decode("ascii")
     return (
