@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from models import checkpoint
 
 import gpt_verify as gv
+from gpt_verify.judging.options import Options
+from gpt_verify.judging.selection import request
 
 
 def _module(source: gv.Checkpoint) -> Any:
@@ -89,6 +92,13 @@ def test_a_function_and_a_port_in_one_run(directory: Any) -> None:
     assert [port.name for port in report.ports] == ["right", "halved", "right 2"]
     verified, refuted = gv.Verdict.VERIFIED, gv.Verdict.REFUTED
     assert [port.verdict for port in report.ports] == [verified, refuted, verified]
+
+
+def test_a_part_of_a_module_is_not_its_name(directory: Any) -> None:
+    _, module = _module(gv.open_checkpoint(directory))
+    module.name = torch.nn.Identity()
+    asked = request(Path(directory), [module, torch.nn.Linear(1, 1)], Options())
+    assert asked.specs == ("GPT2LMHeadModel", "Linear")
 
 
 def test_what_is_no_port_is_an_error_in_the_report(directory: Any) -> None:
@@ -196,3 +206,21 @@ def test_a_port_from_memory_is_repeated_in_python(directory: Any) -> None:
         "tokens=[1, 2], require=['50%'])"
     )
     assert eval(report.repeat, {"gpt_verify": gv, "mine": mine}).repeat == report.repeat
+
+
+def test_what_is_handed_over_is_no_specification_whatever_it_is_called(directory: Any) -> None:
+    """``huggingface`` stands for two ports of ours, on the command line."""
+
+    def huggingface(tokens: Any) -> Any:
+        return np.zeros((*np.shape(tokens), gv.open_checkpoint(directory).config.n_vocab))
+
+    halved = Halved(gv.open_checkpoint(directory))
+    halved.name = "huggingface-eager"
+    asked = request(Path(directory), [huggingface, "huggingface", halved, halved], Options())
+    assert asked.specs == (
+        *("huggingface 2", "huggingface-eager", "huggingface-sdpa"),
+        *("huggingface-eager 2", "huggingface-eager 3"),
+    )
+    assert asked.held == dict(zip(asked.held, [huggingface, halved, halved], strict=True))
+    (port,) = gv.run(huggingface, directory, lengths=[3]).ports
+    assert (port.name, port.verdict) == ("huggingface", gv.Verdict.REFUTED)

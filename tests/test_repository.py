@@ -274,5 +274,5 @@ class TestCoverage:
 
 def test_what_these_files_name_is_pinned() -> None:
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    for name in ("build", "coverage", "nbclient", "ipykernel", "ruff", "mypy"):
+    for name in ("build", "coverage", "pre_commit", "nbclient", "ipykernel", "ruff", "mypy"):
         assert re.search(rf"^{name}==", pins, re.MULTILINE), name
