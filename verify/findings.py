@@ -300,7 +300,8 @@ class Report(Shown):
         ports: what was found about each.
         inputs: ``lengths`` and ``seed``, or ``text``/``tokens``; enough to repeat the run.
         environment: versions and platform.
-        repeat: the command line that repeats the run.
+        repeat: the command line that repeats the run; a line of Python where a port was handed over
+            in memory.
     """
 
     checkpoint: dict[str, Any]

@@ -75,7 +75,8 @@ class LensReport(Shown):
         text: what was read, as text; its ids where the checkpoint has no vocabulary.
         names: token id → its text, every byte visible, for every id that occurs.
         readings: the reference first.
-        repeat: the command line that reads it again.
+        repeat: the command line that reads it again; a line of Python where a port was handed over
+            in memory.
     """
 
     checkpoint: dict[str, Any]
