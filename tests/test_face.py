@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from models import checkpoint
 
 import gpt_verify as gv
+from gpt_verify.judging.options import Options
+from gpt_verify.judging.selection import request
 
 
 def _module(source: gv.Checkpoint) -> Any:
@@ -91,7 +94,133 @@ def test_a_function_and_a_port_in_one_run(directory: Any) -> None:
     assert [port.verdict for port in report.ports] == [verified, refuted, verified]
 
 
+def test_a_part_of_a_module_is_not_its_name(directory: Any) -> None:
+    _, module = _module(gv.open_checkpoint(directory))
+    module.name = torch.nn.Identity()
+    asked = request(Path(directory), [module, torch.nn.Linear(1, 1)], Options())
+    assert asked.specs == ("GPT2LMHeadModel", "Linear")
+
+
 def test_what_is_no_port_is_an_error_in_the_report(directory: Any) -> None:
     (port,) = gv.run(gv.IGNORED, directory, lengths=[5]).ports  # type: ignore[arg-type]
     assert port.verdict is gv.Verdict.UNJUDGED
     assert port.error is not None and "returned int" in port.error
+
+
+class TestLens:
+    def test_a_module_from_memory_beside_the_reference(self, directory: Any) -> None:
+        _, module = _module(gv.open_checkpoint(directory))
+        read = gv.lens(module, tokens=np.array([3, 1, 4, 1]), checkpoint=directory)
+        own, port = read.readings
+        assert (own.name, port.name, port.error) == ("reference", "GPT2LMHeadModel", None)
+        assert port.lens is not None
+        states, k = 2 * gv.open_checkpoint(directory).config.n_layer + 1, 5
+        for lens in (read.reference, port.lens):
+            assert lens.loss_nats.shape == lens.rank_input.shape == (states, 4)
+            assert lens.top_ids.shape == (states, 4, k)
+        # The last state is what the module itself predicts from.
+        with torch.no_grad():
+            logits = module(torch.tensor([[3, 1, 4, 1]])).logits[0]
+        assert port.lens.top1_NT[-1].tolist() == logits.argmax(-1).tolist()
+
+    def test_a_fault_shows_from_its_layer_on(self, directory: Any) -> None:
+        _, module = _module(gv.open_checkpoint(directory))
+        module.transformer.h[1].mlp.act = torch.nn.ReLU()
+        read = gv.lens(module, tokens=[3, 1, 4, 1, 5], checkpoint=directory)
+        port = read.readings[1].lens
+        assert port is not None
+        apart = np.abs(port.entropy_nats - read.reference.entropy_nats).max(axis=1)
+        first = read.reference.sites.index("h.1.resid_post")
+        assert apart[first:].min() > apart[:first].max()
+
+    def test_what_has_no_states_says_so(self, directory: Any) -> None:
+        def mine(tokens: Any) -> Any:
+            return np.zeros((*tokens.shape, gv.open_checkpoint(directory).config.n_vocab))
+
+        read = gv.lens(mine, tokens=[3, 1], checkpoint=directory)
+        assert read.exit_status == 2
+        assert read.readings[1].error is not None and "not shown" in read.readings[1].error
+        assert read.repeat == f"gpt_verify.lens(mine, checkpoint={str(directory)!r}, tokens=[3, 1])"
+
+    @pytest.mark.parametrize(
+        ("arguments", "complaint"),
+        [
+            ({}, "a text or tokens"),
+            ({"text": "a", "tokens": [1, 2]}, "a text or tokens"),
+            ({"tokens": [1, 2], "top": 0}, "top: 0 is less than 1"),
+            ({"tokens": [1, 2], "decoder": "no"}, "--decoder no"),
+            ({"tokens": [[1, 2]]}, "tokens: whole numbers"),
+        ],
+    )
+    def test_what_makes_no_sense(self, arguments: Any, complaint: str) -> None:
+        with pytest.raises(gv.UsageError, match=complaint):
+            gv.lens(**arguments)
+
+
+def test_claims() -> None:
+    (decided,) = gv.claims("wpe-added").claims
+    assert (decided.claim.id, decided.verdict, decided.contradicted) == ("wpe-added", "true", False)
+    with pytest.raises(gv.UsageError, match="did you mean wpe-added"):
+        gv.claims(["wpe-add"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"device": "gpu"}, "device 'gpu': one of cpu, cuda"),
+        ({"dtype": "float64"}, "dtype 'float64': None, or one of float32"),
+        ({"seed": -1}, "seed: -1 is less than 0"),
+        ({"seed": 0.5}, "seed: whole numbers"),
+        ({"lengths": [0]}, "lengths: 0 is less than 1"),
+        ({"tokens": ["a"]}, "tokens: whole numbers"),
+        ({"text": b"a"}, "text: a string, not bytes"),
+        ({"require": "everything"}, "everything"),
+        ({"ignore_keys": "none"}, "none"),
+    ],
+)
+def test_options_that_make_no_sense(arguments: Any, complaint: str) -> None:
+    with pytest.raises(gv.UsageError, match=complaint):
+        gv.run(gv.IGNORED, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_function_of_the_face_is_not_hidden_by_the_room_of_its_name() -> None:
+    """Whatever has been imported, and in whatever order."""
+    code = (
+        "import gpt_verify as gv, gpt_verify.lens, gpt_verify.claims.tying\n"
+        "from gpt_verify.lens import Lens\n"
+        "from gpt_verify import claims, lens\n"
+        "assert gv.lens is lens and gv.claims is claims and gv.Lens is Lens\n"
+        "assert lens.__module__ == 'gpt_verify.judging.face', lens\n"
+        "assert callable(gv.claims)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+
+
+def test_a_port_from_memory_is_repeated_in_python(directory: Any) -> None:
+    def mine(tokens: Any) -> Any:
+        raise ValueError
+
+    report = gv.run(["huggingface-eager", mine], directory, tokens=np.array([1, 2]), require="50%")
+    assert report.repeat == (
+        f"gpt_verify.run(['huggingface-eager', mine], checkpoint={str(directory)!r}, "
+        "tokens=[1, 2], require=['50%'])"
+    )
+    assert eval(report.repeat, {"gpt_verify": gv, "mine": mine}).repeat == report.repeat
+
+
+def test_what_is_handed_over_is_no_specification_whatever_it_is_called(directory: Any) -> None:
+    """``huggingface`` stands for two ports of ours, on the command line."""
+
+    def huggingface(tokens: Any) -> Any:
+        return np.zeros((*np.shape(tokens), gv.open_checkpoint(directory).config.n_vocab))
+
+    halved = Halved(gv.open_checkpoint(directory))
+    halved.name = "huggingface-eager"
+    asked = request(Path(directory), [huggingface, "huggingface", halved, halved], Options())
+    assert asked.specs == (
+        *("huggingface 2", "huggingface-eager", "huggingface-sdpa"),
+        *("huggingface-eager 2", "huggingface-eager 3"),
+    )
+    assert asked.held == dict(zip(asked.held, [huggingface, halved, halved], strict=True))
+    (port,) = gv.run(huggingface, directory, lengths=[3]).ports
+    assert (port.name, port.verdict) == ("huggingface", gv.Verdict.REFUTED)

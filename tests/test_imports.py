@@ -33,7 +33,7 @@ ADAPTERS = ("verify/ports/", "verify/engines/")
 
 #: What each room of ``verify`` may import from, besides the nouns at its door and the reference.
 #: A room may import only from rooms above it, so that there is no circle.
-NOUNS = {"errors", "explanation", "findings", "inputs", "port", "sites", "text"}
+NOUNS = {"errors", "explanation", "findings", "inputs", "port", "shown", "sites", "text"}
 ROOMS: dict[str, set[str]] = {
     "process": set(),
     "engines": {"process"},

@@ -18,6 +18,7 @@ from gpt_verify.command.arguments import build_parser
 from gpt_verify.findings import Finding, Place, PortReport, Report, Status
 from gpt_verify.judging.repeat import repeat_command
 from gpt_verify.judging.run import Options
+from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.report import json as json_report
 from gpt_verify.report import junit, terminal
 from gpt_verify.report.mapping import mapping_lines
@@ -180,7 +181,7 @@ class TestTerminal:
         )
 
     def test_a_known_fault_is_said_in_a_sentence(self) -> None:
-        port = replace(wrong(), explained_by=("gelu-erf", "no-such-fault"))
+        port = dataclasses.replace(wrong(), explained_by=("gelu-erf", "no-such-fault"))
         text = terminal.render(report(port), repeats=["a line of Python"])
         sentence = CATALOGUE["gelu-erf"].summary
         assert f"explained by: gelu-erf, no-such-fault\n    gelu-erf: the port {sentence}\n" in text

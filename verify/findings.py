@@ -12,15 +12,20 @@ from enum import StrEnum
 from typing import Any
 
 from gpt_verify.explanation import Explanation
+from gpt_verify.shown import Shown
 
 
 class Status(StrEnum):
+    """What came of one check; a string as well."""
+
     PASSED = "passed"
     FAILED = "failed"
     NOT_EXAMINED = "not_examined"
 
 
 class Verdict(StrEnum):
+    """What came of one port, or of a run; a string as well."""
+
     VERIFIED = "verified"
     REFUTED = "refuted"
     UNJUDGED = "unjudged"
@@ -222,6 +227,13 @@ class PortReport:
     """Everything that was found about one port.
 
     Attributes:
+        name: as the report prints it.
+        dtype: the precision that the port declares, and is judged in.
+        device: ``cpu`` or ``cuda``.
+        weights_from: ``"checkpoint"`` where they were converted from the checkpoint under test,
+            ``"port"`` where they are the port's own, ``"both"``, or the directory or hub id that
+            the port loaded them from.
+        findings: every check, at every site.
         waived: the laws that the port declares not to bind it.
         remarks: what the port says of itself.
         error: why the port could not be judged (one line), or None.
@@ -231,7 +243,8 @@ class PortReport:
         causes: the same, each with what it explains.
         explanations: what was tried at each site and tensor that is wrong by itself.
         mapping: the port's parameter name → what it is in the checkpoint.
-        logits_floors: RMS error of the logits in noise floors, or None.
+        logits_floors: RMS error of the logits in noise floors, the distance to which rounding in
+            the port's precision takes the logits of this input; None where they were not compared.
         seconds: wall time spent on this port.
         exception: what ``error`` words, with its traceback; not part of any report file.
     """
@@ -278,15 +291,17 @@ class PortReport:
         return found
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """One run: a checkpoint, the ports that were judged against it, and how to repeat it.
 
     Attributes:
         checkpoint: ``path``, ``format``, ``config``, ``parameters``, ``files`` (name → sha256).
+        ports: what was found about each.
         inputs: ``lengths`` and ``seed``, or ``text``/``tokens``; enough to repeat the run.
         environment: versions and platform.
-        repeat: the command line that repeats the run.
+        repeat: the command line that repeats the run; a line of Python where a port was handed over
+            in memory.
     """
 
     checkpoint: dict[str, Any]

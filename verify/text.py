@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -207,3 +208,10 @@ def headline(report: Report) -> str:
 def count(n: int, noun: str) -> str:
     """``1 check``, ``2 checks``."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def typed_path(text: str) -> Path:
+    """A directory as a user wrote it: ``./gpt2`` must not become ``gpt2``, which may be a model of
+    the hub."""
+    path = Path(text)
+    return path.absolute() if text.startswith(".") and not os.path.lexists(path) else path

@@ -22,10 +22,10 @@ class Checkpoint:
     Attributes:
         path: the directory.
         format: ``"openai"`` or ``"huggingface"``.
-        config: sizes.
+        config: sizes: ``n_vocab``, ``n_ctx``, ``n_embd``, ``n_head``, ``n_layer``.
         tensors: name → float32 array, read when it is looked up and not kept. Matrices have the
-            shape ``[in, out]``; names and shapes are those of ``reference.tensor_table``. What a
-            port is handed is its own, to keep and to change (``gpt_verify.checkpoint.handed``).
+            shape ``[in, out]``; names are OpenAI's: ``wte``, ``h0/attn/c_attn/w``. What a port is
+            handed is its own, to keep and to change.
         files: every file that was used, for the report's checksums.
         encoder: ``encoder.json``, where there is one.
         merges: ``vocab.bpe``, where there is one.

@@ -127,7 +127,8 @@ class Decided:
 
     @property
     def verdict(self) -> Verdict | None:
-        """None where it could not be judged."""
+        """``true``, ``false``, ``true-with-a-correction``, ``depends-on-weights`` or
+        ``undecidable-here``, all of them strings; None where it could not be judged."""
         return self.measured.verdict if self.measured else None
 
     @property

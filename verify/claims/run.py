@@ -20,11 +20,12 @@ from gpt_verify.judging.judge import one_blas_thread
 from gpt_verify.judging.run import environment, sha256
 from gpt_verify.port import NotExamined
 from gpt_verify.reference.weights import parameter_count
+from gpt_verify.shown import Shown
 from gpt_verify.text import number
 
 
-@dataclass(frozen=True)
-class ClaimsReport:
+@dataclass(frozen=True, repr=False)
+class ClaimsReport(Shown):
     """Every claim that was asked for.
 
     Attributes:
@@ -53,14 +54,17 @@ class ClaimsReport:
 
     @property
     def unasserted(self) -> list[Decided]:
+        """Those about OpenAI's weights that were measured on others, and so not asserted."""
         return [decided for decided in self.claims if decided.unasserted]
 
     @property
     def contradicted(self) -> list[Decided]:
+        """Those on which the evidence says something else than what is expected."""
         return [decided for decided in self.claims if decided.contradicted]
 
     @property
     def unjudged(self) -> list[Decided]:
+        """Those that could not be judged."""
         return [decided for decided in self.claims if decided.measured is None]
 
     @property

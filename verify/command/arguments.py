@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from gpt_verify import __version__
-from gpt_verify.text import nearest, one_line
+from gpt_verify.text import nearest, one_line, typed_path
 
 COULD_NOT_JUDGE = 2
 
@@ -64,16 +63,10 @@ def _token_ids(text: str) -> tuple[int, ...]:
     return tuple(_natural(part.strip()) for part in text.split(","))
 
 
-def _checkpoint(text: str) -> Path:
-    """``./gpt2`` is a directory, and must not become ``gpt2``, which may be a model of the hub."""
-    path = Path(text)
-    return path.absolute() if text.startswith(".") and not os.path.lexists(path) else path
-
-
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--checkpoint",
-        type=_checkpoint,
+        type=typed_path,
         metavar="DIR|HUB-ID",
         help="default: the one that ships with this tool",
     )

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import sys
 import traceback
-from dataclasses import replace
 
 from gpt_verify.command.arguments import COULD_NOT_JUDGE
 from gpt_verify.command.run import options_of
@@ -26,7 +25,6 @@ def _run(args: argparse.Namespace) -> int:
 def _lens(args: argparse.Namespace) -> int:
     from gpt_verify.judging.lens import lens_run
     from gpt_verify.judging.options import Options
-    from gpt_verify.judging.repeat import lens_command
     from gpt_verify.ports.named import require_all
     from gpt_verify.ports.registry import expand
     from gpt_verify.report.lens import html, json, picture, png, terminal
@@ -46,15 +44,13 @@ def _lens(args: argparse.Namespace) -> int:
         text=args.text,
         ignore_keys=tuple(args.ignore_key),
     )
+    more = [f"--statistic={args.statistic}"] * (args.statistic != "probability")
+    more += ["--sub-blocks"] * args.sub_blocks
     to_stdout = args.json == "-"
     with contextlib.ExitStack() as stack:
         if to_stdout:
             stack.enter_context(standard_output_for_the_report())
-        report = lens_run(args.checkpoint, args.port or (), options, args.top, args.decoder)
-    more = [f"--decoder={args.decoder}"] * (args.decoder != "ln_f")
-    more += [f"--statistic={args.statistic}"] * (args.statistic != "probability")
-    more += [f"--top={args.top}"] * (args.top != 5) + ["--sub-blocks"] * args.sub_blocks
-    report = replace(report, repeat=lens_command(args.checkpoint, args.port or (), options, *more))
+        report = lens_run(args.checkpoint, args.port or (), options, args.top, args.decoder, more)
     for reading in report.readings:
         if args.debug and reading.exception is not None:
             traceback.print_exception(reading.exception)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from gpt_verify.checkpoint import Checkpoint, Tensors
 from gpt_verify.errors import GptVerifyError, PortError, UsageError, described
 from gpt_verify.judging.options import Options, chosen_inputs
-from gpt_verify.judging.selection import request
+from gpt_verify.judging.repeat import lens_command
+from gpt_verify.judging.selection import Request, request
 from gpt_verify.laws.lens import if_read_through_ln_f
 from gpt_verify.lens import (
     UNDEFINED,
@@ -35,8 +36,8 @@ from gpt_verify.lens import (
 )
 from gpt_verify.lens.tokens import numbered, visible
 from gpt_verify.numerics.two_tables import OtherLookup
-from gpt_verify.ports import registry
 from gpt_verify.reference.weights import parameter_count
+from gpt_verify.shown import Shown
 
 REFERENCE = "reference"
 
@@ -65,18 +66,17 @@ class Reading:
     exception: BaseException | None = field(default=None, compare=False, repr=False)
 
 
-@dataclass(frozen=True)
-class LensReport:
-    """Everything that is shown.
+@dataclass(frozen=True, repr=False)
+class LensReport(Shown):
+    """One text, read through the lens of the reference and of ports.
 
     Attributes:
         checkpoint: ``path``, ``format``, ``config``, ``parameters``.
         text: what was read, as text; its ids where the checkpoint has no vocabulary.
-        names: token id → its text, every byte visible (``gpt_verify.lens.tokens``), for
-        every
-            id that occurs.
+        names: token id → its text, every byte visible, for every id that occurs.
         readings: the reference first.
-        repeat: the command line that reads it again.
+        repeat: the command line that reads it again; a line of Python where a port was handed over
+            in memory.
     """
 
     checkpoint: dict[str, Any]
@@ -100,19 +100,21 @@ class LensReport:
 
 def lens_run(
     checkpoint: Path | None,
-    ports: Sequence[str],
+    ports: Sequence[Any],
     options: Options,
     top: int = 5,
     decoder: str = "ln_f",
+    more: Sequence[str] = (),
 ) -> LensReport:
     """Read one text through the lens.
 
     Args:
         checkpoint: a directory of either format; None takes the one that ships with the package.
-        ports: as after ``--port``; the reference is read in any case.
+        ports: as after ``--port``, or objects; the reference is read in any case.
         options: ``text`` or ``tokens``, ``device`` and ``dtype``.
         top: how many tokens are kept of each state.
         decoder: ``ln_f``, ``none``, ``block:J``, or the file of a tuned lens.
+        more: further words of the command line, for that which repeats it.
 
     Raises:
         CheckpointError: the checkpoint or the tuned lens cannot be read, or there is no vocabulary
@@ -138,7 +140,7 @@ def lens_run(
     own = read(oracle_states(opened.tensors, opened.config, tokens_T))
     readings = [Reading(REFERENCE, lens=own)]
     for spec in asked.specs:
-        reading = _read_port(spec, opened, tokens_T, options, read)
+        reading = _read_port(spec, asked, tokens_T, read)
         if any(reading.name == other.name for other in readings):
             reading = replace(reading, name=f"{reading.name} ({spec})")
         readings.append(reading)
@@ -153,7 +155,18 @@ def lens_run(
         text=options.text if options.text is not None else text,
         names=names,
         readings=tuple(readings),
+        repeat=_repeat(asked, top, decoder, more),
     )
+
+
+def _repeat(asked: Request, top: int, decoder: str, more: Sequence[str]) -> str:
+    """What reads it again: in Python where a port is an object, otherwise on the command line."""
+    own = {"top": top} if top != 5 else {}
+    named = {"decoder": decoder} if decoder != "ln_f" else {}
+    if asked.in_memory:
+        return asked.repeat("lens", **named, **own)
+    words = [f"--{name}={value}" for name, value in (*named.items(), *own.items())]
+    return lens_command(asked.path, asked.ports, asked.options, *words, *more)
 
 
 def _with_its_head(checkpoint: Checkpoint) -> Tensors:
@@ -184,22 +197,21 @@ def _decoder(name: str, checkpoint: Checkpoint) -> Decoder:
 
 def _read_port(
     spec: str,
-    checkpoint: Checkpoint,
+    asked: Request,
     tokens_T: Tokens,
-    options: Options,
     read: Callable[[Iterable[tuple[str, Floats]]], Lens],
 ) -> Reading:
     """One port. Whatever it raises ends up in ``error``."""
-    made = Reading(spec, options.dtype or "float32", options.device)
+    made = Reading(spec, asked.options.dtype or "float32", asked.options.device)
     try:
-        port = registry.build(spec, checkpoint, options.dtype, options.device)  # type: ignore[arg-type]
+        port = asked.builder(spec)()
         made = Reading(port.name, port.dtype, port.device, port.provenance())
         try:
             (states,) = port_states(port, tokens_T[None])
         finally:
             made = replace(made, weights_from=port.provenance())
             port.close()
-        ends = state_sites(checkpoint.config)
+        ends = state_sites(asked.checkpoint.config)
         shown = [site for site, _ in states]
         if not shown or (shown[0], shown[-1]) != (ends[0], ends[-1]):
             what = ", ".join(site for site in (ends[0], ends[-1]) if site not in shown)

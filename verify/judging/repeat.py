@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,36 @@ def repeat_command(
     for required in options.require:
         words += ["--require", required]
     return shlex.join(words)
+
+
+def repeat_call(
+    checkpoint: Path | None,
+    ports: Sequence[str],
+    held: Container[str],
+    options: Options,
+    function: str = "run",
+    **more: object,
+) -> str:
+    """``gpt_verify.run(model, …)``: the same in Python, where a port is an object in memory.
+
+    Args:
+        checkpoint: the directory, or None for the default checkpoint.
+        ports: specifications, and names of objects.
+        held: which of them are names.
+        options: of the run.
+        function: of ``gpt_verify``.
+        more: arguments of its own that are no defaults.
+    """
+    named = [port if port in held else repr(port) for port in ports]
+    words = [named[0] if len(named) == 1 else f"[{', '.join(named)}]"]
+    if checkpoint is not None:
+        words.append(f"checkpoint={str(checkpoint)!r}")
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if value != option.default:
+            words.append(f"{option.name}={list(value) if isinstance(value, tuple) else value!r}")
+    words += [f"{name}={value!r}" for name, value in more.items()]
+    return f"gpt_verify.{function}({', '.join(words)})"
 
 
 def lens_command(

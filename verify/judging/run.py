@@ -7,7 +7,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
@@ -26,8 +26,6 @@ from gpt_verify.judging.options import chosen_inputs as chosen_inputs
 from gpt_verify.judging.requirements import requirements
 from gpt_verify.judging.selection import Request, request
 from gpt_verify.numerics.weights import SharedWeights
-from gpt_verify.port import Port
-from gpt_verify.ports.registry import port_of
 from gpt_verify.process.processor import processor
 from gpt_verify.reference.weights import parameter_count
 
@@ -99,7 +97,7 @@ def run_request(asked: Request, progress: Progress | None = None) -> Report:
                 progress,
                 options.seed,
                 shared=shared,
-                build=_holding(asked, spec),
+                build=asked.builder(spec),
             )
             missing = (needed.unmet(judged.findings) for needed in required)
             reports.append(replace(judged, unmet=tuple(filter(None, missing))))
@@ -122,14 +120,6 @@ def run_request(asked: Request, progress: Progress | None = None) -> Report:
         environment=environment(),
         repeat=asked.repeat(),
     )
-
-
-def _holding(asked: Request, spec: str) -> Callable[[], Port] | None:
-    """How to make the port that was handed over under this name; None of a specification."""
-    if spec not in asked.held:
-        return None
-    options, held = asked.options, asked.held[spec]
-    return lambda: port_of(spec, lambda: held, asked.checkpoint, options.dtype, options.device)  # type: ignore[arg-type]
 
 
 def environment() -> dict[str, Any]:

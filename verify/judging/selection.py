@@ -5,17 +5,20 @@ Every command and the pytest plugin come this way, so that the same words mean t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_verify.errors import MissingDependency
 from gpt_verify.judging.options import Options
-from gpt_verify.judging.repeat import repeat_command
+from gpt_verify.judging.repeat import repeat_call, repeat_command
 
 if TYPE_CHECKING:
     from gpt_verify.checkpoint import Checkpoint
+    from gpt_verify.port import Port
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,33 @@ class Request:
         """The same for one port."""
         return replace(self, specs=(spec,), ports=(spec,), missing=())
 
-    def repeat(self, command: str = "run") -> str:
+    @property
+    def in_memory(self) -> bool:
+        """Whether one of the ports is an object, which no command line can name."""
+        return not self.held.keys().isdisjoint(self.ports)
+
+    def repeat(self, command: str = "run", **more: object) -> str:
         """The command line that asks for the same. It is as short as what was typed: ports that
-        were chosen for the user are chosen again."""
+        were chosen for the user are chosen again. What is in memory has none, and is asked for in
+        Python."""
+        if self.in_memory:
+            held = self.held.keys()
+            return repeat_call(self.path, self.ports, held, self.options, command, **more)
         return repeat_command(self.path, self.ports, self.options, command)
 
     def repeats(self) -> list[str]:
         """The command line of each port alone."""
         return [self.alone(spec).repeat() for spec in self.specs]
+
+    def builder(self, spec: str) -> Callable[[], Port]:
+        """How to make one of the ports, from its specification or from what was handed over."""
+        from gpt_verify.ports import registry
+
+        dtype: Any = self.options.dtype
+        if spec not in self.held:
+            return partial(registry.build, spec, self.checkpoint, dtype, self.options.device)
+        held, device = self.held[spec], self.options.device
+        return lambda: registry.port_of(spec, lambda: held, self.checkpoint, dtype, device)
 
 
 def request(
@@ -88,23 +110,33 @@ def request(
     if opened is None:
         opened = open_checkpoint(path, options.ignore_keys)
         need_finite(opened)
-    held = _named([port for port in ports if not isinstance(port, str)])
-    names = iter(held)
-    ports = [port if isinstance(port, str) else next(names) for port in ports]
     chosen, missing = list(ports), list[str]()
     if by_default and not ports:
         chosen, missing = default_ports(opened, options.dtype)
-    specs = expand(chosen, opened.config.architecture)
-    return Request(opened, tuple(specs), options, path, tuple(ports), tuple(missing), held)
+    words = [port for port in chosen if isinstance(port, str)]
+    meant = {word: expand([word], opened.config.architecture) for word in words}
+    taken = {*words, *(spec for each in meant.values() for spec in each)}
+    held = _named([port for port in chosen if not isinstance(port, str)], taken)
+    names = iter(held)
+    specs: list[str] = []
+    for port in chosen:
+        # What is handed over is never a specification, whatever it is called.
+        specs += meant[port] if isinstance(port, str) else [next(names)]
+    names = iter(held)
+    given = [port if isinstance(port, str) else next(names) for port in ports]
+    return Request(opened, tuple(specs), options, path, tuple(given), tuple(missing), held)
 
 
-def _named(objects: Sequence[Any]) -> dict[str, Any]:
-    """Each under a name of its own: that of the port, the function or the class."""
+def _named(objects: Sequence[Any], taken: Set[str]) -> dict[str, Any]:
+    """Each under a name of its own: that of the port, the function or the class; numbered where
+    it is ``taken`` by a specification, or by another one."""
     named: dict[str, Any] = {}
     for held in objects:
-        own = getattr(held, "name", None) or getattr(held, "__name__", None) or type(held).__name__
-        count = sum(name.partition(" ")[0] == own for name in named)
-        named[f"{own} {count + 1}" if count else str(own)] = held
+        called = (getattr(held, attribute, None) for attribute in ("name", "__name__"))
+        # A module's ``name`` may be a part of it.
+        own = next((n for n in called if n and isinstance(n, str)), type(held).__name__)
+        names = (f"{own} {n}" if n > 1 else own for n in count(1))
+        named[next(name for name in names if name not in named and name not in taken)] = held
     return named
 
 

@@ -140,8 +140,16 @@ class Lens:
             first one what "input" means.
         tokens_T: the ids that were read.
         decoder: how a state was turned into logits, in words.
-        rank_final_top1 … loss_nats: see ``STATISTICS``; ranks int64[N, T], the others
-            float64[N, T].
+        rank_final_top1, rank_input, rank_next: int64[N, T]: how many tokens this state prefers to
+            the final top-1, to the token that was read, to the one that follows; −1 where there is
+            none.
+        kl_final_layer_nats, kl_input_layer_nats, kl_layer_final_nats: float64[N, T], in nats:
+            Kullback–Leibler divergences; NaN where a distribution is not defined.
+        js_distance: float64[N, T]: the Jensen–Shannon distance to the final distribution, at most
+            √ln 2.
+        total_variation: float64[N, T], 0 … 1: to the final distribution.
+        entropy_nats, loss_nats: float64[N, T], in nats: the entropy of this state's distribution,
+            and the cross entropy of the token that follows (NaN at the last position).
         top_ids: int64[N, T, k], the most probable first.
         top_probabilities: float64[N, T, k].
 

@@ -105,7 +105,7 @@ def render(report: Report) -> str:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of what :func:`render` writes."""
+    """The JSON schema (draft 2020-12) of what ``--json`` writes of a report."""
     text = resources.files("gpt_verify.report").joinpath("schema.json").read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded

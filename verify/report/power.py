@@ -184,6 +184,8 @@ def terminal(campaign: Campaign, *, colour: bool = False) -> str:
         highlight=False,
         emoji=False,
         legacy_windows=False,
+        # In a notebook rich would show each line there, and write nothing.
+        force_jupyter=False,
     )
 
     def line(text: str = "", style: str = "") -> None:

@@ -96,6 +96,8 @@ class _Page:
             highlight=False,
             emoji=False,
             legacy_windows=False,
+            # In a notebook rich would show each line there, and write nothing.
+            force_jupyter=False,
         )
 
     def line(self, text: str = "", style: str = "") -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from gpt_verify.errors import UsageError
 from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict
 from gpt_verify.report.compare.stored import as_written
+from gpt_verify.shown import Printed
 from gpt_verify.text import nearest, one_line
 
 #: From the best to the worst.
@@ -26,9 +27,10 @@ _ORDER = (Verdict.VERIFIED, Verdict.UNJUDGED, Verdict.REFUTED)
 
 @dataclass(frozen=True)
 class Pair:
-    """One check on both sides; None where a side does not have it.
+    """One check on both sides.
 
     Attributes:
+        before, after: the finding on each side; None where a side does not have it.
         owed: it is of a law, and so every run has it. What is found out on the way (whether a known
             fault is in the logits, of a port that shows nothing else) is not.
     """
@@ -46,15 +48,18 @@ class Pair:
 
     @property
     def changed(self) -> bool:
+        """Whether the two sides have another status."""
         return _status(self.before) is not _status(self.after)
 
     @property
     def worse(self) -> bool:
+        """Whether it passed, and fails now, is not examined or is gone."""
         lost = self.changed and _status(self.before) is Status.PASSED
         return lost and (self.owed or self.after is not None)
 
     @property
     def better(self) -> bool:
+        """Whether it passes now, and did not."""
         return self.changed and _status(self.after) is Status.PASSED
 
     @property
@@ -82,9 +87,11 @@ def ratio_of(before: float | None, after: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class PortComparison:
-    """One port on both sides; ``after`` is None where the newer report does not have it.
+    """One port on both sides.
 
     Attributes:
+        before: the port in the older report.
+        after: the port in the newer report; None where that does not have it.
         laws: ids of the checks that every run had when the older report was made; None where it
             does not say.
     """
@@ -120,6 +127,7 @@ class PortComparison:
 
     @property
     def worse(self) -> tuple[Pair, ...]:
+        """The checks that are worse."""
         return tuple(pair for pair in self.pairs if pair.worse)
 
     @property
@@ -141,11 +149,13 @@ def _numbered(findings: Sequence[Finding]) -> dict[tuple[str, str | None, int], 
     return found
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Printed):
     """Two reports of one checkpoint and the same inputs.
 
     Attributes:
+        before, after: the older and the newer report.
+        ports: each port of the older side beside what the newer side has of it.
         names: what the two sides are called, the older one first.
         added: ports that only the newer side has.
         left_out: ports of the older side that were not asked for.
@@ -160,10 +170,12 @@ class Comparison:
 
     @property
     def worse_checks(self) -> int:
+        """How many checks are worse."""
         return sum(len(port.worse) for port in self.ports)
 
     @property
     def worse_verdicts(self) -> int:
+        """How many ports have a worse verdict."""
         return sum(port.fell for port in self.ports)
 
     @property

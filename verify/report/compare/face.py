@@ -29,6 +29,11 @@ def compare(
 
     Raises:
         UsageError: a file that is no report, or two reports that say nothing of each other.
+
+    Example:
+        >>> before = gv.run(port, lengths=[5])
+        >>> gv.compare(before, gv.run(port, lengths=[5])).worse
+        0
     """
     reports = [r if isinstance(r, Report) else read_report(Path(r)) for r in (old, new)]
     names = [

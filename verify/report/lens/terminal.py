@@ -44,7 +44,7 @@ Colours = Literal["standard", "256", "truecolor", "windows"]
 
 def colours_of(stream: TextIO) -> Colours | None:
     """The colours that a stream can show; None where it is no terminal, or NO_COLOR is set."""
-    console = Console(file=stream, legacy_windows=False)
+    console = Console(file=stream, legacy_windows=False, force_jupyter=False)
     shown: Any = console.color_system if stream.isatty() and not console.no_color else None
     return cast(Colours | None, shown)
 
@@ -52,7 +52,7 @@ def colours_of(stream: TextIO) -> Colours | None:
 def width_of(stream: TextIO) -> int:
     """The width of the terminal in characters; 100 where there is none, so that a log is the same
     everywhere."""
-    return Console(file=stream).width if stream.isatty() else 100
+    return Console(file=stream, force_jupyter=False).width if stream.isatty() else 100
 
 
 class _Sheet:
@@ -72,6 +72,8 @@ class _Sheet:
             highlight=False,
             emoji=False,
             legacy_windows=False,
+            # In a notebook rich would show each line there, and write nothing.
+            force_jupyter=False,
         )
 
     def line(self, *parts: str | tuple[str, str | Style], style: str = "") -> None:
