@@ -21,6 +21,7 @@ RENDERERS = {
     "verify/report/github.py",
     "verify/report/json.py",
     "verify/report/junit.py",
+    "verify/report/matrix.py",
     "verify/report/terminal.py",
     "verify/text.py",
 }

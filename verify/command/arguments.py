@@ -270,6 +270,17 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
 
+    report = add(
+        "report",
+        "Put several reports into one table: the same ports on several versions.",
+        epilog="Exit status: 0 all verified, 1 one is refuted, 2 one could not be judged.",
+    )
+    report.add_argument(
+        "reports", nargs="+", type=Path, metavar="REPORT.json", help="of gpt-verify run --json"
+    )
+    report.add_argument("--html", metavar="OUT", help="write the table as one HTML page")
+    report.add_argument("--quiet", action="store_true", help="print the last line alone")
+
     _add_lens(add("lens", "Show what each layer would predict if it were the last."))
     _add_claims(
         add(
