@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import dataclasses
 import json
 import re
@@ -18,9 +19,11 @@ from report_samples import broken, good, report, wrong
 
 import gpt_verify as gv
 from gpt_verify.command.arguments import build_parser
-from gpt_verify.findings import Finding, Status
+from gpt_verify.findings import Finding, Report, Status
+from gpt_verify.judging.project import Project, read_project
 from gpt_verify.judging.requirements import requirements
-from gpt_verify.report import badge, github
+from gpt_verify.report import badge, github, sarif
+from gpt_verify.report.place import Place, place
 from gpt_verify.text import headline
 
 pytest_plugins = ["pytester"]
@@ -116,7 +119,108 @@ class TestAnnotations:
         (line,) = github.marks(report(port))
         assert "\n" not in line and "\r" not in line
         properties = command_of(line)[1].split(",")
-        assert {p.partition("=")[0] for p in properties} <= {"file", "title"}
+        assert {p.partition("=")[0] for p in properties} <= {"file", "line", "title"}
+
+
+class TestPlaces:
+    """Of the code that is annotated."""
+
+    @pytest.fixture
+    def code(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.chdir(tmp_path)
+        package = tmp_path / "package"
+        package.mkdir()
+        (package / "__init__.py").write_text("factory = print\n")
+        path = package / "port.py"
+        path.write_text("import os\n\n\ndef other(): ...\n\n\n@staticmethod\ndef factory(c): ...\n")
+        return path
+
+    @pytest.mark.parametrize(
+        ("spec", "found"),
+        [
+            ("package/port.py:factory", Place("package/port.py", 8)),
+            ("package/port.py:other", Place("package/port.py", 4)),
+            ("package/port.py:none", Place("package/port.py")),
+            ("package.port:factory", Place("package/port.py", 8)),
+            ("package:factory", Place("package/__init__.py", 1)),
+            ("missing.py:factory", Place("missing.py")),
+            ("missing.module:factory", None),
+            ("huggingface-eager", None),
+            ("huggingface-eager=package/port.py:factory", None),
+            ("process=python port.py:x", None),
+            ("http://localhost:80", None),
+        ],
+    )
+    def test_of_a_specification(self, code: Path, spec: str, found: Place | None) -> None:
+        assert place(spec, {}) == found
+
+    def test_as_the_repository_has_it(
+        self, code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """GitHub knows a file by its path from the root of the repository."""
+        monkeypatch.chdir(code.parent)
+        workspace = {"GITHUB_WORKSPACE": str(tmp_path)}
+        assert place("port.py:factory", workspace) == Place("package/port.py", 8)
+        assert place(f"{code}:factory", workspace) == Place("package/port.py", 8)
+        assert place("port.py:factory", {"GITHUB_WORKSPACE": "/elsewhere"}) == Place("port.py", 8)
+
+    def test_the_annotation_has_the_line(self, code: Path) -> None:
+        port = dataclasses.replace(wrong(), name="package/port.py:factory")
+        assert github.marks(report(port))[0].startswith(
+            "::error file=package/port.py,line=8,title="
+        )
+
+    @pytest.mark.parametrize("content", [b"def (", b"\xff\xfe", b"(" * 500, b"\0"])
+    def test_a_file_that_is_no_python_has_no_line(self, code: Path, content: bytes) -> None:
+        code.write_bytes(content)
+        assert place("package/port.py:factory", {}) == Place("package/port.py")
+
+
+class TestSarif:
+    def test_each_failure_is_a_result_of_a_rule(self) -> None:
+        port = dataclasses.replace(wrong(), name="mine/a port.py:factory")
+        (run,) = self.read(report(good(), port))["runs"]
+        results = run["results"]
+        assert len(results) == 4
+        rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
+        assert len(set(rules)) == len(rules)
+        assert {result["ruleId"] for result in results} <= set(rules)
+        (where,) = results[0]["locations"]
+        physical = where["physicalLocation"]
+        assert physical["artifactLocation"] == {"uri": "mine/a%20port.py"}
+        assert physical["region"] == {"startLine": 1}
+        assert "h.0.mlp.act[0, 0, 3, 17] = -0.1588" in results[0]["message"]["text"]
+        prints = [result["partialFingerprints"]["gptVerify/v1"] for result in results]
+        assert len(set(prints)) == len(prints)
+
+    def test_a_verified_run_has_none(self) -> None:
+        (run,) = self.read(report(good()))["runs"]
+        assert run["results"] == []
+        assert run["properties"]["verdict"] == "verified"
+
+    def test_what_is_not_judged_is_one_too(self) -> None:
+        (run,) = self.read(report(broken()))["runs"]
+        (result,) = run["results"]
+        assert result["ruleId"] == "unjudged"
+        assert "no weights" in result["message"]["text"]
+
+    def test_no_more_than_are_taken(self) -> None:
+        many = tuple(Finding(f"law{i}", Status.FAILED, "wrong") for i in range(6000))
+        made = report(dataclasses.replace(good(), findings=many))
+        assert len(self.read(made)["runs"][0]["results"]) == 5000
+
+    def test_it_is_written_by_the_command(self, run: Run, tmp_path: Path) -> None:
+        path = tmp_path / "out.sarif"
+        assert run("--sarif", path, port="twice_too_large")[0] == 1
+        (written,) = json.loads(path.read_text())["runs"]
+        assert [result["ruleId"] for result in written["results"]] == ["logits"]
+        assert run("--sarif", "missing/out.sarif")[0] == 2
+
+    @staticmethod
+    def read(made: Report) -> Any:
+        found = json.loads(sarif.render(made))
+        assert found["version"] == "2.1.0" and len(found["runs"]) == 1
+        return found
 
 
 class TestSummary:
@@ -174,7 +278,7 @@ class TestOnGitHub:
         assert status == 1
         assert json.loads(out)["verdict"] == "refuted"
         lines = [line for line in err.splitlines() if line.startswith("::")]
-        assert any(line.startswith(f"::error file={PORTS},title=") for line in lines)
+        assert any(line.startswith(f"::error file={PORTS},line=") for line in lines)
         assert "### gpt-verify: refuted" in summary.read_text()
 
     def test_a_verified_run(self, run: Run, summary: Path) -> None:
@@ -217,17 +321,46 @@ class TestTheWorkflow:
         (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
         workflow = yaml.safe_load(block)
         # YAML 1.1 reads the key as a truth value.
-        assert workflow.keys() == {"name", True, "permissions", "jobs"}
+        assert workflow.keys() == {"name", True, "permissions", "env", "jobs"}
+        assert workflow["permissions"] == {"contents": "read", "security-events": "write"}
         (job,) = workflow["jobs"].values()
         commands = [step["run"] for step in job["steps"] if "run" in step]
         (line,) = [command for command in commands if command.startswith("gpt-verify ")]
         args = build_parser().parse_args(shlex.split(line)[1:])
         assert args.command == "run"
         assert [r.law for r in requirements(args.require)] == ["logits", "weights"]
-        written = [args.json, args.html, args.junit, args.badge]
-        (kept,) = [step["with"]["path"] for step in job["steps"] if step.get("if") == "always()"]
+        written = [args.json, args.html, args.junit, args.badge, args.sarif]
+        (kept,) = [s["with"]["path"] for s in job["steps"] if "upload-artifact" in str(s)]
         assert all(Path(out).match(kept) for out in written)
         assert set(job) == {"runs-on", "timeout-minutes", "steps"}
+        (scanned,) = [s["with"]["sarif_file"] for s in job["steps"] if "upload-sarif" in str(s)]
+        assert scanned == args.sarif
+        (install,) = [command for command in commands if command.startswith("pip ")]
+        extras, _, source = shlex.split(install)[2].partition(" @ ")
+        assert extras == "gpt-verify[torch]" and source == "$GPT_VERIFY"
+        assert workflow["env"]["GPT_VERIFY"].startswith("git+https://")
+        assert any("actions/cache" in str(step.get("uses")) for step in job["steps"])
+
+    def test_the_table_of_pyproject_is_understood(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (block,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+        (tmp_path / "pyproject.toml").write_text(block)
+        monkeypatch.chdir(tmp_path)
+        found = read_project(tmp_path)
+        assert found.ports == ("my_port.py:factory",)
+        assert found.waivers.keys() == {"my_port.py:factory"}
+        assert found.lengths == (16, 64)
+        shown = set(re.findall(r"`(\w+)`", PAGE.split("| key |")[1].split("\n\n")[0]))
+        assert {field.name for field in dataclasses.fields(Project)} <= shown
+
+    def test_the_matrix_of_tox_is_understood(self) -> None:
+        (block,) = re.findall(r"```ini\n(.*?)```", PAGE, re.DOTALL)
+        tox = configparser.ConfigParser()
+        tox.read_string(block)
+        (command,) = [x for x in tox["testenv"]["commands"].splitlines() if "gpt-verify" in x]
+        args = build_parser().parse_args(shlex.split(command)[1:])
+        assert args.json == "reports/{env_name}.json"
 
     def test_the_other_commands_of_the_page(self) -> None:
         lines = re.findall(r"^gpt-verify (.*)$", PAGE, re.MULTILINE)

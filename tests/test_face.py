@@ -161,7 +161,7 @@ def test_claims() -> None:
     (decided,) = gv.claims("wpe-added").claims
     assert (decided.claim.id, decided.verdict, decided.contradicted) == ("wpe-added", "true", False)
     with pytest.raises(gv.UsageError, match="did you mean wpe-added"):
-        gv.claims(["wpe-add"])
+        gv.claims(["wpe-addde"])
 
 
 @pytest.mark.parametrize(

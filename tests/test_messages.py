@@ -21,6 +21,8 @@ RENDERERS = {
     "verify/report/github.py",
     "verify/report/json.py",
     "verify/report/junit.py",
+    "verify/report/matrix.py",
+    "verify/report/sarif.py",
     "verify/report/terminal.py",
     "verify/text.py",
 }

@@ -143,6 +143,15 @@ class TestJunit:
             ):
                 assert int(suite.get(count, "")) == sum(c.find(tag) is not None for c in cases)
 
+    def test_times_are_those_of_the_checks(self) -> None:
+        timed = tuple(dataclasses.replace(f, seconds=0.25) for f in good().findings)
+        port = dataclasses.replace(good(), findings=timed, seconds=5.0)
+        root = ET.fromstring(junit.render(report(port, dataclasses.replace(broken(), seconds=1.5))))
+        assert {case.get("time") for case in root[0].findall("testcase")} == {"0.250"}
+        assert [suite.get("time") for suite in root] == ["5.000", "1.500"]
+        assert root.get("time") == "6.500"
+        assert root[1].findall("testcase")[-1].get("time") == "1.500"
+
     def test_a_port_without_findings_is_an_error(self) -> None:
         empty = PortReport("empty", "float32", "cpu", "checkpoint")
         root = ET.fromstring(junit.render(report(empty)))

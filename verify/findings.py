@@ -69,6 +69,7 @@ class Finding:
         tensors: of a failure, the tensors that are wrong, or have an incorrect derivative;
             ``lm_head`` for a head that is none of the checkpoint's.
         details: further numbers for the JSON report (scores by position, head, channel …).
+        seconds: its share of the time that was spent on its check.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Finding:
     named: Named | None = field(default=None, kw_only=True)
     tensors: tuple[str, ...] = field(default=(), kw_only=True)
     details: dict[str, Any] = field(default_factory=dict, compare=False)
+    seconds: float = field(default=0.0, compare=False, kw_only=True)
 
     @property
     def law(self) -> str:

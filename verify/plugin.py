@@ -5,21 +5,30 @@
 (With ``=``: pytest looks for its configuration before it knows which options take an argument, and
 takes a directory that stands alone for one of tests.)
 
-No test file is needed: with ``--port`` or ``--checkpoint`` the plugin collects the tests by itself,
-and without paths nothing else is collected. A port runs once, when its first test is set up.
+No test file is needed: with ``--port`` the plugin collects the tests by itself, before those of
+the project (``-m gpt_verify`` runs them alone). Ports that ``[tool.gpt-verify]`` in pyproject.toml
+names are judged where no paths are given; where it names none, ``--checkpoint`` stands for every
+built-in port. A port runs once, when its first test is set up, also where xdist spreads them.
+
+One mistake is one failure: what follows from it is an expected failure (``xfail``) that names it,
+as long as the test that it follows from is run as well. ``--runxfail`` shows each as a failure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Generator, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from gpt_verify.errors import GptVerifyError
 from gpt_verify.findings import Finding, PortReport, Status, Verdict
 from gpt_verify.judging.port_runs import PortRuns
+from gpt_verify.judging.project import read_project
+from gpt_verify.process.scratch import Scratch
 from gpt_verify.report.output import OutputFile
 from gpt_verify.text import (
     count,
@@ -27,6 +36,7 @@ from gpt_verify.text import (
     first_failure,
     headline,
     label,
+    listing,
     number,
     one_line,
 )
@@ -55,7 +65,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         metavar="SPEC",
         help="FILE.py:factory, package.module:factory, or a built-in name (gpt-verify ports); "
-        "repeatable; default: every built-in port that is installed",
+        "repeatable; default: those of pyproject.toml, else none; with --checkpoint and without "
+        "paths every built-in port that is installed",
     )
     group.addoption(
         "--gpt-verify-dtype",
@@ -88,35 +99,59 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 _RUNS = pytest.StashKey[PortRuns]()
+#: Of the reports that can be written.
+_KINDS = ("json", "html", "badge")
+#: Port → the names of those of its tests that are run.
+_CHOSEN = pytest.StashKey[dict[str, list[str]]]()
+#: The folder through which processes of xdist share what they judge.
+_SHARED = pytest.StashKey[Scratch]()
 _OUTPUTS = pytest.StashKey[dict[str, OutputFile]]()
 _BASELINE: pytest.StashKey[Baseline | None] = pytest.StashKey()
 
 
 def _port_runs(config: pytest.Config) -> PortRuns:
+    """What is asked for: by options, and where they say nothing by the project's pyproject.toml."""
+    project = read_project(config.rootpath)
     checkpoint, lengths = config.getoption("--checkpoint"), config.getoption("--gpt-verify-length")
+    options = {
+        "device": config.getoption("--gpt-verify-device"),
+        "dtype": config.getoption("--gpt-verify-dtype"),
+        "seed": config.getoption("--gpt-verify-seed"),
+        "lengths": tuple(lengths) if lengths else None,
+        "ignore_keys": tuple(config.getoption("--gpt-verify-ignore-key")),
+        "require": tuple(config.getoption("--require") or ()),
+    }
     return PortRuns(
-        Path(checkpoint) if checkpoint else None,
-        config.getoption("--port"),
-        device=config.getoption("--gpt-verify-device"),
-        dtype=config.getoption("--gpt-verify-dtype"),
-        seed=config.getoption("--gpt-verify-seed"),
-        lengths=tuple(lengths) if lengths else None,
-        ignore_keys=tuple(config.getoption("--gpt-verify-ignore-key")),
-        require=tuple(config.getoption("--require") or ()),
+        Path(checkpoint) if checkpoint else project.checkpoint,
+        config.getoption("--port") or project.ports,
+        **project.completed(options),
     )
 
 
 def _active(config: pytest.Config) -> bool:
     """Whether the plugin collects tests by itself."""
-    return bool(config.getoption("--checkpoint") or config.getoption("--port"))
+    paths = config.args_source is pytest.Config.ArgsSource.ARGS
+    by_default = config.getoption("--checkpoint") or config.stash[_RUNS].named
+    return bool(config.getoption("--port") or (by_default and not paths))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpt_verify: a law of gpt-verify at one site of one port")
     config.addinivalue_line("markers", "claims: a claim of the ledger (gpt-verify claims)")
-    config.stash[_RUNS] = _port_runs(config)
+    try:
+        config.stash[_RUNS] = _port_runs(config)
+    except GptVerifyError as error:
+        raise pytest.UsageError(f"gpt-verify: {error}") from error
     config.stash[_OUTPUTS] = {}
     config.stash[_BASELINE] = None
+    config.stash[_CHOSEN] = {}
+    worker = getattr(config, "workerinput", {})
+    if shared := worker.get("gpt_verify_shared"):
+        config.stash[_RUNS].shared = Path(shared)
+    if not config.stash[_RUNS].named and not config.getoption("--checkpoint"):
+        for option in ("--baseline", "--require", *(f"--gpt-verify-{kind}" for kind in _KINDS)):
+            if config.getoption(option):
+                raise pytest.UsageError(f"{option}: no port to judge; name one with --port=…")
     if old := config.getoption("--baseline"):
         from gpt_verify.report.compare.baseline import Baseline
 
@@ -124,21 +159,33 @@ def pytest_configure(config: pytest.Config) -> None:
             config.stash[_BASELINE] = Baseline.read(Path(old))
         except GptVerifyError as error:
             raise pytest.UsageError(str(error)) from error
-    for kind in ("json", "html", "badge"):
+    for kind in _KINDS:
         option = f"--gpt-verify-{kind}"
         out = config.getoption(option)
-        if out is None:
+        if out is None or worker:  # a worker of xdist has not judged every port
             continue
-        if config.getoption("numprocesses", None):
-            raise pytest.UsageError(f"{option}: not with -n, where no process sees every port")
         try:
             config.stash[_OUTPUTS][kind] = OutputFile(Path(out))
         except GptVerifyError as error:
             raise pytest.UsageError(str(error)) from error
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """A worker of xdist is told where the reports of the ports are shared."""
+    stash = node.config.stash
+    if _SHARED not in stash:
+        stash[_SHARED] = Scratch()
+        stash[_RUNS].shared = stash[_SHARED].path
+        node.config.add_cleanup(stash[_SHARED].close)
+    node.workerinput["gpt_verify_shared"] = str(stash[_SHARED].path)
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     outputs, runs = session.config.stash.get(_OUTPUTS, {}), session.config.stash[_RUNS]
+    if _SHARED in session.config.stash:
+        runs.gather()
     report = runs.merged() if outputs else None
     if report is None:
         return
@@ -165,6 +212,9 @@ def pytest_terminal_summary(
 
     terminalreporter.section("gpt-verify")
     terminalreporter.write_line(headline(report))
+    if runs.checks:
+        names = listing(map(one_line, runs.checks))
+        terminalreporter.write_line(f"judged by the selected checks alone: {names}")
     compared = None
     if baseline is not None:
         terminalreporter.section("gpt-verify: baseline")
@@ -184,12 +234,45 @@ def pytest_terminal_summary(
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Put the ports first among what the session collects, or alone where no path was given."""
+    """Put the ports first among what the session collects."""
     report = yield
     if isinstance(collector, pytest.Session) and _active(collector.config) and report.passed:
-        ours: list[pytest.Item | pytest.Collector] = [Run.from_parent(collector, name="gpt-verify")]
-        paths = collector.config.args_source is pytest.Config.ArgsSource.ARGS
-        report.result = [*ours, *report.result] if paths else ours
+        ours = Run.from_parent(collector, name="gpt-verify", nodeid="gpt-verify")
+        report.result = [ours, *report.result]
+    return report
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Now it is known which tests are run. Where they need less than the whole of a port, no more
+    is judged of it."""
+    stash = session.config.stash
+    chosen, runs = stash[_CHOSEN], stash[_RUNS]
+    items = [item for item in session.items if isinstance(item, _PortItem)]
+    for item in items:
+        chosen.setdefault(item.port, []).append(item.name)
+    whole = {item.port for item in items if not isinstance(item, Check)}
+    if stash[_OUTPUTS] or any("port_report" in _fixtures(item) for item in session.items):
+        return
+    runs.checks = {
+        port: {item.check for item in items if isinstance(item, Check) and item.port == port}
+        for port in chosen
+        if port not in whole
+    }
+
+
+def _fixtures(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test takes as long as its check took while the port ran; what is left of that time (the
+    port was built, its failures were explained) is the setup of the first."""
+    report = yield
+    if isinstance(item, _PortItem):
+        report.duration = max(0.0, report.duration + item.shift.get(report.when, 0.0))
     return report
 
 
@@ -213,7 +296,8 @@ class Run(pytest.Collector):
             yield OnePort.from_parent(self, name=port, nodeid=port, expected=expected)
         if baseline is not None and runs.asked() is None:
             for port in baseline.lost(ports):
-                yield Lost.from_parent(self, name=f"baseline[{one_line(port)}]", port=port)
+                name = f"baseline[{one_line(port)}]"
+                yield Lost.from_parent(self, name=name, nodeid=f"gpt-verify::{name}", port=port)
 
 
 class OnePort(pytest.Collector):
@@ -229,10 +313,15 @@ class OnePort(pytest.Collector):
     def collect(self) -> Iterator[pytest.Item]:
         for check, site in self.expected:
             name = f"{check}[{site}]" if site else check
-            yield Check.from_parent(self, name=name, check=check, site=site)
-        yield PortVerdict.from_parent(self, name="verdict")
+            yield Check.from_parent(self, **self._named(name), check=check, site=site)
+        yield PortVerdict.from_parent(self, **self._named("verdict"))
         if self.config.stash[_BASELINE] is not None:
-            yield SinceBaseline.from_parent(self, name="baseline")
+            yield SinceBaseline.from_parent(self, **self._named("baseline"))
+
+    def _named(self, name: str) -> dict[str, str]:
+        # The id as the text that it is: pytest reads it back from its cache (--lf), and knows it
+        # again only where it was made of that text.
+        return {"name": name, "nodeid": f"{self.nodeid}::{name}"}
 
 
 class _PortItem(pytest.Item):
@@ -240,22 +329,61 @@ class _PortItem(pytest.Item):
 
     port_report: PortReport
 
+    def __init__(self, **more: object) -> None:
+        super().__init__(**more)  # type: ignore[arg-type]  # pytest's own keyword arguments
+        #: Phase of the test → seconds that its duration is changed by.
+        self.shift: dict[str, float] = {}
+
     @property
     def port(self) -> str:
         assert self.parent is not None
         return self.parent.name
 
+    @property
+    def chosen(self) -> list[str]:
+        """The tests of this port that are run."""
+        return self.config.stash[_CHOSEN].get(self.port, [self.name])
+
     def setup(self) -> None:
+        runs, start = self.config.stash[_RUNS], time.perf_counter()
+        known = len(runs.made)
         try:
-            self.port_report = self.config.stash[_RUNS].report(self.port)
+            self.port_report = runs.report(self.port)
         except GptVerifyError as error:
-            pytest.fail(one_line(error), pytrace=False)
+            self.broken(one_line(error))
+        spent = time.perf_counter() - start
+        own = [f.seconds for f in self.port_report.findings if label(f) in self.chosen]
+        left = spent - sum(own) if len(runs.made) > known else 0.0
+        self.shift["setup"] = max(0.0, left) - spent
+
+    def broken(self, why: str) -> NoReturn:
+        """No port, no test: that is one failure, of the verdict where it is asked for."""
+        at = "verdict" if "verdict" in self.chosen else self.chosen[0]
+        if self.name != at:
+            self.follow(at, why)
+        pytest.fail(why, pytrace=False)
+
+    def follow(self, name: str, *lines: str) -> NoReturn:
+        """Fail as another test of this port does, for the same reason."""
+        pytest.xfail(f"follows from {self.port}::{name}: {'; '.join(lines)}")
+        self.fail(*lines)  # with --runxfail
+
+    @cached_property
+    def follows(self) -> dict[tuple[str, str | None], Finding]:
+        """Each failed check that follows from one whose test is run as well → that one."""
+        from gpt_verify.diagnosis.follows import follows
+        from gpt_verify.sites import sites
+
+        table = sites(self.config.stash[_RUNS].checkpoint.config)
+        order = {name: number for number, name in enumerate(table)}
+        found = follows(self.port_report, order)
+        return {key: head for key, head in found.items() if label(head) in self.chosen}
 
     def reportinfo(self) -> tuple[Path, None, str]:
         # Not the end of the node id, in which pytest would turn the dots into colons.
         return self.path, None, f"{self.port}: {self.name}"
 
-    def fail(self, *lines: str) -> None:
+    def fail(self, *lines: str) -> NoReturn:
         repeat = self.config.stash[_RUNS].repeat(self.port)
         pytest.fail("\n".join([*lines, f"repeat: {repeat}"]), pytrace=False)
 
@@ -264,7 +392,7 @@ class Check(_PortItem):
     """One check at one site."""
 
     def __init__(self, *, check: str, site: str | None, **more: object) -> None:
-        super().__init__(**more)  # type: ignore[arg-type]  # pytest's own keyword arguments
+        super().__init__(**more)
         self.check, self.site = check, site
         self.findings: list[Finding] = []
 
@@ -278,18 +406,31 @@ class Check(_PortItem):
         # What was found before the port broke still counts.
         seen = any(finding.status is not Status.NOT_EXAMINED for finding in self.findings)
         if self.port_report.error is not None and not seen:
-            pytest.fail(one_line(self.port_report.error), pytrace=False)
+            self.broken(one_line(self.port_report.error))
+        self.shift["call"] = sum(finding.seconds for finding in self.findings)
 
     def runtest(self) -> None:
         if not self.findings:
             self.fail("no finding: nothing was compared")
         failed = [finding for finding in self.findings if finding.status is Status.FAILED]
         if failed:
-            self.fail(*(line for finding in failed for line in _describe(finding)))
+            lines = [line for finding in failed for line in _describe(finding)]
+            head = self.follows.get((self.check, self.site))
+            if head is not None:
+                self.follow(label(head), *lines)
+            self.fail(*lines, *self._consequences(failed))
         unseen = [f for f in self.findings if f.status is Status.NOT_EXAMINED]
         if unseen:
             # The name is in the reason: pytest folds skips that have the same reason into one.
             pytest.skip(f"not examined: {self.nodeid}: {one_line(unseen[0].message)}")
+
+    def _consequences(self, failed: list[Finding]) -> list[str]:
+        after = {key for key, head in self.follows.items() if head in failed}
+        found = [f for f in self.port_report.findings if (f.id, f.site) in after]
+        if not found:
+            return []
+        what = f"{count(len(found), 'failure')} of {failures_by_check(found)}"
+        return [f"from it follow (xfail): {what}; --runxfail shows each"]
 
 
 class PortVerdict(_PortItem):
@@ -314,6 +455,11 @@ class PortVerdict(_PortItem):
         if first is not None:
             lines += [f"failed checks: {failures_by_check(report.findings)}", label(first)]
             lines += _describe(first)
+        if report.error is None and not report.unmet:
+            failed = [f for f in report.findings if f.status is Status.FAILED]
+            shown = [label(self.follows.get((f.id, f.site), f)) for f in failed]
+            if failed and set(self.chosen).issuperset(shown):
+                self.follow(listing(dict.fromkeys(shown)), *lines)
         self.fail(*lines)
 
 
@@ -369,7 +515,7 @@ def checkpoint(pytestconfig: pytest.Config) -> Checkpoint:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "port_report" in metafunc.fixturenames:
+    if "port_report" in metafunc.fixturenames and metafunc.config.stash[_RUNS].named:
         try:
             ports = metafunc.config.stash[_RUNS].ports()
         except GptVerifyError as error:
@@ -379,5 +525,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def port_report(request: pytest.FixtureRequest) -> PortReport:
-    """The report of each port under test; a test that takes it runs once for each."""
+    """The report of each port under test; a test that takes it runs once for each, and is skipped
+    where no port is named."""
+    if not hasattr(request, "param"):
+        pytest.skip("gpt-verify: no port to judge; name one with --port=… or in pyproject.toml")
     return request.config.stash[_RUNS].report(request.param)

@@ -236,13 +236,21 @@ def build_parser() -> argparse.ArgumentParser:
         )
         return command
 
-    run = add("run", "Judge ports against a checkpoint.", epilog=parser.epilog)
-    _add_ports(run, "default: every built-in port that is installed")
+    run = add(
+        "run",
+        "Judge ports against a checkpoint. [tool.gpt-verify] in pyproject.toml has the defaults of "
+        "ports, checkpoint, dtype, lengths and require (docs/ci.md).",
+        epilog=parser.epilog,
+    )
+    _add_ports(run, "default: those of pyproject.toml, else every built-in port that is installed")
     _add_inputs(run)
     run.add_argument("--json", metavar="OUT", help="write the JSON report; - is standard output")
     run.add_argument("--junit", metavar="OUT", help="write a JUnit XML report")
     run.add_argument("--html", metavar="OUT", help="write the report as one HTML page")
     run.add_argument("--badge", metavar="OUT", help="write the verdict as a badge for shields.io")
+    run.add_argument(
+        "--sarif", metavar="OUT", help="write the failures as SARIF, for GitHub's code scanning"
+    )
     run.add_argument(
         "--require",
         action="append",
@@ -265,6 +273,17 @@ def build_parser() -> argparse.ArgumentParser:
             epilog="Exit status: 0 nothing is worse, 1 something is, 2 could not be compared.",
         )
     )
+
+    report = add(
+        "report",
+        "Put several reports into one table: the same ports on several versions.",
+        epilog="Exit status: 0 all verified, 1 one is refuted, 2 one could not be judged.",
+    )
+    report.add_argument(
+        "reports", nargs="+", type=Path, metavar="REPORT.json", help="of gpt-verify run --json"
+    )
+    report.add_argument("--html", metavar="OUT", help="write the table as one HTML page")
+    report.add_argument("--quiet", action="store_true", help="print the last line alone")
 
     _add_lens(add("lens", "Show what each layer would predict if it were the last."))
     _add_claims(

@@ -159,6 +159,20 @@ def _compare(args: argparse.Namespace) -> int:
     return compare(args)
 
 
+def _report(args: argparse.Namespace) -> int:
+    from gpt_verify.report import matrix
+    from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
+
+    outputs = open_outputs({"html": args.html})
+    spare_inputs(outputs, None, (), [str(path) for path in args.reports])
+    made = matrix.Matrix.read(args.reports)
+    unwritten = write_outputs(outputs, {"html": lambda: matrix.html(made)})
+    say(f"{made.headline}\n" if args.quiet else matrix.terminal(made), sys.stdout, "")
+    if unwritten is not None:
+        raise unwritten
+    return made.exit_status
+
+
 def _synth(args: argparse.Namespace) -> int:
     from gpt_verify.checkpoint import synthetic
 
@@ -210,6 +224,7 @@ def _doctor(args: argparse.Namespace) -> int:
 COMMANDS = {
     "run": _run,
     "compare": _compare,
+    "report": _report,
     "lens": _lens,
     "diagnose": _diagnose,
     "power": _power,

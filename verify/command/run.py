@@ -35,19 +35,30 @@ def options_of(args: argparse.Namespace) -> Options:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpt_verify.judging.options import chosen_inputs
+    from pathlib import Path
+
+    from gpt_verify.judging.options import Options, chosen_inputs
+    from gpt_verify.judging.project import read_project
     from gpt_verify.judging.run import run_request
     from gpt_verify.judging.selection import request
     from gpt_verify.ports.named import require_all
-    from gpt_verify.report import badge, github, html, json, junit, terminal
+    from gpt_verify.report import badge, github, html, json, junit, sarif, terminal
     from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
     from gpt_verify.text import one_line
 
+    project = read_project(Path.cwd())
+    checkpoint, ports = args.checkpoint or project.checkpoint, args.port or project.ports
     outputs = open_outputs(
-        {"json": args.json, "junit": args.junit, "html": args.html, "badge": args.badge}
+        {
+            "json": args.json,
+            "junit": args.junit,
+            "html": args.html,
+            "badge": args.badge,
+            "sarif": args.sarif,
+        }
     )
-    spare_inputs(outputs, args.checkpoint, args.port or (), [str(args.baseline or "")])
-    asked = request(args.checkpoint, args.port or (), options_of(args))
+    spare_inputs(outputs, checkpoint, ports, [str(args.baseline or ""), "pyproject.toml"])
+    asked = request(checkpoint, ports, Options(**project.completed(vars(options_of(args)))))
     require_all(asked.specs, args.device)
     chosen_inputs(asked.checkpoint, asked.options)  # what is wrong with them is said first
     baseline = _baseline(args, asked)
@@ -74,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
             "junit": lambda: junit.render(report),
             "html": lambda: html.render(report, repeats),
             "badge": lambda: badge.render(report),
+            "sarif": lambda: sarif.render(report),
         },
     )
     compared, incomparable = _against(baseline, report, asked)

@@ -75,13 +75,13 @@ def left_over(report: PortReport, proof: Proof | None) -> list[Finding]:
             continue
         if holds and (finding.law in follow or finding.id in follow):
             continue
-        if any(_goes_with(fault, finding) for fault in causes):
+        if any(goes_with(fault, finding) for fault in causes):
             continue
         left.append(finding)
     return left
 
 
-def _goes_with(fault: str, finding: Finding) -> bool:
+def goes_with(fault: str, finding: Finding) -> bool:
     """A failure that such a fault brings with it."""
     if finding.id == "gradient":
         return finding.site == _END.get(fault) and finding.tensors == ("wte",)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -57,6 +59,10 @@ if TYPE_CHECKING:
 Floats = NDArray[np.floating]
 
 
+#: Why something was not examined that the caller left out.
+NOT_ASKED = "not asked for"
+
+
 class Steps(Protocol):
     """The part of ``gpt_verify.judging.run.Progress`` that is needed here."""
 
@@ -80,6 +86,7 @@ class Examination:
         logits_floors: how far its logits are from the reference's, RMS, in noise floors.
         exception: what ended it early.
         diagnosis: why it failed.
+        sites: whether its sites are compared, where it shows them.
         loading: the state of the process before and after the port was built.
         glance: called at every site: has anybody replaced the reference?
     """
@@ -92,7 +99,9 @@ class Examination:
         seed: int,
         laws: Collection[str] | None = None,
         shared: SharedWeights | None = None,
+        sites: bool = True,
     ) -> None:
+        self.sites = sites
         self.shared = shared or SharedWeights(checkpoint.tensors, record=False)
         self.checkpoint, self.inputs, self.progress = checkpoint, inputs, progress
         self.seed, self.laws = seed, laws
@@ -108,6 +117,17 @@ class Examination:
         self.glance: Callable[[], None] = lambda: None
         self._comparisons: dict[str, SiteComparison] = {}
         self._why: dict[str, str] = {}
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """What is found meanwhile has taken that long, each finding as long as the others."""
+        start, before = time.perf_counter(), len(self.findings)
+        try:
+            yield
+        finally:
+            new = self.findings[before:]
+            spent = (time.perf_counter() - start) / max(len(new), 1)
+            self.findings[before:] = [replace(finding, seconds=spent) for finding in new]
 
     def forget(self) -> None:
         """What was found by a reference that was changed is worth nothing."""
@@ -129,15 +149,18 @@ class Examination:
         everything that follows from them alone, the laws."""
         prepared = prepare(port, self.checkpoint, self.shared)
         self.checkpoint, weights = prepared.checkpoint, prepared.weights
-        self._weights(prepared)
+        with self._timed():
+            self._weights(prepared)
         if {ACTIVATIONS, FLOAT64_COPY} <= set(port.offers()):
             self._recognise(port)
-        self._architecture(port, weights)
+        with self._timed():
+            self._architecture(port, weights)
         give_back()
-        try:
-            self._numbers(port, weights)
-        except LastPositionOnly:
-            self._numbers(port, weights)
+        with self._timed():
+            try:
+                self._numbers(port, weights)
+            except LastPositionOnly:
+                self._numbers(port, weights)
         if prepared.matching is not None:
             self.findings = with_unplaced(
                 self.findings, prepared.parameters, prepared.matching, self.checkpoint.config
@@ -147,13 +170,15 @@ class Examination:
         subject.first_call = self._first_call
         held = Weights(port.name, prepared.parameters)
         for law in CHECKS:
-            self._law(law, subject, held)
+            with self._timed():
+                self._law(law, subject, held)
             give_back()
             self.progress.step(law.id)
         if self.checkpoint.config.tied != self.tied:
             self._why |= {law.id: NOT_TIED for law in CHECKS if concerns("tying", law.id)}
         self.diagnosis = diagnose(subject, self.inputs, self._comparisons, tuple(self.findings))
-        self._stored_graph(port, weights)
+        with self._timed():
+            self._stored_graph(port, weights)
 
     def _weights(self, prepared: Prepared) -> None:
         """Compare the port's weights with the checkpoint's."""
@@ -179,6 +204,9 @@ class Examination:
 
     def _architecture(self, port: Port, weights: DeclaredWeights) -> None:
         law = "architecture"
+        if not self.sites:
+            self._why[law] = NOT_ASKED
+            return
         float64 = port.offers().get(FLOAT64_COPY)
         if float64 is None or ACTIVATIONS not in port.offers():
             self._why[law] = "the port cannot be run in float64 with its sites shown"
@@ -212,8 +240,9 @@ class Examination:
     def _numbers(self, port: Port, weights: DeclaredWeights) -> None:
         repeats, raising = Determinism(), Raising(partial(returned, port))
         activations = port.offers().get(ACTIVATIONS)
-        if activations is None:
-            self._why["activations"] = "the port shows nothing but logits"
+        if activations is None or not self.sites:
+            shown = "the port shows nothing but logits"
+            self._why["activations"] = NOT_ASKED if self.sites is False else shown
             logits = LogitsComparison(self.checkpoint.config, weights, PRECISIONS[port.dtype])
             for item in self.inputs:
                 logits.begin()
@@ -280,7 +309,7 @@ class Examination:
 
     def _law(self, law: Part, subject: Subject, held: Weights) -> None:
         if self.laws is not None and law.id not in self.laws:
-            self._why[law.id] = "not asked for"
+            self._why[law.id] = NOT_ASKED
             return
         if why := law.lacking(subject):
             self._why[law.id] = why

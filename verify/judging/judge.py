@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,6 +55,8 @@ def judge(
     build: Callable[[], Port] | None = None,
     laws: Collection[str] | None = None,
     shared: SharedWeights | None = None,
+    sited: bool = True,
+    waivers: Mapping[str, str] = MappingProxyType({}),
 ) -> PortReport:
     """Build a port, check every law for it, and close it.
 
@@ -73,12 +76,13 @@ def judge(
             sites and its logits; all where None. The others are reported as not examined.
         shared: where several ports are judged against one checkpoint: what one has had measured,
             the next one need not.
+        sited: whether its sites are compared; those are reported as not examined otherwise.
+        waivers: law → reason, beside those of the port itself.
     """
     start = time.perf_counter()
     reuse()
-    work = Examination(checkpoint, inputs, progress, seed, laws, shared)
+    work = Examination(checkpoint, inputs, progress, seed, laws, shared, sited)
     error = name = None
-    waivers: Mapping[str, str] = {}
     remarks: tuple[str, ...] = ()
     declared, where, source = dtype or "float32", device, "checkpoint"
     watch = Watch()
@@ -89,7 +93,7 @@ def judge(
         made = build or partial(registry.build, spec, checkpoint, dtype, device)  # type: ignore[arg-type]
         port = made()
         name, declared, where, source = port.name, port.dtype, port.device, port.provenance()
-        waivers, remarks = port.waivers, tuple(port.remarks)
+        waivers, remarks = {**waivers, **port.waivers}, tuple(port.remarks)
         work.loading = Loading(before, snapshot())
         _require_itself(watch, f"by {name}")
         progress.port(name, work.steps(port))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gpt_verify.errors import UsageError
@@ -26,6 +27,8 @@ class Options:
         ignore_keys: keys of the checkpoint's configuration that do not alter what is computed.
         require: what must be examined, for a port not to be unjudged
             (``gpt_verify.judging.requirements``).
+        waivers: specification of a port → law → why it does not bind that port, beside what the
+            port itself waives (``gpt_verify.judging.waivers``).
     """
 
     device: str = "cpu"
@@ -36,6 +39,7 @@ class Options:
     text: str | None = None
     ignore_keys: tuple[str, ...] = ()
     require: tuple[str, ...] = ()
+    waivers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def chosen_inputs(checkpoint: Checkpoint, options: Options) -> list[Input]:

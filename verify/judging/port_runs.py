@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_verify.errors import GptVerifyError, PortError
 from gpt_verify.findings import PortReport, Report
+from gpt_verify.process.once import found, once
 
 if TYPE_CHECKING:
     from gpt_verify.checkpoint import Checkpoint
@@ -23,6 +25,12 @@ class PortRuns:
         checkpoint: the directory, or None for the default checkpoint.
         ports: specifications, or None for every built-in port that is installed.
         options: keyword arguments of ``gpt_verify.judging.options.Options``.
+
+    Attributes:
+        checks: specification → ids of the checks that are asked for; a port that is not in it is
+            judged by all of them.
+        shared: a folder through which processes share what they have judged, or None.
+        made: the ports that this process has judged itself.
     """
 
     def __init__(
@@ -31,6 +39,9 @@ class PortRuns:
         self._path, self._ports = checkpoint, tuple(ports or ())
         self._options = options
         self._reports: dict[str, Report | GptVerifyError] = {}
+        self.checks: Mapping[str, Collection[str]] = {}
+        self.shared: Path | None = None
+        self.made: set[str] = set()
 
     @cached_property
     def request(self) -> Request:
@@ -53,6 +64,11 @@ class PortRuns:
         opened = open_checkpoint(self._path, self._options.get("ignore_keys", ()))
         need_finite(opened)
         return opened
+
+    @property
+    def named(self) -> bool:
+        """Whether ports were asked for; otherwise the default ones are taken."""
+        return bool(self._ports)
 
     def ports(self) -> list[str]:
         """Specifications, each of exactly one port."""
@@ -81,7 +97,8 @@ class PortRuns:
     def whole(self, port: str) -> Report:
         """The same with its checkpoint, inputs and environment."""
         if port not in self._reports:
-            self._reports[port] = self._run(port)
+            run = partial(self._run, port)
+            self._reports[port] = run() if self.shared is None else once(self.shared, port, run)
         outcome = self._reports[port]
         if isinstance(outcome, GptVerifyError):
             raise outcome
@@ -90,10 +107,26 @@ class PortRuns:
     def _run(self, port: str) -> Report | GptVerifyError:
         from gpt_verify.judging.run import run_request
 
+        self.made.add(port)
+        alone, checks = self.request.alone(port), self.checks.get(port)
         try:
-            return run_request(self.request.alone(port))
+            report = run_request(alone) if checks is None else run_request(alone, None, checks)
         except GptVerifyError as error:
             return error
+        if self.shared is None:
+            return report
+        # A traceback stays in its process.
+        ports = tuple(dataclasses.replace(port, exception=None) for port in report.ports)
+        return dataclasses.replace(report, ports=ports)
+
+    def gather(self) -> None:
+        """Take over what other processes have judged."""
+        if self.shared is None:
+            return
+        with contextlib.suppress(GptVerifyError):  # no checkpoint: nothing was judged
+            for port in self.ports():
+                with contextlib.suppress(FileNotFoundError):
+                    self._reports.setdefault(port, found(self.shared, port))  # type: ignore[arg-type]
 
     def repeat(self, port: str) -> str:
         """The command line that judges this port again."""

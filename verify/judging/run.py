@@ -7,7 +7,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
@@ -28,6 +28,9 @@ from gpt_verify.judging.selection import Request, request
 from gpt_verify.numerics.weights import SharedWeights
 from gpt_verify.process.processor import processor
 from gpt_verify.reference.weights import parameter_count
+
+#: Checks for which the sites of a port are compared.
+SITED = ("architecture", "activations.local", "activations.cascaded")
 
 
 class Progress(Protocol):
@@ -76,8 +79,16 @@ def run(
     return run_request(request(checkpoint, ports, options or Options()), progress)
 
 
-def run_request(asked: Request, progress: Progress | None = None) -> Report:
-    """Judge the ports of a request; see ``run``."""
+def run_request(
+    asked: Request, progress: Progress | None = None, checks: Collection[str] | None = None
+) -> Report:
+    """Judge the ports of a request; see ``run``.
+
+    Args:
+        asked: the request.
+        progress: told how far the run is.
+        checks: ids of those that are asked for; all where None. Others may be left out.
+    """
     opened, options, specs = asked.checkpoint, asked.options, asked.specs
     progress = progress or Silent()
     inputs, config = chosen_inputs(opened, options), opened.config
@@ -98,6 +109,9 @@ def run_request(asked: Request, progress: Progress | None = None) -> Report:
                 options.seed,
                 shared=shared,
                 build=asked.builder(spec),
+                laws=checks,
+                sited=checks is None or any(law in SITED for law in checks),
+                waivers=options.waivers.get(spec, {}),
             )
             missing = (needed.unmet(judged.findings) for needed in required)
             reports.append(replace(judged, unmet=tuple(filter(None, missing))))

@@ -15,6 +15,7 @@ from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict
 from gpt_verify.report import terminal
 from gpt_verify.report.compare import terminal as compare_terminal
 from gpt_verify.report.compare.comparison import Comparison
+from gpt_verify.report.place import Place, place
 from gpt_verify.text import collapse_sites, first_failure, headline, one_line
 
 #: GitHub shows so many of one step.
@@ -46,8 +47,7 @@ def _all(report: Report) -> Iterator[str]:
 
 
 def _of_port(port: PortReport) -> Iterator[str]:
-    file = port.name.rpartition(":")[0]
-    file = file if file.endswith(".py") and "=" not in file else ""
+    file = place(port.name)
     if port.verdict is Verdict.UNJUDGED:
         why = port.error or "; ".join(port.unmet) or "its logits were not compared"
         yield _error(f"{port.name}: unjudged", why, file)
@@ -65,8 +65,11 @@ def _of_port(port: PortReport) -> Iterator[str]:
         yield _error(f"{port.name}: {check} fails{at}", message, file)
 
 
-def _error(title: str, message: str, file: str = "") -> str:
-    where = f"file={_property(file)}," if file else ""
+def _error(title: str, message: str, file: Place | None = None) -> str:
+    where = ""
+    if file is not None:
+        line = f"line={file.line}," if file.line else ""
+        where = f"file={_property(file.file)},{line}"
     return f"::error {where}title={_property(title)}::{_data(message)}"
 
 

@@ -17,12 +17,13 @@ def _clean(text: str) -> str:
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def _case(suite: ET.Element, port: str, name: str) -> ET.Element:
-    return ET.SubElement(suite, "testcase", classname=_clean(port), name=_clean(name), time="0")
+def _case(suite: ET.Element, port: str, name: str, seconds: float) -> ET.Element:
+    time = f"{seconds:.3f}"
+    return ET.SubElement(suite, "testcase", classname=_clean(port), name=_clean(name), time=time)
 
 
 def _add(suite: ET.Element, port: str, finding: Finding) -> None:
-    case = _case(suite, port, label(finding))
+    case = _case(suite, port, label(finding), finding.seconds)
     message = _clean(finding.message)
     if finding.status is Status.NOT_EXAMINED:
         ET.SubElement(case, "skipped", message=message)
@@ -63,7 +64,9 @@ def _suite(root: ET.Element, port: PortReport, repeat: str) -> Counter[str]:
     for finding in port.findings:
         _add(suite, port.name, finding)
     if error is not None:
-        ET.SubElement(_case(suite, port.name, "run"), "error", message=_clean(error))
+        spent = sum(finding.seconds for finding in port.findings)
+        case = _case(suite, port.name, "run", max(0.0, port.seconds - spent))
+        ET.SubElement(case, "error", message=_clean(error))
     return totals
 
 
@@ -74,5 +77,6 @@ def render(report: Report) -> str:
         totals.update(_suite(root, port, report.repeat))
     for key in ("tests", "failures", "errors", "skipped"):
         root.set(key, str(totals[key]))
+    root.set("time", f"{sum(port.seconds for port in report.ports):.3f}")
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, "unicode") + "\n"

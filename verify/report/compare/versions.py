@@ -8,8 +8,8 @@ from typing import Any
 from gpt_verify.text import one_line
 
 
-def _plain(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Versions, platform, processor, numerics, as words; of a report that lacks one, without."""
+def words_of(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Versions, platform, processor, numerics, as words; of a report that lacks one, without it."""
     found = dict(_inner(environment, "versions"))
     for key in ("platform", "machine", "cores", "torch_threads", "cuda_device"):
         found[key] = environment.get(key)
@@ -27,7 +27,7 @@ def versions(
     before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
     """``(name → (before, after) of what differs, name → value of the rest)``."""
-    old, new = _plain(before), _plain(after)
+    old, new = words_of(before), words_of(after)
     names = dict.fromkeys([*old, *new])
     both = {k: (old.get(k, "none"), new.get(k, "none")) for k in names}
     changed = {k: pair for k, pair in both.items() if pair[0] != pair[1]}
