@@ -239,6 +239,46 @@ class TestPortsThatAreChosen:
             said = complaint(capsys.readouterr().err)
         assert "has no port secnd; did you mean second?" in said
 
+    @pytest.mark.parametrize(
+        ("first", "second", "words"),
+        [
+            (None, "h.0.mlp.act", "they part at h.0.mlp.act, where the reference is with a"),
+            ("h.1.ln_1", None, "they part at h.1.ln_1, where the reference is with b"),
+            (None, None, "no operation of either departs from the reference by itself"),
+            ("ln_f", "ln_f", "both depart from the reference at ln_f"),
+            ("embed", "ln_f", "a departs from the reference at embed, b at ln_f"),
+        ],
+    )
+    def test_where_two_ports_part(self, first: Any, second: Any, words: str) -> None:
+        ports = [dataclasses.replace(good("a"), first_divergence=first)]
+        ports += [dataclasses.replace(good("b"), first_divergence=second)]
+        both = report(*ports)
+        compared = compare_reports(both, both, ports=["a", "b"])
+        assert f"  {words}\n" in terminal.render(compared)
+        assert words not in terminal.render(compare_reports(both, both))
+
+
+def test_two_ports_are_judged_and_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = Path(__file__).parent
+    good_port, other = (
+        f"{where / 'sample_ports.py'}:good",
+        f"{where / 'altered_ports.py'}:eager_exact_gelu",
+    )
+    words = ["compare", "--length", "3", "--json", str(tmp_path / "out.json")]
+    assert main([*words, "--port", "huggingface-eager", "--port", other]) == 1
+    said = capsys.readouterr().out
+    assert "where the reference is with huggingface-eager" in said
+    assert "they part at h.0.mlp.act" in said
+    assert json.loads((tmp_path / "out.json").read_text())["worse"]
+    assert main([*words, "--port", other, "--port", "huggingface-eager", "--quiet"]) == 0
+    capsys.readouterr()
+    for ports in ([good_port], [good_port, "huggingface"], []):
+        asked = [word for port in ports for word in ("--port", port)]
+        assert main([*words, *asked]) == 2
+        assert "two ports" in complaint(capsys.readouterr().err)
+
 
 class TestNotComparable:
     def test_another_checkpoint(self) -> None:

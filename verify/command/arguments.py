@@ -146,18 +146,17 @@ def _add_lens(lens: argparse.ArgumentParser) -> None:
 def _add_compare(compare: argparse.ArgumentParser) -> None:
     compare.add_argument(
         "reports",
-        nargs="+",
+        nargs="*",
         type=Path,
         metavar="REPORT.json",
-        help="of gpt-verify run --json, the older one first",
+        help="of gpt-verify run --json, the older one first; without any, two ports are judged now",
     )
-    compare.add_argument(
-        "--port",
-        action="append",
-        metavar="NAME",
-        help="this port alone; given twice, the first of the older with the second of the newer "
-        "report, or two ports of one",
+    _add_ports(
+        compare,
+        "of reports, its name there: this one alone; twice, the first of the older with the second "
+        "of the newer report, or two of one",
     )
+    _add_inputs(compare)
     compare.add_argument("--json", metavar="OUT", help="write all of it; - is standard output")
     compare.add_argument("--quiet", action="store_true", help="print the last line alone")
 

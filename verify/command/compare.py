@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from gpt_verify.command.streams import say
+from gpt_verify.command.streams import progress_bars, say, standard_output_for_the_report
 from gpt_verify.errors import UsageError
+
+if TYPE_CHECKING:
+    from gpt_verify.findings import Report
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -21,13 +27,19 @@ def compare(args: argparse.Namespace) -> int:
         raise UsageError(f"compare takes one or two reports; {len(paths)} were given")
     if len(ports) > 2:
         raise UsageError(f"compare takes one --port or two; {len(ports)} were given")
-    if len(paths) == 1 and len(ports) != 2:
-        raise UsageError("of one report two ports are compared: --port A --port B")
+    if len(paths) < 2 and len(ports) != 2:
+        which = "of one report" if paths else "without reports"
+        raise UsageError(f"{which} two ports are compared: --port A --port B")
     outputs = open_outputs({"json": args.json})
-    spare_inputs(outputs, None, (), [str(path) for path in paths])
-    before = read_report(paths[0])
-    after = before if len(paths) == 1 else read_report(paths[1])
-    compared = compare_reports(before, after, (str(paths[0]), str(paths[-1])), ports)
+    spare_inputs(outputs, args.checkpoint, ports, [str(path) for path in paths])
+    if paths:
+        before = read_report(paths[0])
+        after = before if len(paths) == 1 else read_report(paths[1])
+        names = str(paths[0]), str(paths[-1])
+    else:
+        before = after = _judged(args)
+        names = (ports[0], ports[1])
+    compared = compare_reports(before, after, names, ports)
     unwritten = write_outputs(outputs, {"json": lambda: json.render(compared)})
     to_stdout = args.json == "-"
     text = terminal.summary(compared) + "\n" if args.quiet else terminal.render(compared)
@@ -36,3 +48,30 @@ def compare(args: argparse.Namespace) -> int:
     if unwritten is not None:
         raise unwritten
     return compared.exit_status
+
+
+def _judged(args: argparse.Namespace) -> Report:
+    """Both ports against the reference, on the same inputs.
+
+    Raises:
+        UsageError: not two ports, or one that could not be judged.
+    """
+    from gpt_verify.command.run import options_of
+    from gpt_verify.judging.run import run_request
+    from gpt_verify.judging.selection import request
+    from gpt_verify.ports.named import require_all
+
+    asked = request(args.checkpoint, args.port, options_of(args), by_default=False)
+    if len(asked.specs) != 2:
+        raise UsageError(f"compare takes two ports; these are {', '.join(asked.specs)}")
+    require_all(asked.specs, args.device)
+    with contextlib.ExitStack() as stack:
+        if args.json == "-":
+            stack.enter_context(standard_output_for_the_report())
+        report = run_request(asked, stack.enter_context(progress_bars(args.quiet)))
+    for port in report.ports:
+        if port.error is not None:
+            raise UsageError(f"{port.name} could not be judged: {port.error}")
+    # Two of one kind may call themselves alike.
+    named = zip(report.ports, args.port, strict=True)
+    return replace(report, ports=tuple(replace(port, name=name) for port, name in named))

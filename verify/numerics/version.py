@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "c4a72770b67beee26d2807b411b388560d005e586f86733915f5f317dd6dfc93"
+SOURCE = "ef8085af45f62fe806df9dc1bacc34db8b0bed96c717e49454098e565bee5b1f"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 
-from gpt_verify.findings import Finding, Status
+from gpt_verify.findings import Finding, PortReport, Status
 from gpt_verify.report.compare.comparison import Comparison, Pair, PortComparison
 from gpt_verify.report.compare.versions import versions
 from gpt_verify.text import collapse_sites, count, number, one_line
@@ -58,12 +58,30 @@ def _port(port: PortComparison) -> Iterator[str]:
         for name, old, new in rows:
             if (old or "none") != (new or "none"):
                 yield f"  {name}: {one_line(old or 'none')} → {one_line(new or 'none')}"
+        if before.name != after.name:
+            yield f"  {_parting(before, after)}"
         yield from _floors(port)
     yield from _changes("worse", port.worse)
     yield from _changes("better", [pair for pair in port.pairs if pair.better])
     others = [p for p in port.pairs if p.changed and not p.worse and not p.better]
     yield from _changes("changed, not counted", others)
     yield from _scores(port)
+
+
+def _parting(one: PortReport, other: PortReport) -> str:
+    """Where two ports part, and which of them the reference is with."""
+    names = one_line(one.name), one_line(other.name)
+    sites = one.first_divergence, other.first_divergence
+    if sites[0] == sites[1]:
+        return (
+            f"both depart from the reference at {sites[0]}"
+            if sites[0]
+            else ("no operation of either departs from the reference by itself")
+        )
+    if None not in sites:
+        return f"{names[0]} departs from the reference at {sites[0]}, {names[1]} at {sites[1]}"
+    at, right = (sites[1], names[0]) if sites[0] is None else (sites[0], names[1])
+    return f"they part at {at}, where the reference is with {right}"
 
 
 def _floors(port: PortComparison) -> Iterator[str]:
