@@ -96,9 +96,7 @@ def _claims(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         if to_stdout:
             stack.enter_context(standard_output_for_the_report())
-        report = claims_run(
-            args.checkpoint, args.ids, args.text, args.python, args.ignore_key
-        )
+        report = claims_run(args.checkpoint, args.ids, args.text, args.python, args.ignore_key)
     for decided in report.claims:
         if args.debug and decided.exception is not None:
             traceback.print_exception(decided.exception)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.decoder import Decoder
 from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
 from gpt_verify.reference.config import Config
@@ -30,6 +31,10 @@ Inject = Callable[[Any, Sequence[int]], None]
 Fit = Callable[[Array, Call], Array]
 #: Changes a port of a checkpoint as a whole: what lies around the model, not in it.
 InjectPort = Callable[[Any, Checkpoint], None]
+#: Changes the configuration that transformers builds a model from, given what it should say.
+InjectConfig = Callable[[Any, Config], None]
+#: Changes the given layers of transformers' model of a family.
+InjectDecoder = Callable[[Decoder, Sequence[int]], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Stored:
 Corrupt = Callable[[Stored], Array]
 
 #: Sites that lie in no block.
-OUTSIDE = frozenset(("embed", "ln_f", "logits"))
+OUTSIDE = frozenset(("embed", "ln_embed", "ln_f", "logits"))
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,32 @@ class AroundPort:
 
     inject: InjectPort
     model: Inject | None = None
+
+
+@dataclass(frozen=True)
+class InTransformers:
+    """A fault that is injected into transformers' own model of a family.
+
+    Attributes:
+        config: changes the configuration, and with it every layer; None where the fault is none
+            of a key.
+        module: changes the model that is built; None where the configuration says it all.
+        layered: as of ``InModel``, where there is a ``module``.
+    """
+
+    config: InjectConfig | None = None
+    module: InjectDecoder | None = None
+    layered: bool = True
+
+    @property
+    def by_layer(self) -> bool:
+        """It can be injected into one layer as well as into all."""
+        return self.config is None and self.layered
+
+
+def any_model(config: Config) -> bool:
+    """Of a fault that every model can have."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -152,12 +183,13 @@ class Fault:
         summary: one sentence that completes "the port …": ``computes the exact GELU, with erf``.
         seen: where it was made (project, and issue or commit where known); empty where it is known
             from the literature on porting alone.
-        inject: puts it into a correct port; None where that would be another architecture.
+        inject: puts it into a correct port of GPT-2; None where that would be another model.
+        in_family: puts it into transformers' model of a family; None where nobody has said how.
         predict: what it makes of the forward pass, in NumPy; None where it changes no site of it.
         law: the check that must refute it; None where the fault provably changes nothing.
         entails: faults that laws would name it by as well, which see only what follows from it.
         needs: why it may change nothing on some checkpoints, in words; empty where it always does.
-        norm_first: it is one of blocks that norm first alone (True), or afterwards alone (False).
+        of: which models can have it.
     """
 
     name: str
@@ -169,7 +201,8 @@ class Fault:
     law: str | None = "architecture"
     entails: tuple[str, ...] = ()
     needs: str = ""
-    norm_first: bool | None = None
+    of: Callable[[Config], bool] = any_model
+    in_family: InTransformers | None = None
 
     @property
     def sites(self) -> AtSites:

@@ -182,7 +182,7 @@ FAULTS = (
         _POST,
         _post,
         layered=False,
-        norm_first=True,
+        of=lambda config: config.norm_first,
     ),
     Fault(
         "norm-pre",
@@ -190,7 +190,7 @@ FAULTS = (
         "normalises before each branch instead of after each residual sum",
         "the block of GPT-2, in a port of GPT",
         predict=AtSites(_PRE),
-        norm_first=False,
+        of=lambda config: not config.norm_first,
     ),
     Fault(
         "norm-final-added",
@@ -198,6 +198,6 @@ FAULTS = (
         "has one more norm, without gain and bias, before the head",
         "the end of GPT-2, in a port of GPT",
         predict=AtSites({"ln_2": _once_more}, last=True),
-        norm_first=False,
+        of=lambda config: not config.norm_first,
     ),
 )

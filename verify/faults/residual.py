@@ -199,7 +199,7 @@ FAULTS = (
         },
         _from_norms,
         "apply_residual_connection_post_layernorm of BLOOM and Megatron",
-        norm_first=True,
+        of=lambda config: config.norm_first,
     ),
     _residual(
         "residual-mlp-from-input",
@@ -213,7 +213,7 @@ FAULTS = (
         {"ln_2": lambda call: _normed(call, call.stream())},
         _parallel,
         "use_parallel_residual of GPT-NeoX in transformers",
-        norm_first=True,
+        of=lambda config: config.norm_first,
     ),
     _residual(
         "residual-parallel-one-norm",
@@ -221,7 +221,7 @@ FAULTS = (
         {"ln_2": lambda call: call.at("ln_1")},
         _parallel_one_norm,
         "the block of GPT-J",
-        norm_first=True,
+        of=lambda config: config.norm_first,
     ),
     _narrow("residual-float16", FLOAT16),
     _narrow("residual-bfloat16", BFLOAT16),

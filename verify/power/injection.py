@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.decoder import Decoder
 from gpt_verify.faults.fault import Fault, InModel, Stored, tensors_of
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import tensor_table
@@ -42,9 +43,11 @@ class Injection:
 
 def injections(fault: Fault, config: Config) -> list[Injection]:
     """Every form that a fault has on a model of this size; empty where it cannot be injected."""
+    every = tuple(range(config.n_layer))
+    if config.own is not None:
+        return _in_family(fault, config, every)
     if fault.inject is None:
         return []
-    every = tuple(range(config.n_layer))
     found = [Injection(fault.name, EVERYWHERE, every)]
     layers = [sites(config)[name].layer for name in fault.overrides(config)]
     in_blocks = any(layer is not None for layer in layers)
@@ -55,6 +58,17 @@ def injections(fault: Fault, config: Config) -> list[Injection]:
         found.append(Injection(fault.name, LOGITS, every))
     if fault.tensors:
         found.append(Injection(fault.name, TENSORFLOW, every))
+    return found
+
+
+def _in_family(fault: Fault, config: Config, every: tuple[int, ...]) -> list[Injection]:
+    """Those of a family: what shows nothing but logits is not diagnosed there yet."""
+    if fault.in_family is None or not fault.of(config):
+        return []
+    found = [Injection(fault.name, EVERYWHERE, every)]
+    layer = config.n_layer // 2
+    if fault.in_family.by_layer and config.n_layer > 1 and fault.overrides(config, [layer]):
+        found.append(Injection(fault.name, ONE_LAYER, (layer,)))
     return found
 
 
@@ -92,7 +106,7 @@ def port_with(
         from gpt_verify.ports.openai_tf import openai_tf
 
         return openai_tf(damaged(fault, checkpoint, injection.layers), worker=worker)
-    port = _torch_port(fault, injection.layers, checkpoint)
+    port = _port(fault, injection.layers, checkpoint)
     if injection.form == LOGITS:
         return logits_only(port)
     return port
@@ -100,7 +114,7 @@ def port_with(
 
 def correct_port(checkpoint: Checkpoint) -> Port:
     """The same port without a fault."""
-    return _torch_port(None, (), checkpoint)
+    return _port(None, (), checkpoint)
 
 
 def damaged(fault: Fault, checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:
@@ -120,6 +134,28 @@ def logits_only(port: Port) -> Port:
     from gpt_verify.ports.callable import CallablePort
 
     return CallablePort(lambda tokens: port.logits(tokens), port.name, port.dtype)
+
+
+def _port(fault: Fault | None, layers: Sequence[int], checkpoint: Checkpoint) -> Port:
+    if checkpoint.config.own is None:
+        return _torch_port(fault, layers, checkpoint)
+    from gpt_verify.ports.huggingface import huggingface
+    from gpt_verify.ports.huggingface_family import Altered
+
+    how = fault.in_family if fault is not None else None
+    if fault is None or how is None:
+        return huggingface(checkpoint, "eager")
+    config, module = how.config, how.module
+
+    def change(made: Any) -> None:
+        if config is not None:
+            config(made, checkpoint.config)
+
+    def alter(made: Any) -> None:
+        if module is not None:
+            module(Decoder(made, checkpoint.config), layers)
+
+    return huggingface(checkpoint, "eager", altered=Altered(fault.name, change, alter))
 
 
 def _torch_port(fault: Fault | None, layers: Sequence[int], checkpoint: Checkpoint) -> Port:
