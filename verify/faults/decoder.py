@@ -34,16 +34,15 @@ class Decoder:
     def attention(self, layer: int) -> Any:
         return self.around("attn/q", layer)
 
+    def each(self, scopes: Sequence[str], layers: Sequence[int]) -> list[Any]:
+        """The modules of these scopes that the layers have."""
+        return [self.at(s, i) for s in scopes for i in layers if self._has(s, i)]
+
     def norms(self, scopes: Sequence[str], layers: Sequence[int]) -> list[Any]:
         """The norms of these layers that the model has; the last one belongs to all together."""
-        every = len(layers) == self.config.n_layer
-        found = []
-        for scope in scopes:
-            if scope == "ln_f":
-                found += [self.at(scope)] if every else []
-            else:
-                found += [self.at(scope, layer) for layer in layers if self._has(scope, layer)]
-        return found
+        found = self.each(scopes, layers)
+        last = "ln_f" in scopes and len(layers) == self.config.n_layer
+        return [*found, self.at("ln_f")] if last else found
 
     def _has(self, scope: str, layer: int) -> bool:
         if f"h#/{scope}" not in self._places:

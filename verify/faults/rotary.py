@@ -92,7 +92,9 @@ def _changed(
 
 
 def _scaling_lost(said: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: said[key] for key in ("rope_theta", "partial_rotary_factor") if key in said}
+    kept: dict[str, Any] = {
+        key: said[key] for key in ("rope_theta", "partial_rotary_factor") if key in said
+    }
     return {**kept, "rope_type": "default"}
 
 
