@@ -78,8 +78,10 @@ def _scale(
     return attention(name, summary, operations, {"scale": in_torch}, seen, **more)
 
 
-def _of_families(name: str, summary: str, factor: Factor, seen: str) -> Fault:
-    """One that is right in GPT-2."""
+def _of_families(
+    name: str, summary: str, factor: Factor, of: Callable[[Config], bool], seen: str
+) -> Fault:
+    """One that is right in GPT-2, of models that are so."""
     return Fault(
         name,
         "attention",
@@ -87,7 +89,7 @@ def _of_families(name: str, summary: str, factor: Factor, seen: str) -> Fault:
         seen,
         predict=AtSites({"attn.scores": partial(_scaled, factor)}),
         in_family=InTransformers(module=partial(_scale_in_family, factor)),
-        of=lambda config: config.own is not None and _differs(factor, config),
+        of=lambda config: of(config) and _differs(factor, config),
     )
 
 
@@ -267,12 +269,14 @@ FAULTS = (
         "attention-scale-by-share",
         "divides the scores by √(D/H), where a head has another size",
         lambda config, layer: (config.n_embd / config.n_head) ** -0.5,
+        lambda config: config.head_size * config.n_head != config.n_embd,
         "code that is older than head_dim",
     ),
     _of_families(
         "attention-scale-by-size",
         "divides the scores by the root of a head's size, where the model has another scale",
         lambda config, layer: config.head_size**-0.5,
+        lambda config: config.keys.scale is not None,
         "query_pre_attn_scalar of Gemma 2 that is not read; scale_attn of GPT-Neo's ports",
     ),
     attention(

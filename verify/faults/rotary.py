@@ -152,16 +152,23 @@ def _turn(act: Callable[[Any, Any, Any], Any], decoder: Decoder, layers: Sequenc
 
 def _backwards(decoder: Decoder, layers: Sequence[int]) -> None:
     for layer in layers:
-        own = _own(decoder, layer)
-        turn(decoder, layer, lambda x, cos, sin, own=own: own(x, cos, -sin))
+        turn(decoder, layer, partial(_turned_back, _own(decoder, layer)))
+
+
+def _turned_back(own: Callable[[Any, Any, Any], Any], x: Any, cos: Any, sin: Any) -> Any:
+    return own(x, cos, -sin)
 
 
 def _queries_alone(decoder: Decoder, layers: Sequence[int]) -> None:
     for layer in layers:
-        attn = decoder.attention(layer)
-        act = global_of(attn, "forward", "apply_rotary_pos_emb")
-        both = lambda q, k, *tables, act=act, **more: (act(q, k, *tables, **more)[0], k)  # noqa: E731
-        rebind(attn, "forward", apply_rotary_pos_emb=both)
+        if decoder.config.rope(layer) is not None:
+            attn = decoder.attention(layer)
+            act = partial(_first, global_of(attn, "forward", "apply_rotary_pos_emb"))
+            rebind(attn, "forward", apply_rotary_pos_emb=act)
+
+
+def _first(act: Callable[..., Any], q: Any, k: Any, *tables: Any, **more: Any) -> Any:
+    return act(q, k, *tables, **more)[0], k
 
 
 # In torch: the tables
@@ -175,17 +182,17 @@ def _rounded(table: Any) -> Any:
     return table.to(torch.bfloat16).to(table.dtype)
 
 
+def _rounded_tables(module: Any, act: Any, *args: Any, **more: Any) -> Any:
+    return tuple(_rounded(table) for table in act(*args, **more))
+
+
 def _round_tables(decoder: Decoder, layers: Sequence[int]) -> None:
     for module in _tables(decoder):
-        wrap_forward(module, lambda _, act, *a, **k: tuple(_rounded(x) for x in act(*a, **k)))
+        wrap(module, "forward", _rounded_tables)
     for layer in layers:
         attn = decoder.attention(layer)
         if hasattr(attn, "embed_positions"):
             attn.embed_positions = _rounded(attn.embed_positions)
-
-
-def wrap_forward(module: Any, function: Callable[..., Any]) -> None:
-    wrap(module, "forward", function)
 
 
 def _narrow_angles(call: Call) -> Array:
@@ -209,7 +216,7 @@ def _torch_narrow_angles(module: Any, act: Any, x: Any, position_ids: Any, *kind
 
 def _narrow_all_angles(decoder: Decoder, layers: Sequence[int]) -> None:
     for module in _tables(decoder):
-        wrap_forward(module, _torch_narrow_angles)
+        wrap(module, "forward", _torch_narrow_angles)
 
 
 def _late(module: Any, act: Any, x: Any, position_ids: Any, *kind: Any, **more: Any) -> Any:
@@ -218,7 +225,7 @@ def _late(module: Any, act: Any, x: Any, position_ids: Any, *kind: Any, **more: 
 
 def _count_from_one(decoder: Decoder, layers: Sequence[int]) -> None:
     for module in _tables(decoder):
-        wrap_forward(module, _late)
+        wrap(module, "forward", _late)
 
 
 # Some layers

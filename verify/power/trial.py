@@ -36,7 +36,7 @@ from gpt_verify.power.injection import (
     port_with,
 )
 from gpt_verify.power.reading import reads_otherwise
-from gpt_verify.power.variants import VARIANTS
+from gpt_verify.power.variants import variants_of
 from gpt_verify.process.restored import restored
 from gpt_verify.reference import forward
 from gpt_verify.sites import sites
@@ -195,7 +195,7 @@ class Bench:
         caught: dict[str, bool] = {}
 
         def build() -> Port:
-            port = VARIANTS[name](checkpoint)
+            port = variants_of(checkpoint.config)[name](checkpoint)
             caught.update(self._caught(port, seed))
             return port
 
