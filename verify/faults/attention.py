@@ -104,8 +104,9 @@ def _scale_in_family(factor: Factor, decoder: Decoder, layers: Sequence[int]) ->
     """transformers keeps the scale in attention, or divides by one, or has none."""
     for layer in layers:
         attn, scale = decoder.attention(layer), factor(decoder.config, layer)
-        if hasattr(attn, "scaling"):
-            attn.scaling = scale
+        kept = [name for name in ("scaling", "inv_norm_factor") if hasattr(attn, name)]
+        if kept:
+            setattr(attn, kept[0], scale)
         elif hasattr(attn, "scale_attn"):
             attn.scale_attn = 1 / scale
         else:

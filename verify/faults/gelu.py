@@ -63,7 +63,11 @@ def _in_family(act: Callable[[Any], Any], decoder: Decoder, layers: Sequence[int
     scope = "mlp/down" if decoder.config.keys.gated else "mlp/c_proj"
     for layer in layers:
         holder = decoder.around(scope, layer)
-        names = [name for name in ("act_fn", "act", "activation_fn") if hasattr(holder, name)]
+        names = [
+            name
+            for name in ("act_fn", "act", "activation_fn", "gelu_impl")
+            if hasattr(holder, name)
+        ]
         replace(getattr(holder, names[0]), "forward", lambda _, x: act(x))
 
 

@@ -1,4 +1,7 @@
-"""Faults of rotary positions: the frequencies, the tables, and which channels turn together."""
+"""Faults of rotary positions: which channels turn together, and by which tables.
+
+Keys of the configuration that are lost, and layers that differ: ``rotary_keys.py``.
+"""
 
 from __future__ import annotations
 
@@ -10,59 +13,55 @@ from typing import Any
 import numpy as np
 
 from gpt_verify.faults.decoder import Decoder, global_of, rebind
-from gpt_verify.faults.family_config import each_rope
 from gpt_verify.faults.fault import AtSites, Fault, InTransformers
 from gpt_verify.faults.inject import wrap
 from gpt_verify.faults.later import torch
 from gpt_verify.graph.call import Call, Override
-from gpt_verify.graph.run import right
 from gpt_verify.numerics.precision import BFLOAT16
 from gpt_verify.reference.architecture import Rope
 from gpt_verify.reference.config import Config
-from gpt_verify.reference.ops import Array, attention_scores, heads_of, shared, side_by_side
+from gpt_verify.reference.ops import Array, heads_of, side_by_side
 from gpt_verify.reference.positions import frequencies, rotate, turns
 
-#: What configurations have where nobody says otherwise: Su et al. 2021, section 3.2.2.
-DEFAULT = 10_000.0
 #: Cosine and sine → those that are used.
 Table = Callable[[Array], Array]
 
 
-def _rope(call: Call) -> Rope:
+def rope_of(call: Call) -> Rope:
     rope = call.config.rope(call.layer)
     assert rope is not None, "queries and keys that are turned"
     return rope
 
 
-def _places(call: Call, first: int = 0) -> Any:
+def places_of(call: Call, first: int = 0) -> Any:
     return np.tile(np.arange(first, first + len(call.x) // call.rows), call.rows)
 
 
-def _turned(
+def turned(
     call: Call, change: Callable[[Rope], Rope], first: int = 0, table: Table = lambda x: x
 ) -> Array:
     """Queries or keys turned in another way."""
-    rope = change(_rope(call))
-    cos_TR, sin_TR = (table(x) for x in turns(rope, _places(call, first), call.dtype))
+    rope = change(rope_of(call))
+    cos_TR, sin_TR = (table(x) for x in turns(rope, places_of(call, first), call.dtype))
     return side_by_side(rotate(heads_of(call.x, call.site.heads), cos_TR, sin_TR, rope))
 
 
 def _backward(call: Call) -> Array:
-    rope = _rope(call)
-    cos_TR, sin_TR = turns(rope, _places(call), call.dtype)
+    rope = rope_of(call)
+    cos_TR, sin_TR = turns(rope, places_of(call), call.dtype)
     return side_by_side(rotate(heads_of(call.x, call.site.heads), cos_TR, -sin_TR, rope))
 
 
-def _some(of: Callable[[Rope], bool], config: Config) -> bool:
+def some(of: Callable[[Rope], bool], config: Config) -> bool:
     return any(rope is not None and of(rope) for rope in config.keys.ropes)
 
 
-def _at(act: Override, kinds: Sequence[str] = ("q", "k"), quantising: bool = False) -> AtSites:
+def at(act: Override, kinds: Sequence[str] = ("q", "k"), quantising: bool = False) -> AtSites:
     """In place of the rotation of queries and keys."""
     return AtSites({f"attn.{kind}_rot": act for kind in kinds}, quantising=quantising)
 
 
-def _rotary(
+def rotary(
     name: str,
     summary: str,
     act: Override,
@@ -74,37 +73,8 @@ def _rotary(
     **more: Any,
 ) -> Fault:
     """``act`` in place of the rotation of queries and keys, where some layer has such a one."""
-    predict, able = _at(act, kinds, quantising), partial(_some, of)
+    predict, able = at(act, kinds, quantising), partial(some, of)
     return Fault(name, "rotary", summary, seen, predict=predict, in_family=how, of=able, **more)
-
-
-def _changed(
-    name: str,
-    summary: str,
-    change: Callable[[Rope], Rope],
-    said: Callable[[dict[str, Any]], dict[str, Any]],
-    of: Callable[[Rope], bool],
-    seen: str = "",
-) -> Fault:
-    """A key of the rotary positions that is lost, or read as another."""
-    how = InTransformers(config=lambda config, _: each_rope(config, said))
-    return _rotary(name, summary, lambda call: _turned(call, change), how, of, seen)
-
-
-def _scaling_lost(said: dict[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {
-        key: said[key] for key in ("rope_theta", "partial_rotary_factor") if key in said
-    }
-    return {**kept, "rope_type": "default"}
-
-
-def _only_factor(said: dict[str, Any]) -> dict[str, Any]:
-    return {**_scaling_lost(said), "rope_type": "linear", "factor": said["factor"]}
-
-
-def _linear(rope: Rope) -> Rope:
-    assert rope.scaling is not None, "frequencies that are scaled"
-    return replace(rope, scaling=replace(rope.scaling, kind="linear", attention=1.0))
 
 
 # In torch: the rotation
@@ -196,9 +166,9 @@ def _round_tables(decoder: Decoder, layers: Sequence[int]) -> None:
 
 
 def _narrow_angles(call: Call) -> Array:
-    rope = _rope(call)
+    rope = rope_of(call)
     f_R = BFLOAT16.round(frequencies(rope)).astype(call.dtype)
-    places_T = BFLOAT16.round(_places(call).astype(np.float64)).astype(call.dtype)
+    places_T = BFLOAT16.round(places_of(call).astype(np.float64)).astype(call.dtype)
     angle_TR = BFLOAT16.round(places_T[:, None] * f_R).astype(call.dtype)
     gain = 1.0 if rope.scaling is None else rope.scaling.attention
     tables = gain * np.cos(angle_TR), gain * np.sin(angle_TR)
@@ -228,106 +198,37 @@ def _count_from_one(decoder: Decoder, layers: Sequence[int]) -> None:
         wrap(module, "forward", _late)
 
 
-# Some layers
-
-
-def _everywhere(call: Call) -> Array:
-    """Scores of a layer whose queries and keys are not turned, as if they were."""
-    if call.config.rope(call.layer) is not None:
-        return right(call)
-    rope = next(rope for rope in call.config.keys.ropes if rope is not None)
-    q_TX, k_TX = (call.values[name] for name in call.site.inputs)
-    config, tables = call.config, turns(rope, _places(call), call.dtype)
-    q_HTK = rotate(heads_of(q_TX, config.n_head), *tables, rope)
-    k_GSK = rotate(heads_of(k_TX, config.n_kv), *tables, rope)
-    return attention_scores(q_HTK, shared(k_GSK, config.n_head), config.keys.scale)
-
-
-def _turn_everywhere(config: Any, _: Config) -> None:
-    config.no_rope_layers = [1] * len(config.no_rope_layers)
-
-
-def _of_full_layers(call: Call) -> Array:
-    """Every layer turns as those do that have no window."""
-    keys = call.config.keys
-    whole = next(i for i, window in enumerate(keys.windows) if window is None)
-    rope = call.config.rope(whole)
-    assert rope is not None, "a layer that has positions"
-    return _turned(call, lambda _: rope)
-
-
-def _two_kinds(config: Config) -> bool:
-    return len(set(config.keys.ropes)) > 1 and None not in config.keys.ropes
-
-
-def _as_full(config: Any, _: Config) -> None:
-    whole = config.rope_parameters["full_attention"]
-    config.rope_parameters = dict.fromkeys(config.rope_parameters, whole)
-
-
-def _whole(config: Any, model: Config) -> None:
-    if hasattr(config, "rotary_dim"):
-        config.rotary_dim = model.head_size
-    else:
-        each_rope(config, lambda said: {**said, "partial_rotary_factor": 1.0})
-
-
 FAULTS = (
-    _changed(
-        "rotary-theta-lost",
-        "turns by θ = 10,000, where the model has another θ",
-        lambda rope: replace(rope, theta=DEFAULT),
-        lambda said: {**said, "rope_theta": DEFAULT},
-        lambda rope: rope.theta != DEFAULT,
-        "rope_theta of transformers 4 that is not read from rope_parameters of 5 (MarinFold PR "
-        "184, DeepSpeed PR 8345)",
-    ),
-    _changed(
-        "rotary-scaling-ignored",
-        "does not scale the rotary frequencies",
-        lambda rope: replace(rope, scaling=None),
-        _scaling_lost,
-        lambda rope: rope.scaling is not None,
-        "rope_scaling that is read from a key of another version",
-    ),
-    _changed(
-        "rotary-scaling-everywhere",
-        "divides every rotary frequency by the factor, short wavelengths as well",
-        _linear,
-        _only_factor,
-        lambda rope: rope.scaling is not None and rope.scaling.kind == "llama3",
-        "rope_scaling of Llama 3 of which only the factor is read",
-    ),
-    _rotary(
+    rotary(
         "rotary-pairs",
         "turns neighbouring channels together, where the model turns those half of R apart",
-        lambda call: _turned(call, lambda rope: replace(rope, pairs=True)),
+        lambda call: turned(call, lambda rope: replace(rope, pairs=True)),
         InTransformers(module=partial(_turn, _neighbours)),
         lambda rope: not rope.pairs and rope.size > 2,
         "weights of Hugging Face in code of Meta's, without the permutation of q and k",
     ),
-    _rotary(
+    rotary(
         "rotary-halves",
         "turns channels together that are half of R apart, where the model turns neighbours",
-        lambda call: _turned(call, lambda rope: replace(rope, pairs=False)),
+        lambda call: turned(call, lambda rope: replace(rope, pairs=False)),
         InTransformers(module=partial(_turn, _apart)),
         lambda rope: rope.pairs and rope.size > 2,
         "GPT-J's weights in code for GPT-NeoX",
     ),
-    _rotary(
+    rotary(
         "rotary-missing",
         "does not turn queries and keys",
         lambda call: call.x,
         InTransformers(module=partial(_turn, lambda x, cos, sin: x)),
     ),
-    _rotary(
+    rotary(
         "rotary-backwards",
         "turns queries and keys the other way round",
         _backward,
         InTransformers(module=_backwards),
         seen="the sign of the half that is exchanged: (x2, -x1) for (-x2, x1)",
     ),
-    _rotary(
+    rotary(
         "rotary-queries-alone",
         "turns queries, and not keys",
         lambda call: call.x,
@@ -335,28 +236,17 @@ FAULTS = (
         lambda rope: not rope.pairs,
         kinds=("k",),
     ),
-    Fault(
-        "rotary-whole",
-        "rotary",
-        "turns all channels of a head, where the model turns the first R of them",
-        "partial_rotary_factor that is not read",
-        predict=_at(
-            lambda call: _turned(call, lambda rope: replace(rope, size=call.config.head_size))
-        ),
-        in_family=InTransformers(config=_whole),
-        of=lambda config: _some(lambda rope: rope.size < config.head_size, config),
-    ),
-    _rotary(
+    rotary(
         "rotary-table-bfloat16",
         "keeps cosine and sine in bfloat16",
-        lambda call: _turned(
+        lambda call: turned(
             call, lambda rope: rope, table=lambda x: BFLOAT16.round(x).astype(x.dtype)
         ),
         InTransformers(module=_round_tables, layered=False),
         seen="a table that is cast with the model's weights",
         quantising=True,
     ),
-    _rotary(
+    rotary(
         "rotary-angles-bfloat16",
         "computes the angles of the rotary positions in bfloat16",
         _narrow_angles,
@@ -365,31 +255,13 @@ FAULTS = (
         "inv_freq that is cast with the model's weights",
         quantising=True,
     ),
-    _rotary(
+    rotary(
         "rotary-from-one",
         "counts rotary positions from 1, which changes no score",
-        lambda call: _turned(call, lambda rope: rope, first=1),
+        lambda call: turned(call, lambda rope: rope, first=1),
         InTransformers(module=_count_from_one, layered=False),
         lambda rope: not rope.pairs,
         law=None,
         needs="nothing: every law must pass",
-    ),
-    Fault(
-        "rotary-every-layer",
-        "rotary",
-        "turns queries and keys of layers that have no positions as well",
-        "no_rope_layers that is not read",
-        predict=AtSites({"attn.scores": _everywhere}),
-        in_family=InTransformers(config=_turn_everywhere),
-        of=lambda config: None in config.keys.ropes and _some(lambda rope: True, config),
-    ),
-    Fault(
-        "rotary-one-theta",
-        "rotary",
-        "turns layers that have a window by the frequencies of those that have none",
-        "rope_local_base_freq of Gemma 3 that is not read",
-        predict=_at(_of_full_layers),
-        in_family=InTransformers(config=_as_full),
-        of=_two_kinds,
     ),
 )

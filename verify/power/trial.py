@@ -283,6 +283,8 @@ class Bench:
         overrides = fault.overrides(self.checkpoint.config, injection.layers)
         local = [f for f in report.findings if f.id in ("architecture", "activations.local")]
         judged = {f.site for f in local if f.status is not _UNSEEN}
+        if local and not judged and self.checkpoint.config.own is not None:
+            return ()  # a family whose inside is not seen
         found = {at for at in order if at in overrides}
         shown_right = found.isdisjoint(f.site for f in local if f.status is Status.FAILED)
         for hidden in found - (set() if shown_right else judged):
