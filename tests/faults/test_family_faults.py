@@ -14,6 +14,7 @@ from rounding import LIMIT_FLOORS, Noise, Run
 
 from gpt_verify.checkpoint import Checkpoint, open_checkpoint
 from gpt_verify.checkpoint.families import FAMILIES
+from gpt_verify.diagnosis.sites import HIDDEN
 from gpt_verify.faults.fault import Fault
 from gpt_verify.findings import Verdict
 from gpt_verify.graph.call import Override
@@ -145,9 +146,10 @@ def run_with(source: Checkpoint, item: Input, overrides: Mapping[str, Override])
 
 def floors(known: Noise, config: Config, site: str, got: Any) -> float:
     """In noise floors; of scores, what no mask hides."""
-    masked = made_by(sites(config)[site]).masked
-    counted = np.tri(*got.shape[-2:], dtype=np.bool_) if masked else True
-    return known.floors(site, got, counted)
+    if not made_by(sites(config)[site]).masked:
+        return known.floors(site, got)
+    seen = np.tri(*got.shape[-2:], dtype=np.bool_) & (known.exact[site] > HIDDEN)
+    return known.floors(site, got, seen)
 
 
 @pytest.mark.parametrize(("name", "of"), ACTING, ids=ids(ACTING))

@@ -25,6 +25,9 @@ class Decoder:
 
     def at(self, scope: str, layer: int | None = None) -> Any:
         """The module that has a tensor: ``wte``, or ``attn/q`` of a layer."""
+        if scope in ("wte", "lm_head"):  # files and modules call them otherwise
+            tables = self.model.get_input_embeddings, self.model.get_output_embeddings
+            return tables[scope == "lm_head"]()
         return self.model.get_submodule(self._path(scope, layer))
 
     def around(self, scope: str, layer: int) -> Any:

@@ -115,6 +115,11 @@ def any_model(config: Config) -> bool:
     return True
 
 
+def any_layer(config: Config, layer: int) -> bool:
+    """Of a fault that changes every layer."""
+    return True
+
+
 @dataclass(frozen=True)
 class AtSites:
     """What a fault makes of operations of the forward pass, in NumPy.
@@ -126,13 +131,16 @@ class AtSites:
         fitted: kind of site → the same for a fault with numbers of its own, which are fitted.
         quantising: it rounds so coarsely that a tiny difference before it becomes a whole step
             after it where the step falls in between: one element in ten may be off by that.
-        last: of the blocks it is in the last alone.
+        where: the layers whose operations it changes; of windows, those that have one.
+        early: kind of site → what a port may show there already, before the fault strikes: scores
+            that are masked.
     """
 
     operations: Mapping[str, Override] = field(default_factory=dict)
     fitted: Mapping[str, Fit] = field(default_factory=dict)
     quantising: bool = False
-    last: bool = False
+    where: Callable[[Config, int], bool] = any_layer
+    early: Mapping[str, Override] = field(default_factory=dict)
 
     def at(self, config: Config, layers: Sequence[int]) -> dict[str, Override]:
         """Site → what it becomes with the fault in these layers.
@@ -140,8 +148,8 @@ class AtSites:
         What lies outside the blocks is concerned where all layers are, or where nothing in the
         blocks is: an ε in one layer leaves the last norm as it is.
         """
-        layers = layers[-1:] if self.last else layers
         whole = len(layers) == config.n_layer or OUTSIDE.issuperset(self.operations)
+        layers = [layer for layer in layers if self.where(config, layer)]
         found: dict[str, Override] = {}
         for kind, act in self.operations.items():
             if kind not in OUTSIDE:
@@ -223,6 +231,11 @@ class Fault:
     def layered(self) -> bool:
         """It can be injected into one layer as well as into all."""
         return isinstance(self.inject, InModel) and self.inject.layered
+
+    @property
+    def of_all_layers(self) -> bool:
+        """A family's model has it in every layer that it concerns, or in none."""
+        return self.inject is None and self.in_family is not None and not self.in_family.by_layer
 
     def put_into(self, model: Any, layers: Sequence[int]) -> None:
         """Inject what lies in the model, before a port is made of it."""

@@ -206,7 +206,9 @@ FAULTS = (
         "norm",
         "has one more norm, without gain and bias, before the head",
         "the end of GPT-2, in a port of GPT",
-        predict=AtSites({"ln_2": _once_more}, last=True),
+        predict=AtSites(
+            {"ln_2": _once_more}, where=lambda config, layer: layer + 1 == config.n_layer
+        ),
         of=lambda config: not config.norm_first,
     ),
 )

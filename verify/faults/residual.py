@@ -203,7 +203,7 @@ FAULTS = (
         dict.fromkeys(("resid_mid", "resid_post"), overwritten),
         _from_norms,
         "apply_residual_connection_post_layernorm of BLOOM and Megatron; a norm in place",
-        of=lambda config: config.norm_first,
+        of=lambda config: config.norm_first and config.keys.parallel != 2,
         in_family=InTransformers(module=in_place),
     ),
     _residual(

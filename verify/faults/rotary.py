@@ -56,9 +56,20 @@ def some(of: Callable[[Rope], bool], config: Config) -> bool:
     return any(rope is not None and of(rope) for rope in config.keys.ropes)
 
 
-def at(act: Override, kinds: Sequence[str] = ("q", "k"), quantising: bool = False) -> AtSites:
-    """In place of the rotation of queries and keys."""
-    return AtSites({f"attn.{kind}_rot": act for kind in kinds}, quantising=quantising)
+def at(
+    act: Override,
+    of: Callable[[Rope], bool],
+    kinds: Sequence[str] = ("q", "k"),
+    quantising: bool = False,
+) -> AtSites:
+    """In place of the rotation of queries and keys, in layers that are turned in such a way."""
+
+    def where(config: Config, layer: int) -> bool:
+        rope = config.rope(layer)
+        return rope is not None and of(rope)
+
+    operations = {f"attn.{kind}_rot": act for kind in kinds}
+    return AtSites(operations, quantising=quantising, where=where)
 
 
 def rotary(
@@ -73,7 +84,7 @@ def rotary(
     **more: Any,
 ) -> Fault:
     """``act`` in place of the rotation of queries and keys, where some layer has such a one."""
-    predict, able = at(act, kinds, quantising), partial(some, of)
+    predict, able = at(act, of, kinds, quantising), partial(some, of)
     return Fault(name, "rotary", summary, seen, predict=predict, in_family=how, of=able, **more)
 
 
@@ -103,9 +114,10 @@ def turn(decoder: Decoder, layer: int, act: Callable[[Any, Any, Any], Any]) -> N
         return
 
     def both(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
-        half = cos.shape[-1] // 2
+        half = rope.size // 2  # tables are written twice, or once in gpt-oss
         cos, sin = (table[..., :half].unsqueeze(unsqueeze_dim) for table in (cos, sin))
-        return act(q, cos, sin), act(k, cos, sin)
+        parts = ((x[..., : 2 * half], x[..., 2 * half :]) for x in (q, k))
+        return tuple(torch.cat([act(x, cos, sin), rest], -1) for x, rest in parts)
 
     def one(x: Any, sin: Any, cos: Any) -> Any:
         turned = act(x.transpose(1, 2), cos.unsqueeze(1), sin.unsqueeze(1))
@@ -180,7 +192,8 @@ def _torch_narrow_angles(module: Any, act: Any, x: Any, position_ids: Any, *kind
     inv_freq = getattr(module, f"{prefix}inv_freq")
     gain = getattr(module, f"{prefix}attention_scaling")
     angles = position_ids[..., None].to(torch.bfloat16) * inv_freq.to(torch.bfloat16)
-    angles = torch.cat([angles, angles], dim=-1).to(x.dtype)
+    written = act(x, position_ids, *kind)[0].shape[-1] // angles.shape[-1]
+    angles = torch.cat([angles] * written, dim=-1).to(x.dtype)
     return angles.cos() * gain, angles.sin() * gain
 
 
@@ -251,7 +264,7 @@ FAULTS = (
         "computes the angles of the rotary positions in bfloat16",
         _narrow_angles,
         InTransformers(module=_narrow_all_angles, layered=False),
-        lambda rope: not rope.pairs,
+        lambda rope: not rope.pairs and rope.size > 2,
         "inv_freq that is cast with the model's weights",
         quantising=True,
     ),

@@ -11,7 +11,6 @@ from gpt_verify.faults.family_config import each_rope
 from gpt_verify.faults.fault import AtSites, Fault, InTransformers
 from gpt_verify.faults.rotary import at, places_of, rotary, some, turned
 from gpt_verify.graph.call import Call
-from gpt_verify.graph.run import right
 from gpt_verify.reference.architecture import Rope
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import Array, attention_scores, heads_of, shared
@@ -52,8 +51,6 @@ def _linear(rope: Rope) -> Rope:
 
 def _everywhere(call: Call) -> Array:
     """Scores of a layer whose queries and keys are not turned, as if they were."""
-    if call.config.rope(call.layer) is not None:
-        return right(call)
     rope = next(rope for rope in call.config.keys.ropes if rope is not None)
     q_TX, k_TX = (call.values[name] for name in call.site.inputs)
     config, tables = call.config, turns(rope, places_of(call), call.dtype)
@@ -66,13 +63,16 @@ def _turn_everywhere(config: Any, _: Config) -> None:
     config.no_rope_layers = [1] * len(config.no_rope_layers)
 
 
-def _of_full_layers(call: Call) -> Array:
-    """Every layer turns as those do that have no window."""
-    keys = call.config.keys
-    whole = next(i for i, window in enumerate(keys.windows) if window is None)
-    rope = call.config.rope(whole)
+def _of_full(config: Config) -> Rope:
+    """How layers without a window turn."""
+    whole = next(i for i, window in enumerate(config.keys.windows) if window is None)
+    rope = config.rope(whole)
     assert rope is not None, "a layer that has positions"
-    return turned(call, lambda _: rope)
+    return rope
+
+
+def _of_full_layers(call: Call) -> Array:
+    return turned(call, lambda _: _of_full(call.config))
 
 
 def _two_kinds(config: Config) -> bool:
@@ -97,7 +97,7 @@ FAULTS = (
         "turns by θ = 10,000, where the model has another θ",
         lambda rope: replace(rope, theta=DEFAULT),
         lambda said: {**said, "rope_theta": DEFAULT},
-        lambda rope: rope.theta != DEFAULT,
+        lambda rope: rope.theta != DEFAULT and rope.size > 2,
         "rope_theta of transformers 4 that is not read from rope_parameters of 5 (MarinFold PR "
         "184, DeepSpeed PR 8345)",
     ),
@@ -123,7 +123,8 @@ FAULTS = (
         "turns all channels of a head, where the model turns the first R of them",
         "partial_rotary_factor that is not read",
         predict=at(
-            lambda call: turned(call, lambda rope: replace(rope, size=call.config.head_size))
+            lambda call: turned(call, lambda rope: replace(rope, size=call.config.head_size)),
+            lambda rope: True,
         ),
         in_family=InTransformers(config=_whole),
         of=lambda config: some(lambda rope: rope.size < config.head_size, config),
@@ -133,7 +134,9 @@ FAULTS = (
         "rotary",
         "turns queries and keys of layers that have no positions as well",
         "no_rope_layers that is not read",
-        predict=AtSites({"attn.scores": _everywhere}),
+        predict=AtSites(
+            {"attn.scores": _everywhere}, where=lambda config, layer: config.rope(layer) is None
+        ),
         in_family=InTransformers(config=_turn_everywhere),
         of=lambda config: None in config.keys.ropes and some(lambda rope: True, config),
     ),
@@ -142,7 +145,10 @@ FAULTS = (
         "rotary",
         "turns layers that have a window by the frequencies of those that have none",
         "rope_local_base_freq of Gemma 3 that is not read",
-        predict=at(_of_full_layers),
+        predict=AtSites(
+            {"attn.q_rot": _of_full_layers, "attn.k_rot": _of_full_layers},
+            where=lambda config, layer: config.rope(layer) != _of_full(config),
+        ),
         in_family=InTransformers(config=_as_full),
         of=_two_kinds,
     ),

@@ -13,16 +13,30 @@ from gpt_verify.faults.fault import AtSites, Fault, InTransformers
 from gpt_verify.faults.inject import wrap
 from gpt_verify.faults.later import torch
 from gpt_verify.graph.call import Call
+from gpt_verify.graph.run import right
 from gpt_verify.reference.config import Config
-from gpt_verify.reference.ops import Array, causal_softmax
+from gpt_verify.reference.ops import Array, causal_softmax, sees
+from gpt_verify.sites import sites
 
 #: A model and a layer → how many sources a target sees there, itself the last; None for all.
 Length = Callable[[Config, int], int | None]
+#: Whichever of these the softmax reads.
+_SCORES = ("attn.scores", "attn.capped", "attn.sloped")
 
 
 def _pattern(length: Length, call: Call) -> Array:
     sinks_H = np.tile(call.own(0), call.rows) if call.site.weights else None
     return causal_softmax(call.x, length(call.config, call.layer), sinks_H)
+
+
+def _hidden(length: Length, call: Call) -> Array:
+    """The scores as they enter the softmax, where a port hides what it should show."""
+    scores_HTS = right(call)
+    pattern = sites(call.config)[f"h.{call.layer}.attn.pattern"]
+    if pattern.inputs[0] != call.site.name:
+        return scores_HTS
+    seen_TS = sees(scores_HTS.shape[-2:], length(call.config, call.layer))
+    return np.where(seen_TS, scores_HTS, -np.inf)
 
 
 def _seen(count: int, window: int | None) -> Any:
@@ -90,9 +104,16 @@ def _fault(
     length: Length,
     of: Callable[[Config], bool] = _windowed,
     seen: str = "",
+    hides: bool = False,
+    layered: bool = True,
 ) -> Fault:
-    how = InTransformers(module=partial(_inject, length))
-    predict = AtSites({"attn.pattern": partial(_pattern, length)})
+    """``hides``: some sources that should be seen."""
+    how = InTransformers(module=partial(_inject, length), layered=layered)
+    predict = AtSites(
+        {"attn.pattern": partial(_pattern, length)},
+        where=lambda config, layer: length(config, layer) != config.window(layer),
+        early=dict.fromkeys(_SCORES, partial(_hidden, length)) if hides else {},
+    )
     return Fault(name, "window", summary, seen, predict=predict, in_family=how, of=of)
 
 
@@ -115,6 +136,7 @@ FAULTS = (
         _by(-1),
         lambda config: _windowed(config) and _own(config) > 1,
         "a window that counts the position itself, taken for one that does not",
+        hides=True,
     ),
     _fault(
         "window-other-layers",
@@ -122,6 +144,8 @@ FAULTS = (
         _others,
         _some,
         "layers that are counted from 1",
+        hides=True,
+        layered=False,
     ),
     _fault(
         "window-everywhere",
@@ -129,5 +153,6 @@ FAULTS = (
         lambda config, layer: _own(config),
         _some,
         "layer_types that is not read",
+        hides=True,
     ),
 )

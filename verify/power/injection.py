@@ -66,9 +66,12 @@ def _in_family(fault: Fault, config: Config, every: tuple[int, ...]) -> list[Inj
     if fault.in_family is None or not fault.of(config):
         return []
     found = [Injection(fault.name, EVERYWHERE, every)]
-    layer = config.n_layer // 2
-    if fault.in_family.by_layer and config.n_layer > 1 and fault.overrides(config, [layer]):
-        found.append(Injection(fault.name, ONE_LAYER, (layer,)))
+    middle = config.n_layer // 2
+    some = [
+        layer for layer in (*every[middle:], *every[:middle]) if fault.overrides(config, [layer])
+    ]
+    if fault.in_family.by_layer and config.n_layer > 1 and some:
+        found.append(Injection(fault.name, ONE_LAYER, (some[0],)))
     return found
 
 

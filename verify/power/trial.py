@@ -281,11 +281,14 @@ class Bench:
             return ()
         order = list(sites(self.checkpoint.config))
         overrides = fault.overrides(self.checkpoint.config, injection.layers)
+        concerned = {sites(self.checkpoint.config)[at].layer for at in overrides}
         local = [f for f in report.findings if f.id in ("architecture", "activations.local")]
         judged = {f.site for f in local if f.status is not _UNSEEN}
         if local and not judged and self.checkpoint.config.own is not None:
             return ()  # a family whose inside is not seen
         found = {at for at in order if at in overrides}
+        table, early = sites(self.checkpoint.config), fault.sites.early
+        found |= {at for at in order if table[at].kind in early and table[at].layer in concerned}
         shown_right = found.isdisjoint(f.site for f in local if f.status is Status.FAILED)
         for hidden in found - (set() if shown_right else judged):
             after = order[order.index(hidden) + 1 :]
