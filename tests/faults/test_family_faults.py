@@ -26,7 +26,7 @@ from gpt_verify.judging.run import Silent
 from gpt_verify.laws.catalogue import CATALOGUE, faults_of
 from gpt_verify.numerics.precision import FLOAT32
 from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY, Port
-from gpt_verify.power.injection import EVERYWHERE, Injection, injections, port_with
+from gpt_verify.power.injection import EVERYWHERE, ONE_LAYER, Injection, injections, port_with
 from gpt_verify.power.trial import Bench, short_inputs
 from gpt_verify.reference import Config
 from gpt_verify.sites import sites
@@ -38,6 +38,10 @@ SEEN = (
 )
 #: What a difference between the writings is proved to be seen by: a change in the seventh digit.
 OFF = 1 + 1e-7
+#: A block that is wired otherwise: a port shows sums there that are none of the model's.
+REWIRED = {"block-norm-before"}
+#: Two faults that are one function in layer 1 of these sizes: √(2 · 6) is √24 / √2.
+SAME = {("attention-scale-by-layer", ONE_LAYER): "attention-scale-by-width"}
 
 
 def _dealt(among: Sequence[str]) -> list[tuple[str, str]]:
@@ -175,7 +179,11 @@ def test_both_writings_compute_the_same(
     unchanged = dict(run_with(source, item, {})(np.float64, lambda x: x))
     changed = [s for s in overrides if floors(known, config, s, unchanged[s]) > LIMIT_FLOORS]
     assert changed
-    compared = [site for site in order if site in got]
+    # What is masked early is shown so in one writing alone.
+    table, early = sites(config), fault.sites.early
+    compared = [s for s in order if s in got and table[s].kind not in early]
+    if name in REWIRED:
+        compared = ["embed", "logits"]
     assert "logits" in compared
     for site in compared:
         assert floors(known, config, site, got[site]) <= LIMIT_FLOORS, site
@@ -213,7 +221,11 @@ def test_it_is_found_where_it_is_and_named(
         outcome = bench.fault(injection)
         assert outcome.detected, (injection.form, outcome.message)
         assert outcome.localised, (injection.form, outcome.first_divergence)
-        assert outcome.explained, (injection.form, outcome.explained_by, outcome.instead)
+        names = (injection.form, outcome.explained_by, outcome.instead)
+        if (name, injection.form) in SAME:
+            assert {*names[1], *names[2]} == {name, SAME[name, injection.form]}
+        else:
+            assert outcome.explained, names
 
 
 @pytest.mark.parametrize(("name", "of"), HARMLESS, ids=ids(HARMLESS))

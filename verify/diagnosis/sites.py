@@ -125,11 +125,23 @@ class SiteDiagnosis:
             }
             if site.name in concerned and (fit := at.fitted.get(site.kind)):
                 overrides[site.name] = partial(fit, got)
-            if not overrides:
-                continue
-            score = self._leaves(site, overrides, got, expected, STEADY if at.quantising else 1.0)
-            if score is not None:
-                yield Candidate(fault, score)
+            steady = STEADY if at.quantising else 1.0
+            tried = (
+                self._leaves(site, some, got, expected, steady) for some in self._choices(overrides)
+            )
+            scores = [score for score in tried if score is not None]
+            if scores:
+                yield Candidate(fault, min(scores))
+
+    def _choices(self, overrides: Mapping[str, Override]) -> Iterator[Mapping[str, Override]]:
+        """All of them; where they lie in several layers, those of each by itself as well: what is
+        hidden behind a site may reach back into layers that do not have the fault."""
+        if overrides:
+            yield overrides
+        layers = dict.fromkeys(self._sites[name].layer for name in overrides)
+        if len(layers) > 1:
+            for layer in layers:
+                yield {n: act for n, act in overrides.items() if self._sites[n].layer == layer}
 
     def _acts(self, at: AtSites, name: str) -> bool:
         layer = self._sites[name].layer

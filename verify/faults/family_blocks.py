@@ -184,7 +184,7 @@ FAULTS = (
                 "ln_2_after": lambda call: call.x,
             }
         ),
-        in_family=InTransformers(module=_before),
+        in_family=InTransformers(module=_before, layered=False),
         of=lambda config: config.keys.norm_branch and not config.keys.norm_first,
     ),
     _missing("block-norm-1-after-missing", "ln_1_after", "after attention"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -82,9 +83,21 @@ def why_not_injected(fault: Fault, checkpoint: Checkpoint) -> str | None:
             return "tokenizers is not installed"
         if not checkpoint.has_vocabulary:
             return "the checkpoint has no vocabulary"
+    if checkpoint.config.own is not None and (why := _other_transformers()):
+        return why
     if not injections(fault, checkpoint.config):
         return "is no fault of a model of this kind, or has no form in torch"
     return None
+
+
+def _other_transformers() -> str | None:
+    """Faults of the families know the modules and the keys of one version alone."""
+    if find_spec("transformers") is None:
+        return "transformers is not installed"
+    installed = version("transformers")
+    return (
+        None if installed.startswith("5.") else f"is injected into transformers 5, not {installed}"
+    )
 
 
 def why_no_tensorflow(fault: Fault) -> str | None:
