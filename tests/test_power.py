@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from command import ROOT, command
+from families import family, written
 from models import CONFIG
 
 from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoint
 from gpt_verify.checkpoint.synthetic import synthesize
 from gpt_verify.command.cli import main
+from gpt_verify.errors import UsageError
 from gpt_verify.faults.fault import InModel
-from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.catalogue import CATALOGUE, faults_of
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.port import Port
 from gpt_verify.power import baselines, summary
@@ -34,7 +36,7 @@ from gpt_verify.power.injection import (
     why_not_injected,
 )
 from gpt_verify.power.trial import Bench
-from gpt_verify.power.variants import VARIANTS
+from gpt_verify.power.variants import VARIANTS, unavailable, variants_of
 from gpt_verify.process.state import changes, snapshot
 from gpt_verify.report import power as report
 
@@ -129,11 +131,12 @@ def test_in_several_processes(model: Path) -> None:
 
 
 def test_a_quick_run_tries_some_of_each_family(model: Path) -> None:
-    tried = [CATALOGUE[name] for name in chosen(Plan(model, quick=True))]
-    families = {fault.family for fault in CATALOGUE.values()}
+    tried = [CATALOGUE[name] for name in chosen(Plan(model, quick=True), CONFIG)]
+    able = faults_of(CONFIG)
+    families = {fault.family for fault in able.values()}
     assert {fault.family for fault in tried} == families
-    assert len(CATALOGUE) / 3 <= len(tried) < len(CATALOGUE) / 3 + len(families)
-    assert chosen(Plan(model)) == list(CATALOGUE)
+    assert len(able) / 3 <= len(tried) < len(able) / 3 + len(families)
+    assert chosen(Plan(model), CONFIG) == list(able)
 
 
 @pytest.mark.parametrize(
@@ -319,3 +322,48 @@ class TestBaselines:
     def test_the_signed_mean_sees_nothing(self) -> None:
         unrelated = np.random.default_rng(9).standard_normal(self.logits.shape)
         assert self.caught(states={"h.0.resid_post": unrelated}) == set()
+
+
+class TestFamily:
+    """A small model of a family is made, and transformers' own is given its faults."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return written(tmp_path_factory.mktemp("power") / "llama", "llama")
+
+    def test_the_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+        words = ["--family", "llama", "--fault", "rms-eps-1e-6", "--jobs", "1", "--json", "-"]
+        assert main(["power", *words]) == 0
+        found = json.loads(capsys.readouterr().out)
+        (row,) = found["faults"]
+        assert (row["first_divergence"], row["explained_by"]) == ("h.0.ln_1", ["rms-eps-1e-6"])
+        assert row["peers"]["NMSE < 1e-2"] is False
+        assert found["summary"]["holds"]
+
+    def test_its_faults_are_those_that_it_can_have(self, llama: Path) -> None:
+        names = chosen(Plan(llama, families=("llama",)), family("llama"))
+        assert {"rotary-theta-lost", "grouped-tiled", "gelu-erf"} <= {*names}
+        assert not {"cap-scores-missing", "gelu-silu", "tying-part-hidden"} & {*names}
+        assert all(CATALOGUE[name].in_family for name in names)
+        rotary = chosen(Plan(llama, families=("rotary",)), family("llama"))
+        assert rotary == [name for name in names if CATALOGUE[name].family == "rotary"]
+
+    def test_what_changes_nothing_must_pass(self, llama: Path) -> None:
+        found = campaign(llama, faults=("rotary-from-one",))
+        (outcome,) = found.injected
+        assert (outcome.law, outcome.verdict) == (None, "verified")
+        assert summary.holds(found)
+
+    def test_another_family_than_the_checkpoint_s(self, model: Path, llama: Path) -> None:
+        for directory in (model, llama):
+            with pytest.raises(UsageError, match=r"--family qwen3: .* is of (gpt2|llama)"):
+                campaign(directory, families=("qwen3",))
+
+    def test_correct_variants(self) -> None:
+        assert list(variants_of(family("llama"))) == [
+            *("huggingface-eager", "huggingface-eager, bfloat16"),
+            *("huggingface-sdpa", "huggingface-sdpa, bfloat16"),
+        ]
+        assert [name for name in variants_of(family("gemma2")) if "sdpa" in name] == []
+        assert all(unavailable(name) is None for name in variants_of(family("llama")))

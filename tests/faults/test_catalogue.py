@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from families import family
 from fault_ports import float64_sites, injected
 from models import CONFIG, batch, checkpoint
 from rounding import LIMIT_FLOORS, Noise, Run
 
+from gpt_verify.checkpoint.families import FAMILIES
 from gpt_verify.diagnosis.sites import HIDDEN
 from gpt_verify.faults.fault import Fault
 from gpt_verify.graph.call import Override
@@ -20,6 +22,10 @@ from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.sites import sites
 
 SOURCE = checkpoint()
+#: Every kind of site that GPT-2 or a family has.
+KINDS = {
+    site.kind for config in (CONFIG, *map(family, FAMILIES)) for site in sites(config).values()
+}
 #: Begins with the first token and ends with the last, which some faults confuse.
 INPUT = Input("17", np.array([[0, *batch(CONFIG, 1, 15).tokens[0], CONFIG.n_vocab - 1]]))
 #: What a torch port shows before the fault strikes: the sum of two rows, which is normalised then.
@@ -41,7 +47,8 @@ def test_it_is_described(fault: Fault) -> None:
     assert fault.summary
     assert not fault.summary.endswith(".")
     assert fault.inject is not None or fault.predict is not None
-    assert {site.kind for site in sites(CONFIG).values()} >= set(fault.sites.operations)
+    assert fault.in_family is None or fault.sites.operations
+    assert set(fault.sites.operations) <= KINDS
 
 
 def run_with(overrides: Mapping[str, Override]) -> Run:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import tempfile
+from pathlib import Path
 
 from gpt_verify.checkpoint import default_checkpoint
+from gpt_verify.checkpoint.families import FAMILIES
+from gpt_verify.checkpoint.synthetic import synthesize_family
 from gpt_verify.power.campaign import QUICK_SEEDS, SEEDS, Plan, run_campaign
 from gpt_verify.power.summary import holds, statements
 from gpt_verify.report import power as report
@@ -16,9 +20,19 @@ from gpt_verify.report.progress import Bars
 
 def power(args: argparse.Namespace) -> int:
     """Exit status 0: everything that is claimed holds; 1: it does not; 2: nothing was tried."""
+    model = next((name for name in args.family or () if name in FAMILIES), None)
+    if args.checkpoint is not None or model is None:
+        return _power(args, args.checkpoint or default_checkpoint())
+    with tempfile.TemporaryDirectory(prefix="gpt-verify-") as directory:
+        checkpoint = Path(directory) / model
+        synthesize_family(checkpoint, model, None, 0)
+        return _power(args, checkpoint)
+
+
+def _power(args: argparse.Namespace, checkpoint: Path) -> int:
     outputs = open_outputs({"json": args.json, "markdown": args.markdown})
     plan = Plan(
-        args.checkpoint or default_checkpoint(),
+        checkpoint,
         args.seed,
         args.seeds or (QUICK_SEEDS if args.quick else SEEDS),
         args.quick,

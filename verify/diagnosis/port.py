@@ -132,15 +132,20 @@ def _right(findings: Sequence[Finding]) -> set[str]:
 
 
 def _denied(right: set[str], config: Config | None, name: str, where: Collection[str]) -> int:
-    """How many sites are correct that a fault changes, in the layers where it was found.
+    """How many sites are correct that a fault changes, in the layers where it was found; in all, of
+    a fault that a model has in all of them or in none.
 
     Of a fault of the weights nothing is expected: any tensor may be damaged alone.
     """
     fault = CATALOGUE.get(name)
     if fault is None or not fault.sites.operations or config is None:
         return 0
-    layers = {site.layer for at in where if (site := sites(config).get(at))}
-    changed = fault.overrides(config, sorted(layer for layer in layers if layer is not None))
+    at = [site for name in where if (site := sites(config).get(name))]
+    found = sorted({site.layer for site in at if site.layer is not None})
+    changed = fault.overrides(config, None if fault.of_all_layers else found)
+    # What was masked early is right afterwards.
+    early = {site.layer for site in at if site.kind in fault.sites.early}
+    changed = {name: act for name, act in changed.items() if sites(config)[name].layer not in early}
     return len(right.intersection(changed))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.explanation import Candidate, Explanation
-from gpt_verify.faults.fault import Fault
+from gpt_verify.faults.fault import AtSites, Fault
 from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.graph.local import LocalOracle, NotShown
@@ -116,20 +116,36 @@ class SiteDiagnosis:
         self, site: Site, concerned: set[str], got: Floats, expected: Measured
     ) -> Iterator[Candidate]:
         """Every fault that acts at one of these sites, with what it leaves."""
-        inner = site.layer is not None and site.layer + 1 < self._config.n_layer
-        kinds = {name: self._sites[name].kind for name in concerned}
         for fault, at in self._faults:
-            if at.last and inner:
-                continue
-            made = at.operations
-            overrides = {name: made[kind] for name, kind in kinds.items() if kind in made}
+            made = {**at.operations, **at.early}
+            overrides = {
+                name: made[kind]
+                for name in concerned
+                if (kind := self._sites[name].kind) in made and self._acts(at, name)
+            }
             if site.name in concerned and (fit := at.fitted.get(site.kind)):
                 overrides[site.name] = partial(fit, got)
-            if not overrides:
-                continue
-            score = self._leaves(site, overrides, got, expected, STEADY if at.quantising else 1.0)
-            if score is not None:
-                yield Candidate(fault, score)
+            steady = STEADY if at.quantising else 1.0
+            tried = (
+                self._leaves(site, some, got, expected, steady) for some in self._choices(overrides)
+            )
+            scores = [score for score in tried if score is not None]
+            if scores:
+                yield Candidate(fault, min(scores))
+
+    def _choices(self, overrides: Mapping[str, Override]) -> Iterator[Mapping[str, Override]]:
+        """All of them; where they lie in several layers, those of each by itself as well: what is
+        hidden behind a site may reach back into layers that do not have the fault."""
+        if overrides:
+            yield overrides
+        layers = dict.fromkeys(self._sites[name].layer for name in overrides)
+        if len(layers) > 1:
+            for layer in layers:
+                yield {n: act for n, act in overrides.items() if self._sites[n].layer == layer}
+
+    def _acts(self, at: AtSites, name: str) -> bool:
+        layer = self._sites[name].layer
+        return layer is None or at.where(self._config, layer)
 
     def _expected(self, site: Site) -> Measured:
         if site.name != "logits":

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.faults.fault import Fault, InModel, of_operations
-from gpt_verify.faults.inject import replace
+from gpt_verify.faults.decoder import Decoder
+from gpt_verify.faults.fault import AtSites, Fault, InModel, InTransformers, of_operations
+from gpt_verify.faults.inject import replace, wrap
 from gpt_verify.faults.later import torch
 from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, Precision
+from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import Array, attention_mix, causal_softmax
 
 Steps = Mapping[str, Callable[..., Any]]
@@ -48,26 +50,71 @@ def attention(
 # The scale
 
 
-def _scaled(factor: Callable[[Call], float], call: Call) -> Array:
-    q_HTK, k_HSK, _ = call.heads()
-    value: Array = np.einsum("htk,hsk->hts", q_HTK, k_HSK) * factor(call)
+#: Configuration and layer → what scores are multiplied with.
+Factor = Callable[[Config, int], float]
+
+
+def right_scale(config: Config) -> float:
+    return config.keys.scale or config.head_size**-0.5
+
+
+def _scaled(factor: Factor, call: Call) -> Array:
+    q_HTK, k_HSK = call.part("q"), call.part("k")
+    value: Array = np.einsum("htk,hsk->hts", q_HTK, k_HSK) * factor(call.config, call.layer)
     return value
 
 
 def _scale(
     name: str,
     summary: str,
-    factor: Callable[[Call], float],
+    factor: Factor,
     in_torch: Callable[[Any, Any], float],
     seen: str = "",
+    **more: Any,
 ) -> Fault:
     operations = {"scores": partial(_scaled, factor)}
-    return attention(name, summary, operations, {"scale": in_torch}, seen)
+    more["in_family"] = InTransformers(module=partial(_scale_in_family, factor))
+    more["of"] = partial(_differs, factor)
+    return attention(name, summary, operations, {"scale": in_torch}, seen, **more)
 
 
-def _size(call: Call) -> float:
-    """Channels of a head, K."""
-    return call.config.n_embd / call.config.n_head
+def _of_families(
+    name: str, summary: str, factor: Factor, of: Callable[[Config], bool], seen: str
+) -> Fault:
+    """One that is right in GPT-2, of models that are so."""
+    return Fault(
+        name,
+        "attention",
+        summary,
+        seen,
+        predict=AtSites({"attn.scores": partial(_scaled, factor)}),
+        in_family=InTransformers(module=partial(_scale_in_family, factor)),
+        of=lambda config: of(config) and _differs(factor, config),
+    )
+
+
+def _differs(factor: Factor, config: Config) -> bool:
+    """Of GPT-2 each is tried, whatever the sizes."""
+    own = right_scale(config)
+    layers = range(config.n_layer)
+    return config.own is None or not all(math.isclose(factor(config, i), own) for i in layers)
+
+
+def _scale_in_family(factor: Factor, decoder: Decoder, layers: Sequence[int]) -> None:
+    """transformers keeps the scale in attention, or divides by one, or has none."""
+    for layer in layers:
+        attn, scale = decoder.attention(layer), factor(decoder.config, layer)
+        kept = [name for name in ("scaling", "inv_norm_factor") if hasattr(attn, name)]
+        if kept:
+            setattr(attn, kept[0], scale)
+        elif hasattr(attn, "scale_attn"):
+            attn.scale_attn = 1 / scale
+        else:
+            wrap(attn, "_attn", partial(_scaled_query, scale=scale))
+
+
+def _scaled_query(attn: Any, act: Any, query: Any, *more: Any, scale: float) -> Any:
+    return act(query * scale, *more)
 
 
 def _inject_by_layer(model: Any, layers: Sequence[int]) -> None:
@@ -78,6 +125,10 @@ def _inject_by_layer(model: Any, layers: Sequence[int]) -> None:
 
 def _torch_layer_scale(attn: Any, q: Any, number: int) -> float:
     return 1.0 / (math.sqrt(q.shape[-1]) * number)
+
+
+def _by_layer(config: Config, layer: int) -> float:
+    return right_scale(config) / (layer + 1)
 
 
 # The softmax
@@ -176,32 +227,32 @@ FAULTS = (
     _scale(
         "attention-scale-missing",
         "does not divide the scores by the root of a head's size",
-        lambda call: 1.0,
+        lambda config, layer: 1.0,
         lambda attn, q: 1.0,
         "scale_attn_weights=False of transformers' GPT2Config",
     ),
     _scale(
         "attention-scale-by-width",
         "divides the scores by √D, the root of the model's width, not of a head's",
-        lambda call: call.config.n_embd**-0.5,
+        lambda config, layer: config.n_embd**-0.5,
         lambda attn, q: 1.0 / math.sqrt(attn.n_head * q.shape[-1]),
     ),
     _scale(
         "attention-scale-by-heads",
         "divides the scores by the root of the number of heads",
-        lambda call: call.config.n_head**-0.5,
+        lambda config, layer: config.n_head**-0.5,
         lambda attn, q: 1.0 / math.sqrt(attn.n_head),
     ),
     _scale(
         "attention-scale-twice",
-        "divides the scores by a head's size instead of by its root",
-        lambda call: 1.0 / _size(call),
+        "scales the scores twice: divides them by a head's size instead of by its root",
+        lambda config, layer: right_scale(config) ** 2,
         lambda attn, q: 1.0 / q.shape[-1],
     ),
     _scale(
         "attention-scale-inverted",
         "multiplies the scores by the root of a head's size",
-        lambda call: _size(call) ** 0.5,
+        lambda config, layer: 1 / right_scale(config),
         lambda attn, q: math.sqrt(q.shape[-1]),
     ),
     of_operations(
@@ -209,9 +260,25 @@ FAULTS = (
         "attention",
         "divides the scores by the number of the layer as well",
         "scale_attn_by_inverse_layer_idx of transformers' GPT2Config",
-        {"attn.scores": partial(_scaled, lambda call: _size(call) ** -0.5 / (call.layer + 1))},
+        {"attn.scores": partial(_scaled, _by_layer)},
         _inject_by_layer,
+        of=partial(_differs, _by_layer),
+        in_family=InTransformers(module=partial(_scale_in_family, _by_layer)),
         needs="more than one layer: the first is divided by 1",
+    ),
+    _of_families(
+        "attention-scale-by-share",
+        "divides the scores by √(D/H), where a head has another size",
+        lambda config, layer: (config.n_embd / config.n_head) ** -0.5,
+        lambda config: config.head_size * config.n_head != config.n_embd,
+        "code that is older than head_dim",
+    ),
+    _of_families(
+        "attention-scale-by-size",
+        "divides the scores by the root of a head's size, where the model has another scale",
+        lambda config, layer: config.head_size**-0.5,
+        lambda config: config.keys.scale is not None,
+        "query_pre_attn_scalar of Gemma 2 that is not read; scale_attn of GPT-Neo's ports",
     ),
     attention(
         "attention-softmax-over-targets",

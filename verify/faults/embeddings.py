@@ -30,9 +30,8 @@ def _embeddings(
     def inject(model: Any, layers: object) -> None:
         replace(model, "embed", in_torch)
 
-    return of_operations(
-        name, "embeddings", summary, seen, {"embed": act}, inject, layered=False, **more
-    )
+    more = {"of": lambda config: config.keys.table, "layered": False, **more}
+    return of_operations(name, "embeddings", summary, seen, {"embed": act}, inject, **more)
 
 
 def _sum(call: Call, tokens_T: Ids, positions_T: Ids) -> Array:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.decoder import Decoder
 from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
 from gpt_verify.reference.config import Config
@@ -30,6 +31,10 @@ Inject = Callable[[Any, Sequence[int]], None]
 Fit = Callable[[Array, Call], Array]
 #: Changes a port of a checkpoint as a whole: what lies around the model, not in it.
 InjectPort = Callable[[Any, Checkpoint], None]
+#: Changes the configuration that transformers builds a model from, given what it should say.
+InjectConfig = Callable[[Any, Config], None]
+#: Changes the given layers of transformers' model of a family.
+InjectDecoder = Callable[[Decoder, Sequence[int]], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Stored:
 Corrupt = Callable[[Stored], Array]
 
 #: Sites that lie in no block.
-OUTSIDE = frozenset(("embed", "ln_f", "logits"))
+OUTSIDE = frozenset(("embed", "ln_embed", "ln_f", "logits"))
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,37 @@ class AroundPort:
 
 
 @dataclass(frozen=True)
+class InTransformers:
+    """A fault that is injected into transformers' own model of a family.
+
+    Attributes:
+        config: changes the configuration, and with it every layer; None where the fault is none
+            of a key.
+        module: changes the model that is built; None where the configuration says it all.
+        layered: as of ``InModel``, where there is a ``module``.
+    """
+
+    config: InjectConfig | None = None
+    module: InjectDecoder | None = None
+    layered: bool = True
+
+    @property
+    def by_layer(self) -> bool:
+        """It can be injected into one layer as well as into all."""
+        return self.config is None and self.layered
+
+
+def any_model(config: Config) -> bool:
+    """Of a fault that every model can have."""
+    return True
+
+
+def any_layer(config: Config, layer: int) -> bool:
+    """Of a fault that changes every layer."""
+    return True
+
+
+@dataclass(frozen=True)
 class AtSites:
     """What a fault makes of operations of the forward pass, in NumPy.
 
@@ -95,13 +131,16 @@ class AtSites:
         fitted: kind of site → the same for a fault with numbers of its own, which are fitted.
         quantising: it rounds so coarsely that a tiny difference before it becomes a whole step
             after it where the step falls in between: one element in ten may be off by that.
-        last: of the blocks it is in the last alone.
+        where: the layers whose operations it changes; of windows, those that have one.
+        early: kind of site → what a port may show there already, before the fault strikes: scores
+            that are masked.
     """
 
     operations: Mapping[str, Override] = field(default_factory=dict)
     fitted: Mapping[str, Fit] = field(default_factory=dict)
     quantising: bool = False
-    last: bool = False
+    where: Callable[[Config, int], bool] = any_layer
+    early: Mapping[str, Override] = field(default_factory=dict)
 
     def at(self, config: Config, layers: Sequence[int]) -> dict[str, Override]:
         """Site → what it becomes with the fault in these layers.
@@ -109,8 +148,8 @@ class AtSites:
         What lies outside the blocks is concerned where all layers are, or where nothing in the
         blocks is: an ε in one layer leaves the last norm as it is.
         """
-        layers = layers[-1:] if self.last else layers
         whole = len(layers) == config.n_layer or OUTSIDE.issuperset(self.operations)
+        layers = [layer for layer in layers if self.where(config, layer)]
         found: dict[str, Override] = {}
         for kind, act in self.operations.items():
             if kind not in OUTSIDE:
@@ -152,12 +191,13 @@ class Fault:
         summary: one sentence that completes "the port …": ``computes the exact GELU, with erf``.
         seen: where it was made (project, and issue or commit where known); empty where it is known
             from the literature on porting alone.
-        inject: puts it into a correct port; None where that would be another architecture.
+        inject: puts it into a correct port of GPT-2; None where that would be another model.
+        in_family: puts it into transformers' model of a family; None where nobody has said how.
         predict: what it makes of the forward pass, in NumPy; None where it changes no site of it.
         law: the check that must refute it; None where the fault provably changes nothing.
         entails: faults that laws would name it by as well, which see only what follows from it.
         needs: why it may change nothing on some checkpoints, in words; empty where it always does.
-        norm_first: it is one of blocks that norm first alone (True), or afterwards alone (False).
+        of: which models can have it.
     """
 
     name: str
@@ -169,7 +209,8 @@ class Fault:
     law: str | None = "architecture"
     entails: tuple[str, ...] = ()
     needs: str = ""
-    norm_first: bool | None = None
+    of: Callable[[Config], bool] = any_model
+    in_family: InTransformers | None = None
 
     @property
     def sites(self) -> AtSites:
@@ -190,6 +231,11 @@ class Fault:
     def layered(self) -> bool:
         """It can be injected into one layer as well as into all."""
         return isinstance(self.inject, InModel) and self.inject.layered
+
+    @property
+    def of_all_layers(self) -> bool:
+        """A family's model has it in every layer that it concerns, or in none."""
+        return self.inject is None and self.in_family is not None and not self.in_family.by_layer
 
     def put_into(self, model: Any, layers: Sequence[int]) -> None:
         """Inject what lies in the model, before a port is made of it."""

@@ -9,11 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.faults.fault import Fault, InModel, OfTensors, Stored, of_operations
+from gpt_verify.faults.decoder import Decoder
+from gpt_verify.faults.fault import (
+    Fault,
+    InModel,
+    InTransformers,
+    OfTensors,
+    Stored,
+    of_operations,
+)
 from gpt_verify.faults.inject import replace
 from gpt_verify.faults.later import torch
 from gpt_verify.graph.call import Call, Override
+from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import Array
+from gpt_verify.sites import sites
 
 #: Site → where the model keeps the map that makes it.
 _MAPS = {
@@ -21,6 +31,15 @@ _MAPS = {
     "attn.out": ("attn", "c_proj"),
     "mlp.pre": ("mlp", "c_fc"),
     "mlp.out": ("mlp", "c_proj"),
+}
+#: The same in a family, by the scope of the tensors.
+_IN_FAMILY = {
+    **{f"attn.{part}": (f"attn/{part}",) for part in "qkv"},
+    "attn.out": ("attn/o",),
+    "mlp.pre": ("mlp/c_fc",),
+    "mlp.gate": ("mlp/gate",),
+    "mlp.up": ("mlp/up",),
+    "mlp.out": ("mlp/c_proj", "mlp/down"),
 }
 #: Tensors of a block, without their layer.
 _KINDS = (
@@ -77,8 +96,38 @@ def _torch_without_part(linear: Any, x: Any, part: int) -> Any:
 
 
 def _missing(name: str, summary: str, *kinds: str, seen: str = "") -> Fault:
-    operations = dict.fromkeys(kinds, _product)
-    return _linear(name, summary, operations, _torch_product, seen, needs="a bias that is not 0")
+    operations = dict.fromkeys((*kinds, *_of_families(kinds)), _product)
+    return _linear(
+        name,
+        summary,
+        operations,
+        {kind: _torch_product for kind in kinds},
+        seen,
+        needs="a bias that is not 0",
+        of=partial(_biased, kinds),
+        in_family=InTransformers(module=partial(_drop_biases, kinds)),
+    )
+
+
+def _of_families(kinds: Sequence[str]) -> list[str]:
+    """What is one site in GPT-2 may be several."""
+    found = ["attn.q", "attn.k", "attn.v"] if "attn.qkv" in kinds else []
+    return [*found, "mlp.gate", "mlp.up"] if "mlp.pre" in kinds else found
+
+
+def _biased(kinds: Sequence[str], config: Config) -> bool:
+    """Some of these products have a bias."""
+    concerned = {*kinds, *_of_families(kinds)}
+    return any(
+        site.kind in concerned and site.is_product and len(site.weights) > 1
+        for site in sites(config).values()
+    )
+
+
+def _drop_biases(kinds: Sequence[str], decoder: Decoder, layers: Sequence[int]) -> None:
+    scopes = [s for kind in (*kinds, *_of_families(kinds)) for s in _IN_FAMILY.get(kind, ())]
+    for linear in decoder.each(scopes, layers):
+        replace(linear, "forward", lambda own, x: torch.nn.functional.linear(x, own.weight))
 
 
 def _missing_part(name: str, summary: str, part: int) -> Fault:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.faults.fault import Fault, of_operations
+from gpt_verify.faults.decoder import Decoder
+from gpt_verify.faults.fault import Fault, InTransformers, of_operations
 from gpt_verify.faults.inject import replace
 from gpt_verify.faults.later import torch
 from gpt_verify.graph.call import Call, Override
+from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import LAYER_NORM_EPSILON as EPS
 from gpt_verify.reference.ops import Array
 
@@ -91,6 +93,30 @@ def _inject_eps(eps: float, model: Any, layers: Sequence[int]) -> None:
         norm.eps = eps
 
 
+class _Own:
+    """A norm of transformers, as the catalogue's own model has its norms."""
+
+    def __init__(self, norm: Any) -> None:
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def normalise(self, x: Any) -> Any:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + self.eps)
+
+
+def _in_family(in_torch: Callable[[Any, Any], Any], kinds: Sequence[str]) -> InTransformers:
+    def module(decoder: Decoder, layers: Sequence[int]) -> None:
+        for norm in decoder.norms(kinds, layers):
+            replace(norm, "forward", lambda norm, x: in_torch(_Own(norm), x))
+
+    return InTransformers(module=module, layered=tuple(kinds) != ("ln_f",))
+
+
+def _of_layer_norms(config: Config) -> bool:
+    """The model has these, with GPT-2's ε."""
+    return not config.keys.norm.rms and config.keys.norm.epsilon == EPS
+
+
 def _act(formula: Formula) -> Override:
     def changed(call: Call) -> Array:
         return formula(call.x, call.own(0), call.own(1))
@@ -101,7 +127,16 @@ def _act(formula: Formula) -> Override:
 def _eps(name: str, summary: str, eps: float, seen: str = "", **more: Any) -> Fault:
     act = _act(partial(_with_eps, eps=eps))
     operations = dict.fromkeys(_EVERY, act)
+    more = {"of": _of_layer_norms, "in_family": InTransformers(module=_eps_in_family(eps)), **more}
     return of_operations(name, "norm", summary, seen, operations, partial(_inject_eps, eps), **more)
+
+
+def _eps_in_family(eps: float) -> Callable[[Decoder, Sequence[int]], None]:
+    def module(decoder: Decoder, layers: Sequence[int]) -> None:
+        for norm in decoder.norms(_EVERY, layers):
+            norm.eps = eps
+
+    return module
 
 
 def _normalise(
@@ -116,6 +151,11 @@ def _normalise(
     changed = partial(_torch_normalise, change=in_torch)
     inject = partial(inject_norms, "normalise", changed, _EVERY)
     operations = dict.fromkeys(_EVERY, _act(formula))
+
+    def forward(norm: Any, x: Any) -> Any:
+        return norm.weight * changed(norm, x) + norm.bias
+
+    more = {"of": _of_layer_norms, "in_family": _in_family(forward, _EVERY), **more}
     return of_operations(name, "norm", summary, seen, operations, inject, **more)
 
 
@@ -131,6 +171,7 @@ def whole(
     """The whole of the norm is another: ``in_torch(norm, x)``."""
     inject = partial(inject_norms, "forward", in_torch, kinds)
     operations = dict.fromkeys(kinds, _act(formula))
+    more = {"of": _of_layer_norms, "in_family": _in_family(in_torch, kinds), **more}
     return of_operations(name, "norm", summary, seen, operations, inject, **more)
 
 

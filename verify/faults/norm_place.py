@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from gpt_verify.faults.family_blocks import unnormed
 from gpt_verify.faults.fault import AtSites, Fault, of_operations
 from gpt_verify.faults.inject import replace
-from gpt_verify.faults.norm import inject_norms, whole
+from gpt_verify.faults.norm import inject_norms
 from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
+from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import Array, layer_norm, linear
 
 # With the other norm's tensors
@@ -117,29 +119,36 @@ def _final_twice(call: Call) -> Array:
     return layer_norm(right(call), call.own(0), call.own(1))
 
 
+def _missing(
+    name: str, where: str, kind: str, of: Callable[[Config], bool], seen: str = ""
+) -> Fault:
+    return of_operations(
+        name,
+        "norm",
+        f"leaves out the norm {where}",
+        seen,
+        {kind: lambda call: call.x},
+        partial(inject_norms, "forward", lambda norm, x: x, (kind,)),
+        layered=kind != "ln_f",
+        of=of,
+        in_family=unnormed(kind),
+    )
+
+
 FAULTS = (
-    whole(
-        "norm-1-missing",
-        "leaves out the norm before attention",
-        lambda x, g, b: x,
-        lambda norm, x: x,
-        kinds=("ln_1",),
-    ),
-    whole(
+    _missing("norm-1-missing", "before attention", "ln_1", lambda config: config.norm_first),
+    _missing(
         "norm-2-missing",
-        "leaves out the norm before the MLP",
-        lambda x, g, b: x,
-        lambda norm, x: x,
-        kinds=("ln_2",),
+        "before the MLP",
+        "ln_2",
+        lambda config: config.norm_first and config.keys.parallel != 1,
     ),
-    whole(
+    _missing(
         "norm-final-missing",
-        "leaves out the norm before the head",
-        lambda x, g, b: x,
-        lambda norm, x: x,
+        "before the head",
+        "ln_f",
+        lambda config: config.norm_last,
         "models made after GPT-1, which has none",
-        kinds=("ln_f",),
-        layered=False,
     ),
     of_operations(
         "norm-final-twice",
@@ -182,7 +191,7 @@ FAULTS = (
         _POST,
         _post,
         layered=False,
-        norm_first=True,
+        of=lambda config: config.norm_first,
     ),
     Fault(
         "norm-pre",
@@ -190,14 +199,16 @@ FAULTS = (
         "normalises before each branch instead of after each residual sum",
         "the block of GPT-2, in a port of GPT",
         predict=AtSites(_PRE),
-        norm_first=False,
+        of=lambda config: not config.norm_first,
     ),
     Fault(
         "norm-final-added",
         "norm",
         "has one more norm, without gain and bias, before the head",
         "the end of GPT-2, in a port of GPT",
-        predict=AtSites({"ln_2": _once_more}, last=True),
-        norm_first=False,
+        predict=AtSites(
+            {"ln_2": _once_more}, where=lambda config, layer: layer + 1 == config.n_layer
+        ),
+        of=lambda config: not config.norm_first,
     ),
 )

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.faults.fault import Fault, of_operations
+from gpt_verify.faults.family_blocks import in_place, overwritten, parallel, parallel_one_norm
+from gpt_verify.faults.fault import Fault, InTransformers, of_operations
 from gpt_verify.faults.inject import replace
 from gpt_verify.faults.later import torch
 from gpt_verify.graph.call import Call, Override
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, Precision
-from gpt_verify.reference.ops import Array, layer_norm
+from gpt_verify.reference.branches import norm
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.ops import Array
 
 #: What is joined: the stream and what a branch has made of it.
 Sum = Callable[[Array, Array], Array]
@@ -88,8 +91,12 @@ def _narrow(name: str, precision: Precision, seen: str = "") -> Fault:
 
 
 def _normed(call: Call, x_TD: Array) -> Array:
-    scope = f"h{call.layer}/ln_2"
-    return layer_norm(x_TD, call.w(f"{scope}/g"), call.w(f"{scope}/b"))
+    return norm(x_TD, f"h{call.layer}/ln_2", call.config, call.w)
+
+
+def _in_turn(config: Config) -> bool:
+    """Attention first, and then the MLP; each reads what a norm has made."""
+    return config.norm_first and not config.keys.parallel
 
 
 # Torch: how a block is joined
@@ -193,13 +200,11 @@ FAULTS = (
     _residual(
         "residual-after-norm",
         "adds what each branch makes to what the norm has made, not to the stream before it",
-        {
-            "resid_mid": lambda call: call.at("ln_1") + call.at("attn.out"),
-            "resid_post": lambda call: call.at("ln_2") + call.at("mlp.out"),
-        },
+        dict.fromkeys(("resid_mid", "resid_post"), overwritten),
         _from_norms,
-        "apply_residual_connection_post_layernorm of BLOOM and Megatron",
-        norm_first=True,
+        "apply_residual_connection_post_layernorm of BLOOM and Megatron; a norm in place",
+        of=lambda config: config.norm_first and config.keys.parallel != 2,
+        in_family=InTransformers(module=in_place),
     ),
     _residual(
         "residual-mlp-from-input",
@@ -213,7 +218,8 @@ FAULTS = (
         {"ln_2": lambda call: _normed(call, call.stream())},
         _parallel,
         "use_parallel_residual of GPT-NeoX in transformers",
-        norm_first=True,
+        of=_in_turn,
+        in_family=InTransformers(module=parallel),
     ),
     _residual(
         "residual-parallel-one-norm",
@@ -221,7 +227,8 @@ FAULTS = (
         {"ln_2": lambda call: call.at("ln_1")},
         _parallel_one_norm,
         "the block of GPT-J",
-        norm_first=True,
+        of=_in_turn,
+        in_family=InTransformers(module=parallel_one_norm),
     ),
     _narrow("residual-float16", FLOAT16),
     _narrow("residual-bfloat16", BFLOAT16),

@@ -30,6 +30,5 @@ if len(CATALOGUE) != len(_ALL):
 
 
 def faults_of(config: Config) -> dict[str, Fault]:
-    """Those that a model of this architecture can have."""
-    firsts = (None, config.norm_first)
-    return {name: fault for name, fault in CATALOGUE.items() if fault.norm_first in firsts}
+    """Those that such a model can have."""
+    return {name: fault for name, fault in CATALOGUE.items() if fault.of(config)}

@@ -16,7 +16,7 @@ from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.files import LARGEST_POINTER, read_bytes, size_of
 from gpt_verify.errors import MissingDependency, PortError, shortened
 from gpt_verify.port import FLOAT64_COPY, TOKENIZERS
-from gpt_verify.ports.huggingface_family import family_model, model_class_of
+from gpt_verify.ports.huggingface_family import Altered, again, family_model, model_class_of
 from gpt_verify.ports.quiet import quiet
 from gpt_verify.ports.tokenizers import tokenizers
 from gpt_verify.reference.weights import tensor_table
@@ -70,6 +70,7 @@ def huggingface(
     dtype: Dtype | None = None,
     device: str = "cpu",
     source: str | None = None,
+    altered: Altered | None = None,
 ) -> TorchModule:
     """The model of transformers as a port.
 
@@ -80,6 +81,7 @@ def huggingface(
         device: ``cpu`` or ``cuda``.
         source: a directory or hub id whose own weights *and* configuration are loaded. None
             converts the checkpoint's tensors.
+        altered: of a family, how the model is made otherwise than the checkpoint says.
 
     Raises:
         MissingDependency: transformers or torch is not installed.
@@ -112,7 +114,7 @@ def huggingface(
     }
     with quiet(transformers):
         if source is None and of_family:
-            model = family_model(transformers, checkpoint, options)
+            model = family_model(transformers, checkpoint, options, altered)
         elif source is None:
             made = getattr(transformers, classes.config)
             config = made(**_sizes(checkpoint), tie_word_embeddings=checkpoint.config.tied)
@@ -125,18 +127,18 @@ def huggingface(
     if getattr(model, "loss_type", "") is None:
         # What it takes by itself as well, after a line on the screen: its class's name has no loss.
         model.loss_type = "ForCausalLM"
+    name = f"huggingface-{attention}" if source is None else f"huggingface-{attention}={source}"
     port = TorchModule(
         model,
         checkpoint,
-        name=f"huggingface-{attention}" if source is None else f"huggingface-{attention}={source}",
+        name=altered.name if altered is not None else name,
         dtype=dtype or "float32",
         device=device,
         weights_from="checkpoint" if source is None else source,
         call=lambda module, ids: module(ids, use_cache=False),
     )
     if of_family:
-        again: Any = type(model)
-        port.offer(FLOAT64_COPY, lambda: float64_copy(port, lambda: again(model.config)))
+        port.offer(FLOAT64_COPY, lambda: float64_copy(port, lambda: again(model, altered)))
     own = source is not None and checkpoint.config.architecture == "gpt2"
     if checkpoint.has_vocabulary or own:
         kept = cache(partial(tokenizers, checkpoint, source))

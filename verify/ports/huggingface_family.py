@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,34 @@ from gpt_verify.errors import PortError
 from gpt_verify.reference.config import Config
 
 
-def family_model(transformers: Any, checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
+@dataclass(frozen=True)
+class Altered:
+    """A model that is not as the checkpoint says, on purpose.
+
+    Attributes:
+        name: of the port.
+        config: changes the configuration that it is built from.
+        module: changes what is built, each time.
+    """
+
+    name: str
+    config: Callable[[Any], None]
+    module: Callable[[Any], None]
+
+
+def family_model(
+    transformers: Any,
+    checkpoint: Checkpoint,
+    options: dict[str, Any],
+    altered: Altered | None = None,
+) -> Any:
     """The model of the checkpoint's ``config.json`` with the checkpoint's tensors.
+
+    Args:
+        transformers: the library.
+        checkpoint: the tensors, and the directory of the configuration.
+        options: of ``from_pretrained``.
+        altered: what is done to it.
 
     Raises:
         PortError: there is no ``config.json``.
@@ -30,7 +58,20 @@ def family_model(transformers: Any, checkpoint: Checkpoint, options: dict[str, A
         stored.name: torch.from_numpy(stored.make())
         for stored in stored_tensors(checkpoint.config, tensors)
     }
-    return model_class.from_pretrained(None, config=config, state_dict=state, **options)
+    if altered is not None:
+        altered.config(config)
+    model = model_class.from_pretrained(None, config=config, state_dict=state, **options)
+    if altered is not None:
+        altered.module(model)
+    return model
+
+
+def again(model: Any, altered: Altered | None) -> Any:
+    """Another model of the same kind, whatever its weights."""
+    made = type(model)(model.config)
+    if altered is not None:
+        altered.module(made)
+    return made
 
 
 def model_class_of(transformers: Any, config: Config) -> Any:

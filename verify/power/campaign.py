@@ -16,9 +16,10 @@ from pathlib import Path
 from threading import Thread
 
 from gpt_verify.checkpoint import need_gpt2, open_checkpoint
+from gpt_verify.checkpoint.families import FAMILIES
 from gpt_verify.diagnosis.logits import deviations_kept
 from gpt_verify.errors import MissingDependency, UsageError
-from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.catalogue import CATALOGUE, faults_of
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.numerics.parallel import work_alone
 from gpt_verify.power.injection import (
@@ -31,7 +32,7 @@ from gpt_verify.power.injection import (
     why_not_injected,
 )
 from gpt_verify.power.trial import Bench, CorrectOutcome, FaultOutcome
-from gpt_verify.power.variants import VARIANTS, unavailable
+from gpt_verify.power.variants import unavailable, variants_of
 from gpt_verify.reference.config import Config
 from gpt_verify.text import nearest
 
@@ -90,7 +91,7 @@ class Plan:
             variants. Of faults that are asked for, all.
         every_law: check all laws on each fault, not the one that must refute it alone, and
             against correct variants on every seed, not in turn.
-        families: of faults; all where empty.
+        families: of faults, or the name of the family that the model is of; all faults where empty.
         faults: names; all where empty.
         correct: judge the correct variants alone, all of them on every seed and by all laws.
         jobs: processes.
@@ -109,9 +110,14 @@ class Plan:
     ignore_keys: tuple[str, ...] = ()
 
     @property
+    def of_faults(self) -> tuple[str, ...]:
+        """The families of faults among the families."""
+        return tuple(name for name in self.families if name not in FAMILIES)
+
+    @property
     def partial(self) -> bool:
         """Only some faults were asked for, and no correct variants."""
-        return bool(self.families or self.faults)
+        return bool(self.of_faults or self.faults)
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def run_campaign(plan: Plan, step: Callable[[str, int], None] = lambda what, n: 
         step: told of each trial when it is done: what it was, and how many there are.
 
     Raises:
-        UsageError: no such fault or family, or another model than faults are injected into.
+        UsageError: no such fault or family, or another model than was said.
         MissingDependency: torch is not installed, into whose models faults are injected.
         CheckpointError: the checkpoint cannot be read.
     """
@@ -151,11 +157,14 @@ def run_campaign(plan: Plan, step: Callable[[str, int], None] = lambda what, n: 
         raise MissingDependency("torch is not installed: pip install 'gpt-verify[torch]'")
     start = time.perf_counter()
     checkpoint = open_checkpoint(plan.checkpoint, plan.ignore_keys)
-    need_gpt2(checkpoint, "power is")
     config = checkpoint.config
+    if config.own is None:
+        need_gpt2(checkpoint, "power is")
+    if other := {*plan.families} & {*FAMILIES} - {config.architecture}:
+        raise UsageError(f"--family {other.pop()}: {plan.checkpoint} is of {config.architecture}")
     left_out: dict[str, str] = {}
     faults: list[Injection] = []
-    for name in () if plan.correct else chosen(plan):
+    for name in () if plan.correct else chosen(plan, config):
         fault = CATALOGUE[name]
         if why := why_not_injected(fault, checkpoint):
             left_out[fault.name] = why
@@ -169,7 +178,7 @@ def run_campaign(plan: Plan, step: Callable[[str, int], None] = lambda what, n: 
         left_out["other faults"] = f"a quick run tries one in {QUICK_EVERY} of each family"
     tasks = _apart(faults)
     if not plan.partial:
-        tasks = [*_variants(plan, left_out), *tasks]
+        tasks = [*_variants(plan, config, left_out), *tasks]
     trials = sum(task.trials for task in tasks)
     injected: list[FaultOutcome] = []
     correct: list[CorrectOutcome] = []
@@ -213,25 +222,32 @@ def _apart(faults: Sequence[Injection]) -> list[_Task]:
     return [task for task in made if task.faults] + rest
 
 
-def chosen(plan: Plan) -> list[str]:
-    """Names of the faults that a plan tries; UsageError where it names one that is none."""
+def chosen(plan: Plan, config: Config) -> list[str]:
+    """Names of the faults that a plan tries on such a model; UsageError where it names one that is
+    none."""
     families = {fault.family for fault in CATALOGUE.values()}
     if unknown := [name for name in plan.faults if name not in CATALOGUE]:
         raise UsageError(
             f"--fault {unknown[0]}: there is no such fault (--family lists a family)"
             f"{nearest(unknown[0], CATALOGUE)}"
         )
-    if unknown := [name for name in plan.families if name not in families]:
+    if unknown := [name for name in plan.of_faults if name not in families]:
+        known = {*families, *FAMILIES}
         raise UsageError(
-            f"--family {unknown[0]}: not one of {', '.join(sorted(families))}"
-            f"{nearest(unknown[0], families)}"
+            f"--family {unknown[0]}: not one of {', '.join(sorted(known))}"
+            f"{nearest(unknown[0], known)}"
         )
+    able = {
+        name: fault
+        for name, fault in faults_of(config).items()
+        if config.own is None or fault.in_family is not None
+    }
     if plan.partial:
-        wanted = (plan.faults, plan.families)
-        return [n for n, f in CATALOGUE.items() if n in wanted[0] or f.family in wanted[1]]
+        of = [name for name, fault in able.items() if fault.family in plan.of_faults]
+        return [name for name in CATALOGUE if name in plan.faults or name in of]
     step = QUICK_EVERY if plan.quick else 1
-    of = {family: [f for f in CATALOGUE.values() if f.family == family] for family in families}
-    tried = {fault.name for faults in of.values() for fault in faults[::step]}
+    by_family = {family: [f for f in able.values() if f.family == family] for family in families}
+    tried = {fault.name for faults in by_family.values() for fault in faults[::step]}
     return [name for name in CATALOGUE if name in tried]
 
 
@@ -243,10 +259,17 @@ def _not_tried(injection: Injection, plan: Plan) -> str | None:
     return None
 
 
-def _variants(plan: Plan, left_out: dict[str, str]) -> list[_Task]:
+def _names(plan: Plan, config: Config) -> tuple[str, ...]:
+    """The correct variants that a plan judges."""
+    if config.own is not None or plan.correct:
+        return tuple(variants_of(config))
+    return QUICK_VARIANTS if plan.quick else CORRECT
+
+
+def _variants(plan: Plan, config: Config, left_out: dict[str, str]) -> list[_Task]:
     """Seed by seed: what is measured for one variant serves the next one."""
-    names = QUICK_VARIANTS if plan.quick else tuple(VARIANTS) if plan.correct else CORRECT
-    if len(names) < len(VARIANTS):
+    names = _names(plan, config)
+    if len(names) < len(variants_of(config)):
         left_out["the other correct variants"] = "judged with --correct, by every law"
     absent = {name: why for name in names if (why := unavailable(name))}
     left_out.update(absent)
@@ -255,7 +278,7 @@ def _variants(plan: Plan, left_out: dict[str, str]) -> list[_Task]:
     return [_Task(runs=tuple((name, seed) for name in judged)) for seed in seeds]
 
 
-def laws_of(plan: Plan, variant: str, seed: int) -> set[str] | None:
+def laws_of(plan: Plan, config: Config, variant: str, seed: int) -> set[str] | None:
     """The laws that a correct variant is judged by on one seed; all where None.
 
     They take turns, so that over all seeds each law has judged each variant; in a quick run, which
@@ -263,8 +286,8 @@ def laws_of(plan: Plan, variant: str, seed: int) -> set[str] | None:
     """
     if plan.every_law or plan.correct:
         return None
-    names = QUICK_VARIANTS if plan.quick else CORRECT
-    turn, turns = seed + names.index(variant), max(plan.seeds, QUICK_TURNS if plan.quick else 1)
+    turn = seed + _names(plan, config).index(variant)
+    turns = max(plan.seeds, QUICK_TURNS if plan.quick else 1)
     return {law.id for i, law in enumerate(CHECKS) if (i + turn) % turns == 0}
 
 
@@ -332,7 +355,8 @@ def _try(task: _Task) -> Sequence[FaultOutcome | CorrectOutcome]:
     assert _bench is not None and _plan is not None, "each process prepares itself"
     tried: list[FaultOutcome | CorrectOutcome] = [_bench.fault(fault) for fault in task.faults]
     for name, seed in task.runs:
-        tried.append(_bench.correct(name, seed, laws_of(_plan, name, seed)))
+        laws = laws_of(_plan, _bench.checkpoint.config, name, seed)
+        tried.append(_bench.correct(name, seed, laws))
     return tried
 
 

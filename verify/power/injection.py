@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.decoder import Decoder
 from gpt_verify.faults.fault import Fault, InModel, Stored, tensors_of
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import tensor_table
@@ -42,9 +44,11 @@ class Injection:
 
 def injections(fault: Fault, config: Config) -> list[Injection]:
     """Every form that a fault has on a model of this size; empty where it cannot be injected."""
+    every = tuple(range(config.n_layer))
+    if config.own is not None:
+        return _in_family(fault, config, every)
     if fault.inject is None:
         return []
-    every = tuple(range(config.n_layer))
     found = [Injection(fault.name, EVERYWHERE, every)]
     layers = [sites(config)[name].layer for name in fault.overrides(config)]
     in_blocks = any(layer is not None for layer in layers)
@@ -58,6 +62,20 @@ def injections(fault: Fault, config: Config) -> list[Injection]:
     return found
 
 
+def _in_family(fault: Fault, config: Config, every: tuple[int, ...]) -> list[Injection]:
+    """Those of a family: what shows nothing but logits is not diagnosed there yet."""
+    if fault.in_family is None or not fault.of(config):
+        return []
+    found = [Injection(fault.name, EVERYWHERE, every)]
+    middle = config.n_layer // 2
+    some = [
+        layer for layer in (*every[middle:], *every[:middle]) if fault.overrides(config, [layer])
+    ]
+    if fault.in_family.by_layer and config.n_layer > 1 and some:
+        found.append(Injection(fault.name, ONE_LAYER, (some[0],)))
+    return found
+
+
 def why_not_injected(fault: Fault, checkpoint: Checkpoint) -> str | None:
     """Why a fault cannot be injected here; None where it can."""
     if fault.family == "tokenizer":
@@ -65,9 +83,21 @@ def why_not_injected(fault: Fault, checkpoint: Checkpoint) -> str | None:
             return "tokenizers is not installed"
         if not checkpoint.has_vocabulary:
             return "the checkpoint has no vocabulary"
+    if checkpoint.config.own is not None and (why := _other_transformers()):
+        return why
     if not injections(fault, checkpoint.config):
         return "is no fault of a model of this kind, or has no form in torch"
     return None
+
+
+def _other_transformers() -> str | None:
+    """Faults of the families know the modules and the keys of one version alone."""
+    if find_spec("transformers") is None:
+        return "transformers is not installed"
+    installed = version("transformers")
+    return (
+        None if installed.startswith("5.") else f"is injected into transformers 5, not {installed}"
+    )
 
 
 def why_no_tensorflow(fault: Fault) -> str | None:
@@ -92,7 +122,7 @@ def port_with(
         from gpt_verify.ports.openai_tf import openai_tf
 
         return openai_tf(damaged(fault, checkpoint, injection.layers), worker=worker)
-    port = _torch_port(fault, injection.layers, checkpoint)
+    port = _port(fault, injection.layers, checkpoint)
     if injection.form == LOGITS:
         return logits_only(port)
     return port
@@ -100,7 +130,7 @@ def port_with(
 
 def correct_port(checkpoint: Checkpoint) -> Port:
     """The same port without a fault."""
-    return _torch_port(None, (), checkpoint)
+    return _port(None, (), checkpoint)
 
 
 def damaged(fault: Fault, checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:
@@ -120,6 +150,28 @@ def logits_only(port: Port) -> Port:
     from gpt_verify.ports.callable import CallablePort
 
     return CallablePort(lambda tokens: port.logits(tokens), port.name, port.dtype)
+
+
+def _port(fault: Fault | None, layers: Sequence[int], checkpoint: Checkpoint) -> Port:
+    if checkpoint.config.own is None:
+        return _torch_port(fault, layers, checkpoint)
+    from gpt_verify.ports.huggingface import huggingface
+    from gpt_verify.ports.huggingface_family import Altered
+
+    how = fault.in_family if fault is not None else None
+    if fault is None or how is None:
+        return huggingface(checkpoint, "eager")
+    config, module = how.config, how.module
+
+    def change(made: Any) -> None:
+        if config is not None:
+            config(made, checkpoint.config)
+
+    def alter(made: Any) -> None:
+        if module is not None:
+            module(Decoder(made, checkpoint.config), layers)
+
+    return huggingface(checkpoint, "eager", altered=Altered(fault.name, change, alter))
 
 
 def _torch_port(fault: Fault | None, layers: Sequence[int], checkpoint: Checkpoint) -> Port:

@@ -36,7 +36,7 @@ from gpt_verify.power.injection import (
     port_with,
 )
 from gpt_verify.power.reading import reads_otherwise
-from gpt_verify.power.variants import VARIANTS
+from gpt_verify.power.variants import variants_of
 from gpt_verify.process.restored import restored
 from gpt_verify.reference import forward
 from gpt_verify.sites import sites
@@ -195,7 +195,7 @@ class Bench:
         caught: dict[str, bool] = {}
 
         def build() -> Port:
-            port = VARIANTS[name](checkpoint)
+            port = variants_of(checkpoint.config)[name](checkpoint)
             caught.update(self._caught(port, seed))
             return port
 
@@ -281,9 +281,14 @@ class Bench:
             return ()
         order = list(sites(self.checkpoint.config))
         overrides = fault.overrides(self.checkpoint.config, injection.layers)
+        concerned = {sites(self.checkpoint.config)[at].layer for at in overrides}
         local = [f for f in report.findings if f.id in ("architecture", "activations.local")]
         judged = {f.site for f in local if f.status is not _UNSEEN}
+        if local and not judged and self.checkpoint.config.own is not None:
+            return ()  # a family whose inside is not seen
         found = {at for at in order if at in overrides}
+        table, early = sites(self.checkpoint.config), fault.sites.early
+        found |= {at for at in order if table[at].kind in early and table[at].layer in concerned}
         shown_right = found.isdisjoint(f.site for f in local if f.status is Status.FAILED)
         for hidden in found - (set() if shown_right else judged):
             after = order[order.index(hidden) + 1 :]

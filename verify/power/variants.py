@@ -16,9 +16,11 @@ from functools import partial
 from typing import Any
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.families import FAMILIES
 from gpt_verify.port import Dtype, Port
 from gpt_verify.ports import registry
 from gpt_verify.power import calls, rewrites
+from gpt_verify.reference.config import Config
 
 
 def _module(
@@ -97,7 +99,10 @@ _CALLS: dict[str, Callable[[Any, Any], Any]] = {
 }
 _BUILTIN = ("huggingface-eager", "huggingface-sdpa")
 
-#: Every correct variant, by name.
+#: Formats in which a family's model is judged.
+_DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
+
+#: Every correct variant of GPT-2, by name.
 VARIANTS: dict[str, Callable[[Checkpoint], Port]] = {
     **{name: partial(_module, name=name, **how) for name, how in _MODULES.items()},
     **{name: calls.called(call, name) for name, call in _CALLS.items()},
@@ -106,10 +111,27 @@ VARIANTS: dict[str, Callable[[Checkpoint], Port]] = {
 }
 
 
+def _of_family(attention: str, dtype: Dtype) -> Callable[[Checkpoint], Port]:
+    return lambda checkpoint: registry.build(f"huggingface-{attention}", checkpoint, dtype, "cpu")
+
+
+def variants_of(config: Config) -> dict[str, Callable[[Checkpoint], Port]]:
+    """Those of such a model: of a family, transformers' own, in every attention that it has."""
+    if config.own is None:
+        return VARIANTS
+    found: dict[str, Callable[[Checkpoint], Port]] = {}
+    for attention in FAMILIES[config.architecture].attention:
+        for dtype in _DTYPES:
+            name = f"huggingface-{attention}"
+            name = name if dtype == "float32" else f"{name}, {dtype}"
+            found[name] = _of_family(attention, dtype)
+    return found
+
+
 def unavailable(name: str) -> str | None:
     """Why a variant cannot be built here, or None."""
-    if name in _BUILTIN:
-        return next((p.missing for p in registry.builtin_ports() if p.name == name), None)
+    if (builtin := name.partition(",")[0]) in _BUILTIN:
+        return next((p.missing for p in registry.builtin_ports() if p.name == builtin), None)
     if name == "torch.compile":
         return _no_compiler()
     return None
