@@ -80,6 +80,7 @@ class _Search:
         made = _complete(readings, index, self._shapes, self._order)
         made += self._like_others(made, matching)
         made += self._biases(made)
+        made += self._gains(made)
         used = {patch.source for assembly in made for patch in assembly.patches}
         tensors = {assembly.tensor for assembly in made}
         biases = [n for n in self._wanted if len(self._shapes[n]) == 1 and n not in tensors]
@@ -160,6 +161,29 @@ class _Search:
             else:
                 shape = self._shapes[name]
                 found.append(Assembly(name, shape, "elements", tuple(patches)))
+        return found
+
+    def _gains(self, made: Sequence[Assembly]) -> list[Assembly]:
+        """The gain of queries or keys that lie in another order: in the same one, for all heads at
+        once or for each."""
+        found = []
+        taken = {patch.source for assembly in made for patch in assembly.patches}
+        for assembly in made:
+            name = assembly.tensor.removesuffix("/w") + "_norm/g"
+            if assembly.form != "columns" or assembly.straight or name not in self._shapes:
+                continue
+            value = self._value(name)
+            order = np.array(assembly.order[: len(value)])
+            if sorted(order) != list(range(len(value))):
+                continue
+            fitting = [n for n in self._by_size.get(len(value), ()) if n not in taken]
+            block = block_number(assembly.patches[0].source)
+            for source in sorted(fitting, key=lambda n: block_number(n) != block):
+                if np.array_equal(self._sources[source].read().reshape(-1), value[order]):
+                    taken.add(source)
+                    patch = Patch(source, None, len(value), np.arange(len(value)), order)
+                    found.append(Assembly(name, value.shape, "elements", (patch,)))
+                    break
         return found
 
     def _beside(self, patch: Patch, bias: Array, used: set[str]) -> str | None:

@@ -203,7 +203,7 @@ class TorchModule(Port):
             return found
         self._matching = self._match(list(self.parameters()), by_head)
         readings = Readings(self)
-        self.assemblies = confirmed(self.assemblies, readings.of)
+        self.assemblies = confirmed(self.assemblies, self.config, readings.of)
         return self._match(list(self.parameters()), by_head) if self.assemblies else found
 
     def _match(self, parameters: list[Parameter], by_head: bool) -> Matching:
