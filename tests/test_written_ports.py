@@ -34,10 +34,28 @@ from gpt_verify.reference import tensor_table
 from gpt_verify.sites import sites
 
 #: Family → the file and the function in it.
-PORTS = {"llama": "llama_port.py:llama"}
+PORTS = {
+    "llama": "llama_port.py:llama",
+    "qwen3": "qwen3_port.py:qwen3",
+    "gemma2": "gemma2_port.py:gemma2",
+}
 #: What lies between two sites that are seen, and is judged with the second of them.
 UNSEEN = {
     "llama": {"attn.q_rot", "attn.k_rot"},
+    # A fused kernel.
+    "qwen3": {f"attn.{part}_{made}" for part in "qk" for made in ("norm", "rot")}
+    | {"attn.scores", "attn.pattern"},
+    # No product with a matrix reads or makes the stream.
+    "gemma2": {"attn.q_rot", "attn.k_rot", "attn.scores", "embed", "resid_mid", "resid_post"}
+    | {"ln_1_after", "ln_2_after"},
+}
+#: Other ways to keep several matrices as one: the function in ``fused_ports`` → its family.
+FUSED = {
+    "in_turns": "qwen3",
+    "by_group": "qwen3",
+    "in_by_out": "qwen3",
+    "with_bias": "qwen2",
+    "with_bias_afterwards": "qwen2",
 }
 
 
@@ -94,13 +112,69 @@ MISTAKES = {
     ),
     "epsilon": Mistake("llama", "keepdim=True) + self.epsilon", "keepdim=True) + 1e-6", "h.0.ln_1"),
     "no scale": Mistake("llama", " / math.sqrt(q.shape[-1])", "", "h.0.attn.scores"),
+    "fused gate and up exchanged": Mistake(
+        "qwen3", "gate, up = self.gate_up", "up, gate = self.gate_up", "h.0.mlp.act"
+    ),
+    "queries are not normed": Mistake(
+        "qwen3", "rotary(self.norm_q(q))", "rotary(q)", "h.0.attn.mix"
+    ),
+    "normed after they are turned": Mistake(
+        "qwen3", "rotary(self.norm_k(k))", "self.norm_k(rotary(k))", "h.0.attn.mix"
+    ),
+    "keys of another layer": Mistake(
+        "qwen3",
+        "return linear(torch.cat(weights))",
+        "if len(parts) == 3:\n"
+        '            weights[1] = tensor(self.checkpoint, "h0/attn/k/w").t()\n'
+        "        return linear(torch.cat(weights))",
+        "h.1.attn.k",
+        "weights.values",
+    ),
+    "a fused matrix is rounded": Mistake(
+        "qwen3",
+        "return linear(torch.cat(weights))",
+        'low = self.at == "h1" and "mlp/up" in parts\n'
+        "        return linear(torch.cat(weights).to(torch.bfloat16 if low else None).float())",
+        "h.1.mlp.gate",
+        "weights.values",
+    ),
+    "cap missing": Mistake("gemma2", "capped(match, self.cap)", "match", "h.0.attn.capped"),
+    "final cap missing": Mistake(
+        "gemma2",
+        "return capped(self.last(x) @ self.words.T, self.cap)",
+        "return self.last(x) @ self.words.T",
+        "logits",
+    ),
+    "window too long": Mistake(
+        "gemma2", "behind >= self.reach", "behind > self.reach", "h.0.attn.pattern"
+    ),
+    "windows of other layers": Mistake(
+        "gemma2", "layer % 2 == 0", "layer % 2 == 1", "h.0.attn.pattern"
+    ),
+    "g for 1 + g": Mistake(
+        "gemma2", "(1 + self.offset.float())", "self.offset.float()", "h.0.ln_1"
+    ),
+    "exact GELU": Mistake(
+        "gemma2",
+        "return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * cubic))",
+        "return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))",
+        "h.0.mlp.act",
+    ),
+    "scale of the head": Mistake(
+        "gemma2", 'said["query_pre_attn_scalar"] ** -0.5', "self.size**-0.5", "h.0.attn.capped"
+    ),
+    "no norm of what attention made": Mistake(
+        "gemma2", "x + self.b(self.look(self.a(x)))", "x + self.look(self.a(x))", "h.0.ln_2"
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
     folder = tmp_path_factory.mktemp("families")
-    return cache(lambda name: open_checkpoint(written(folder / name, name)))
+    # The file that has others of the family as well is written for models without windows.
+    more = {"qwen2": {"use_sliding_window": False}}
+    return cache(lambda name: open_checkpoint(written(folder / name, name, **more.get(name, {}))))
 
 
 Sources = Callable[[str], Checkpoint]
@@ -127,7 +201,7 @@ def report(mistake: Mistake, source: Checkpoint, folder: Path) -> PortReport:
     assert text.count(mistake.old) == 1
     altered = folder / f"altered_{file}"
     altered.write_text(text.replace(mistake.old, mistake.new), encoding="utf-8")
-    inputs = [batch(source.config, 2, 11)]
+    inputs = [seeded(source.config, 1, 0), batch(source.config, 2, 11)]
     return judge(f"{altered}:{factory}", source, inputs, None, "cpu", Silent(), laws=())
 
 
@@ -141,6 +215,19 @@ def test_refuted_at_its_site(sources: Sources, name: str, tmp_path: Path) -> Non
     assert finding(found, mistake.law, mistake.site).status is Status.FAILED
     if mistake.law != "weights.values":  # then every weight is what it was
         assert failed(found, "weights.values") == set()
+
+
+@pytest.mark.parametrize("style", FUSED)
+def test_other_ways_to_fuse(sources: Sources, style: str) -> None:
+    source = sources(FUSED[style])
+    inputs = [seeded(source.config, 1, 0), batch(source.config, 2, 11)]
+    spec = f"{TESTS / 'fused_ports.py'}:{style}"
+    found = judge(spec, source, inputs, None, "cpu", Silent(), laws=())
+    assert found.verdict is Verdict.VERIFIED, (found.error, failures(found))
+    assert set(statuses(found, "weights.values").values()) == {Status.PASSED}
+    local = statuses(found, "activations.local")
+    for kind in ("attn.q", "attn.k", "attn.v", "mlp.gate", "mlp.up"):
+        assert local[f"h.1.{kind}"] is Status.PASSED
 
 
 # Orders of the channels of a head

@@ -44,12 +44,13 @@ def show_what_is_known(port: TorchModule) -> None:
     """Hide what cannot be judged of this module yet, so that it reads *not examined*.
 
     A float64 that is one takes a module that is built anew (``float64_copy``), and nobody has said
-    how. Where several of the checkpoint's tensors are one parameter (queries, keys and values head
-    by head, a stack of experts), they are not found in it, and the inside is not seen.
+    how. Where several of the checkpoint's tensors are one parameter and are not found in it (a
+    stack of experts in an order of its own), the inside is not seen.
     """
     port.withdraw(FLOAT64_COPY)
     table = tensor_table(port.config)
     found = {place.tensor for place in port.matching.placements if place.exact}
+    found |= {assembly.tensor for assembly in port.assemblies}
     if len(port.pieces) < len(table) and not set(table) <= found:
         port.withdraw(*INSIDE)
 
