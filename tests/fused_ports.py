@@ -47,6 +47,28 @@ class ByGroup(Layer):
         return tuple(part.flatten(2, 3).transpose(1, 2) for part in (q, k, v))
 
 
+class Tiled(Layer):
+    """Query heads that read the first key are not neighbours, but every other one or so: heads of
+    keys are repeated as a whole, and queries and what reads them stand in that order."""
+
+    def joined(self, *parts: str) -> nn.Module:
+        made = super().joined(*parts)
+        heads, groups, _ = self.sizes
+        order = torch.arange(heads).view(groups, -1).t().flatten()
+        if parts[0] == "attn/q":
+            each = made.weight.data.unflatten(0, (sum(self.sizes), -1))
+            made.weight.data = torch.cat([each[order], each[heads:]]).flatten(0, 1).contiguous()
+        if parts[0] == "attn/o":
+            each = made.weight.data.unflatten(1, (heads, -1))
+            made.weight.data = each[:, order].flatten(1).contiguous()
+        return made
+
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v = super().heads(x)
+        times = self.sizes[0] // self.sizes[1]
+        return q, k.repeat(1, times, 1, 1), v.repeat(1, times, 1, 1)
+
+
 class Product(nn.Module):
     """A matrix [in, out], whose bias is added afterwards."""
 
@@ -92,6 +114,10 @@ def in_turns(checkpoint: Checkpoint) -> nn.Module:
 
 def by_group(checkpoint: Checkpoint) -> nn.Module:
     return Qwen3(checkpoint, ByGroup)
+
+
+def tiled(checkpoint: Checkpoint) -> nn.Module:
+    return Qwen3(checkpoint, Tiled)
 
 
 def in_by_out(checkpoint: Checkpoint) -> nn.Module:

@@ -53,6 +53,7 @@ UNSEEN = {
 FUSED = {
     "in_turns": "qwen3",
     "by_group": "qwen3",
+    "tiled": "qwen3",
     "in_by_out": "qwen3",
     "with_bias": "qwen2",
     "with_bias_afterwards": "qwen2",
@@ -215,6 +216,43 @@ def test_refuted_at_its_site(sources: Sources, name: str, tmp_path: Path) -> Non
     assert finding(found, mistake.law, mistake.site).status is Status.FAILED
     if mistake.law != "weights.values":  # then every weight is what it was
         assert failed(found, "weights.values") == set()
+
+
+def test_what_is_found_nowhere_is_not_examined(sources: Sources, tmp_path: Path) -> None:
+    """A fused matrix that is wrong in every layer has no fellow: the logits are judged alone."""
+    everywhere = Mistake(
+        "qwen3",
+        "return linear(torch.cat(weights))",
+        "return linear(torch.cat(weights).bfloat16().float())",
+        "logits",
+    )
+    found = report(everywhere, sources("qwen3"), tmp_path)
+    assert found.verdict is Verdict.REFUTED
+    assert found.first_divergence == "logits"
+    for law in ("weights.values", "architecture", "activations.local"):
+        assert set(statuses(found, law).values()) == {Status.NOT_EXAMINED}, law
+
+
+def test_a_derivative_that_is_wrong(sources: Sources, tmp_path: Path) -> None:
+    """The mistakes that are tried know how GPT-2 is wired, and are asked of no other family."""
+    source = sources("llama")
+    text = (TESTS / "llama_port.py").read_text(encoding="utf-8")
+    old = "return self.w2(F.silu(self.w1(x)) * self.w3(x))"
+    assert text.count(old) == 1
+    altered = tmp_path / "altered_llama_port.py"
+    altered.write_text(text.replace(old, old.replace("self.w3(x)", "self.w3(x).detach()")), "utf-8")
+    found = judge(
+        f"{altered}:llama",
+        source,
+        [batch(source.config, 2, 11)],
+        None,
+        "cpu",
+        Silent(),
+        laws=("gradient",),
+    )
+    assert found.verdict is Verdict.REFUTED
+    assert failed(found, "gradient") >= {"h.0.mlp.up", "h.1.mlp.up", "h.2.mlp.up"}
+    assert "ln_f" not in failed(found, "gradient")
 
 
 @pytest.mark.parametrize("style", FUSED)

@@ -1,10 +1,11 @@
 """Whether rows and columns in another order than the checkpoint's are a layout or a mistake.
 
 Bits that were found in another order are read so, or are what a converter left behind. Neurons of
-an MLP may stand in any order, if its matrices have the same one. So may the channels within each
-head: of values, if what reads them has the same; of queries, if the keys that they meet have it.
-Rotary positions tell channels apart, and are laid out in one of two ways; whether queries and keys
-are turned as they lie is seen in the scores, which are judged from both in the checkpoint's order.
+an MLP may stand in any order, if its matrices have the same one. So may heads, and the channels
+within each head: of values, if what reads them has the same; of queries, if the keys that they meet
+have it. Rotary positions tell channels apart, and are laid out in one of two ways; whether queries
+and keys are turned as they lie, and which heads meet, is seen in the scores and in what is made of
+them, which are judged from both in the checkpoint's order.
 Of heads that are read from one matrix the port itself has to tell. Elsewhere another order computes
 something else. What is a mistake is taken to lie in the checkpoint's order, and so differs from it.
 """
@@ -61,7 +62,7 @@ def confirmed(
         by_layer.setdefault(layer, {})[kind] = assembly
     kept: list[Assembly] = []
     for layer, group in by_layer.items():
-        allowed = _neurons(group) | _asked(group, config) | _answered(group, config)
+        allowed = _neurons(group) | _attention(group, config)
         ordered = False
         attention = [group[k] for k in ("attn/c_attn/w", "attn/c_proj/w") if k in group]
         if layer is not None and not all(a.straight for a in attention):
@@ -90,35 +91,38 @@ def _neurons(group: Group) -> set[str]:
     return set()
 
 
-def _asked(group: Group, config: Config) -> set[str]:
-    """Queries and keys whose channels are in one order, within each head and the head that it
-    reads."""
-    q = _within(group, "attn/q", "columns", config.n_head, config.head_size)
-    k = _within(group, "attn/k", "columns", config.n_kv, config.head_size)
-    if q is None or k is None:
+def _attention(group: Group, config: Config) -> set[str]:
+    """Queries, keys, values and what reads them: those whose heads stand in one order, and the
+    channels of each head in that of the head that it meets."""
+    times, size = config.n_head // config.n_kv, config.head_size
+    q, o = (
+        _heads(group, scope, form, config.n_head, size)
+        for scope, form in (("attn/q", "columns"), ("attn/o", "rows"))
+    )
+    k, v = (_heads(group, scope, "columns", config.n_kv, size) for scope in ("attn/k", "attn/v"))
+    if q is None or k is None or v is None or o is None:
         return set()
-    times = config.n_head // config.n_kv
-    if any(q[head] != k[head // times] for head in range(config.n_head)):
+    if list(q) != list(o) or list(k) != list(v):
         return set()
-    found = _with_bias(group, "attn/q", "columns") | _with_bias(group, "attn/k", "columns")
-    for part, orders in (("q", q), ("k", k)):
-        gain = group.get(f"attn/{part}_norm/g")
-        weight = group.get(f"attn/{part}/w")
-        if gain is not None and (
-            {gain.order} == set(orders) or (weight is not None and gain.order == weight.order)
-        ):
-            found.add(f"attn/{part}_norm/g")
+    found: set[str] = set()
+    if all(q[head] == k[head // times] for head in q):
+        found |= _with_bias(group, "attn/q", "columns") | _with_bias(group, "attn/k", "columns")
+        found |= _gains(group, "q", set(q.values())) | _gains(group, "k", set(k.values()))
+    if all(o[head] == v[head // times] for head in o):
+        found |= _with_bias(group, "attn/v", "columns") | {"attn/o/w"}
+    sinks = group.get("attn/sinks")
+    if sinks is not None and sinks.order == tuple(q):
+        found.add("attn/sinks")
     return found
 
 
-def _answered(group: Group, config: Config) -> set[str]:
-    """Values whose channels are, within each head, in the order in which they are read."""
-    size, n_head, n_kv = config.head_size, config.n_head, config.n_kv
-    v = _within(group, "attn/v", "columns", n_kv, size)
-    o = _within(group, "attn/o", "rows", n_head, size)
-    if v is None or o is None or any(o[h] != v[h * n_kv // n_head] for h in range(n_head)):
+def _gains(group: Group, part: str, within: set[tuple[int, ...]]) -> set[str]:
+    """The gain of queries or keys, of one head or of all, in the order of their channels."""
+    gain, weight = group.get(f"attn/{part}_norm/g"), group.get(f"attn/{part}/w")
+    if gain is None:
         return set()
-    return _with_bias(group, "attn/v", "columns") | {"attn/o/w"}
+    all_heads = weight is not None and gain.order == weight.order
+    return {f"attn/{part}_norm/g"} if all_heads or {gain.order} == within else set()
 
 
 def _order(group: Group, scope: str, form: Form) -> tuple[int, ...] | None:
@@ -127,15 +131,18 @@ def _order(group: Group, scope: str, form: Form) -> tuple[int, ...] | None:
     return weight.order if weight is not None and weight.form == form else None
 
 
-def _within(
+def _heads(
     group: Group, scope: str, form: Form, heads: int, size: int
-) -> list[tuple[int, ...]] | None:
-    """The order of the channels in each head; None where a head has some of another one."""
+) -> dict[int, tuple[int, ...]] | None:
+    """The heads in the port's order, with the order of the channels in each; None where a head has
+    some of another one."""
     order = range(heads * size) if f"{scope}/w" not in group else _order(group, scope, form)
     if order is None:
         return None
-    each = [tuple(c - head * size for c in order[head * size :][:size]) for head in range(heads)]
-    return each if all(sorted(one) == list(range(size)) for one in each) else None
+    each = [order[at : at + size] for at in range(0, heads * size, size)]
+    found = {one[0] // size: tuple(c - one[0] // size * size for c in one) for one in each}
+    whole = all(sorted(one) == list(range(size)) for one in found.values())
+    return found if whole and len(found) == heads else None
 
 
 def _with_bias(group: Group, scope: str, form: str) -> set[str]:
