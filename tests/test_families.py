@@ -16,6 +16,7 @@ from oracle import assert_agrees, tokens_of
 
 from gpt_verify.checkpoint import open_checkpoint
 from gpt_verify.checkpoint.families import FAMILIES
+from gpt_verify.checkpoint.family_files import example
 from gpt_verify.checkpoint.synthetic import synthetic_tensors
 from gpt_verify.errors import CheckpointError
 from gpt_verify.reference import forward, logits, parameter_count, tensor_table
@@ -332,6 +333,15 @@ def test_parameters_of_released_models(name: str) -> None:
 
 
 # The command
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 7])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_small_model_of_any_depth(name: str, depth: int) -> None:
+    """What goes by layer, in the file, goes on for as many as there are."""
+    config = read(example(name, (*SIZES[:4], depth)))
+    assert config.n_layer == depth
+    assert len({depth, *map(len, (config.keys.windows, config.keys.ropes))} - {1, depth}) == 0
 
 
 def test_synth(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_what_need_not_be_told_is_believed(cut: tuple[str, list[np.ndarray], boo
     tensor, pieces, _ = cut
     held = [parameter(n, SOURCE.tensors[n]) for n in tensor_table(CONFIG) if n != tensor]
     held += [parameter(f"p{i}", np.array(value)) for i, value in enumerate(pieces)]
-    found = confirmed(pieced(held, match(held, CONFIG, WEIGHTS), CONFIG, WEIGHTS))
+    found = confirmed(pieced(held, match(held, CONFIG, WEIGHTS), CONFIG, WEIGHTS), CONFIG)
     matching = match(list(with_assemblies(held, found)), CONFIG, WEIGHTS)
     straight = all(a.straight for a in pieced(held, match(held, CONFIG, WEIGHTS), CONFIG, WEIGHTS))
     assert matching.exact == straight

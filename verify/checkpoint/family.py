@@ -19,7 +19,8 @@ class Family:
     Attributes:
         name: ``model_type``.
         read: its ``config.json`` → the model.
-        example: keys of a small model, beside the sizes, in which whatever the family has matters.
+        example: keys of a small model, beside the sizes, in which whatever the family has matters;
+            those that go by layer are functions of the model's depth.
         places: where its tensors lie.
         model: the class of its models, as ``architectures`` names it.
         base: before the name of a tensor; files of the model without a head leave it out.

@@ -184,7 +184,7 @@ def example(name: str, sizes: tuple[int, int, int, int, int]) -> dict[str, Any]:
         "bos_token_id": v - 1,
         "eos_token_id": v - 1,
         "pad_token_id": None,
-        **family.example,
+        **{key: value(n) if callable(value) else value for key, value in family.example.items()},
     }
 
 

@@ -80,6 +80,7 @@ class _Search:
         made = _complete(readings, index, self._shapes, self._order)
         made += self._like_others(made, matching)
         made += self._biases(made)
+        made += self._gains(made)
         used = {patch.source for assembly in made for patch in assembly.patches}
         tensors = {assembly.tensor for assembly in made}
         biases = [n for n in self._wanted if len(self._shapes[n]) == 1 and n not in tensors]
@@ -111,6 +112,7 @@ class _Search:
         or is nearer to the tensor so."""
         done = {assembly.tensor for assembly in made}
         used = {patch.source for assembly in made for patch in assembly.patches}
+        moved_from: dict[str, str] = {}
         by_kind: dict[str, Assembly] = {}
         for assembly in made:
             if layer_of(assembly.tensor) is not None:
@@ -124,14 +126,18 @@ class _Search:
             if like is None or block is None:
                 continue
             patches = tuple(replace(p, source=_in_block(p.source, block)) for p in like.patches)
-            if not all(p.whole for p in patches) or not self._fit(like, patches, used):
+            pairs = list(zip(patches, like.patches, strict=True))
+            if not self._fit(like, patches, used) or any(
+                moved_from.get(p.source, other.source) != other.source for p, other in pairs
+            ):
                 continue
             moved = replace(like, tensor=name, patches=patches)
             here, there = _apart(moved.read(self._sources), self._value(name)), distance.get(name)
             # What is unlike the tensor either way lies as its fellows do.
             if there is None or min(here, 1.0) <= min(there, 1.0):
                 found.append(moved)
-                used |= {patch.source for patch in patches}
+                # What else lies in these lies there beside it.
+                moved_from |= {p.source: other.source for p, other in pairs}
         return found
 
     def _fit(self, like: Assembly, patches: Sequence[Patch], used: set[str]) -> bool:
@@ -143,8 +149,10 @@ class _Search:
         return True
 
     def _biases(self, made: Sequence[Assembly]) -> list[Assembly]:
-        """The bias of a matrix that lies in pieces: beside each of them, in the same order."""
+        """The bias of a matrix that lies in pieces: beside each of them, in the same order. Where
+        matrices lie in one parameter, their biases do."""
         used = {patch.source for assembly in made for patch in assembly.patches}
+        beside_of: dict[str, str] = {}
         found = []
         for assembly in made:
             name = assembly.tensor.removesuffix("/w") + "/b"
@@ -152,14 +160,39 @@ class _Search:
                 continue
             value, patches = self._value(name), []
             for patch in assembly.patches:
-                beside = self._beside(patch, value, used)
+                beside = beside_of.get(patch.source) or self._beside(patch, value, used)
                 if beside is None:
                     break
                 used.add(beside)
+                if not patch.whole:
+                    beside_of[patch.source] = beside
                 patches.append(replace(patch, source=beside, axis=None))
             else:
                 shape = self._shapes[name]
                 found.append(Assembly(name, shape, "elements", tuple(patches)))
+        return found
+
+    def _gains(self, made: Sequence[Assembly]) -> list[Assembly]:
+        """The gain of queries or keys that lie in another order: in the same one, for all heads at
+        once or for each."""
+        found = []
+        taken = {patch.source for assembly in made for patch in assembly.patches}
+        for assembly in made:
+            name = assembly.tensor.removesuffix("/w") + "_norm/g"
+            if assembly.form != "columns" or assembly.straight or name not in self._shapes:
+                continue
+            value = self._value(name)
+            order = np.array(assembly.order[: len(value)])
+            if sorted(order) != list(range(len(value))):
+                continue
+            fitting = [n for n in self._by_size.get(len(value), ()) if n not in taken]
+            block = block_number(assembly.patches[0].source)
+            for source in sorted(fitting, key=lambda n: block_number(n) != block):
+                if np.array_equal(self._sources[source].read().reshape(-1), value[order]):
+                    taken.add(source)
+                    patch = Patch(source, None, len(value), np.arange(len(value)), order)
+                    found.append(Assembly(name, value.shape, "elements", (patch,)))
+                    break
         return found
 
     def _beside(self, patch: Patch, bias: Array, used: set[str]) -> str | None:
@@ -229,8 +262,8 @@ class _Index:
 
 
 class _Strange:
-    """Parameters that have a tensor of one other layer than that of the block that their name is
-    in. Where some layers have the same tensor, that is a mistake and no other name."""
+    """Parameters that have a tensor of another layer than that of the block that their name is in.
+    Where some layers have the same tensor, that is a mistake and no other name."""
 
     def __init__(self, matching: Matching) -> None:
         votes: dict[str, Counter[int]] = {}
@@ -256,7 +289,7 @@ class _Strange:
         tensors = [index.names[which][0] for which in set(index.which[reading.places].tolist())]
         layers = {layer_of(tensor) for tensor in tensors}
         known = self._layers.get(block_number(reading.source))
-        stranger = bool(known) and len(layers) == 1 and layers != known
+        stranger = bool(known) and not layers <= (known or set())
         return stranger and bool(twice & {_kind(tensor) for tensor in tensors})
 
 

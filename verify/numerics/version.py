@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "ef8085af45f62fe806df9dc1bacc34db8b0bed96c717e49454098e565bee5b1f"
+SOURCE = "6e560d0f201914df0c53e151116997f1fcaf14f28a7881f8b1bc41b61387d309"

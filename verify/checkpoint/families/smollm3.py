@@ -30,7 +30,7 @@ FAMILY = Family(
         "num_key_value_heads": 2,
         "intermediate_size": 40,
         "rope_theta": 100.0,
-        "no_rope_layers": [1, 0, 1],
+        "no_rope_layers": lambda depth: [1 - i % 2 for i in range(depth)],
     },
     "SmolLM3ForCausalLM",
 )

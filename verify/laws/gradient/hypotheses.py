@@ -193,7 +193,10 @@ class Evidence:
         return any(c.direction.tensor == "wte" for c in self.wrong)
 
     def _by_rule(self) -> Iterator[tuple[str, int]]:
-        """Mistakes that fit, and in how many tensors they show."""
+        """Mistakes that fit, and in how many tensors they show. Their rules know the wiring of
+        GPT-2 and GPT alone."""
+        if self.config.own is not None:
+            return
         for name, kinds in MISTAKES.items():
             versions = [kinds]
             if name not in _TOGETHER and len(kinds) > 1:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch.autograd.function import BackwardCFunction
 
 from gpt_verify.port import (
     ACTIVATIONS,
@@ -20,6 +22,7 @@ from gpt_verify.port import (
     TYING,
     Capability,
 )
+from gpt_verify.ports.torch.graph import HIDING
 from gpt_verify.ports.torch.widening import in_float64, widening
 from gpt_verify.process.memory import require
 from gpt_verify.reference.weights import tensor_table
@@ -44,12 +47,13 @@ def show_what_is_known(port: TorchModule) -> None:
     """Hide what cannot be judged of this module yet, so that it reads *not examined*.
 
     A float64 that is one takes a module that is built anew (``float64_copy``), and nobody has said
-    how. Where several of the checkpoint's tensors are one parameter (queries, keys and values head
-    by head, a stack of experts), they are not found in it, and the inside is not seen.
+    how. Where several of the checkpoint's tensors are one parameter and are not found in it (a
+    stack of experts in an order of its own), the inside is not seen.
     """
     port.withdraw(FLOAT64_COPY)
     table = tensor_table(port.config)
     found = {place.tensor for place in port.matching.placements if place.exact}
+    found |= {assembly.tensor for assembly in port.assemblies}
     if len(port.pieces) < len(table) and not set(table) <= found:
         port.withdraw(*INSIDE)
 
@@ -73,7 +77,29 @@ def float64_copy(port: TorchModule, build: Callable[[], torch.nn.Module]) -> Ite
 
     module.forward = forward
     made = port.like(module)
+    if name := _derivative_by_hand(made):
+        # Its constants have the digits that the author's precision needs, and no more.
+        made.withdraw(GRADIENTS, INPUT_GRADIENTS)
+        said = f"{name} has a derivative written by hand: gradients are judged in {port.dtype} only"
+        port.remarks = tuple(dict.fromkeys((*port.remarks, said)))
     try:
         yield made
     finally:
         made.close()
+
+
+def _derivative_by_hand(port: TorchModule) -> str | None:
+    """An operation of a module whose derivative is not torch's; None where there is none."""
+    length = min(2, port.config.n_ctx)
+    with torch.enable_grad():
+        pending = [port.run(np.zeros((1, length), np.int64)).grad_fn]
+    seen: set[Any] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, BackwardCFunction) and node.name() != HIDING:
+            return str(node.name().removesuffix("Backward"))
+        pending += [source for source, _ in node.next_functions]
+    return None

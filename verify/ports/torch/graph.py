@@ -22,7 +22,7 @@ Node = Any
 _GATHERS = ("Embedding", "Index", "Gather", "Take")
 _PRODUCTS = ("Mm", "Addmm", "Bmm", "Baddbmm", "Mv", "Addmv", "Dot", "Linear", "Convolution")
 #: A checkpoint that computes its part again, and whose operations the graph does not show.
-_HIDING = "CheckpointFunctionBackward"
+HIDING = "CheckpointFunctionBackward"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Graph:
     @cached_property
     def recomputes(self) -> bool:
         """It has reentrant checkpoints, which only ``backward`` without arguments can follow."""
-        return any(node.name() == _HIDING for node in self.nodes)
+        return any(node.name() == HIDING for node in self.nodes)
 
     @cached_property
     def ends(self) -> Ends:
@@ -109,7 +109,7 @@ class Graph:
         lookups = [read for read in reads if read.node not in products]
         hidden = next((n.name() for n in products if self._is_many(n)), None)
         if not heads and self.recomputes:
-            hidden = _HIDING
+            hidden = HIDING
         return Ends(tuple(heads), tuple(lookups), hidden)
 
     def joins(self, tensor: torch.Tensor) -> list[Node]:

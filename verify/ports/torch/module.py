@@ -31,7 +31,7 @@ from gpt_verify.ports.torch.families import show_what_is_known
 from gpt_verify.ports.torch.float64 import converted, converted_whole
 from gpt_verify.ports.torch.lens import add_lens
 from gpt_verify.ports.torch.mode import dropout_of, watched_draws
-from gpt_verify.ports.torch.roles import role_of, shares
+from gpt_verify.ports.torch.roles import fused, role_of, shares
 from gpt_verify.ports.torch.state import elsewhere
 from gpt_verify.ports.torch.trace import SiteTrace, to_numpy
 from gpt_verify.process.memory import require
@@ -203,7 +203,7 @@ class TorchModule(Port):
             return found
         self._matching = self._match(list(self.parameters()), by_head)
         readings = Readings(self)
-        self.assemblies = confirmed(self.assemblies, readings.of)
+        self.assemblies = confirmed(self.assemblies, self.config, readings.of)
         return self._match(list(self.parameters()), by_head) if self.assemblies else found
 
     def _match(self, parameters: list[Parameter], by_head: bool) -> Matching:
@@ -241,6 +241,8 @@ class TorchModule(Port):
             for name, tensor in held.items()
             if name in placed and name not in apart
         ]
+        # The whole of a parameter comes before the pieces of its memory.
+        parameters += fused(self.assemblies, held, self.config)
         for assembly in self.assemblies:
             parameters += shares(assembly, held, self.config)
         batch, length = tokens.shape

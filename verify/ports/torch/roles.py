@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,12 +25,15 @@ class Role:
         columns: which channels a product with it makes, in its order: of the query, key or value
             part of ``c_attn`` a third of them; None where they are all, as in the checkpoint.
         rows: the same of what is multiplied with it.
+        shares: of a parameter that is several tensors, the site that a product with each of them
+            makes, the places that it has side by side with the others, and its ``columns``.
     """
 
     tensor: str
     readers: tuple[Site, ...] = ()
     columns: tuple[int, ...] | None = None
     rows: tuple[int, ...] | None = None
+    shares: tuple[tuple[str, tuple[int, ...], tuple[int, ...] | None], ...] = ()
 
     def narrowed(self, first: int, count: int, size: int) -> Role:
         """The part of a bias that is read at once."""
@@ -89,15 +92,41 @@ def shares(
     """The pieces of a tensor with what each holds, as far as each is one piece of memory."""
     for patch in assembly.patches:
         tensor = _memory_of(patch, held[patch.source])
-        if tensor is None:
-            continue
-        channels = np.sort(patch.channels) if assembly.ordered else patch.channels
-        order: tuple[int, ...] | None = tuple(int(c) for c in channels)
-        if order == tuple(range(assembly.shape[-1 if assembly.form != "rows" else 0])):
-            order = None
-        rows = order if assembly.form == "rows" else None
-        columns = order if assembly.form in ("columns", "elements") else None
-        yield tensor, Role(assembly.tensor, readers(config)[assembly.tensor], columns, rows)
+        if tensor is not None:
+            yield tensor, _role_of_patch(patch, assembly, config)
+
+
+def fused(
+    assemblies: Iterable[Assembly], held: Mapping[str, torch.Tensor], config: Config
+) -> Iterator[tuple[torch.Tensor, Role]]:
+    """The parameters that are several tensors, to be multiplied with at once: queries, keys and
+    values, or gate and up, one after the other or in turns."""
+    found: dict[str, list[tuple[Role, Patch]]] = {}
+    for assembly in assemblies:
+        if assembly.form in ("columns", "elements"):
+            for patch in assembly.patches:
+                if not patch.whole:
+                    role = _role_of_patch(patch, assembly, config)
+                    found.setdefault(patch.source, []).append((role, patch))
+    for source, parts in found.items():
+        made = [
+            (role.output, tuple(int(at) for at in patch.at), role.columns)
+            for role, patch in parts
+            if role.output is not None
+        ]
+        if len(parts) == len(made) > 1:
+            sides = tuple(sorted(made, key=lambda part: part[1]))
+            yield held[source], replace(parts[0][0], columns=None, shares=sides)
+
+
+def _role_of_patch(patch: Patch, assembly: Assembly, config: Config) -> Role:
+    channels = np.sort(patch.channels) if assembly.ordered else patch.channels
+    order: tuple[int, ...] | None = tuple(int(c) for c in channels)
+    if order == tuple(range(assembly.shape[-1 if assembly.form != "rows" else 0])):
+        order = None
+    rows = order if assembly.form == "rows" else None
+    columns = order if assembly.form in ("columns", "elements") else None
+    return Role(assembly.tensor, readers(config)[assembly.tensor], columns, rows)
 
 
 def _memory_of(patch: Patch, source: torch.Tensor) -> torch.Tensor | None:
@@ -138,7 +167,8 @@ class Memory:
     def get(self, tensor: torch.Tensor) -> Role | None:
         at = tensor.storage_offset()
         for start, end, role in self.spans.get(address(tensor), ()):
-            if start <= at < end:
+            whole = not role.shares or tensor.numel() == end - start
+            if start <= at < end and whole:
                 return role.narrowed(at - start, tensor.numel(), end - start)
         return None
 

@@ -58,7 +58,8 @@ class _Pending:
 
     ``columns``: the channels that it has, where these are not all in the checkpoint's order.
     ``missing``: of a product with some rows of a matrix, the rows that it is still to be summed
-    over.
+    over. ``shares``: of a product with several tensors at once, those of its role; ``site`` is then
+    one of theirs.
     """
 
     site: str
@@ -67,6 +68,7 @@ class _Pending:
     bias: bool = False
     wants_bias: bool = True
     missing: int = 0
+    shares: tuple[tuple[str, tuple[int, ...], tuple[int, ...] | None], ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -214,7 +216,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             for role in roles:
                 if role is None or role.leaf != "b":
                     continue
-                if role.output == pending.site and role.columns == pending.columns:
+                its, own = (role.columns, role.shares), (pending.columns, pending.shares)
+                if role.output == pending.site and its == own:
                     pending.bias = True
                     return pending
                 # The bias of a projection, added after the residual stream was.
@@ -294,12 +297,15 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             site = role.output
             if site is None:
                 return
-            bias = any(r and r.leaf == "b" and r.output == site for r in roles)
-            if self._sites[site].kind in _READ_BY_ATTENTION:
+            bias = any(
+                r and r.leaf == "b" and r.output == site and r.shares == role.shares for r in roles
+            )
+            made_here = [site, *(share[0] for share in role.shares)]
+            if any(self._sites[name].kind in _READ_BY_ATTENTION for name in made_here):
                 self._layer = role.layer or 0
             wants_bias = len(self._sites[site].weights) > 1
             made = _Pending(site, _channels_last(name, output), role.columns, bias, wants_bias)
-            made.missing = self._missing(tensors, roles, site)
+            made.missing, made.shares = self._missing(tensors, roles, site), role.shares
             if made.complete:  # nothing is left to wait for
                 self._emit(made)
             else:
@@ -356,6 +362,9 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
     def _emit(self, pending: _Pending) -> None:
         if pending.missing:
             return  # a part of a sum, put to some other use
+        if pending.shares:
+            self._emit_each(pending)
+            return
         if pending.site == "embed" and not pending.bias:
             return  # one table alone, put to some other use: the sum shows where it is read
         if pending.wants_bias and not pending.bias and pending.site in self._sums:
@@ -371,6 +380,23 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             self._hand_over(pending.site, pending.tensor)
         if pending.site in self._sums:
             self._outputs = {address(pending.tensor): (pending.site, pending.tensor)}
+
+    def _emit_each(self, pending: _Pending) -> None:
+        """What a product with several tensors has made, site by site; nothing where the bias of one
+        of them is still to be added by itself."""
+        if pending.wants_bias and not pending.bias:
+            return
+        of = sum(len(places) for _, places, _ in pending.shares)
+        whole = pending.tensor
+        if whole.shape[-1] != of and whole.ndim > 2:  # heads, or the tensors, have an axis
+            whole = whole.flatten(2)
+        if whole.shape[-1] != of:
+            return
+        for site, places, columns in pending.shares:
+            at = torch.tensor(places, device=whole.device)
+            part = whole.index_select(-1, at)
+            self._layout.note([pending.tensor], part)
+            self._emit(_Pending(site, part, columns, pending.bias, pending.wants_bias))
 
     def _gather(self, pending: _Pending, columns: tuple[int, ...]) -> None:
         """Some channels of a site: it is handed over when all have been seen."""

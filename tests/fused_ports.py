@@ -1,0 +1,132 @@
+"""Other ways to keep several matrices as one, each as somebody's engine or file has it.
+
+All are the Qwen 3 of ``qwen3_port`` but for that, and one is a Qwen 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from qwen3_port import Layer, Qwen3
+from torch import nn
+from torch.nn import functional as F
+
+from gpt_verify.checkpoint import Checkpoint
+
+
+class InTurns(Layer):
+    """A column of gate and one of up alternate."""
+
+    def joined(self, *parts: str) -> nn.Module:
+        made = super().joined(*parts)
+        if parts[-1] == "mlp/up":
+            rows = made.weight.data.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
+            made.weight.data = rows.contiguous()
+        return made
+
+    def gated(self, x: torch.Tensor) -> torch.Tensor:
+        both = self.gate_up_proj(x)
+        return F.silu(both[..., ::2]) * both[..., 1::2]
+
+
+class ByGroup(Layer):
+    """The queries of each group, and then its key and its value."""
+
+    def joined(self, *parts: str) -> nn.Module:
+        made = super().joined(*parts)
+        if parts[0] == "attn/q":
+            heads = made.weight.data.unflatten(0, (sum(self.sizes), -1)).split(self.sizes)
+            groups = self.sizes[1]
+            by_group = [part.unflatten(0, (groups, -1)) for part in heads]
+            made.weight.data = torch.cat(by_group, dim=1).flatten(0, 2).contiguous()
+        return made
+
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        n, groups = self.sizes[0] // self.sizes[1], self.sizes[1]
+        by_group = self.qkv_proj(x).unflatten(-1, (groups, n + 2, -1))
+        q, k, v = by_group.split((n, 1, 1), dim=3)
+        return tuple(part.flatten(2, 3).transpose(1, 2) for part in (q, k, v))
+
+
+class Tiled(Layer):
+    """Query heads that read the first key are not neighbours, but every other one or so: heads of
+    keys are repeated as a whole, and queries and what reads them stand in that order."""
+
+    def joined(self, *parts: str) -> nn.Module:
+        made = super().joined(*parts)
+        heads, groups, _ = self.sizes
+        order = torch.arange(heads).view(groups, -1).t().flatten()
+        if parts[0] == "attn/q":
+            each = made.weight.data.unflatten(0, (sum(self.sizes), -1))
+            made.weight.data = torch.cat([each[order], each[heads:]]).flatten(0, 1).contiguous()
+        if parts[0] == "attn/o":
+            each = made.weight.data.unflatten(1, (heads, -1))
+            made.weight.data = each[:, order].flatten(1).contiguous()
+        return made
+
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v = super().heads(x)
+        times = self.sizes[0] // self.sizes[1]
+        return q, k.repeat(1, times, 1, 1), v.repeat(1, times, 1, 1)
+
+
+class Product(nn.Module):
+    """A matrix [in, out], whose bias is added afterwards."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.w = nn.Parameter(weight.contiguous())
+        self.b = None if bias is None else nn.Parameter(bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = x @ self.w
+        return made if self.b is None else made + self.b
+
+
+class InByOut(Layer):
+    def joined(self, *parts: str) -> nn.Module:
+        return Product(super().joined(*parts).weight.data.t(), None)
+
+
+class WithBias(Layer):
+    """Qwen 2: biases of queries, keys and values, and no norms of them."""
+
+    def joined(self, *parts: str) -> nn.Module:
+        made = super().joined(*parts)
+        names = [f"{self.at}/{part}/b" for part in parts]
+        if names[0] in self.checkpoint.tensors:
+            biases = [torch.from_numpy(self.checkpoint.tensors[name].copy()) for name in names]
+            made.bias = nn.Parameter(torch.cat(biases))
+        return made
+
+    def norm(self, name: str) -> nn.Module:
+        return nn.Identity() if name.startswith("attn/") else super().norm(name)
+
+
+class WithBiasAfterwards(WithBias):
+    def joined(self, *parts: str) -> nn.Module:
+        made = super().joined(*parts)
+        return Product(made.weight.data.t(), made.bias)
+
+
+def in_turns(checkpoint: Checkpoint) -> nn.Module:
+    return Qwen3(checkpoint, InTurns)
+
+
+def by_group(checkpoint: Checkpoint) -> nn.Module:
+    return Qwen3(checkpoint, ByGroup)
+
+
+def tiled(checkpoint: Checkpoint) -> nn.Module:
+    return Qwen3(checkpoint, Tiled)
+
+
+def in_by_out(checkpoint: Checkpoint) -> nn.Module:
+    return Qwen3(checkpoint, InByOut)
+
+
+def with_bias(checkpoint: Checkpoint) -> nn.Module:
+    return Qwen3(checkpoint, WithBias)
+
+
+def with_bias_afterwards(checkpoint: Checkpoint) -> nn.Module:
+    return Qwen3(checkpoint, WithBiasAfterwards)
