@@ -60,7 +60,7 @@ def repeat_call(
         words.append(f"checkpoint={str(checkpoint)!r}")
     for option in fields(options):
         value = getattr(options, option.name)
-        if value != option.default:
+        if value != getattr(type(options)(), option.name):
             words.append(f"{option.name}={list(value) if isinstance(value, tuple) else value!r}")
     words += [f"{name}={value!r}" for name, value in more.items()]
     return f"gpt_verify.{function}({', '.join(words)})"
@@ -89,9 +89,8 @@ def _arguments(
     for port in ports:
         words += ["--port", port]
     words += [f"--ignore-key={key}" for key in options.ignore_keys]
-    defaults = {field.name: field.default for field in fields(options)}
     for name in ("device", "dtype", "seed"):
         value = getattr(options, name)
-        if value != defaults[name]:
+        if value != getattr(type(options)(), name):
             words += [f"--{name}", str(value)]
     return words
