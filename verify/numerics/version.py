@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "c4a72770b67beee26d2807b411b388560d005e586f86733915f5f317dd6dfc93"
+SOURCE = "b9b6587018fe93407b5774cc4db06fe925829e31d98c8fe1511c5c4cc5309dbe"
