@@ -17,13 +17,13 @@ from gpt_verify.diagnosis.filter import Candidate as Deviation
 from gpt_verify.diagnosis.tensors import Difference, explain
 from gpt_verify.explanation import Candidate, Explanation
 from gpt_verify.findings import Status, Verdict
-from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.catalogue import faults_of
 from gpt_verify.laws.table import LAWS, expected_checks
 from gpt_verify.numerics.scores import limit_max
 from gpt_verify.reference.weights import tensor_table
 
 SOURCE = checkpoint()
-GELU = [name for name, fault in CATALOGUE.items() if fault.family == "gelu"]
+GELU = [name for name, fault in faults_of(SOURCE.config).items() if fault.family == "gelu"]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from gpt_verify.inputs import Input, seeded
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.laws.activations.check import SiteComparison
-from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.catalogue import CATALOGUE, faults_of
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.numerics.precision import FLOAT32
 from gpt_verify.numerics.weights import DeclaredWeights
@@ -168,7 +168,9 @@ def filtered(fault: Fault, layers: Sequence[int]) -> Filtered:
     candidates = []
     for single in (False, True):
         with np.errstate(all="ignore"):
-            candidates += [c for f in CATALOGUE.values() for c in known.candidates(f, single)]
+            candidates += [
+                c for f in faults_of(CONFIG).values() for c in known.candidates(f, single)
+            ]
             floor = partial(known.floor, precision=FLOAT32)
             found = known.filter(FLOAT32).find(error_SN, candidates, LIMIT_FLOORS, floor)
         if found.matches:

@@ -35,7 +35,8 @@ FRACTION = 0.1
 STEADY = 0.9
 #: A score as low as this is masked, whatever number a port has for that.
 HIDDEN = -9e3
-#: Sites kept of what the port has shown: this block and the one before.
+#: Sites kept of what the port has shown: this block and the one before. What is still to be read,
+#: through sites that are hidden, is kept besides.
 _KEPT = 26
 
 
@@ -85,7 +86,7 @@ class SiteDiagnosis:
         self._oracle.show(site, value[self._row])
         self._shown[site] = got
         for old in list(self._shown)[: max(0, len(self._shown) - _KEPT)]:
-            if old != "embed":
+            if old != "embed" and not self._oracle.keeps(old):
                 del self._shown[old]
 
     def _explain(self, site: Site, got: Floats) -> None:

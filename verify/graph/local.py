@@ -68,6 +68,10 @@ class LocalOracle:
         for kept in [kept for kept in self._shown if not self._needed(kept, now)]:
             del self._shown[kept]
 
+    def keeps(self, name: str) -> bool:
+        """It was shown, and a site that is still to come reads it, perhaps through hidden ones."""
+        return name in self._shown
+
     def expected(
         self, name: str, precision: Precision | None = None, heads: slice = EVERY
     ) -> Measured:

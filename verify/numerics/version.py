@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "6e560d0f201914df0c53e151116997f1fcaf14f28a7881f8b1bc41b61387d309"
+SOURCE = "bc55bf3ee13009f28051c16bf6741f6a75659d72d88ace629ed2a2b8f66fc209"
