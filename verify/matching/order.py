@@ -95,10 +95,8 @@ def _attention(group: Group, config: Config) -> set[str]:
     """Queries, keys, values and what reads them: those whose heads stand in one order, and the
     channels of each head in that of the head that it meets."""
     times, size = config.n_head // config.n_kv, config.head_size
-    q, o = (
-        _heads(group, scope, form, config.n_head, size)
-        for scope, form in (("attn/q", "columns"), ("attn/o", "rows"))
-    )
+    q = _heads(group, "attn/q", "columns", config.n_head, size)
+    o = _heads(group, "attn/o", "rows", config.n_head, size)
     k, v = (_heads(group, scope, "columns", config.n_kv, size) for scope in ("attn/k", "attn/v"))
     if q is None or k is None or v is None or o is None:
         return set()
