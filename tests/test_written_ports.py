@@ -195,6 +195,8 @@ def test_verified(sources: Sources, family: str, dtype: str) -> None:
     report = judged(f"{TESTS / PORTS[family]}", source, inputs, dtype)
     assert report.verdict is Verdict.VERIFIED, (report.error, failures(report))
     assert set(statuses(report, "weights.values").values()) == {Status.PASSED}
+    why = {f.message for f in report.findings if f.id == "architecture"}
+    assert all("nobody says how another one is built" in message for message in why)
     local = statuses(report, "activations.local")
     seen = {site for site, status in local.items() if status is Status.PASSED}
     expected = {s.name for s in sites(config).values() if s.kind not in UNSEEN[family]}
