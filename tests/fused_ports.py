@@ -5,7 +5,10 @@ All are the Qwen 3 of ``qwen3_port`` but for that, and one is a Qwen 2.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from llama_port import linear
 from qwen3_port import Layer, Qwen3
 from torch import nn
 from torch.nn import functional as F
@@ -106,6 +109,112 @@ class WithBiasAfterwards(WithBias):
     def joined(self, *parts: str) -> nn.Module:
         made = super().joined(*parts)
         return Product(made.weight.data.t(), made.bias)
+
+
+class KeysAndValues(WithBias):
+    """Keys and values are one product, and queries another."""
+
+    def __init__(self, checkpoint: Checkpoint, at: str, keys: dict[str, Any]) -> None:
+        super().__init__(checkpoint, at, keys)
+        whole, size = self.qkv_proj, self.qkv_proj.weight.shape[0] // sum(self.sizes)
+        borders = [self.sizes[0] * size, 2 * self.sizes[1] * size]
+        self.q_proj, self.kv_proj = map(linear, whole.weight.data.split(borders))
+        biases = whole.bias.data.split(borders)
+        self.q_proj.bias, self.kv_proj.bias = (nn.Parameter(bias.clone()) for bias in biases)
+        del self.qkv_proj
+
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.split(self.q_proj(x), *self.kv_proj(x).chunk(2, dim=-1))
+
+
+class BiasesApart(WithBias):
+    """One matrix, whose three biases are added to the parts of its product."""
+
+    def __init__(self, checkpoint: Checkpoint, at: str, keys: dict[str, Any]) -> None:
+        super().__init__(checkpoint, at, keys)
+        biases = self.parts(self.qkv_proj.bias.data)
+        self.biases = nn.ParameterList(nn.Parameter(bias.clone()) for bias in biases)
+        self.qkv_proj.bias = None
+
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        parts = zip(self.parts(self.qkv_proj(x)), self.biases, strict=True)
+        return self.split(*(part + bias for part, bias in parts))
+
+
+class BySlices(Layer):
+    """One matrix of queries, keys and values, of which two slices are multiplied with."""
+
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        weight = self.qkv_proj.weight
+        queries = weight.shape[0] // sum(self.sizes) * self.sizes[0]
+        q, rest = F.linear(x, weight[:queries]), F.linear(x, weight[queries:])
+        return self.split(q, *rest.chunk(2, dim=-1))
+
+
+class OtherNeurons(Layer):
+    """The channels of the MLP in another order."""
+
+    def joined(self, *parts: str) -> nn.Module:
+        made = super().joined(*parts)
+        order = torch.arange(self.inner).roll(7).flip(0)
+        if parts[0] == "mlp/gate":
+            rows = made.weight.data.unflatten(0, (2, -1))[:, order].flatten(0, 1)
+            made.weight.data = rows.contiguous()
+        if parts[0] == "mlp/down":
+            made.weight.data = made.weight.data[:, order].contiguous()
+        return made
+
+
+class Stacked(nn.Module):
+    """The fused matrices of all layers in one array."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        one = Qwen3(checkpoint)
+        self.tokens, self.norm, self.head, self.rotary = one.tokens, one.norm, one.head, one.rotary
+        self.depth, first = len(one.layers), one.layers[0]
+        self.sizes, self.inner, self.epsilon = first.sizes, first.inner, first.epsilon
+        for name, _ in first.named_parameters():
+            each = [layer.get_parameter(name).data for layer in one.layers]
+            setattr(self, name.replace(".", "_"), nn.Parameter(torch.stack(each)))
+
+    def normed(self, x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (len(gain),), gain, self.epsilon)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.tokens(tokens)
+        for i in range(self.depth):
+            made = F.linear(self.normed(x, self.norm_in_gain[i]), self.qkv_proj_weight[i])
+            heads = made.unflatten(-1, (sum(self.sizes), -1)).transpose(1, 2)
+            q, k, v = heads.split(self.sizes, dim=1)
+            q = self.rotary(self.normed(q, self.norm_q_gain[i]))
+            k = self.rotary(self.normed(k, self.norm_k_gain[i]))
+            mix = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            x = x + F.linear(mix.transpose(1, 2).flatten(2), self.o_proj_weight[i])
+            both = F.linear(self.normed(x, self.norm_mid_gain[i]), self.gate_up_proj_weight[i])
+            gate, up = both.split(self.inner, dim=-1)
+            x = x + F.linear(F.silu(gate) * up, self.down_proj_weight[i])
+        return self.head(self.norm(x))
+
+
+def keys_and_values(checkpoint: Checkpoint) -> nn.Module:
+    return Qwen3(checkpoint, KeysAndValues)
+
+
+def biases_apart(checkpoint: Checkpoint) -> nn.Module:
+    return Qwen3(checkpoint, BiasesApart)
+
+
+def by_slices(checkpoint: Checkpoint) -> nn.Module:
+    return Qwen3(checkpoint, BySlices)
+
+
+def other_neurons(checkpoint: Checkpoint) -> nn.Module:
+    return Qwen3(checkpoint, OtherNeurons)
+
+
+def stacked(checkpoint: Checkpoint) -> nn.Module:
+    return Stacked(checkpoint)
 
 
 def in_turns(checkpoint: Checkpoint) -> nn.Module:

@@ -64,8 +64,16 @@ class Layer(nn.Module):
 
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """[B, T, D] → queries, keys and values, each [B, heads, T, K]."""
-        heads = self.qkv_proj(x).unflatten(-1, (sum(self.sizes), -1)).transpose(1, 2)
-        return heads.split(self.sizes, dim=1)
+        return self.split(*self.parts(self.qkv_proj(x)))
+
+    def parts(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What lies side by side in the last axis: of queries, of keys, of values."""
+        size = x.shape[-1] // sum(self.sizes)
+        return x.split([n * size for n in self.sizes], dim=-1)
+
+    def split(self, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        each = zip(parts, self.sizes, strict=True)
+        return tuple(part.unflatten(-1, (n, -1)).transpose(1, 2) for part, n in each)
 
     def attend(self, x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         q, k, v = self.heads(x)

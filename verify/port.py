@@ -185,6 +185,8 @@ class Port:
     #: recognised, a version that was exported.
     remarks: Sequence[str] = ()
 
+    #: Why it is not run in float64, where that is known.
+    not_in_float64: str = ""
     #: Numbers that its last run in float64 kept in a tensor of one element, and that are no
     #: constant of the reference.
     odd_constants: Sequence[float] = ()

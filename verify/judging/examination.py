@@ -209,7 +209,8 @@ class Examination:
             return
         float64 = port.offers().get(FLOAT64_COPY)
         if float64 is None or ACTIVATIONS not in port.offers():
-            self._why[law] = "the port cannot be run in float64 with its sites shown"
+            why = port.not_in_float64 if float64 is None else ""
+            self._why[law] = why or "the port cannot be run in float64 with its sites shown"
             return
         comparison = self._comparison(weights, port, FLOAT64, cascaded=False)
         try:

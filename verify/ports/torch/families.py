@@ -51,6 +51,10 @@ def show_what_is_known(port: TorchModule) -> None:
     stack of experts in an order of its own), the inside is not seen.
     """
     port.withdraw(FLOAT64_COPY)
+    port.not_in_float64 = (
+        f"a module of {port.config.architecture} keeps norms, softmax and rotary tables in float32 "
+        "where it is cast to float64, and nobody says how another one is built"
+    )
     table = tensor_table(port.config)
     found = {place.tensor for place in port.matching.placements if place.exact}
     found |= {assembly.tensor for assembly in port.assemblies}

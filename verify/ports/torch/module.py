@@ -59,6 +59,7 @@ class TorchModule(Port):
         device: the device that it is moved to.
         weights_from: ``checkpoint``, ``port``, ``both``, or the files that it was loaded from.
         call: runs the module on ids, and returns logits or an output that has them.
+        known: another port, of which the places of its tensors are these as well.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class TorchModule(Port):
         device: str = "cpu",
         weights_from: str = "checkpoint",
         call: Call = lambda module, ids: module(ids),
+        known: TorchModule | None = None,
     ) -> None:
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise PortError(f"{name}: torch {torch.__version__} finds no CUDA device")
@@ -90,6 +92,10 @@ class TorchModule(Port):
         self._instrumented: SiteTrace | None = None
         self._differentiable: Differentiable | None = None
         self._is_float64_copy = False
+        if known is not None:
+            self._matching, self._pieces = known.matching, known.pieces
+            self._channels, self.assemblies = known._channels, known.assemblies
+            self.folding, self.config = known.folding, known.config
         add_capabilities(self)
         add_lens(self)
         if self.config.own is not None:
@@ -148,18 +154,15 @@ class TorchModule(Port):
     def like(self, module: torch.nn.Module) -> TorchModule:
         """Another module, of which everything else that is known of this one holds as well."""
         where = next((p.device.type for p in module.parameters()), self.device)
-        made = TorchModule(
+        return TorchModule(
             module,
             self._checkpoint,
             self.name,
             device=where,
             weights_from=self.weights_from,
             call=self._call,
+            known=self,
         )
-        made._matching, made._pieces, made._channels = self.matching, self.pieces, self._channels
-        made.folding, made.config = self.folding, self.config
-        made.assemblies = self.assemblies
-        return made
 
     def close(self) -> None:
         """Let go of the module, whose memory would wait for the garbage collector otherwise."""

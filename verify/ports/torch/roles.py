@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,6 +13,10 @@ from gpt_verify.matching.assembly import Assembly, Patch
 from gpt_verify.matching.placement import Placement
 from gpt_verify.reference.config import Config
 from gpt_verify.sites import Site, readers, sites
+
+#: A site that a product with several tensors makes beside others, its places among them, and which
+#: channels these are (None for all, as in the checkpoint).
+Side = tuple[str, tuple[int, ...], tuple[int, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -25,15 +29,39 @@ class Role:
         columns: which channels a product with it makes, in its order: of the query, key or value
             part of ``c_attn`` a third of them; None where they are all, as in the checkpoint.
         rows: the same of what is multiplied with it.
-        shares: of a parameter that is several tensors, the site that a product with each of them
-            makes, the places that it has side by side with the others, and its ``columns``.
+        shares: of a parameter that is several tensors, each of them with the places that what a
+            product with it makes has side by side with the others.
+        by_rows: the memory of such a parameter has one place after the other.
     """
 
     tensor: str
     readers: tuple[Site, ...] = ()
     columns: tuple[int, ...] | None = None
     rows: tuple[int, ...] | None = None
-    shares: tuple[tuple[str, tuple[int, ...], tuple[int, ...] | None], ...] = ()
+    shares: tuple[tuple[Role, tuple[int, ...]], ...] = ()
+    by_rows: bool = False
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """What a product with a parameter that is several tensors makes."""
+        made = ((role.output, places, role.columns) for role, places in self.shares)
+        return tuple((site, *rest) for site, *rest in made if site is not None)  # type: ignore[misc]
+
+    def cut(self, first: int, count: int, size: int) -> Role | None:
+        """What some of the memory of several tensors holds, if that is several of them, whole."""
+        of = sum(len(places) for _, places in self.shares)
+        each = size // of
+        if not self.by_rows or size % of or first % each or count % each:
+            return None
+        begin, end = first // each, (first + count) // each
+        inside = tuple(
+            (role, tuple(at - begin for at in places))
+            for role, places in self.shares
+            if begin <= places[0] and places[-1] < end
+        )
+        if len(inside) < 2 or sum(len(places) for _, places in inside) != end - begin:
+            return None
+        return fusion(inside, by_rows=True)
 
     def narrowed(self, first: int, count: int, size: int) -> Role:
         """The part of a bias that is read at once."""
@@ -109,14 +137,16 @@ def fused(
                     role = _role_of_patch(patch, assembly, config)
                     found.setdefault(patch.source, []).append((role, patch))
     for source, parts in found.items():
-        made = [
-            (role.output, tuple(int(at) for at in patch.at), role.columns)
-            for role, patch in parts
-            if role.output is not None
-        ]
-        if len(parts) == len(made) > 1:
-            sides = tuple(sorted(made, key=lambda part: part[1]))
-            yield held[source], replace(parts[0][0], columns=None, shares=sides)
+        if len(parts) > 1 and all(role.output is not None for role, _ in parts):
+            whole, last = held[source], held[source].ndim - 1
+            shares_of = [(role, tuple(int(at) for at in patch.at)) for role, patch in parts]
+            by_rows = whole.is_contiguous() and all(p.axis in (None, last) for _, p in parts)
+            yield whole, fusion(sorted(shares_of, key=lambda share: share[1]), by_rows)
+
+
+def fusion(shares: Sequence[tuple[Role, tuple[int, ...]]], by_rows: bool) -> Role:
+    """The role of what holds several tensors: that of the first of them, and all the others'."""
+    return replace(shares[0][0], columns=None, shares=tuple(shares), by_rows=by_rows)
 
 
 def _role_of_patch(patch: Patch, assembly: Assembly, config: Config) -> Role:
@@ -165,11 +195,15 @@ class Memory:
                 self.spans.setdefault(address(copy), []).append(span)
 
     def get(self, tensor: torch.Tensor) -> Role | None:
-        at = tensor.storage_offset()
+        at, count = tensor.storage_offset(), tensor.numel()
         for start, end, role in self.spans.get(address(tensor), ()):
-            whole = not role.shares or tensor.numel() == end - start
-            if start <= at < end and whole:
-                return role.narrowed(at - start, tensor.numel(), end - start)
+            if not start <= at < end:
+                continue
+            if not role.shares:
+                return role.narrowed(at - start, count, end - start)
+            held = role if count == end - start else role.cut(at - start, count, end - start)
+            if held is not None:
+                return held
         return None
 
 

@@ -27,7 +27,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt_verify.ports.torch.layout import Layout
-from gpt_verify.ports.torch.roles import Memory, Role, address, sums
+from gpt_verify.ports.torch.roles import Memory, Role, Side, address, sums
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import tensor_table
 from gpt_verify.sites import sites
@@ -58,8 +58,8 @@ class _Pending:
 
     ``columns``: the channels that it has, where these are not all in the checkpoint's order.
     ``missing``: of a product with some rows of a matrix, the rows that it is still to be summed
-    over. ``shares``: of a product with several tensors at once, those of its role; ``site`` is then
-    one of theirs.
+    over. ``sides``: of a product with several tensors at once, what it makes; ``site`` is then one
+    of these.
     """
 
     site: str
@@ -68,7 +68,7 @@ class _Pending:
     bias: bool = False
     wants_bias: bool = True
     missing: int = 0
-    shares: tuple[tuple[str, tuple[int, ...], tuple[int, ...] | None], ...] = ()
+    sides: tuple[Side, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -216,7 +216,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             for role in roles:
                 if role is None or role.leaf != "b":
                     continue
-                its, own = (role.columns, role.shares), (pending.columns, pending.shares)
+                its, own = (role.columns, role.sides), (pending.columns, pending.sides)
                 if role.output == pending.site and its == own:
                     pending.bias = True
                     return pending
@@ -298,14 +298,14 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             if site is None:
                 return
             bias = any(
-                r and r.leaf == "b" and r.output == site and r.shares == role.shares for r in roles
+                r and r.leaf == "b" and r.output == site and r.sides == role.sides for r in roles
             )
-            made_here = [site, *(share[0] for share in role.shares)]
+            made_here = [site, *(side[0] for side in role.sides)]
             if any(self._sites[name].kind in _READ_BY_ATTENTION for name in made_here):
                 self._layer = role.layer or 0
             wants_bias = len(self._sites[site].weights) > 1
             made = _Pending(site, _channels_last(name, output), role.columns, bias, wants_bias)
-            made.missing, made.shares = self._missing(tensors, roles, site), role.shares
+            made.missing, made.sides = self._missing(tensors, roles, site), role.sides
             if made.complete:  # nothing is left to wait for
                 self._emit(made)
             else:
@@ -362,7 +362,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
     def _emit(self, pending: _Pending) -> None:
         if pending.missing:
             return  # a part of a sum, put to some other use
-        if pending.shares:
+        if pending.sides:
             self._emit_each(pending)
             return
         if pending.site == "embed" and not pending.bias:
@@ -386,13 +386,13 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         of them is still to be added by itself."""
         if pending.wants_bias and not pending.bias:
             return
-        of = sum(len(places) for _, places, _ in pending.shares)
+        of = sum(len(places) for _, places, _ in pending.sides)
         whole = pending.tensor
         if whole.shape[-1] != of and whole.ndim > 2:  # heads, or the tensors, have an axis
             whole = whole.flatten(2)
         if whole.shape[-1] != of:
             return
-        for site, places, columns in pending.shares:
+        for site, places, columns in pending.sides:
             at = torch.tensor(places, device=whole.device)
             part = whole.index_select(-1, at)
             self._layout.note([pending.tensor], part)
