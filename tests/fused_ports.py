@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from llama_port import linear
-from qwen3_port import Layer, Qwen3
+from llama_port import linear, settings
+from qwen3_port import Layer, Qwen3, Rotary
 from torch import nn
 from torch.nn import functional as F
 
@@ -165,6 +165,39 @@ class OtherNeurons(Layer):
         return made
 
 
+def by_pairs(rows: torch.Tensor, axis: int) -> torch.Tensor:
+    """Channels (i, i + R/2) of a head become (2i, 2i + 1)."""
+    halves = rows.unflatten(axis, (2, -1))
+    return halves.transpose(axis, axis + 1).flatten(axis, axis + 1).contiguous()
+
+
+class RotaryOfPairs(Rotary):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length, half = x.shape[-2], x.shape[-1] // 2
+        cos, sin = self.cos[:length, :half], self.sin[:length, :half]
+        first, second = x[..., ::2], x[..., 1::2]
+        turned = first * cos - second * sin, second * cos + first * sin
+        return torch.stack(turned, dim=-1).flatten(-2)
+
+
+class InPairs(Layer):
+    """The other layout of rotary positions: queries, keys and their gains in its order."""
+
+    def joined(self, *parts: str) -> nn.Module:
+        made = super().joined(*parts)
+        if parts[0] == "attn/q":
+            q, k, v = made.weight.data.unflatten(0, (sum(self.sizes), -1)).split(self.sizes)
+            heads = torch.cat([by_pairs(q, 1), by_pairs(k, 1), v])
+            made.weight.data = heads.flatten(0, 1)
+        return made
+
+    def norm(self, name: str) -> nn.Module:
+        made = super().norm(name)
+        if name.startswith("attn/"):
+            made.gain.data = by_pairs(made.gain.data, 0)
+        return made
+
+
 class Stacked(nn.Module):
     """The fused matrices of all layers in one array."""
 
@@ -211,6 +244,13 @@ def by_slices(checkpoint: Checkpoint) -> nn.Module:
 
 def other_neurons(checkpoint: Checkpoint) -> nn.Module:
     return Qwen3(checkpoint, OtherNeurons)
+
+
+def in_pairs(checkpoint: Checkpoint) -> nn.Module:
+    made = Qwen3(checkpoint, InPairs)
+    of_halves, size = made.rotary, made.rotary.cos.shape[1]
+    made.rotary = RotaryOfPairs(size, len(of_halves.cos), settings(checkpoint)["rope_theta"])
+    return made
 
 
 def stacked(checkpoint: Checkpoint) -> nn.Module:

@@ -56,6 +56,7 @@ FUSED = {
     "tiled": "qwen3",
     "in_by_out": "qwen3",
     "by_slices": "qwen3",
+    "in_pairs": "qwen3",
     "other_neurons": "qwen3",
     "stacked": "qwen3",
     "with_bias": "qwen2",
