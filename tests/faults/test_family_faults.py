@@ -4,6 +4,7 @@ where it is and names it, and what is correct is verified."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -193,13 +194,9 @@ def test_both_writings_compute_the_same(
     assert max(floors(known, config, site, other[site]) for site in compared) > LIMIT_FLOORS
 
 
-@pytest.mark.parametrize(("name", "of"), UNSEEN, ids=ids(UNSEEN))
-def test_both_writings_of_what_is_not_seen(
-    sources: Callable[[str], Checkpoint], name: str, of: str
-) -> None:
-    """In the logits, in float32: the experts of transformers have no float64."""
-    source, fault = sources(of), CATALOGUE[name]
-    _, item = short_inputs(source, 0)
+def same_logits(source: Checkpoint, name: str) -> None:
+    """In float32: the experts of transformers have no float64."""
+    fault, (_, item) = CATALOGUE[name], short_inputs(source, 0)
     injection = everywhere(fault, source.config)
     got = port_with(fault, injection, source).logits(item.tokens)[0]
     overrides = fault.overrides(source.config, injection.layers)
@@ -207,6 +204,18 @@ def test_both_writings_of_what_is_not_seen(
     unchanged = dict(run_with(source, item, {})(np.float64, lambda x: x))
     assert known.floors("logits", unchanged["logits"]) > LIMIT_FLOORS
     assert known.floors("logits", got) <= LIMIT_FLOORS
+
+
+@pytest.mark.parametrize(("name", "of"), UNSEEN, ids=ids(UNSEEN))
+def test_both_writings_of_what_is_not_seen(
+    sources: Callable[[str], Checkpoint], name: str, of: str
+) -> None:
+    same_logits(sources(of), name)
+
+
+def test_slopes_of_a_number_of_heads_that_is_no_power_of_two(tmp_path: Path) -> None:
+    (name,) = ELSEWHERE
+    same_logits(open_checkpoint(written(tmp_path, "bloom", num_attention_heads=3)), name)
 
 
 # What a run says
