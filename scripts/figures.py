@@ -56,7 +56,7 @@ def why_older(made: Mapping[str, Any], now: Mapping[str, Any], faults: bool) -> 
     """The reason why figures are older, in words; None where they are of today. ``faults``: they
     are about known faults."""
     if not made:
-        return "made before results said with which laws and numerics"
+        return "made before results recorded the laws and the version of the numerics"
     reasons = []
     laws, today = set(made.get("laws", ())), set(now["laws"])
     if new := sorted(today - laws):

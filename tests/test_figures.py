@@ -87,7 +87,7 @@ def test_figures_of_today_have_no_mark(root: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "says"),
     [
-        (None, "They were made before results said with which laws and numerics."),
+        (None, "They were made before results recorded the laws and the version of the numerics."),
         ({**NOW, "laws": NOW["laws"][1:]}, f"They were made without {NOW['laws'][0]}."),
         ({**NOW, "laws": [*NOW["laws"], "z"]}, "made with z, which is no law any more."),
         ({**NOW, "numerics": VERSION - 1}, f"with numerics {VERSION - 1}, today {VERSION}."),

@@ -182,4 +182,4 @@ class TestRefusals:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         status, out, err = read("a", "--png", tmp_path / "x.png")
         assert (status, out) == (2, "")
-        assert "pip install gpt-verify[png]" in complaint(err)
+        assert "pip install '.[png]'" in complaint(err)

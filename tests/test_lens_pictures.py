@@ -347,7 +347,7 @@ class TestPng:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        with pytest.raises(MissingDependency, match=re.escape("pip install gpt-verify[png]")):
+        with pytest.raises(MissingDependency, match=re.escape("pip install '.[png]'")):
             png.render(report(), FIRST)
 
 

@@ -53,6 +53,11 @@ LONGEST = 400
 LONGEST_REFUSAL = 1000
 
 
+def install(extra: str) -> str:
+    """How an extra of this package is installed, which is on no index: from where its files are."""
+    return f"in a clone of gpt-verify: pip install '.[{extra}]'"
+
+
 def shortened(text: object, longest: int = LONGEST) -> str:
     """Somebody else's words as one printable line of a few hundred characters."""
     words = text[: 64 * longest] if isinstance(text, str) else _text_of(text)

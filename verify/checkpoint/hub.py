@@ -9,7 +9,7 @@ from pathlib import Path
 from gpt_verify.checkpoint.files import read_json, refusal
 from gpt_verify.checkpoint.hf_pickled import SINGLE
 from gpt_verify.checkpoint.hf_weights import PICKLED, PICKLED_SHARDS, SHARDED
-from gpt_verify.errors import CheckpointError, MissingDependency, shortened
+from gpt_verify.errors import CheckpointError, MissingDependency, install, shortened
 
 _TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json")
 
@@ -27,7 +27,7 @@ def fetched(name: str) -> Path:
     except ImportError:
         raise MissingDependency(
             f"{name}: no such directory; a model of the hub needs huggingface_hub, which is not "
-            "installed: pip install 'gpt-verify[torch]'"
+            f"installed: {install('torch')}"
         ) from None
 
     def get(file: str) -> Path | None:

@@ -23,7 +23,7 @@ from gpt_verify.claims.models import Model
 from gpt_verify.claims.oracle_port import OraclePort
 from gpt_verify.claims.released import released
 from gpt_verify.claims.transformers_code import TransformersCode, installed
-from gpt_verify.errors import CheckpointError, MissingDependency
+from gpt_verify.errors import CheckpointError, MissingDependency, install
 from gpt_verify.lens import Lens, lens, oracle_states
 from gpt_verify.numerics.weights import SharedWeights
 from gpt_verify.port import NotExamined, Port
@@ -131,7 +131,7 @@ class Case:
         if self._code is None:
             self._code = installed()
         if not self._code:
-            raise NotExamined("transformers is not installed: pip install 'gpt-verify[torch]'")
+            raise NotExamined(f"transformers is not installed: {install('torch')}")
         return list(self._code)
 
     @property
@@ -147,7 +147,7 @@ class Case:
     def untied(self) -> Any:
         """A torch model with a head of its own; NotExamined where there is no torch."""
         if importlib.util.find_spec("torch") is None:
-            raise NotExamined("torch is not installed: pip install 'gpt-verify[torch]'")
+            raise NotExamined(f"torch is not installed: {install('torch')}")
         return self._untied(self.checkpoint)
 
     @cached_property

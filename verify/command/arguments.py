@@ -139,7 +139,7 @@ def _add_lens(lens: argparse.ArgumentParser) -> None:
     )
     lens.add_argument("--json", metavar="OUT", help="write the numbers; - is standard output")
     lens.add_argument("--html", metavar="OUT", help="write one HTML page")
-    lens.add_argument("--png", metavar="OUT", help="write a picture (gpt-verify[png])")
+    lens.add_argument("--png", metavar="OUT", help="write a picture (needs the extra png)")
     lens.add_argument("--quiet", action="store_true", help="print no table")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.families import FAMILIES
-from gpt_verify.errors import PortError
+from gpt_verify.errors import PortError, install
 from gpt_verify.reference.config import Config
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class PortInfo:
         summary: one line.
         missing: why it cannot be used here, or None.
         by_default: ``run`` compares it when no port is named.
-        extra: of ``pip install 'gpt-verify[extra]'``, that brings what it needs.
+        extra: of ``pip install '.[extra]'``, that brings what it needs.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Adapter:
     Attributes:
         summary: one line.
         packages: modules that it needs; ``c++`` is a compiler.
-        extra: of ``pip install 'gpt-verify[extra]'``.
+        extra: of ``pip install '.[extra]'``.
         build: makes it.
         by_default: it is among the ports that ``run`` compares when none is named.
         architectures: those that it has, of ``reference.config.ARCHITECTURES``.
@@ -88,7 +88,7 @@ class Adapter:
                     return "there is no C++ compiler"
             elif importlib.util.find_spec(package) is None:
                 name = package.replace("_", "-")
-                return f"{name} is not installed: pip install 'gpt-verify[{self.extra}]'"
+                return f"{name} is not installed: {install(self.extra)}"
         return None
 
 

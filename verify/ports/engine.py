@@ -13,7 +13,7 @@ import numpy as np
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.vocabulary import files
 from gpt_verify.checkpoint.write import write_huggingface
-from gpt_verify.errors import MissingDependency, PortError, shortened
+from gpt_verify.errors import MissingDependency, PortError, install, shortened
 from gpt_verify.port import Dtype, Floats, Port, Tokens
 from gpt_verify.process.children import output_of
 from gpt_verify.process.scratch import scratch
@@ -128,6 +128,4 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
 def _need(extra: str, *packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise MissingDependency(
-                f"{package} is not installed: pip install 'gpt-verify[{extra}]'"
-            )
+            raise MissingDependency(f"{package} is not installed: {install(extra)}")

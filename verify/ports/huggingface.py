@@ -14,7 +14,7 @@ import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.files import LARGEST_POINTER, read_bytes, size_of
-from gpt_verify.errors import MissingDependency, PortError, shortened
+from gpt_verify.errors import MissingDependency, PortError, install, shortened
 from gpt_verify.port import FLOAT64_COPY, TOKENIZERS
 from gpt_verify.ports.huggingface_family import Altered, again, family_model, model_class_of
 from gpt_verify.ports.quiet import quiet
@@ -92,9 +92,7 @@ def huggingface(
         import torch
         import transformers
     except ImportError as e:
-        raise MissingDependency(
-            f"{e.name} is not installed: pip install 'gpt-verify[torch]'"
-        ) from None
+        raise MissingDependency(f"{e.name} is not installed: {install('torch')}") from None
     from gpt_verify.ports.torch.families import float64_copy
     from gpt_verify.ports.torch.module import TorchModule
 

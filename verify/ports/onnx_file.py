@@ -12,7 +12,7 @@ import numpy as np
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.write import write_huggingface
-from gpt_verify.errors import MissingDependency
+from gpt_verify.errors import MissingDependency, install
 from gpt_verify.matching.match import Matching, match
 from gpt_verify.numerics.precision import PRECISIONS
 from gpt_verify.numerics.weights import DeclaredWeights
@@ -46,9 +46,7 @@ class OnnxPort(Port):
     def __init__(self, file: Path, checkpoint: Checkpoint, name: str, weights_from: str) -> None:
         for package in ("onnx", "onnxruntime"):
             if importlib.util.find_spec(package) is None:
-                raise MissingDependency(
-                    f"{package} is not installed: pip install 'gpt-verify[onnx]'"
-                )
+                raise MissingDependency(f"{package} is not installed: {install('onnx')}")
         self.name, self.weights_from = name, weights_from
         self._checkpoint = checkpoint
         self._worker = Worker("gpt_verify.engines.onnx_worker", label=name, timeout=_TIMEOUT)

@@ -12,7 +12,7 @@ from typing import Any
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.vocabulary import files
 from gpt_verify.checkpoint.write import write_huggingface
-from gpt_verify.errors import MissingDependency, PortError, described
+from gpt_verify.errors import MissingDependency, PortError, described, install
 from gpt_verify.port import LOSS, PADDED, PADDED_AT, STEP, Dtype, Floats, Port, Tokens
 from gpt_verify.ports.quiet import quiet
 from gpt_verify.process.scratch import scratch
@@ -125,8 +125,7 @@ def _bridge(checkpoint: Checkpoint, dtype: Dtype | None) -> Any:
         from transformer_lens.model_bridge import TransformerBridge
     except ImportError as e:
         raise MissingDependency(
-            "transformer-lens 4 or newer is not installed: "
-            "pip install 'gpt-verify[transformer-lens]'"
+            f"transformer-lens 4 or newer is not installed: {install('transformer-lens')}"
         ) from e
     if not checkpoint.has_vocabulary:
         raise PortError("transformer-lens: it loads no model without a vocabulary")

@@ -18,7 +18,7 @@ from threading import Thread
 from gpt_verify.checkpoint import need_gpt2, open_checkpoint
 from gpt_verify.checkpoint.families import FAMILIES
 from gpt_verify.diagnosis.logits import deviations_kept
-from gpt_verify.errors import MissingDependency, UsageError
+from gpt_verify.errors import MissingDependency, UsageError, install
 from gpt_verify.laws.catalogue import CATALOGUE, faults_of
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.numerics.parallel import work_alone
@@ -154,7 +154,7 @@ def run_campaign(plan: Plan, step: Callable[[str, int], None] = lambda what, n: 
         CheckpointError: the checkpoint cannot be read.
     """
     if find_spec("torch") is None:
-        raise MissingDependency("torch is not installed: pip install 'gpt-verify[torch]'")
+        raise MissingDependency(f"torch is not installed: {install('torch')}")
     start = time.perf_counter()
     checkpoint = open_checkpoint(plan.checkpoint, plan.ignore_keys)
     config = checkpoint.config

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-from gpt_verify.errors import GptVerifyError, MissingDependency, PortError
+from gpt_verify.errors import GptVerifyError, MissingDependency, PortError, install
 from gpt_verify.process.worker import Worker
 
 #: The model that a process is asked about where none is named.
@@ -49,7 +49,7 @@ def start(
         MissingDependency: TensorFlow is not installed.
     """
     if find_spec("tensorflow") is None:
-        raise MissingDependency("TensorFlow is not installed: pip install gpt-verify[tensorflow]")
+        raise MissingDependency(f"TensorFlow is not installed: {install('tensorflow')}")
     if _started_early and (error, device) == (PortError, "cpu"):
         return _started_early.pop()
     return Worker(

@@ -1,4 +1,4 @@
-"""The lens as a picture, drawn by Matplotlib (``pip install gpt-verify[png]``)."""
+"""The lens as a picture, drawn by Matplotlib (``pip install .[png]``)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpt_verify.errors import MissingDependency
+from gpt_verify.errors import MissingDependency, install
 from gpt_verify.judging.lens import LensReport
 from gpt_verify.lens.statistics import UNDEFINED
 from gpt_verify.report.lens.colours import LEVELS, hexadecimal, ink, palette
@@ -46,7 +46,7 @@ def require() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        message = "a picture needs Matplotlib: pip install gpt-verify[png]"
+        message = f"a picture needs Matplotlib: {install('png')}"
         raise MissingDependency(message) from error
 
 
