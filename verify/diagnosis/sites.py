@@ -145,8 +145,8 @@ class SiteDiagnosis:
                 yield {n: act for n, act in overrides.items() if self._sites[n].layer == layer}
 
     def _acts(self, at: AtSites, name: str) -> bool:
-        layer = self._sites[name].layer
-        return layer is None or at.where(self._config, layer)
+        site = self._sites[name]
+        return site.layer is None or at.where(self._config, site)
 
     def _expected(self, site: Site) -> Measured:
         if site.name != "logits":

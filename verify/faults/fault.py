@@ -21,7 +21,7 @@ from gpt_verify.faults.decoder import Decoder
 from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
 from gpt_verify.reference.config import Config
-from gpt_verify.sites import sites
+from gpt_verify.sites import Site, sites
 
 Array = NDArray[np.floating]
 #: Changes a ``gpt_verify.faults.model.Model`` in the given layers.
@@ -115,8 +115,8 @@ def any_model(config: Config) -> bool:
     return True
 
 
-def any_layer(config: Config, layer: int) -> bool:
-    """Of a fault that changes every layer."""
+def any_site(config: Config, site: Site) -> bool:
+    """Of a fault that changes every site of its kinds."""
     return True
 
 
@@ -131,7 +131,8 @@ class AtSites:
         fitted: kind of site → the same for a fault with numbers of its own, which are fitted.
         quantising: it rounds so coarsely that a tiny difference before it becomes a whole step
             after it where the step falls in between: one element in ten may be off by that.
-        where: the layers whose operations it changes; of windows, those that have one.
+        where: the sites in blocks, of those kinds, that it changes; of windows, those of layers
+            that have one.
         early: kind of site → what a port may show there already, before the fault strikes: scores
             that are masked.
     """
@@ -139,7 +140,7 @@ class AtSites:
     operations: Mapping[str, Override] = field(default_factory=dict)
     fitted: Mapping[str, Fit] = field(default_factory=dict)
     quantising: bool = False
-    where: Callable[[Config, int], bool] = any_layer
+    where: Callable[[Config, Site], bool] = any_site
     early: Mapping[str, Override] = field(default_factory=dict)
 
     def at(self, config: Config, layers: Sequence[int]) -> dict[str, Override]:
@@ -149,11 +150,12 @@ class AtSites:
         blocks is: an ε in one layer leaves the last norm as it is.
         """
         whole = len(layers) == config.n_layer or OUTSIDE.issuperset(self.operations)
-        layers = [layer for layer in layers if self.where(config, layer)]
         found: dict[str, Override] = {}
+        table = sites(config)
         for kind, act in self.operations.items():
             if kind not in OUTSIDE:
-                found |= {f"h.{layer}.{kind}": act for layer in layers}
+                at = (table.get(f"h.{layer}.{kind}") for layer in layers)
+                found |= {s.name: act for s in at if s is not None and self.where(config, s)}
             elif whole:
                 found[kind] = act
         return found

@@ -11,6 +11,7 @@ import numpy as np
 
 from gpt_verify.faults.decoder import Decoder
 from gpt_verify.faults.fault import (
+    AtSites,
     Fault,
     InModel,
     InTransformers,
@@ -23,7 +24,7 @@ from gpt_verify.faults.later import torch
 from gpt_verify.graph.call import Call, Override
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import Array
-from gpt_verify.sites import sites
+from gpt_verify.sites import Site, sites
 
 #: Site → where the model keeps the map that makes it.
 _MAPS = {
@@ -97,16 +98,22 @@ def _torch_without_part(linear: Any, x: Any, part: int) -> Any:
 
 def _missing(name: str, summary: str, *kinds: str, seen: str = "") -> Fault:
     operations = dict.fromkeys((*kinds, *_of_families(kinds)), _product)
-    return _linear(
+    inject = InModel(partial(_inject, dict.fromkeys(kinds, _torch_product)))
+    return Fault(
         name,
+        "linear",
         summary,
-        operations,
-        {kind: _torch_product for kind in kinds},
         seen,
+        inject,
+        AtSites(operations, where=_has_bias),
         needs="a bias that is not 0",
         of=partial(_biased, kinds),
         in_family=InTransformers(module=partial(_drop_biases, kinds)),
     )
+
+
+def _has_bias(config: Config, site: Site) -> bool:
+    return len(site.weights) > 1
 
 
 def _of_families(kinds: Sequence[str]) -> list[str]:
@@ -116,12 +123,10 @@ def _of_families(kinds: Sequence[str]) -> list[str]:
 
 
 def _biased(kinds: Sequence[str], config: Config) -> bool:
-    """Some of these products have a bias."""
-    concerned = {*kinds, *_of_families(kinds)}
-    return any(
-        site.kind in concerned and site.is_product and len(site.weights) > 1
-        for site in sites(config).values()
-    )
+    """These products have a bias; of all kinds, more than one: else it is that one's fault."""
+    biased = {s.kind for s in sites(config).values() if s.is_product and _has_bias(config, s)}
+    concerned = [kind for kind in kinds if biased & {kind, *_of_families((kind,))}]
+    return len(concerned) >= min(len(kinds), 2)
 
 
 def _drop_biases(kinds: Sequence[str], decoder: Decoder, layers: Sequence[int]) -> None:

@@ -207,7 +207,7 @@ FAULTS = (
         "has one more norm, without gain and bias, before the head",
         "the end of GPT-2, in a port of GPT",
         predict=AtSites(
-            {"ln_2": _once_more}, where=lambda config, layer: layer + 1 == config.n_layer
+            {"ln_2": _once_more}, where=lambda config, site: site.layer == config.n_layer - 1
         ),
         of=lambda config: not config.norm_first,
     ),

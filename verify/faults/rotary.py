@@ -22,13 +22,20 @@ from gpt_verify.reference.architecture import Rope
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import Array, heads_of, side_by_side
 from gpt_verify.reference.positions import frequencies, rotate, turns
+from gpt_verify.sites import Site
 
 #: Cosine and sine → those that are used.
 Table = Callable[[Array], Array]
 
 
+def rope_at(config: Config, site: Site) -> Rope | None:
+    """How the layer of a site turns; None where it does not."""
+    assert site.layer is not None, "queries and keys belong to a layer"
+    return config.rope(site.layer)
+
+
 def rope_of(call: Call) -> Rope:
-    rope = call.config.rope(call.layer)
+    rope = rope_at(call.config, call.site)
     assert rope is not None, "queries and keys that are turned"
     return rope
 
@@ -64,8 +71,8 @@ def at(
 ) -> AtSites:
     """In place of the rotation of queries and keys, in layers that are turned in such a way."""
 
-    def where(config: Config, layer: int) -> bool:
-        rope = config.rope(layer)
+    def where(config: Config, site: Site) -> bool:
+        rope = rope_at(config, site)
         return rope is not None and of(rope)
 
     operations = {f"attn.{kind}_rot": act for kind in kinds}

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt_verify.faults.family_config import each_rope
 from gpt_verify.faults.fault import AtSites, Fault, InTransformers
-from gpt_verify.faults.rotary import at, places_of, rotary, some, turned
+from gpt_verify.faults.rotary import at, places_of, rope_at, rotary, some, turned
 from gpt_verify.graph.call import Call
 from gpt_verify.reference.architecture import Rope
 from gpt_verify.reference.config import Config
@@ -135,7 +135,7 @@ FAULTS = (
         "turns queries and keys of layers that have no positions as well",
         "no_rope_layers that is not read",
         predict=AtSites(
-            {"attn.scores": _everywhere}, where=lambda config, layer: config.rope(layer) is None
+            {"attn.scores": _everywhere}, where=lambda config, site: rope_at(config, site) is None
         ),
         in_family=InTransformers(config=_turn_everywhere),
         of=lambda config: None in config.keys.ropes and some(lambda rope: True, config),
@@ -147,7 +147,7 @@ FAULTS = (
         "rope_local_base_freq of Gemma 3 that is not read",
         predict=AtSites(
             {"attn.q_rot": _of_full_layers, "attn.k_rot": _of_full_layers},
-            where=lambda config, layer: config.rope(layer) != _of_full(config),
+            where=lambda config, site: rope_at(config, site) != _of_full(config),
         ),
         in_family=InTransformers(config=_as_full),
         of=_two_kinds,

@@ -16,7 +16,7 @@ from gpt_verify.graph.call import Call
 from gpt_verify.graph.run import right
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import Array, causal_softmax, sees
-from gpt_verify.sites import sites
+from gpt_verify.sites import Site, sites
 
 #: A model and a layer → how many sources a target sees there, itself the last; None for all.
 Length = Callable[[Config, int], int | None]
@@ -98,6 +98,11 @@ def _others(config: Config, layer: int) -> int | None:
     return _own(config) if config.window(layer) is None else None
 
 
+def _changes(length: Length, config: Config, site: Site) -> bool:
+    assert site.layer is not None, "a pattern belongs to a layer"
+    return length(config, site.layer) != config.window(site.layer)
+
+
 def _fault(
     name: str,
     summary: str,
@@ -111,7 +116,7 @@ def _fault(
     how = InTransformers(module=partial(_inject, length), layered=layered)
     predict = AtSites(
         {"attn.pattern": partial(_pattern, length)},
-        where=lambda config, layer: length(config, layer) != config.window(layer),
+        where=partial(_changes, length),
         early=dict.fromkeys(_SCORES, partial(_hidden, length)) if hides else {},
     )
     return Fault(name, "window", summary, seen, predict=predict, in_family=how, of=of)
