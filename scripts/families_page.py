@@ -45,8 +45,8 @@ gpt-verify synth --family llama llama-tiny
 gpt-verify run --checkpoint llama-tiny --port huggingface --dtype bfloat16    # eager and sdpa
 ```
 
-In that checkpoint every feature of the family affects the output: windows, caps, partial rotation, unequal numbers
-of heads, scalings. The counts are of findings. *Sites* are the
+In that checkpoint every feature of the family affects the output: windows, caps, partial rotation,
+unequal numbers of heads, scalings. The counts are of findings. *Sites* are the
 kinds of intermediate tensors that were seen and compared, one by one, in the declared precision,
 and, where a second number stands, in a float64 copy of the module. The last column names those that
 were not seen in every layer. What lies between two that were seen is judged with the second; what
