@@ -55,3 +55,12 @@ def test_whoever_fails_leaves_it_to_the_next(tmp_path: Path) -> None:
 def test_elsewhere_each_makes_its_own(tmp_path: Path) -> None:
     assert once(tmp_path / "missing", "a", lambda: 3) == 3
     assert once(tmp_path / "missing", "a", lambda: 4) == 4
+
+
+def test_without_locks_each_process_makes_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt_verify.process.once.fcntl", None)
+    made = iter(range(2))
+    assert [once(tmp_path, "x", lambda: next(made)) for _ in range(2)] == [0, 1]
+    assert not list(tmp_path.iterdir())

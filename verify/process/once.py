@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where each process makes its own
+    fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 
@@ -19,11 +23,11 @@ def once(folder: Path, name: str, make: Callable[[], T]) -> T:
 
     Args:
         folder: of the processes that share, and of nobody else: what lies there is unpickled. Where
-            it does not exist (another machine), each process makes its own.
+            it does not exist (another machine), or files have no locks, each process makes its own.
         name: what is shared.
         make: makes it. What cannot be pickled is not shared.
     """
-    if not folder.is_dir():
+    if fcntl is None or not folder.is_dir():
         return make()
     with _file(folder, name).with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # which ends with this process, however that ends
