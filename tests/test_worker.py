@@ -199,7 +199,7 @@ def test_messages_are_short_and_on_one_line():
 
 def test_without_tensorflow_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr("gpt_verify.engines.tensorflow.find_spec", lambda name: None)
-    with pytest.raises(MissingDependency, match=r"pip install gpt-verify\[tensorflow\]"):
+    with pytest.raises(MissingDependency, match=r"pip install '.\[tensorflow\]'"):
         start()
 
 
