@@ -150,7 +150,8 @@ def test_every_fault_that_it_can_have_reads_what_is_there():
     faults = faults_of(FIRST)
     assert {"norm-pre", "norm-final-added", "gelu-erf"} <= set(faults)
     assert "norm-post" not in faults and "norm-pre" not in faults_of(CONFIG)
-    assert set(faults) | set(faults_of(CONFIG)) == set(CATALOGUE)
+    others = set(CATALOGUE) - set(faults) - set(faults_of(CONFIG))
+    assert others and all(CATALOGUE[name].in_family is not None for name in others)
     tensors, tokens = source().tensors, tokens_of(FIRST, 5)
     for fault in faults.values():
         with np.errstate(all="ignore"):
