@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -327,7 +328,9 @@ class TestPytestsOwnOptions:
         assert json.loads((pytester.path / "badge.json").read_text())["color"] == "red"
 
     def test_times_are_real(self, user: Pytest, pytester: pytest.Pytester) -> None:
+        start = time.perf_counter()
         result = user("--junitxml=out.xml", "--gpt-verify-json=out.json")
+        elapsed = time.perf_counter() - start
         assert result.ret == 0
         (suite,) = ET.parse(pytester.path / "out.xml").getroot()
         times = {case.get("name"): float(case.get("time", "")) for case in suite}
@@ -335,8 +338,9 @@ class TestPytestsOwnOptions:
         seen = [name for name in times if name in ("calls", "lengths", "batch.sizes")]
         assert len(seen) == 3 and all(times[name] > 0 for name in seen)
         (port,) = json.loads((pytester.path / "out.json").read_text())["ports"]
-        assert sum(times.values()) == pytest.approx(port["seconds"], rel=0.5, abs=1)
-        assert max(times.values()) < 0.9 * sum(times.values())
+        # Together they are what the port took; each is written with three digits.
+        rounding = 0.0005 * len(times)
+        assert port["seconds"] - rounding <= sum(times.values()) <= elapsed + rounding
 
 
 def test_fixtures(user: Pytest, pytester: pytest.Pytester) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt_verify.faults.attention import right_scale
 from gpt_verify.faults.decoder import Decoder, rebind
 from gpt_verify.faults.fault import AtSites, Fault, InTransformers
 from gpt_verify.faults.later import torch
@@ -23,13 +24,9 @@ def _cap(call: Call) -> float:
     return call.config.keys.cap
 
 
-def _scale(config: Config) -> float:
-    return config.keys.scale or config.head_size**-0.5
-
-
 def _before_scale(call: Call) -> Array:
     """The scores were scaled; what is capped is the product before that."""
-    scale = _scale(call.config)
+    scale = right_scale(call.config)
     return scale * soft_cap(call.x / scale, _cap(call))
 
 

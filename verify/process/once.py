@@ -13,7 +13,7 @@ from typing import TypeVar
 try:
     import fcntl
 except ImportError:  # not on Windows, where each process makes its own
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # asked for below
 
 T = TypeVar("T")
 
