@@ -15,10 +15,14 @@ from hypothesis import HealthCheck, settings
 
 from gpt_verify.command.cli import main
 from gpt_verify.laws.calls import check as calls
+from gpt_verify.process import pool
 
 # What is printed is tested as anybody sees it; what GitHub is told has tests of its own.
 for _name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
     os.environ.pop(_name, None)
+
+# The processes of a run of the tests are the cores'; the command takes no others by itself.
+os.environ.setdefault(pool.VARIABLE, "1")
 
 #: Some thousand ports are judged here. Each is called as often over and over as a large model is,
 #: and as a small one where that is the matter: ``many_calls``.

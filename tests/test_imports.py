@@ -35,10 +35,10 @@ ADAPTERS = ("verify/ports/", "verify/engines/")
 #: A room may import only from rooms above it, so that there is no circle.
 NOUNS = {"errors", "explanation", "findings", "inputs", "port", "shown", "sites", "text"}
 ROOMS: dict[str, set[str]] = {
-    "process": set(),
+    "numerics": set(),
+    "process": {"numerics"},
     "engines": {"process"},
     "checkpoint": {"engines", "process"},
-    "numerics": set(),
     "graph": {"numerics"},
     "matching": {"checkpoint", "numerics"},
     "lens": set(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,12 @@ class Input:
     Attributes:
         name: for messages: ``length 17``, ``every token``.
         tokens: int64[B, T].
+        in_float64: whether the architecture is judged on it too, where the port runs in float64.
     """
 
     name: str
     tokens: Tokens
+    in_float64: bool = True
 
 
 def revealing_lengths(n_ctx: int) -> list[int]:
@@ -47,8 +49,14 @@ def default_inputs(config: Config, seed: int) -> list[Input]:
     With all of n_ctx among the lengths, every position embedding and every attention distance
     occurs. The batch has rows that differ; where the vocabulary does not fit into it, the ids are
     a seeded sample with the first and the last.
+
+    The lengths between the shortest ones and the longest are there for kernels, which the declared
+    precision runs: in float64 they would show the same operations once more.
     """
-    inputs = [seeded(config, length, seed) for length in revealing_lengths(config.n_ctx)]
+    inputs = [
+        replace(seeded(config, length, seed), in_float64=length in (1, 2, config.n_ctx))
+        for length in revealing_lengths(config.n_ctx)
+    ]
     rng = np.random.default_rng([seed, config.n_vocab, 1])
     period = max(1, min(5, config.n_ctx // 2))
     repeated = np.resize(rng.integers(0, config.n_vocab, period), min(4 * period, config.n_ctx))

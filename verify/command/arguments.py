@@ -112,6 +112,15 @@ def _add_inputs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the samples")
 
 
+def _add_scheduler(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="of a Dask cluster, tcp://host:8786, whose workers take the place of processes (extra "
+        "cluster)",
+    )
+
+
 def _add_lens(lens: argparse.ArgumentParser) -> None:
     what = lens.add_mutually_exclusive_group(required=True)
     what.add_argument("text", nargs="?", metavar="TEXT", help="what is read")
@@ -208,8 +217,12 @@ def _add_power(power: argparse.ArgumentParser) -> None:
         "--seeds", type=_positive, metavar="N", help="of each correct variant; default 10"
     )
     power.add_argument(
-        "--jobs", type=_positive, metavar="N", help="processes; default: one a core, at most 4"
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        help="processes; default: GPT_VERIFY_JOBS, else one a core",
     )
+    _add_scheduler(power)
     power.add_argument("--json", metavar="OUT", help="write every trial; - is standard output")
     power.add_argument("--markdown", metavar="OUT", help="write the page of the documentation")
     power.add_argument("--quiet", action="store_true", help="print the last line alone")
@@ -262,6 +275,19 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="OLD.json",
         help="compare with this earlier report; what is worse counts as a failure",
+    )
+    run.add_argument(
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        help="processes that judge ports, and laws of a port, side by side; default: "
+        "GPT_VERIFY_JOBS, else as many as there are cores and memory for",
+    )
+    _add_scheduler(run)
+    run.add_argument(
+        "--fail-fast",
+        action="store_true",
+        help="stop at the first failure; what comes after it reads not examined",
     )
     run.add_argument("--quiet", action="store_true", help="print the verdict alone")
 

@@ -41,6 +41,7 @@ def _power(args: argparse.Namespace, checkpoint: Path) -> int:
         tuple(args.fault or ()),
         args.correct,
         ignore_keys=tuple(args.ignore_key),
+        scheduler=args.scheduler,
         **({"jobs": args.jobs} if args.jobs else {}),
     )
     if sys.stderr.isatty() and not args.quiet:

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from gpt_verify.judging.project import read_project
     from gpt_verify.judging.run import run_request
     from gpt_verify.judging.selection import request
+    from gpt_verify.judging.side_by_side import jobs_for
     from gpt_verify.ports.named import require_all
     from gpt_verify.report import badge, github, html, json, junit, sarif, terminal
     from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     require_all(asked.specs, args.device)
     chosen_inputs(asked.checkpoint, asked.options)  # what is wrong with them is said first
     baseline = _baseline(args, asked)
+    jobs = 1 if args.debug else jobs_for(asked, args.jobs)  # a traceback stays in its process
     for line in asked.missing:
         print(f"gpt-verify: not compared: {line}", file=sys.stderr)
 
@@ -70,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
         if to_stdout:
             stack.enter_context(standard_output_for_the_report())
         progress = stack.enter_context(progress_bars(args.quiet))
-        report = run_request(asked, progress)
+        report = run_request(
+            asked, progress, jobs=jobs, cluster=args.scheduler, fail_fast=args.fail_fast
+        )
     for port in report.ports:
         if args.debug and port.exception is not None:
             traceback.print_exception(port.exception)

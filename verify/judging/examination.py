@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.diagnosis.port import Diagnosis, diagnose
 from gpt_verify.errors import (
-    GptVerifyError,
-    Refused,
     described,
 )
 from gpt_verify.findings import Finding, Place, Status, concerns
 from gpt_verify.inputs import Input
 from gpt_verify.judging.calls import again, kept, returned, visited
+from gpt_verify.judging.checking import Elsewhere, Here, check_laws
 from gpt_verify.judging.last_position import (
     REMARKS,
     LastPositionOnly,
@@ -36,10 +35,9 @@ from gpt_verify.judging.raising import Raising
 from gpt_verify.laws.activations.check import SiteComparison
 from gpt_verify.laws.activations.constants import with_constants
 from gpt_verify.laws.determinism.check import Determinism
-from gpt_verify.laws.law import Part
 from gpt_verify.laws.logits.check import LogitsComparison
 from gpt_verify.laws.subject import FirstCall, NotExamined, Subject
-from gpt_verify.laws.table import CHECKS, expected_checks
+from gpt_verify.laws.table import CHECKS, PARTS, expected_checks
 from gpt_verify.laws.tying.check import with_stored_graph
 from gpt_verify.laws.unchanged import Weights
 from gpt_verify.laws.weights.check import check_weights
@@ -48,7 +46,7 @@ from gpt_verify.matching.folding import NOT_TIED
 from gpt_verify.numerics.precision import FLOAT64, PRECISIONS, Precision
 from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights
 from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY, LAST, META_GRAPH
-from gpt_verify.process.memory import give_back, require
+from gpt_verify.process.memory import give_back
 from gpt_verify.process.state import Loading
 from gpt_verify.sites import sites
 
@@ -61,10 +59,14 @@ Floats = NDArray[np.floating]
 
 #: Why something was not examined that the caller left out.
 NOT_ASKED = "not asked for"
+#: Why something was not examined after the first failure.
+STOPPED = "stopped at the first failure (--fail-fast)"
+#: Of the findings, whichever process was the first to find one.
+_ORDER = {part.id: at for at, part in enumerate(PARTS)}
 
 
 class Steps(Protocol):
-    """The part of ``gpt_verify.judging.run.Progress`` that is needed here."""
+    """The part of ``gpt_verify.judging.progress.Progress`` that is needed here."""
 
     def port(self, name: str, steps: int) -> None: ...
 
@@ -74,6 +76,10 @@ class Steps(Protocol):
 def _failures(findings: Sequence[Finding]) -> list[Finding]:
     """What had failed when a run broke off; the rest was not examined in full."""
     return [finding for finding in findings if finding.status is Status.FAILED]
+
+
+class _Stopped(Exception):
+    """Something failed, and that is all that was asked for."""
 
 
 class Examination:
@@ -89,6 +95,7 @@ class Examination:
         sites: whether its sites are compared, where it shows them.
         loading: the state of the process before and after the port was built.
         glance: called at every site: has anybody replaced the reference?
+        fail_fast: nothing is examined after the first failure.
     """
 
     def __init__(
@@ -100,8 +107,10 @@ class Examination:
         laws: Collection[str] | None = None,
         shared: SharedWeights | None = None,
         sites: bool = True,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.sites = sites
+        self._elsewhere = elsewhere or Here()
         self.shared = shared or SharedWeights(checkpoint.tensors, record=False)
         self.checkpoint, self.inputs, self.progress = checkpoint, inputs, progress
         self.seed, self.laws = seed, laws
@@ -115,6 +124,7 @@ class Examination:
         self.loading: Loading | None = None
         self._first_call: FirstCall | None = None
         self.glance: Callable[[], None] = lambda: None
+        self.fail_fast = False
         self._comparisons: dict[str, SiteComparison] = {}
         self._why: dict[str, str] = {}
 
@@ -140,21 +150,44 @@ class Examination:
     def steps(self, port: Port) -> int:
         """How often ``progress.step`` will be called."""
         offers = port.offers()
-        passes = (ACTIVATIONS in offers) * (1 + (FLOAT64_COPY in offers))
-        sited = max(1, passes * len(sites(self.checkpoint.config)))
-        return len(self.inputs) * sited + len(CHECKS)
+        sited = len(sites(self.checkpoint.config)) if ACTIVATIONS in offers else 0
+        laws = len(CHECKS) if self.laws is None else sum(p.id in self.laws for p in CHECKS)
+        passes = len(self.inputs) * max(1, sited) + laws
+        if FLOAT64_COPY in offers:
+            passes += sited * sum(item.in_float64 for item in self.inputs)
+        return passes
 
     def examine(self, port: Port) -> None:
         """Weights, then architecture in float64, then the numbers in the declared precision; then
         everything that follows from them alone, the laws."""
         prepared = prepare(port, self.checkpoint, self.shared)
-        self.checkpoint, weights = prepared.checkpoint, prepared.weights
+        self.checkpoint = prepared.checkpoint
+        subject = prepared.subject(self.seed, self.loading)
+        try:
+            self._all_of(port, prepared, subject)
+        except _Stopped:
+            self._why |= {part.id: STOPPED for part in PARTS if part.id not in self._why}
+        self.findings.sort(key=lambda found: _ORDER.get(found.id, len(_ORDER)))
+        if self.checkpoint.config.tied != self.tied:
+            self._why |= {law.id: NOT_TIED for law in CHECKS if concerns("tying", law.id)}
+        self.diagnosis = diagnose(subject, self.inputs, self._comparisons, tuple(self.findings))
+        with self._timed():
+            self._stored_graph(port, prepared.weights)
+
+    def _all_of(self, port: Port, prepared: Prepared, subject: Subject) -> None:
+        """Everything but the diagnosis.
+
+        Raises:
+            _Stopped: something failed, and no more was asked for.
+        """
+        weights = prepared.weights
         with self._timed():
             self._weights(prepared)
         if {ACTIVATIONS, FLOAT64_COPY} <= set(port.offers()):
             self._recognise(port)
         with self._timed():
             self._architecture(port, weights)
+        self._go_on()
         give_back()
         with self._timed():
             try:
@@ -165,20 +198,28 @@ class Examination:
             self.findings = with_unplaced(
                 self.findings, prepared.parameters, prepared.matching, self.checkpoint.config
             )
+        self._go_on()
         give_back()
-        subject = prepared.subject(self.seed, self.loading)
         subject.first_call = self._first_call
         held = Weights(port.name, prepared.parameters)
-        for law in CHECKS:
-            with self._timed():
-                self._law(law, subject, held)
-            give_back()
-            self.progress.step(law.id)
-        if self.checkpoint.config.tied != self.tied:
-            self._why |= {law.id: NOT_TIED for law in CHECKS if concerns("tying", law.id)}
-        self.diagnosis = diagnose(subject, self.inputs, self._comparisons, tuple(self.findings))
-        with self._timed():
-            self._stored_graph(port, weights)
+        if self.laws is not None:
+            self._why |= {part.id: NOT_ASKED for part in CHECKS if part.id not in self.laws}
+        for part, done in check_laws(subject, held, self.laws, self._elsewhere):
+            self.findings += done.findings
+            if done.why is not None:
+                self._why[part.id] = done.why
+            self.progress.step(part.id)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Nothing has failed yet, or all is asked for. A weight that was not found is no failure
+        until the logits are known."""
+        if self.fail_fast and any(not concerns("weights", f.id) for f in _failures(self.findings)):
+            raise _Stopped
+
+    def _enough(self, findings: Callable[[], Sequence[Finding]]) -> bool:
+        """Whether no further input is asked for."""
+        return self.fail_fast and bool(_failures(findings()))
 
     def _weights(self, prepared: Prepared) -> None:
         """Compare the port's weights with the checkpoint's."""
@@ -220,9 +261,12 @@ class Examination:
                     Raising(float64_copy.logits),
                 )
                 for item in self.inputs:
-                    comparison.begin(item.tokens, item.name)
-                    with raising.on(item):
-                        activations(item.tokens, comparison)
+                    if item.in_float64:
+                        comparison.begin(item.tokens, item.name)
+                        with raising.on(item):
+                            activations(item.tokens, comparison)
+                        if self._enough(partial(comparison.local_findings, law)):
+                            break
                 raising.settled()
         except NotExamined as missing:
             self._why[law] = str(missing)
@@ -257,6 +301,8 @@ class Examination:
                         at = asked(item.tokens.shape[1])
                         logits.add_again(item.tokens, after(last, item.tokens, at), at=at)
                 self.progress.step(item.name)
+                if self._enough(logits.findings):
+                    break
             raising.settled()
         else:
             comparison = self._comparison(weights, port, PRECISIONS[port.dtype], cascaded=True)
@@ -275,6 +321,8 @@ class Examination:
                         # The second run is not watched: an instrument that changes what it
                         # measures would show here.
                         again(port, item, first, repeats, logits)
+                    if self._enough(partial(comparison.local_findings, "activations.local")):
+                        break
                 raising.settled()
             except LastPositionOnly:
                 raise
@@ -307,36 +355,6 @@ class Examination:
         if looks_so(first.shape, item.tokens, config) and self._recognise(port):
             raise LastPositionOnly
         return first[:, None] if port.by_prefixes and first.ndim == 2 else first
-
-    def _law(self, law: Part, subject: Subject, held: Weights) -> None:
-        if self.laws is not None and law.id not in self.laws:
-            self._why[law.id] = NOT_ASKED
-            return
-        if why := law.lacking(subject):
-            self._why[law.id] = why
-            return
-        if law.writes:
-            held.note()
-        try:
-            require(law.takes(subject.config))
-            self.findings += law.hold(subject)
-        except NotExamined as missing:
-            self._why[law.id] = str(missing)
-        except (GptVerifyError, KeyboardInterrupt, SystemExit) as e:
-            if not isinstance(e, Refused):
-                raise
-            self._raised(law, e)
-        except BaseException as e:
-            self._raised(law, e)
-        if law.writes:
-            held.hold(law.id)
-
-    def _raised(self, law: Part, e: BaseException) -> None:
-        """What a port raises on the inputs of a law fails it."""
-        places = law.sites(self.checkpoint.config)
-        site = places[0] if len(places) == 1 else None
-        message = f"the port raised {described(e)}"
-        self.findings.append(Finding(law.id, Status.FAILED, message, site))
 
     def _stored_graph(self, port: Port, weights: DeclaredWeights) -> None:
         """A forward graph that came with the checkpoint computes the same logits, and is tied."""

@@ -16,6 +16,7 @@ from gpt_verify.judging.lens import LensReport, lens_run
 from gpt_verify.judging.options import Options
 from gpt_verify.judging.run import Progress, run_request
 from gpt_verify.judging.selection import request
+from gpt_verify.judging.side_by_side import jobs_for
 from gpt_verify.text import typed_path
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def run(
     require: str | Sequence[str] = (),
     ignore_keys: str | Sequence[str] = (),
     progress: Progress | None = None,
+    jobs: int = 1,
+    fail_fast: bool = False,
 ) -> Report:
     """Judge one port or several against a checkpoint.
 
@@ -63,6 +66,11 @@ def run(
         require: what must be examined, or the port is unjudged: ``all``, ``90%``, or a law.
         ignore_keys: keys of the checkpoint's configuration that alter nothing.
         progress: told how far the run is.
+        jobs: processes that judge ports, and laws of a port, side by side; what is found does not
+            depend on it. A script that asks for more than one begins below ``if __name__ ==
+            "__main__":``, because each process imports it. A port that is handed over as an object
+            is judged in this one.
+        fail_fast: stop at the first failure: what comes after it is not examined.
 
     Returns:
         The report; ``report.verdict`` is ``verified``, ``refuted`` or ``unjudged``, and
@@ -91,7 +99,9 @@ def run(
         require=require,
         ignore_keys=ignore_keys,
     )
-    return run_request(request(_path(checkpoint), _asked(port), options), progress)
+    asked = request(_path(checkpoint), _asked(port), options)
+    (processes,) = _whole("jobs", [jobs], least=1)
+    return run_request(asked, progress, jobs=jobs_for(asked, processes), fail_fast=fail_fast)
 
 
 def lens(

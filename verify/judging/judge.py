@@ -25,6 +25,7 @@ from gpt_verify.errors import (
 from gpt_verify.findings import Cause, Finding, PortReport, Status, unanchored
 from gpt_verify.graph.stored import self_check
 from gpt_verify.inputs import Input
+from gpt_verify.judging.checking import Elsewhere
 from gpt_verify.judging.examination import Examination, Steps
 from gpt_verify.judging.waivers import waive
 from gpt_verify.numerics.weights import SharedWeights
@@ -57,6 +58,8 @@ def judge(
     shared: SharedWeights | None = None,
     sited: bool = True,
     waivers: Mapping[str, str] = MappingProxyType({}),
+    elsewhere: Elsewhere | None = None,
+    fail_fast: bool = False,
 ) -> PortReport:
     """Build a port, check every law for it, and close it.
 
@@ -78,24 +81,27 @@ def judge(
             the next one need not.
         sited: whether its sites are compared; those are reported as not examined otherwise.
         waivers: law → reason, beside those of the port itself.
+        elsewhere: other processes, in which some of its laws are checked.
+        fail_fast: stop at the first failure; the rest is reported as not examined.
     """
     start = time.perf_counter()
     reuse()
-    work = Examination(checkpoint, inputs, progress, seed, laws, shared, sited)
+    work = Examination(checkpoint, inputs, progress, seed, laws, shared, sited, elsewhere)
+    work.fail_fast = fail_fast
     error = name = None
     remarks: tuple[str, ...] = ()
     declared, where, source = dtype or "float32", device, "checkpoint"
     watch = Watch()
     work.glance = watch.glance
     try:
-        _require_itself(watch, "before the port was built")
+        require_itself(watch, "before the port was built")
         before = snapshot()
         made = build or partial(registry.build, spec, checkpoint, dtype, device)  # type: ignore[arg-type]
         port = made()
         name, declared, where, source = port.name, port.dtype, port.device, port.provenance()
         waivers, remarks = {**waivers, **port.waivers}, tuple(port.remarks)
         work.loading = Loading(before, snapshot())
-        _require_itself(watch, f"by {name}")
+        require_itself(watch, f"by {name}")
         progress.port(name, work.steps(port))
         try:
             with one_blas_thread():
@@ -103,7 +109,7 @@ def judge(
         finally:
             source = port.provenance()
             port.close()
-            _require_itself(watch, f"by {name}")
+            require_itself(watch, f"by {name}")
     except ReferenceChanged as e:
         error, work.exception = shortened(e, LONGEST_REFUSAL), e
         work.forget()
@@ -166,7 +172,7 @@ def one_blas_thread() -> AbstractContextManager[object]:
     return limits
 
 
-def _require_itself(watch: Watch, when: str) -> None:
+def require_itself(watch: Watch, when: str) -> None:
     """The reference is what it was, by its parts and by what it computes. What was replaced is put
     back, so that the next port can be judged.
 

@@ -7,53 +7,39 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from gpt_verify import __version__
 from gpt_verify.checkpoint.files import refusal, size_of
 from gpt_verify.engines.tensorflow import started_early
-from gpt_verify.findings import PortReport, Report
+from gpt_verify.errors import UsageError
+from gpt_verify.findings import PortReport, Report, Verdict
 from gpt_verify.inputs import Input
-from gpt_verify.judging.judge import judge
+from gpt_verify.judging.examination import STOPPED
 from gpt_verify.judging.made_with import made_with
+from gpt_verify.judging.one_port import judge_one
 from gpt_verify.judging.options import Options as Options
 from gpt_verify.judging.options import chosen_inputs as chosen_inputs
+from gpt_verify.judging.progress import Progress as Progress
+from gpt_verify.judging.progress import Silent as Silent
 from gpt_verify.judging.requirements import requirements
 from gpt_verify.judging.selection import Request, request
+from gpt_verify.judging.side_by_side import (
+    judge_alone,
+    laws_beside,
+    lost,
+    ports_beside,
+    task_of,
+)
 from gpt_verify.numerics.weights import SharedWeights
+from gpt_verify.process.pool import pool, scheduler
 from gpt_verify.process.processor import processor
 from gpt_verify.reference.weights import parameter_count
-
-#: Checks for which the sites of a port are compared.
-SITED = ("architecture", "activations.local", "activations.cascaded")
-
-
-class Progress(Protocol):
-    """Told how far a run is."""
-
-    def port(self, name: str, steps: int) -> None:
-        """A port starts, with so many steps to come."""
-
-    def step(self, what: str) -> None:
-        """One step is done."""
-
-    def done(self, report: PortReport) -> None:
-        """A port is judged."""
-
-
-class Silent:
-    """Progress for nobody."""
-
-    def port(self, name: str, steps: int) -> None: ...
-
-    def step(self, what: str) -> None: ...
-
-    def done(self, report: PortReport) -> None: ...
 
 
 def run(
@@ -80,7 +66,12 @@ def run(
 
 
 def run_request(
-    asked: Request, progress: Progress | None = None, checks: Collection[str] | None = None
+    asked: Request,
+    progress: Progress | None = None,
+    checks: Collection[str] | None = None,
+    jobs: int = 1,
+    cluster: str | None = None,
+    fail_fast: bool = False,
 ) -> Report:
     """Judge the ports of a request; see ``run``.
 
@@ -88,36 +79,31 @@ def run_request(
         asked: the request.
         progress: told how far the run is.
         checks: ids of those that are asked for; all where None. Others may be left out.
+        jobs: processes that may work side by side (``side_by_side.jobs_for``). What is found does
+            not depend on it.
+        cluster: the address of a Dask scheduler whose workers judge the ports instead.
+        fail_fast: stop at the first failure, in this process alone.
+
+    Raises:
+        UsageError: a port that is in memory cannot be sent to a cluster.
     """
-    opened, options, specs = asked.checkpoint, asked.options, asked.specs
+    opened, options = asked.checkpoint, asked.options
     progress = progress or Silent()
-    inputs, config = chosen_inputs(opened, options), opened.config
-    required = requirements(options.require)
-    shared = SharedWeights(opened.tensors, record=len(specs) > 1)
-    with started_early("openai-tf" in specs[1:]), ThreadPoolExecutor(1) as pool:
+    inputs = chosen_inputs(opened, options)
+    requirements(options.require)
+    with ThreadPoolExecutor(1) as thread:
         # Hashing leaves the interpreter free, and is done while the ports run.
-        hashes: Future[dict[str, str]] = pool.submit(sha256, opened.files)
-        reports = []
-        for spec in specs:
-            judged = judge(
-                spec,
-                opened,
-                inputs,
-                options.dtype,
-                options.device,
-                progress,
-                options.seed,
-                shared=shared,
-                build=asked.builder(spec),
-                laws=checks,
-                sited=checks is None or any(law in SITED for law in checks),
-                waivers=options.waivers.get(spec, {}),
-            )
-            missing = (needed.unmet(judged.findings) for needed in required)
-            reports.append(replace(judged, unmet=tuple(filter(None, missing))))
-            progress.done(reports[-1])
-            gc.collect()  # modules hold cycles, and the next port may need the memory
+        hashes: Future[dict[str, str]] = thread.submit(sha256, opened.files)
+        if fail_fast:
+            reports = tuple(_to_the_first_failure(asked, progress, checks))
+        elif cluster is not None:
+            reports = tuple(_in_cluster(asked, progress, checks, cluster))
+        elif jobs > 1 and len(asked.specs) > 1:
+            reports = tuple(_together(asked, progress, checks, jobs))
+        else:
+            reports = tuple(_in_turn(asked, progress, checks, jobs))
         files = hashes.result()
+    config = opened.config
     return Report(
         checkpoint={
             "path": str(opened.path),
@@ -129,11 +115,80 @@ def run_request(
             "files": files,
             "remarks": list(opened.remarks),
         },
-        ports=tuple(reports),
+        ports=reports,
         inputs=described(inputs, options),
         environment=environment(),
         repeat=asked.repeat(),
     )
+
+
+def _in_turn(
+    asked: Request, progress: Progress, checks: Collection[str] | None, jobs: int
+) -> Iterator[PortReport]:
+    """The ports one after the other, each with as many processes."""
+    shared = SharedWeights(asked.checkpoint.tensors, record=len(asked.specs) > 1)
+    with started_early("openai-tf" in asked.specs[1:]):
+        for spec in asked.specs:
+            with laws_beside(jobs, task_of(asked, spec, checks)) as elsewhere:
+                yield judge_one(asked, spec, shared, progress, checks, elsewhere)
+            gc.collect()  # modules hold cycles, and the next port may need the memory
+
+
+def _to_the_first_failure(
+    asked: Request, progress: Progress, checks: Collection[str] | None
+) -> Iterator[PortReport]:
+    """The ports one after the other, until one fails; the others are not judged."""
+    failed = False
+    for spec in asked.specs:
+        if failed:
+            where = asked.options.dtype or "float32", asked.options.device, "checkpoint"
+            yield PortReport(spec, *where, error=f"{spec}: not judged, {STOPPED}")
+            continue
+        shared = SharedWeights(asked.checkpoint.tensors, record=False)
+        report = judge_one(asked, spec, shared, progress, checks, fail_fast=True)
+        failed = report.verdict is Verdict.REFUTED
+        yield report
+
+
+def _together(
+    asked: Request, progress: Progress, checks: Collection[str] | None, jobs: int
+) -> Iterator[PortReport]:
+    """The ports side by side. One whose process is lost takes others with it, which are judged
+    again, each in a process of its own."""
+    processes = min(jobs, len(asked.specs))
+    progress.port(f"{len(asked.specs)} ports, {processes} at a time", len(asked.specs))
+    with pool(processes) as executor:
+        judged = ports_beside(executor, asked, jobs // processes, checks)
+        for future in as_completed(judged):
+            progress.step(future.result().name if future.exception() is None else "")
+    for spec, future in zip(asked.specs, judged, strict=True):
+        broken = isinstance(future.exception(), BrokenProcessPool)
+        report = _once_more(asked, spec, checks) if broken else future.result()
+        progress.done(report)
+        yield report
+
+
+def _in_cluster(
+    asked: Request, progress: Progress, checks: Collection[str] | None, address: str
+) -> Iterator[PortReport]:
+    """The ports on the workers of a cluster, which see the same files."""
+    if asked.held:
+        raise UsageError("--scheduler: a port that is in memory cannot be sent to a cluster")
+    progress.port(f"{len(asked.specs)} ports", len(asked.specs))
+    with scheduler(address) as executor:
+        for future in ports_beside(executor, asked, 1, checks):
+            report = future.result()
+            progress.step(report.name)
+            progress.done(report)
+            yield report
+
+
+def _once_more(asked: Request, spec: str, checks: Collection[str] | None) -> PortReport:
+    with pool(1) as executor:
+        try:
+            return executor.submit(judge_alone, task_of(asked, spec, checks), 1).result()
+        except BrokenProcessPool as error:
+            return lost(spec, asked.options, error)
 
 
 def environment() -> dict[str, Any]:

@@ -66,6 +66,8 @@ class Part:
         free: why models of this kind are free of it; None of those that it binds.
         families: it is checked for models of any family, and not of GPT-2 and GPT alone.
         writes: whether it writes to the port's weights, and so must put them back.
+        history: whether it asks what the port was asked before, or what building it has done: it is
+            checked in the process that has run the port on the inputs.
         in_one_call: whether it needs the logits, or the loss, of all positions of one call.
         takes: how many bytes it takes beside the port, estimated. It is not begun where fewer are
             free.
@@ -79,6 +81,7 @@ class Part:
     free: Callable[[Config], str | None] = every_model
     families: bool = True
     writes: bool = False
+    history: bool = False
     in_one_call: bool = False
     takes: Callable[[Config], int] = little
 
@@ -112,9 +115,11 @@ class Law:
         order: where it stands in a report and on that page; laws of one number stand by name.
         parts: in the order in which they are judged.
         faults: which it must refute, and by which ``gpt-verify power`` measures it.
+        follows: the folder of a law whose outcome it asks for: both are checked in one process.
     """
 
     title: str
     order: int
     parts: tuple[Part, ...]
     faults: tuple[Fault, ...] = ()
+    follows: str = ""

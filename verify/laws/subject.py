@@ -109,10 +109,13 @@ class Subject:
 
         NotExamined where the oracle overflows in the port's precision: it has no floor.
         """
-        key = "floor", self.precision.name, np.ascontiguousarray(tokens_T, np.int64).tobytes()
+        ids = np.ascontiguousarray(tokens_T, np.int64).tobytes()
+        # Of the same positions: a floor has the mean over them, and must not depend on which law
+        # was the first to ask.
+        key = "floor", self.precision.name, first, ids
         measured = self.weights.memo
         floor = measured.get(key)
-        if floor is None or len(floor.rms_T) < len(tokens_T) - first:
+        if floor is None:
             give_back()  # what the port's run has freed: the oracle's takes as much
             floor = measure_floor(self.config, self.weights, self.precision, tokens_T, first)
             measured[key] = floor
@@ -123,7 +126,7 @@ class Subject:
     def floor(self, tokens_T: Tokens, first: int = 0) -> Floats:
         """RMS noise of the logits at each position from ``first`` on, [T - first]: what rounding
         in the port's precision does to the oracle."""
-        return self.measured(tokens_T, first).rms_T[first - len(tokens_T) :]
+        return self.measured(tokens_T, first).rms_T
 
     def position_floors(self, squares_T: Floats, tokens_T: Tokens, first: int = 0) -> Floats:
         """How many noise floors two versions of the same logits are apart at each position.

@@ -8,8 +8,9 @@ both.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -25,6 +26,17 @@ def work_alone() -> None:
     cores."""
     global _alone
     _alone = True
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """The same within the block."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 @cache

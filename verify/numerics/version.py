@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "bc55bf3ee13009f28051c16bf6741f6a75659d72d88ace629ed2a2b8f66fc209"
+SOURCE = "640166f6032c3671083042fdc65e4870397987163949b17049e12884dc1d631c"

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from multiprocessing.connection import wait
 from pathlib import Path
-from threading import Thread
 
 from gpt_verify.checkpoint import need_gpt2, open_checkpoint
 from gpt_verify.checkpoint.families import FAMILIES
@@ -21,7 +17,6 @@ from gpt_verify.diagnosis.logits import deviations_kept
 from gpt_verify.errors import MissingDependency, UsageError, install
 from gpt_verify.laws.catalogue import CATALOGUE, faults_of
 from gpt_verify.laws.table import CHECKS
-from gpt_verify.numerics.parallel import work_alone
 from gpt_verify.power.injection import (
     EVERYWHERE,
     LOGITS,
@@ -33,6 +28,7 @@ from gpt_verify.power.injection import (
 )
 from gpt_verify.power.trial import Bench, CorrectOutcome, FaultOutcome
 from gpt_verify.power.variants import unavailable, variants_of
+from gpt_verify.process.pool import affordable, asked_for, cores, pool, scheduler
 from gpt_verify.reference.config import Config
 from gpt_verify.text import nearest
 
@@ -79,6 +75,15 @@ CORRECT = (
 )
 
 
+#: Bytes of one process.
+PROCESS_BYTES = 10**9
+
+
+def default_jobs() -> int:
+    """As many processes as ``GPT_VERIFY_JOBS`` says, or as there are cores and memory for."""
+    return asked_for() or min(cores(), affordable(PROCESS_BYTES))
+
+
 @dataclass(frozen=True)
 class Plan:
     """A plan of what is to be tried.
@@ -96,6 +101,7 @@ class Plan:
         correct: judge the correct variants alone, all of them on every seed and by all laws.
         jobs: processes.
         ignore_keys: keys of the checkpoint's configuration that do not alter what is computed.
+        scheduler: address of a Dask cluster whose workers take the place of processes.
     """
 
     checkpoint: Path
@@ -106,8 +112,9 @@ class Plan:
     families: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     correct: bool = False
-    jobs: int = field(default_factory=lambda: min(4, len(os.sched_getaffinity(0))))
+    jobs: int = field(default_factory=default_jobs)
     ignore_keys: tuple[str, ...] = ()
+    scheduler: str | None = None
 
     @property
     def of_faults(self) -> tuple[str, ...]:
@@ -291,8 +298,8 @@ def laws_of(plan: Plan, config: Config, variant: str, seed: int) -> set[str] | N
     return {law.id for i, law in enumerate(CHECKS) if (i + turn) % turns == 0}
 
 
-_bench: Bench | None = None
-_plan: Plan | None = None
+#: What this process has prepared for a plan.
+_prepared: tuple[Plan, Bench] | None = None
 _for_good = ExitStack()
 
 
@@ -300,64 +307,34 @@ def _results(
     plan: Plan, tasks: Sequence[_Task]
 ) -> Iterator[Sequence[FaultOutcome | CorrectOutcome]]:
     """The outcomes as they are done, in whatever order."""
-    if plan.jobs == 1 or len(tasks) == 1:
-        _prepare(plan)
-        yield from map(_try, tasks)
+    if plan.scheduler is None and (plan.jobs == 1 or len(tasks) == 1):
+        yield from (_try(plan, task) for task in tasks)
         return
-    context = multiprocessing.get_context("spawn")
-    with (
-        _one_thread(),
-        ProcessPoolExecutor(plan.jobs, context, _prepare, (plan,)) as pool,
-    ):
-        try:
-            for future in as_completed([pool.submit(_try, task) for task in tasks]):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    processes = pool(plan.jobs) if plan.scheduler is None else scheduler(plan.scheduler)
+    with processes as executor:
+        for future in as_completed([executor.submit(_try, plan, task) for task in tasks]):
+            yield future.result()
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The processes share the cores: none of them needs threads."""
-    kept = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    os.environ.update(dict.fromkeys(kept, "1"))
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _prepare(plan: Plan) -> None:
-    """Prepare a process, once."""
-    global _bench, _plan
-    if (parent := multiprocessing.parent_process()) is not None:
-        Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    _for_good.enter_context(deviations_kept())
-    opened = open_checkpoint(plan.checkpoint, plan.ignore_keys)
-    _bench, _plan = Bench(opened, plan.seed, plan.every_law), plan
-    if parent is not None:
-        work_alone()
-    gc.freeze()  # what is loaded by now stays
-
-
-def _end_with(parent: int) -> None:
-    """A pool whose owner was killed would work on for nobody."""
-    wait([parent])
-    os._exit(1)
-
-
-def _try(task: _Task) -> Sequence[FaultOutcome | CorrectOutcome]:
-    assert _bench is not None and _plan is not None, "each process prepares itself"
-    tried: list[FaultOutcome | CorrectOutcome] = [_bench.fault(fault) for fault in task.faults]
+def _try(plan: Plan, task: _Task) -> Sequence[FaultOutcome | CorrectOutcome]:
+    bench = _bench_of(plan)
+    tried: list[FaultOutcome | CorrectOutcome] = [bench.fault(fault) for fault in task.faults]
     for name, seed in task.runs:
-        laws = laws_of(_plan, _bench.checkpoint.config, name, seed)
-        tried.append(_bench.correct(name, seed, laws))
+        laws = laws_of(plan, bench.checkpoint.config, name, seed)
+        tried.append(bench.correct(name, seed, laws))
     return tried
+
+
+def _bench_of(plan: Plan) -> Bench:
+    """Prepared once in each process."""
+    global _prepared
+    if _prepared is None or _prepared[0] != plan:
+        _for_good.close()
+        _for_good.enter_context(deviations_kept())
+        opened = open_checkpoint(plan.checkpoint, plan.ignore_keys)
+        _prepared = plan, Bench(opened, plan.seed, plan.every_law)
+        gc.freeze()  # what is loaded by now stays
+    return _prepared[1]
 
 
 def distinct(outcomes: Iterable[FaultOutcome]) -> list[str]:

@@ -20,7 +20,8 @@ LAW = Law(
         Part(
             "architecture",
             None,
-            "in float64 every operation is the reference's, on the port's own input",
+            "in float64 every operation is the reference's, on the port's own input; of the "
+            "default inputs on the shortest, the longest, the repetition and the batch",
             needs=(FLOAT64_COPY, ACTIVATIONS),
             sites=at_every_site,
         ),

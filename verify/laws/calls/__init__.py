@@ -15,6 +15,7 @@ LAW = Law(
             check_many,
             "a token has the same logits in many calls (48 to 352), and after them the first input "
             "of the run has those that it had",
+            history=True,
         ),
     ),
     FAULTS,

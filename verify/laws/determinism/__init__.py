@@ -22,6 +22,7 @@ LAW = Law(
             check_state,
             "default dtype, grad mode, threads, random generators and backend flags are as they "
             "were found",
+            history=True,
         ),
     ),
     FAULTS,

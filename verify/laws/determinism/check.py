@@ -264,7 +264,7 @@ def check_state(subject: Subject) -> list[Finding]:
         named = _fault_of_state(changer, calls)
         return [Finding(STATE, Status.FAILED, "; ".join(told), named=named, details=details)]
     loaded = "loading it and its" if subject.loading is not None else "its"
-    message = f"{loaded} calls of {', '.join(done)} leave {len(now)} settings as they were"
+    message = f"{loaded} calls of {', '.join(done)} leave the settings as they were"
     return [Finding(STATE, Status.PASSED, message, details=details)]
 
 

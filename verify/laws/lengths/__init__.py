@@ -20,4 +20,5 @@ LAW = Law(
         ),
     ),
     FAULTS,
+    follows="causality",
 )
