@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from gpt_verify.checkpoint.synthetic import resolve_size, synthesize
-from gpt_verify.findings import PortReport
+from gpt_verify.findings import Finding, PortReport
 from gpt_verify.judging.run import Options, environment, run
 from gpt_verify.laws.table import CHECKS
 
@@ -46,6 +46,8 @@ class Timed:
 
     def step(self, what: str) -> None:
         self._add(what if what in NAMES else SITES)
+
+    def fails(self, finding: Finding) -> None: ...
 
     def done(self, report: PortReport) -> None:
         self._add(REST)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 import traceback
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gpt_verify.command.streams import progress_bars, say, standard_output_for_the_report
@@ -37,6 +38,7 @@ def options_of(args: argparse.Namespace) -> Options:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from gpt_verify.judging.estimate import plan_of
     from gpt_verify.judging.options import Options, chosen_inputs
     from gpt_verify.judging.project import read_project
     from gpt_verify.judging.run import run_request
@@ -71,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         if to_stdout:
             stack.enter_context(standard_output_for_the_report())
-        progress = stack.enter_context(progress_bars(args.quiet))
+        plan = partial(plan_of, asked, jobs)
+        progress = stack.enter_context(progress_bars(args.quiet, plan))
         report = run_request(
             asked, progress, jobs=jobs, cluster=args.scheduler, fail_fast=args.fail_fast
         )

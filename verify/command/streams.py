@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from gpt_verify.errors import UsageError
@@ -30,13 +30,21 @@ def standard_output_for_the_report() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress_bars(quiet: bool) -> Iterator[Progress | None]:
+def progress_bars(
+    quiet: bool, plan: Callable[[], tuple[str, float]] | None = None
+) -> Iterator[Progress | None]:
+    """Bars for whoever waits at a terminal; for nobody else.
+
+    Args:
+        quiet: nobody wants to see them.
+        plan: what will be done, and how many seconds it will take; asked for where it is shown.
+    """
     if quiet or not sys.stderr.isatty():
         yield None
         return
     from gpt_verify.report.progress import Bars
 
-    with Bars() as bars:
+    with Bars(*plan()) if plan is not None else Bars() as bars:
         yield bars
 
 

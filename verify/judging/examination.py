@@ -72,6 +72,8 @@ class Steps(Protocol):
 
     def step(self, what: str) -> None: ...
 
+    def fails(self, finding: Finding) -> None: ...
+
 
 def _failures(findings: Sequence[Finding]) -> list[Finding]:
     """What had failed when a run broke off; the rest was not examined in full."""
@@ -124,7 +126,7 @@ class Examination:
         self.loading: Loading | None = None
         self._first_call: FirstCall | None = None
         self.glance: Callable[[], None] = lambda: None
-        self.fail_fast = False
+        self.fail_fast = self._told = False
         self._comparisons: dict[str, SiteComparison] = {}
         self._why: dict[str, str] = {}
 
@@ -214,7 +216,11 @@ class Examination:
     def _go_on(self) -> None:
         """Nothing has failed yet, or all is asked for. A weight that was not found is no failure
         until the logits are known."""
-        if self.fail_fast and any(not concerns("weights", f.id) for f in _failures(self.findings)):
+        failed = [f for f in _failures(self.findings) if not concerns("weights", f.id)]
+        if failed and not self._told:
+            self._told = True
+            self.progress.fails(failed[0])
+        if failed and self.fail_fast:
             raise _Stopped
 
     def _enough(self, findings: Callable[[], Sequence[Finding]]) -> bool:

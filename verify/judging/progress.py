@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from gpt_verify.findings import PortReport
+from gpt_verify.findings import Finding, PortReport
 
 
 class Progress(Protocol):
@@ -16,6 +16,9 @@ class Progress(Protocol):
     def step(self, what: str) -> None:
         """One step is done."""
 
+    def fails(self, finding: Finding) -> None:
+        """The first site of a port that is wrong, as soon as it is known."""
+
     def done(self, report: PortReport) -> None:
         """A port is judged."""
 
@@ -26,5 +29,7 @@ class Silent:
     def port(self, name: str, steps: int) -> None: ...
 
     def step(self, what: str) -> None: ...
+
+    def fails(self, finding: Finding) -> None: ...
 
     def done(self, report: PortReport) -> None: ...
