@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import Opener, chromium
 from command import PORTS, SIZE, Run
+from families import Sources, written
 from hypothesis import HealthCheck, settings
 
+from gpt_verify.checkpoint import open_checkpoint
 from gpt_verify.command.cli import main
 from gpt_verify.laws.calls import check as calls
 from gpt_verify.process import pool
@@ -61,6 +64,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tiny") / "checkpoint"
     assert main(["synth", "--size", SIZE, "--format", "huggingface", str(directory)]) == 0
     return directory
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """Each family's checkpoint, as it is read from its directory."""
+    folder = tmp_path_factory.mktemp("families")
+    return cache(lambda name: open_checkpoint(written(folder / name, name)))
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,8 @@ from gpt_verify.checkpoint.families import FAMILIES
 from gpt_verify.checkpoint.family_files import example, read_family, write_family
 from gpt_verify.checkpoint.synthetic import synthetic_tensors
 from gpt_verify.reference import Architecture, Config
+
+Sources = Callable[[str], Checkpoint]
 
 #: V = 101, P = 19, D = 24, H = 4, L = 3; with these G = 2, K = 10 or 6, F = 40, W = 5, E = 5.
 SIZES = (101, 19, 24, 4, 3)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from families import SIZES, written
+from families import SIZES, Sources, written
 from models import batch, failed, failures, judged, statuses
 
-from gpt_verify.checkpoint import Checkpoint, open_checkpoint
+from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.families import FAMILIES
-from gpt_verify.findings import Status, Verdict
+from gpt_verify.findings import PortReport, Status, Verdict
 from gpt_verify.inputs import Input, seeded
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
@@ -26,33 +27,31 @@ STACKED = {"mixtral", "qwen3_moe", "gpt_oss"}
 INSIDE = [name for name in FAMILIES if name not in STACKED]
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
-    made: dict[str, Checkpoint] = {}
-
-    def source(name: str) -> Checkpoint:
-        if name not in made:
-            directory = tmp_path_factory.mktemp("families") / name
-            made[name] = open_checkpoint(written(directory, name))
-        return made[name]
-
-    return source
-
-
 def inputs(source: Checkpoint) -> list[Input]:
     config = source.config
     return [seeded(config, 1, 0), batch(config, 2, 11), seeded(config, config.n_ctx, 0)]
 
 
-Sources = Callable[[str], Checkpoint]
+@pytest.fixture(scope="module")
+def reports(sources: Sources) -> Callable[[str, str, str], PortReport]:
+    """Of a family, an attention and a precision; each is made once."""
+
+    @cache
+    def report(name: str, attention: str, dtype: str) -> PortReport:
+        source = sources(name)
+        return judged(f"huggingface-{attention}", source, inputs(source), dtype)
+
+    return report
+
+
+Reports = Callable[[str, str, str], PortReport]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_verified_under_every_law(sources: Sources, name: str, dtype: str) -> None:
-    source = sources(name)
+def test_verified_under_every_law(reports: Reports, name: str, dtype: str) -> None:
     for attention in FAMILIES[name].attention:
-        report = judged(f"huggingface-{attention}", source, inputs(source), dtype)
+        report = reports(name, attention, dtype)
         assert report.verdict is Verdict.VERIFIED, (report.error, failures(report))
         for law in ("logits", "determinism", "causality.bits", "loss.value", "batch", "cache"):
             assert Status.PASSED in statuses(report, law).values(), law
@@ -65,20 +64,18 @@ def test_verified_under_every_law(sources: Sources, name: str, dtype: str) -> No
 
 
 @pytest.mark.parametrize("name", INSIDE)
-def test_the_inside_is_seen(sources: Sources, name: str) -> None:
+def test_the_inside_is_seen(sources: Sources, reports: Reports, name: str) -> None:
     """Every product with a matrix, in float64 and in float32, and every tensor's derivative."""
-    source = sources(name)
-    report = judged("huggingface-eager", source, inputs(source))
-    products = {s.name for s in sites(source.config).values() if s.operation == "linear"}
+    report = reports(name, "eager", "float32")
+    products = {s.name for s in sites(sources(name).config).values() if s.operation == "linear"}
     for law in ("architecture", "activations.local", "weights.values", "gradient"):
         seen = {site for site, status in statuses(report, law).items() if status is Status.PASSED}
         assert products <= seen, (law, sorted(products - seen)[:5])
 
 
 @pytest.mark.parametrize("name", sorted(STACKED))
-def test_stacked_experts_are_found(sources: Sources, name: str) -> None:
-    source = sources(name)
-    report = judged("huggingface-eager", source, inputs(source))
+def test_stacked_experts_are_found(reports: Reports, name: str) -> None:
+    report = reports(name, "eager", "float32")
     assert report.verdict is Verdict.VERIFIED
     assert set(statuses(report, "weights.values").values()) == {Status.PASSED}
     local = statuses(report, "activations.local")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import family, written
+from families import Sources, family, written
 from models import failures
 from rounding import LIMIT_FLOORS, Noise, Run
 
@@ -74,20 +74,7 @@ def ids(pairs: Sequence[tuple[str, str]]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
-    made: dict[str, Checkpoint] = {}
-
-    def source(name: str) -> Checkpoint:
-        if name not in made:
-            directory = tmp_path_factory.mktemp("families") / name
-            made[name] = open_checkpoint(written(directory, name))
-        return made[name]
-
-    return source
-
-
-@pytest.fixture(scope="module")
-def benches(sources: Callable[[str], Checkpoint]) -> Callable[[str], Bench]:
+def benches(sources: Sources) -> Callable[[str], Bench]:
     made: dict[str, Bench] = {}
 
     def bench(name: str) -> Bench:
@@ -165,9 +152,7 @@ def floors(known: Noise, config: Config, site: str, got: Any) -> float:
 
 
 @pytest.mark.parametrize(("name", "of"), ACTING, ids=ids(ACTING))
-def test_both_writings_compute_the_same(
-    sources: Callable[[str], Checkpoint], name: str, of: str
-) -> None:
+def test_both_writings_compute_the_same(sources: Sources, name: str, of: str) -> None:
     """From the tokens to the logits, at every site that the port shows, to within what rounding
     does to this very mistake. A difference in the seventh digit is far beyond that."""
     source, fault = sources(of), CATALOGUE[name]
@@ -207,9 +192,7 @@ def same_logits(source: Checkpoint, name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "of"), UNSEEN, ids=ids(UNSEEN))
-def test_both_writings_of_what_is_not_seen(
-    sources: Callable[[str], Checkpoint], name: str, of: str
-) -> None:
+def test_both_writings_of_what_is_not_seen(sources: Sources, name: str, of: str) -> None:
     same_logits(sources(of), name)
 
 
@@ -238,9 +221,7 @@ def test_it_is_found_where_it_is_and_named(
 
 
 @pytest.mark.parametrize(("name", "of"), HARMLESS, ids=ids(HARMLESS))
-def test_what_changes_nothing_is_verified(
-    sources: Callable[[str], Checkpoint], name: str, of: str
-) -> None:
+def test_what_changes_nothing_is_verified(sources: Sources, name: str, of: str) -> None:
     source, fault = sources(of), CATALOGUE[name]
     injection = everywhere(fault, source.config)
     report = judge(
