@@ -16,13 +16,13 @@ from broken_ports import _correct
 from command import Run, complaint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import checkpoint, failed_laws, failures, finding
+from models import checkpoint, failed_laws, failures, finding, judged
 from safetensors.torch import load_file, save_file
 from torch_styles import fused_in_place
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.findings import PortReport, Verdict
-from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.cascade import LIMIT_FLOORS, Lockstep
 from gpt_verify.graph.floor import measure_floor
 from gpt_verify.inputs import default_inputs
 from gpt_verify.judging.judge import judge
@@ -32,6 +32,7 @@ from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.port import Dtype, Port
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.ports.torch.module import TorchModule
+from gpt_verify.power.trial import Bench
 from gpt_verify.reference import Config
 
 SIZES = Config(n_vocab=11, n_ctx=7, n_embd=8, n_head=2, n_layer=2)
@@ -195,3 +196,47 @@ class TestNotFinite:
         line = complaint(err)
         assert f"model.safetensors: h1/mlp/c_fc/b[3] = {value}: 1 of its" in line
         assert "verified:" not in out
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_norm_over_one_channel_divides_what_is_left_by_next_to_nothing(
+    dtype: Dtype, seed: int
+) -> None:
+    """What rounding does there, the reference's own norm does not show: its mean is exact."""
+    config = Config(n_vocab=67, n_ctx=19, n_embd=1, n_head=1, n_layer=2)
+    source, inputs = checkpoint(config, seed), default_inputs(config, seed)
+    report = judged("huggingface-eager", source, inputs, dtype)
+    assert failures(report) == []
+    assert report.verdict is Verdict.VERIFIED
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_it_is_looked_at_in_models_alone_that_have_such_a_norm(
+    dtype: Dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In others the noise of the whole run is more than the last norm's own."""
+    seen: list[bool] = []
+    right = Lockstep._as_noisy_as_the_norm
+
+    def watched(self: Lockstep, exact: Any, noisy: Any, first: int) -> Any:
+        made = right(self, exact, noisy, first)
+        seen.append(made is not noisy)
+        return made
+
+    monkeypatch.setattr(Lockstep, "_as_noisy_as_the_norm", watched)
+    judged("huggingface-eager", dtype=dtype)
+    assert seen and not any(seen)
+    config = CONFIGS["width 1"]
+    judged("huggingface-eager", checkpoint(config), default_inputs(config, 0), dtype)
+    assert any(seen)
+
+
+@pytest.mark.parametrize("variant", ["one-hot lookup", "v, k, q", "k and v in one matrix"])
+@pytest.mark.parametrize(
+    "config", [Config(24, 24, 24, 1, 2), Config(67, 19, 1, 1, 2), Config(2, 5, 8, 2, 1)], ids=str
+)
+def test_sizes_that_make_two_things_look_alike(config: Config, variant: str) -> None:
+    """A table as wide as it is long; a matrix of one row, and a bias; a bias as large as wte."""
+    outcome = Bench(checkpoint(config, 5), 5, every_law=False).correct(variant, 5, set())
+    assert (outcome.verdict, outcome.failures) == ("verified", ())

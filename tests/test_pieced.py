@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,13 +25,14 @@ from torch_styles import Model
 
 from gpt_verify.findings import PortReport, Status, Verdict
 from gpt_verify.judging.judge import judge
+from gpt_verify.judging.prepare import prepare
 from gpt_verify.judging.run import Silent
 from gpt_verify.matching.assembly import with_assemblies
 from gpt_verify.matching.match import match
 from gpt_verify.matching.order import confirmed
 from gpt_verify.matching.pieced import pieced
 from gpt_verify.numerics.precision import FLOAT32
-from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights
 from gpt_verify.port import Dtype, Parameter
 from gpt_verify.ports.torch.module import TorchModule
 from gpt_verify.reference import tensor_table
@@ -79,6 +81,18 @@ def test_more_rows_than_the_vocabulary_has() -> None:
     assert failures(found) == []
     assert found.verdict is Verdict.VERIFIED
     assert finding(found, "architecture", "h.1.attn.qkv").status is Status.PASSED
+
+
+@pytest.mark.parametrize("n_vocab", [1, 2, 3, 4])
+@pytest.mark.parametrize("style", STYLES)
+def test_a_vector_of_as_many_elements_as_wte_is_no_head(style: str, n_vocab: int) -> None:
+    """As the bias of k and v in one matrix has where there are two tokens."""
+    source = checkpoint(replace(CONFIG, n_vocab=n_vocab, n_layer=1))
+    port = TorchModule(styled(source, style), source, "pieced")
+    placed = prepare(port, source, SharedWeights(source.tensors, record=False)).matching
+    assert placed is not None and placed.missing == ()
+    assert not any(placement.head for placement in placed.placements)
+    port.close()
 
 
 @pytest.mark.parametrize("style", ["backwards", "list_of_heads", "other_neurons"])

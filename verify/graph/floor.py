@@ -10,22 +10,20 @@ rounded to the port's format.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.graph.cascade import Lockstep
-from gpt_verify.graph.local import Asked
-from gpt_verify.graph.table import made_by
-from gpt_verify.graph.tiles import EVERY, vocabulary_tiles
+from gpt_verify.graph.last_norm import read_by_the_head, stream_before
+from gpt_verify.graph.tiles import vocabulary_tiles
 from gpt_verify.numerics.budgets import FUNCTION_ULP, Measured
 from gpt_verify.numerics.draws import FOR_POSITIONS, draws
 from gpt_verify.numerics.precision import Precision
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import parameter_count
-from gpt_verify.sites import before_head, sites
 
 Floats = NDArray[np.floating]
 
@@ -65,16 +63,9 @@ def measure_floor(
         length = len(tokens_T)
         count = draws(length, length * parameter_count(config), FOR_POSITIONS)
         lockstep = Lockstep(config, weights, precision, tokens_T, count)
-        end = sites(config)[before_head(config)]
-        sums = made_by(end).adds
-        stream = lockstep.value(end.name if sums else end.inputs[0])
+        stream = lockstep.value(stream_before(config))
         assert stream is not None, "sites are asked for in their order"
-        stream_TD = stream[0][first:]
-        read = rounded = Measured(stream_TD, precision.u * np.abs(stream_TD))
-        if not sums:
-            wide = replace(precision, u=precision.u_sum)
-            asked = Asked(config, tokens_T, EVERY, end, wide, lambda *_: rounded, weights)
-            read = made_by(end).budget(wide, asked)
+        read = read_by_the_head(config, weights, precision, tokens_T, stream[0][first:])
         size = len(tokens_T) - first
         noise_T, squares_T, last, noise = np.zeros(size), np.zeros(size), [], []
         for _, exact, drawn in lockstep.logits(first):

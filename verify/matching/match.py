@@ -143,7 +143,7 @@ def match(
     placed += taken
     left = [p for p in left if p.name not in {placement.parameter for placement in taken}]
     told = _Told(taken, weights, layer_of)
-    placed += _nearest(left, candidates, weights, open_slots, told)
+    placed += _nearest(left, candidates, weights, open_slots, told, prints)
 
     names = {placement.parameter for placement in placed}
     surplus = tuple(p.name for p in left if p.name not in names)
@@ -214,10 +214,13 @@ def _nearest(
     weights: DeclaredWeights,
     open_slots: set[tuple[str, int | None]],
     told: _Told,
+    known: Collection[bytes],
 ) -> list[Placement]:
     """What equals no tensor, nearest first, so that a slightly wrong tensor is claimed before a
     quite different one. Names decide between those that it is no nearer to than zeros are. One
-    matrix like wte may be a head of its own, where it should be none."""
+    matrix like wte may be a head of its own, where it should be none. A vector is none, however
+    many elements it has, nor are several tensors that lie in one matrix: ``known`` has the
+    fingerprints of all."""
     untied = any(c.tensor == "lm_head" for c in candidates)
     pairs = []
     for parameter in left:
@@ -225,7 +228,7 @@ def _nearest(
         fitting = [c for c in candidates if c.layout.fits(value.shape)]
         for c in [c for c in fitting if told.allows(c)] or fitting:
             head = c.slot not in open_slots
-            if head and (c.tensor != "wte" or untied):
+            if head and (c.tensor != "wte" or untied or not _is_one_matrix(value, known)):
                 continue
             distance = _distance(value, c.view(weights))
             rank = min(distance, _OF_ZEROS) + told.against(parameter.name, c)
@@ -240,6 +243,10 @@ def _nearest(
         done[name] = c.placed(name, exact=False, head=head, distance=distance)
         _close(open_slots, c)
     return list(done.values())
+
+
+def _is_one_matrix(value: Array, known: Collection[bytes]) -> bool:
+    return value.ndim > 1 and not any(fingerprint(row) in known for row in value[:1])
 
 
 #: Rank, whether it is a head, name, candidate, distance.

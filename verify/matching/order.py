@@ -126,7 +126,13 @@ def _gains(group: Group, part: str, within: set[tuple[int, ...]]) -> set[str]:
 def _order(group: Group, scope: str, form: Form) -> tuple[int, ...] | None:
     """The order of a matrix that is not whole; None where it is, or has it along the other axis."""
     weight = group.get(f"{scope}/w")
-    return weight.order if weight is not None and weight.form == form else None
+    return weight.order if weight is not None and _along(weight, form) else None
+
+
+def _along(weight: Assembly, form: str) -> bool:
+    """Whether its rows, or its columns, were found. In a model of width 1 a matrix has one row, or
+    one column, of elements."""
+    return weight.form in (form, "elements")
 
 
 def _heads(
@@ -146,11 +152,11 @@ def _heads(
 def _with_bias(group: Group, scope: str, form: str) -> set[str]:
     """A matrix whose columns are in another order, and its bias if that is in the same one."""
     weight, bias = group.get(f"{scope}/w"), group.get(f"{scope}/b")
-    if weight is None or weight.form != form:
+    if weight is None or not _along(weight, form):
         return set()
     same = bias is not None and bias.order == weight.order
     return {f"{scope}/w", f"{scope}/b"} if same else {f"{scope}/w"}
 
 
 def _is(group: Group, form: str) -> bool:
-    return "attn/c_proj/w" in group and group["attn/c_proj/w"].form == form
+    return "attn/c_proj/w" in group and _along(group["attn/c_proj/w"], form)

@@ -19,7 +19,7 @@ from gpt_verify.matching.layouts import Layout, layouts
 from gpt_verify.matching.match import fingerprint
 from gpt_verify.matching.pieced import numbers
 from gpt_verify.matching.placement import squeeze
-from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.numerics.weights import TABLES, DeclaredWeights
 from gpt_verify.port import Parameter
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import split_qkv, tensor_table
@@ -108,14 +108,14 @@ class _Shapes:
             yield "padded"
 
     def of_others(self, parameter: Parameter) -> bool:
-        """Whether what is as wide as the vocabulary's table, and longer, begins with a row or a
-        column of a matrix: it is several of these."""
+        """Whether what is as wide as the vocabulary's table, and longer, begins with a vector, or a
+        row or a column of a matrix: it is several of these."""
         first, width = parameter.read()[:1], self._config.n_embd
         if np.array_equal(first, self._weights["wte"][:1]):
             return False
         for name, spec in tensor_table(self._config).items():
-            if spec.role == "matrix" and width in spec.shape:
-                value = squeeze(self._weights[name])
+            if name not in TABLES and width in spec.shape:
+                value = np.atleast_2d(squeeze(self._weights[name]))
                 for rows in (value, value.T):
                     if rows.shape[1] == width and np.isin(numbers(first), numbers(rows))[0]:
                         return True

@@ -183,7 +183,8 @@ class _Held(Mapping[str, Floats]):
         ]
         if sum(part.size for part in parts) != self._table[name].size:
             return self._otherwise[name]
-        value = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        # Of a model of width 1 a part has one number and no axes.
+        value = np.concatenate([np.atleast_1d(part) for part in parts], axis=-1)
         return value.reshape(self._table[name].shape)
 
     def __iter__(self) -> Iterator[str]:

@@ -265,7 +265,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                         self._complete(waiting)
             if role is not None and role.input is not None:
                 x = self._operand(tensors, roles)
-                if x is not None:
+                if x is not None and not (role.is_table and self._chooses_rows(x)):
                     self._hand_over(role.input, _channels_last(name, x), role.rows)
         elif (
             name == "_softmax"
@@ -291,7 +291,9 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                 return
             if role.is_table:
                 # A product with a one-hot matrix is a lookup; the other one is the head.
-                if output.shape[-1] == self._config.n_embd:
+                x, config = self._operand(tensors, roles), self._config
+                square = config.n_vocab == config.n_embd and x is not None
+                if output.shape[-1] == config.n_embd and (not square or self._chooses_rows(x)):
                     self._looked_up(output)
                 return
             site = role.output
@@ -322,6 +324,13 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             if known is not None:
                 return self._sums.get(known[0])
         return None
+
+    def _chooses_rows(self, x: torch.Tensor) -> bool:
+        """Whether what a table is multiplied with is one-hot. Only of a table with as many rows as
+        columns the shapes do not say so."""
+        if self._config.n_vocab != self._config.n_embd:
+            return False
+        return bool(((x == 0) | (x == 1)).all() and (x.sum(-1) == 1).all())
 
     def _looked_up(self, output: torch.Tensor) -> None:
         """A row of each table, which are then added; of one alone nothing is awaited. What is
