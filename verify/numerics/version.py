@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "640166f6032c3671083042fdc65e4870397987163949b17049e12884dc1d631c"
+SOURCE = "52726df18bfc6fab1d33faeee26fff5073032a99b60cfb9af6f31b2ffeee9579"
