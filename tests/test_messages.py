@@ -22,6 +22,7 @@ RENDERERS = {
     "verify/report/json.py",
     "verify/report/junit.py",
     "verify/report/matrix.py",
+    "verify/report/progress.py",
     "verify/report/sarif.py",
     "verify/report/terminal.py",
     "verify/text.py",

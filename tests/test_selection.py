@@ -30,7 +30,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         specs.append(spec)
         return PortReport(spec, "float32", "cpu", "checkpoint", (Finding("x", Status.PASSED, ""),))
 
-    monkeypatch.setattr("gpt_verify.judging.run.judge", judge)
+    monkeypatch.setattr("gpt_verify.judging.one_port.judge", judge)
     return specs
 
 

@@ -264,6 +264,13 @@ def test_a_cluster_finds_the_same(where: Path, cluster: Any) -> None:
     assert_same(report, run_request(ports))
 
 
+def test_a_port_that_ends_its_process_ends_no_worker(where: Path, cluster: Any) -> None:
+    report = run_request(asked(where, "ends", "good"), cluster=cluster.scheduler_address)
+    assert [port.verdict.value for port in report.ports] == ["unjudged", "verified"]
+    assert report.ports[0].error is not None
+    assert report.ports[0].error.endswith("ports.py:ends: the process died with exit status 0")
+
+
 def test_what_a_lost_worker_had_begun_is_done_again(where: Path, cluster: Any) -> None:
     """One of two workers is killed while it judges."""
     (where / "slowly.py").write_text(
@@ -279,7 +286,8 @@ def test_what_a_lost_worker_had_begun_is_done_again(where: Path, cluster: Any) -
     killed: list[int] = []
 
     def kill() -> None:
-        killed.extend(_until(lambda: [int(p.name[5:]) for p in where.glob("begun*")], 1)[:1])
+        _until(lambda: list(where.glob("begun*")), 2)  # both of them judge
+        killed.append(next(iter(cluster.workers.values())).pid)
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)

@@ -13,7 +13,7 @@ from subjects import port, subject
 
 from gpt_verify.errors import ToolError
 from gpt_verify.findings import Finding, Status, Verdict
-from gpt_verify.judging import examination
+from gpt_verify.judging import checking
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.laws import table as laws
@@ -51,7 +51,7 @@ def test_a_law_that_leaves_something_behind_ends_the_run(
     altered = tuple(
         replace(entry, check=untidy) if entry.id == law else entry for entry in laws.CHECKS
     )
-    monkeypatch.setattr(examination, "CHECKS", altered)
+    monkeypatch.setattr(checking, "CHECKS", altered)
     source = checkpoint()
     report = judge(
         "port", source, INPUTS[:1], None, "cpu", Silent(), build=lambda: port(source=source)

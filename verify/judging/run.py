@@ -37,6 +37,7 @@ from gpt_verify.judging.side_by_side import (
     task_of,
 )
 from gpt_verify.numerics.weights import SharedWeights
+from gpt_verify.process.errand import Lost, errand
 from gpt_verify.process.pool import pool, scheduler
 from gpt_verify.process.processor import processor
 from gpt_verify.reference.weights import parameter_count
@@ -176,8 +177,15 @@ def _in_cluster(
         raise UsageError("--scheduler: a port that is in memory cannot be sent to a cluster")
     progress.port(f"{len(asked.specs)} ports", len(asked.specs))
     with scheduler(address) as executor:
-        for future in ports_beside(executor, asked, 1, checks):
-            report = future.result()
+        judged = [
+            executor.submit(errand, judge_alone, task_of(asked, spec, checks), 1)
+            for spec in asked.specs
+        ]
+        for spec, future in zip(asked.specs, judged, strict=True):
+            try:
+                report = future.result()
+            except Lost as error:
+                report = lost(spec, asked.options, error)
             progress.step(report.name)
             progress.done(report)
             yield report

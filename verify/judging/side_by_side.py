@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt_verify.errors import ReferenceChanged, described
+from gpt_verify.errors import ReferenceChanged
 from gpt_verify.findings import PortReport
 from gpt_verify.judging.checking import Checked, Elsewhere, Here
 from gpt_verify.judging.options import Options
@@ -25,6 +24,7 @@ from gpt_verify.laws.law import Part
 from gpt_verify.laws.table import CHECKS, folders
 from gpt_verify.numerics.weights import SharedWeights
 from gpt_verify.process import pool
+from gpt_verify.process.errand import Lost
 from gpt_verify.reference.weights import parameter_count
 
 if TYPE_CHECKING:
@@ -168,11 +168,11 @@ def task_of(asked: Request, spec: str, checks: Collection[str] | None) -> Task:
     return Task(path.absolute(), spec, asked.options, chosen)
 
 
-def lost(spec: str, options: Options, error: BaseException) -> PortReport:
+def lost(spec: str, options: Options, error: Exception) -> PortReport:
     """The report of a port whose process ended without one."""
     words = "ended the process in which it ran, without a verdict"
-    if not isinstance(error, BrokenProcessPool):
-        words = described(error)
+    if isinstance(error, Lost):
+        words = str(error)
     where = options.dtype or "float32", options.device, "checkpoint"
     return PortReport(spec, *where, error=f"{spec}: {words}")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from gpt_verify.power.injection import (
 )
 from gpt_verify.power.trial import Bench, CorrectOutcome, FaultOutcome
 from gpt_verify.power.variants import unavailable, variants_of
+from gpt_verify.process.errand import errand
 from gpt_verify.process.pool import affordable, asked_for, cores, pool, scheduler
 from gpt_verify.reference.config import Config
 from gpt_verify.text import nearest
@@ -310,9 +312,10 @@ def _results(
     if plan.scheduler is None and (plan.jobs == 1 or len(tasks) == 1):
         yield from (_try(plan, task) for task in tasks)
         return
-    processes = pool(plan.jobs) if plan.scheduler is None else scheduler(plan.scheduler)
-    with processes as executor:
-        for future in as_completed([executor.submit(_try, plan, task) for task in tasks]):
+    with pool(plan.jobs) if plan.scheduler is None else scheduler(plan.scheduler) as executor:
+        run = _try if plan.scheduler is None else partial(errand, _try)
+        asked = [executor.submit(run, plan, task) for task in tasks]
+        for future in as_completed(asked):
             yield future.result()
 
 

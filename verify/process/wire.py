@@ -1,7 +1,7 @@
 """Messages between two of our processes: a length, a JSON header, and the bytes of arrays.
 
-The header says of each array its dtype and shape; the arrays follow raw, little-endian. Nothing
-that could run code (pickle) is ever sent, and large arrays are never copied on the way:
+The header says of each array its dtype and shape; the arrays follow raw, little-endian. Reading a
+frame runs no code (as reading a pickle does), and large arrays are never copied on the way:
 ``multiprocessing.connection`` puts what it receives together in a buffer of its own.
 """
 

@@ -86,8 +86,8 @@ class Bars:
             self._progress.update(self._task, advance=1, description=one_line(what))
 
     def fails(self, finding: Finding) -> None:
-        words = f"{finding.id} fails at {finding.site}: {finding.message}"
-        self._progress.console.print(one_line(words), markup=False, highlight=False)
+        words = f"{finding.id} fails at {finding.site}: {one_line(finding.message)}"
+        self._progress.console.print(words, markup=False, highlight=False)
 
     def done(self, report: PortReport) -> None:
         if self._task is not None:
