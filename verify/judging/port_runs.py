@@ -101,7 +101,8 @@ class PortRuns:
             self._reports[port] = run() if self.shared is None else once(self.shared, port, run)
         outcome = self._reports[port]
         if isinstance(outcome, GptVerifyError):
-            raise outcome
+            # Whoever asks again would find the traceback of all who have asked before.
+            raise outcome.with_traceback(None)
         return outcome
 
     def _run(self, port: str) -> Report | GptVerifyError:
