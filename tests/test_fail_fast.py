@@ -72,3 +72,16 @@ def test_weights_alone_stop_nothing(tiny: Path, tmp_path: Path, fail_fast: bool)
     report = judged(tiny, f"{tmp_path / 'one.py'}:factory", fail_fast)
     failed = {f.id for f in report.findings if f.status is Status.FAILED}
     assert {"weights.values", "architecture"} <= failed
+
+
+def test_what_is_waived_stops_nothing(tiny: Path, tmp_path: Path) -> None:
+    source = GELU.replace(
+        "    return port",
+        "    port.waivers = {'architecture': 'a reason', "
+        "'activations': 'another', 'lens': 'a third'}\n    return port",
+    )
+    (tmp_path / "waived.py").write_text(source, encoding="utf-8")
+    report = judged(tiny, f"{tmp_path / 'waived.py'}:factory", fail_fast=True)
+    assert report.error is None
+    assert {w.law for w in report.waived} >= {"architecture", "activations"}
+    assert "logits" in {f.id for f in report.findings if f.status is Status.FAILED}

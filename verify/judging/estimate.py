@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from gpt_verify.judging.selection import Request
 
 #: Multiplications that a port takes for each parameter, whatever the inputs (the laws have their
-#: own), and for each parameter and token of the inputs: from the runs of docs/results/sizes.json
-#: and of the default inputs at 124M, on a processor that makes 50e9 of them in a second.
+#: own), and for each parameter and token of the inputs. The first fits docs/results/sizes.json on a
+#: processor that makes 50e9 of them in a second; the second is estimated.
 FOR_LAWS, FOR_TOKENS = 62_000, 14
 #: The same for what does not depend on the size: of a tiny model most of the time is Python's.
 FOR_A_PORT = 400e9

@@ -98,6 +98,7 @@ class Examination:
         loading: the state of the process before and after the port was built.
         glance: called at every site: has anybody replaced the reference?
         fail_fast: nothing is examined after the first failure.
+        waived: laws whose failures the port has excused: they stop nothing.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Examination:
         self._first_call: FirstCall | None = None
         self.glance: Callable[[], None] = lambda: None
         self.fail_fast = self._told = False
+        self.waived: Collection[str] = ()
         self._comparisons: dict[str, SiteComparison] = {}
         self._why: dict[str, str] = {}
 
@@ -216,7 +218,7 @@ class Examination:
     def _go_on(self) -> None:
         """Nothing has failed yet, or all is asked for. A weight that was not found is no failure
         until the logits are known."""
-        failed = [f for f in _failures(self.findings) if not concerns("weights", f.id)]
+        failed = [f for f in self._standing(self.findings) if not concerns("weights", f.id)]
         if failed and not self._told:
             self._told = True
             self.progress.fails(failed[0])
@@ -225,7 +227,12 @@ class Examination:
 
     def _enough(self, findings: Callable[[], Sequence[Finding]]) -> bool:
         """Whether no further input is asked for."""
-        return self.fail_fast and bool(_failures(findings()))
+        return self.fail_fast and bool(self._standing(findings()))
+
+    def _standing(self, findings: Sequence[Finding]) -> list[Finding]:
+        """The failures that are not excused."""
+        failed = _failures(findings)
+        return [f for f in failed if not any(concerns(law, f.id) for law in self.waived)]
 
     def _weights(self, prepared: Prepared) -> None:
         """Compare the port's weights with the checkpoint's."""

@@ -100,6 +100,7 @@ def judge(
         port = made()
         name, declared, where, source = port.name, port.dtype, port.device, port.provenance()
         waivers, remarks = {**waivers, **port.waivers}, tuple(port.remarks)
+        work.waived = waivers.keys()
         work.loading = Loading(before, snapshot())
         require_itself(watch, f"by {name}")
         progress.port(name, work.steps(port))

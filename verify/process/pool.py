@@ -11,13 +11,12 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 from gpt_verify.errors import MissingDependency, UsageError, install
 from gpt_verify.numerics.parallel import alone, work_alone
@@ -80,20 +79,17 @@ def affordable(bytes_each: int) -> int:
 
 
 @contextmanager
-def pool(
-    jobs: int, prepare: Callable[..., None] | None = None, *arguments: Any
-) -> Iterator[Executor]:
+def pool(jobs: int) -> Iterator[Executor]:
     """So many processes, which take tasks as they are free.
 
     They end with this block, whether or not they are done, and with this process.
 
     Args:
         jobs: how many.
-        prepare: called once in each, with ``arguments``.
     """
     context = multiprocessing.get_context("spawn")
     with one_thread():
-        made = ProcessPoolExecutor(jobs, context, _prepare, (prepare, arguments))
+        made = ProcessPoolExecutor(jobs, context, _prepare)
         try:
             yield made
         except BaseException:
@@ -149,14 +145,12 @@ def one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _prepare(prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+def _prepare() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None, "only a process of a pool is prepared"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
     Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     work_alone()
-    if prepare is not None:
-        prepare(*arguments)
 
 
 def _end_with(parent: int) -> None:
