@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -213,9 +214,15 @@ of_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is a
 
 
 def printed(program: str, *arguments: object) -> float:
-    """In a process of its own, because the settings stay."""
+    """In a process of its own, because the settings stay, and with none of the user's."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))
+    }
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=ours)
+    return float(done.stdout)
 
 
 @of_glibc

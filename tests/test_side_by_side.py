@@ -249,13 +249,22 @@ def _running(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A scheduler and two workers, each a process."""
+    """A scheduler and two workers, each a process.
+
+    Dask leaves what it sets for its workers in the environment of the process that starts them
+    (``MALLOC_TRIM_THRESHOLD_`` among it): the tests that come after must not see it.
+    """
     from distributed import LocalCluster
 
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as made:
-        yield made
+    before = dict(os.environ)
+    try:
+        with LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as made:
+            yield made
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def test_a_cluster_finds_the_same(where: Path, cluster: Any) -> None:
