@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "bc55bf3ee13009f28051c16bf6741f6a75659d72d88ace629ed2a2b8f66fc209"
+SOURCE = "06c87e2495d53232e62bd0b9822edc00814c09aacbc848dc0aaba4ac737ec485"
