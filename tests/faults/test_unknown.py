@@ -1,5 +1,5 @@
-"""What is not in the catalogue is found all the same, and called unexplained: never by a wrong
-name."""
+"""What is not in the catalogue is found all the same, and called by what its numbers show or
+unexplained: never by a wrong name."""
 
 from __future__ import annotations
 
@@ -21,16 +21,20 @@ def test_there_are_ten() -> None:
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_it_is_found_where_it_is_and_has_no_name(name: str) -> None:
+def test_it_is_found_where_it_is_and_has_no_wrong_name(name: str) -> None:
     fault = UNKNOWN[name]
     report = judged(f"{FILE}:port_{name}")
     assert report.verdict is Verdict.REFUTED
     assert fault.law in failed_laws(report)
     assert report.first_divergence == fault.site
-    assert report.explained_by == (), report.causes
-    if fault.site:  # the nearest are named, each with what it leaves
-        message = finding(report, fault.law, fault.site).message
-        assert message.partition("unexplained; nearest: ")[2].count("(leaves ") == 3, message
+    assert report.explained_by == ((fault.form,) if fault.form else ()), report.causes
+    if fault.form:
+        assert [cause.note for cause in report.causes] == [fault.words]
+        assert report.explained == f"explained by: {fault.form}"
+    elif fault.site:  # what to look at is named, and nothing that leaves most of the failure
+        assert "look at what makes" in finding(report, fault.law, fault.site).message
+        for explanation in report.explanations:
+            assert all(c.score <= explanation.before / 10 for c in explanation.near)
 
 
 @pytest.mark.parametrize("name", SITED)

@@ -1,5 +1,6 @@
 """Ten faults that are not in the catalogue, of all kinds and subtle, to see what becomes of those
-that nobody has thought of. Each is a port factory.
+that nobody has thought of. Some have a form that can be read off their numbers. Each is a port
+factory.
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ class Unknown:
         inject: puts it into a ``gpt_verify.faults.model.Model``.
         law: what must refute it.
         site: where it must be found; None where it is not in a plain pass.
+        form: the name of what can be read off its numbers; None where that is nothing.
+        words: what is said of it then.
     """
 
     inject: Callable[[Any], None]
     law: str
     site: str | None = None
+    form: str | None = None
+    words: str = ""
 
 
 def act_clipped(model: Any) -> None:
@@ -126,15 +131,47 @@ def loss_tempered(model: Any) -> None:
 
 
 UNKNOWN = {
-    "act_clipped": Unknown(act_clipped, "architecture", "h.1.mlp.act"),
-    "norm_without_last_channel": Unknown(norm_without_last_channel, "architecture", "h.2.ln_1"),
-    "one_head_cooler": Unknown(one_head_cooler, "architecture", "h.1.attn.scores"),
+    "act_clipped": Unknown(
+        act_clipped, "architecture", "h.1.mlp.act", "output-clamped", "no less than -0.15"
+    ),
+    "norm_without_last_channel": Unknown(
+        norm_without_last_channel,
+        "architecture",
+        "h.2.ln_1",
+        "norm-form",
+        "centred, and each position is divided by another number than it should be",
+    ),
+    "one_head_cooler": Unknown(
+        one_head_cooler,
+        "architecture",
+        "h.1.attn.scores",
+        "scores-scaled",
+        "head 2: scores × 0.99",
+    ),
     "heads_mixed": Unknown(heads_mixed, "architecture", "h.0.attn.mix"),
     # The sum is correct; what the next norm and the next sum read is not.
-    "stream_clamped": Unknown(stream_clamped, "architecture", "h.1.ln_2"),
+    "stream_clamped": Unknown(
+        stream_clamped,
+        "architecture",
+        "h.1.ln_2",
+        "output-clamped",
+        "resid_mid before it is added: no less than -2.5 and no more than 2.5",
+    ),
     "positions_smoothed": Unknown(positions_smoothed, "architecture", "embed"),
-    "logits_grow": Unknown(logits_grow, "architecture", "logits"),
-    "adapter_merged": Unknown(adapter_merged, "weights.values", "h.2.mlp.pre"),
+    "logits_grow": Unknown(
+        logits_grow,
+        "architecture",
+        "logits",
+        "output-scaled",
+        "× a number of each position: 1 1.0001 1.0002 1.0003 …",
+    ),
+    "adapter_merged": Unknown(
+        adapter_merged,
+        "weights.values",
+        "h.2.mlp.pre",
+        "weight-low-rank",
+        "differs by rank 1 (an adapter that was added to it?)",
+    ),
     "keys_of_one_head_coarse": Unknown(keys_of_one_head_coarse, "cache"),
     "loss_tempered": Unknown(loss_tempered, "loss.value"),
 }

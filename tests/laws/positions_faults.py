@@ -6,6 +6,7 @@ Each alters ``gpt_verify.faults.model``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -41,3 +42,28 @@ def mask_is_too_small(model: Any) -> None:
             return seen
 
         block.attn.allowed = allowed
+
+
+def lags_after_a_cache(model: Any) -> None:
+    """Positions after a cache are one short, so that a full one has room for one token more."""
+    right = model.positions
+    model.positions = lambda ids, past, real: right(ids, past, real) - int(past > 0)
+    model.config = replace(model.config, n_ctx=model.config.n_ctx + 1)
+
+
+def remembers_a_cache(model: Any) -> None:
+    """Whoever calls without a cache after one with it has other positions."""
+    forward, positions = model.forward, model.positions
+    model.current = model.offset = 0
+
+    def remembering(ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        cached = kwargs.get("use_cache", False)
+        model.offset = 0 if cached else model.current
+        model.current = 3 if cached else model.current
+        return forward(ids, *args, **kwargs)
+
+    def moved(ids: Tensor, past: int, real: Tensor | None) -> Any:
+        at = positions(ids, past, real) + model.offset
+        return at.clamp(max=model.config.n_ctx - 1)
+
+    model.forward, model.positions = remembering, moved

@@ -214,3 +214,18 @@ def test_every_split_into_two_and_into_three(n: int, count: int) -> None:
     assert len(splits) == len(set(splits)) == count
     assert all(sum(lengths) == n and min(lengths) > 0 for lengths in splits)
     assert (n,) in splits and (1,) * n in splits
+
+
+def test_what_holds_for_a_single_token_alone_says_so() -> None:
+    """Calls of several tokens are right after a cache as well."""
+
+    def alter(model: Any) -> None:
+        right = model.positions
+        model.positions = lambda ids, past, real: (
+            right(ids, past, real) - int(past > 0 and ids.shape[1] == 1)
+        )
+
+    (finding,) = hold("cache", plain(alter))
+    assert finding.status is Status.FAILED
+    assert "in a call of a single token positions after a cache are one short" in finding.message
+    assert finding.fault == "cache-positions-behind"

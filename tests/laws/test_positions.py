@@ -210,3 +210,22 @@ def test_the_port_is_left_as_it_was() -> None:
     limit(judged)
     beyond(judged)
     assert judged.logits(tokens).tobytes() == before.tobytes()
+
+
+def test_what_lags_forgets_nothing() -> None:
+    """A full cache takes one token more where positions lag; nothing is forgotten there."""
+    finding = beyond(plain(faults.lags_after_a_cache))
+    assert finding.status is Status.FAILED
+    assert finding.message.endswith("it is decoded at position 18, as the token before it")
+    assert finding.named is not None
+    assert "positions-cache-rolls-on" not in finding.named.faults
+
+
+def test_what_any_call_with_a_cache_does_is_not_for_a_refusal() -> None:
+    finding = beyond(plain(faults.remembers_a_cache))
+    assert finding.status is Status.FAILED
+    assert finding.message.endswith(", as after any call with a cache")
+    assert finding.named is None
+    finding = only(hold("cache", plain(faults.remembers_a_cache)), "cache")
+    assert "it depends on what was computed before" in finding.message
+    assert "rows are mixed up" not in finding.message

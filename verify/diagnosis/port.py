@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gpt_verify.diagnosis import own_head
 from gpt_verify.diagnosis.cause import causes
+from gpt_verify.diagnosis.depends import depends
 from gpt_verify.diagnosis.dropout import dropouts
 from gpt_verify.diagnosis.layers import sorted_wrongly
 from gpt_verify.diagnosis.logits import filter_logits
@@ -71,7 +72,8 @@ class Diagnosis:
         for explanation in explanations:
             same = next((c.fault for c in explanation.accepted if c.fault in named), None)
             (left if same is None else of_laws[same]).append(explanation)
-        found = causes(left, partial(_denied, _right(findings), config))
+        right = _right(findings)
+        found = causes(left, partial(_denied, right, config), partial(_elsewhere, right, config))
         explained = {site for cause in found for site in cause.sites}
         self.causes: list[Cause] = [
             *found,
@@ -86,7 +88,7 @@ class Diagnosis:
                 )
                 for fault, laws in named.items()
             ),
-        ]
+        ] or depends(findings)
 
     def annotated(self, findings: Iterable[Finding]) -> list[Finding]:
         """The findings, each failure with what explains it; that of the logits with what was
@@ -147,6 +149,14 @@ def _denied(right: set[str], config: Config | None, name: str, where: Collection
     early = {site.layer for site in at if site.kind in fault.sites.early}
     changed = {name: act for name, act in changed.items() if sites(config)[name].layer not in early}
     return len(right.intersection(changed))
+
+
+def _elsewhere(right: set[str], config: Config | None, name: str, where: Collection[str]) -> int:
+    """How many sites are correct that a fault would change if it were in all layers."""
+    fault = CATALOGUE.get(name)
+    if fault is None or not fault.sites.operations or config is None:
+        return 0
+    return len(right.intersection(fault.overrides(config)))
 
 
 def diagnose(

@@ -8,12 +8,18 @@ with the fault where it acts there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.diagnosis.forms.form import Evidence, Fitted, Form
+from gpt_verify.diagnosis.forms.table import OF_SITES
+from gpt_verify.diagnosis.pairs import Single, pairs
 from gpt_verify.explanation import Candidate, Explanation
 from gpt_verify.faults.fault import AtSites, Fault
 from gpt_verify.graph.call import Call, Override
@@ -31,6 +37,9 @@ Floats = NDArray[np.floating]
 
 #: An explanation leaves at most this fraction of the failure.
 FRACTION = 0.1
+#: A form leaves at most this fraction, also where the failure is small: with one number for each
+#: channel of four positions it would leave 0.87 of noise.
+CLEAR = 0.5
 #: Of the elements that a quantising fault computes, this fraction does not sit on a step's edge.
 STEADY = 0.9
 #: A score as low as this is masked, whatever number a port has for that.
@@ -38,6 +47,8 @@ HIDDEN = -9e3
 #: Sites kept of what the port has shown: this block and the one before. What is still to be read,
 #: through sites that are hidden, is kept besides.
 _KEPT = 26
+#: Sites of one kind without success at which a form is looked for, or two faults at once.
+TRIES = 3
 
 
 class SiteDiagnosis:
@@ -76,20 +87,24 @@ class SiteDiagnosis:
         self._sites = sites(config)
         self._oracle = LocalOracle(config, weights, precision, tokens_T)
         self._shown: dict[str, Floats] = {}
+        self._pairs_tried = 0
+        self._tries: Counter[tuple[str, str]] = Counter()
+        self._found: dict[str, Form] = {}
+        self._left: dict[str, tuple[Floats, Measured, float]] = {}
         self.explanations: dict[str, Explanation] = {}
 
     def __call__(self, site: str, value: Floats, narrowest: str | None = None) -> None:
         got = np.array(value[self._row], np.float64)
         if site in self._failed and site not in self.explanations:
             with np.errstate(all="ignore"):
-                self._explain(self._sites[site], got)
+                self._explain(self._sites[site], got, value)
         self._oracle.show(site, value[self._row])
         self._shown[site] = got
         for old in list(self._shown)[: max(0, len(self._shown) - _KEPT)]:
             if old != "embed" and not self._oracle.keeps(old):
                 del self._shown[old]
 
-    def _explain(self, site: Site, got: Floats) -> None:
+    def _explain(self, site: Site, got: Floats, batch: Floats) -> None:
         try:
             expected = self._expected(site)
         except NotShown:
@@ -106,17 +121,86 @@ class SiteDiagnosis:
         if min((c.score for c in candidates), default=np.inf) > limit:
             # Perhaps an input was shown before the fault struck: it is made anew, with the fault.
             candidates += self._tried(site, set(site.inputs) & set(self._shown), got, expected)
+        known = min((c.score for c in candidates), default=np.inf) <= limit
+        if forms := list(self._found.values()) if known else OF_SITES:
+            # Where a fault of the catalogue fits by itself, a form that was found may fit as well,
+            # and be the one that explains all.
+            evidence = Evidence(self._call(site), got, expected, self._shown, batch)
+            # What has numbers of its own must explain more than they would of noise.
+            least = min(limit, before * CLEAR)
+            fitted = list(self._fitted(evidence, forms, least))
+            candidates += fitted if known or fitted else self._two(site, got, expected, least)
         candidates.sort(key=lambda candidate: candidate.score)
         accepted = tuple(c for c in candidates if c.score <= limit and c.score < before)
         # Those that leave no more than twice as much as the best cannot be told apart from it.
         accepted = tuple(c for c in accepted if c.score <= 2 * accepted[0].score)
         rest = tuple(c for c in candidates if c not in accepted)[:3]
-        self.explanations[site.name] = Explanation(site.name, before, limit, accepted, rest)
+        self.explanations[site.name] = Explanation(
+            site.name,
+            before,
+            limit,
+            accepted,
+            rest,
+            reads=site.inputs or ("the tokens",),
+            precision=self._precision.name,
+        )
+        if not accepted:
+            self._left[site.name] = got, expected, limit
+
+    def _fitted(
+        self, evidence: Evidence, forms: Iterable[Form], limit: float
+    ) -> Iterator[Candidate]:
+        """The first form that fits."""
+        for form in forms:
+            tried = form.name, evidence.site.kind
+            if form.name not in self._found and self._tries[tried] >= TRIES:
+                continue  # the same operation in other layers is the same code
+            self._tries[tried] += 1
+            try:
+                for fitted in form.fits(evidence):
+                    steady = STEADY if fitted.quantising else 1.0
+                    score = self._leaves(
+                        evidence.site, fitted.overrides, evidence.got, evidence.expected, steady
+                    )
+                    if score is not None and score <= limit:
+                        self._found[form.name] = form
+                        self._look_back(form, fitted)
+                        yield Candidate(form.name, score, fitted.words)
+                        return
+            except (KeyError, ValueError, IndexError, np.linalg.LinAlgError):
+                continue  # it needs what was not shown, or does not fit these sizes
+
+    def _look_back(self, form: Form, fitted: Fitted) -> None:
+        """What is hidden was read before, by a site from which it could not be told."""
+        for name, (got, expected, limit) in list(self._left.items()):
+            reads = {*self._sites[name].inputs, *self._hidden(self._sites[name])}
+            changed = {
+                n: act for n, act in {**fitted.overrides, **fitted.also}.items() if n in reads
+            }
+            if changed:
+                score = self._leaves(self._sites[name], changed, got, expected)
+                if score is not None and score <= limit:
+                    found = (Candidate(form.name, score, fitted.words),)
+                    self.explanations[name] = replace(self.explanations[name], accepted=found)
+                    del self._left[name]
 
     def _tried(
         self, site: Site, concerned: set[str], got: Floats, expected: Measured
     ) -> Iterator[Candidate]:
         """Every fault that acts at one of these sites, with what it leaves."""
+        for fault, overrides, steady in self._acting(site, concerned, got):
+            tried = (
+                self._leaves(site, some, got, expected, steady) for some in self._choices(overrides)
+            )
+            scores = [score for score in tried if score is not None]
+            if scores:
+                yield Candidate(fault, min(scores))
+
+    def _acting(
+        self, site: Site, concerned: set[str], got: Floats
+    ) -> Iterator[tuple[str, dict[str, Override], float]]:
+        """Every fault that acts at one of these sites: its name, what it makes of them, and the
+        fraction of elements that are steady."""
         for fault, at in self._faults:
             made = {**at.operations, **at.early}
             overrides = {
@@ -126,13 +210,34 @@ class SiteDiagnosis:
             }
             if site.name in concerned and (fit := at.fitted.get(site.kind)):
                 overrides[site.name] = partial(fit, got)
-            steady = STEADY if at.quantising else 1.0
-            tried = (
-                self._leaves(site, some, got, expected, steady) for some in self._choices(overrides)
-            )
-            scores = [score for score in tried if score is not None]
-            if scores:
-                yield Candidate(fault, min(scores))
+            if overrides:
+                yield fault, overrides, STEADY if at.quantising else 1.0
+
+    def _two(
+        self, site: Site, got: Floats, expected: Measured, limit: float
+    ) -> Iterator[Candidate]:
+        """Two faults at once, where one is not enough: of two operations, or of one to which each
+        adds its own."""
+        if self._pairs_tried >= TRIES:
+            return
+        self._pairs_tried += 1
+        acting = self._acting(site, {site.name, *self._hidden(site)}, got)
+        made = [
+            Single(fault, overrides, value)
+            for fault, overrides, steady in acting
+            if steady == 1.0 and (value := self._predict(site, overrides, np.float64)) is not None
+        ]
+        for one, other, overrides in pairs(
+            site.name, got, expected.value, made, self._merged(site)
+        ):
+            score = self._leaves(site, overrides, got, expected)
+            if score is not None and score <= limit:
+                self._pairs_tried = 0  # it may be there in other layers as well
+                yield Candidate(one, score, beside=other)
+                return
+
+    def _merged(self, site: Site) -> Callable[[Mapping[str, Override]], Floats | None]:
+        return lambda overrides: self._predict(site, overrides, np.float64)
 
     def _choices(self, overrides: Mapping[str, Override]) -> Iterator[Mapping[str, Override]]:
         """All of them; where they lie in several layers, those of each by itself as well: what is
@@ -197,22 +302,33 @@ class SiteDiagnosis:
     def _predict(
         self, site: Site, overrides: Mapping[str, Override], dtype: type[np.floating]
     ) -> Floats | None:
+        try:
+            act = overrides.get(site.name, right)
+            return np.asarray(act(self._call(site, overrides, dtype)), np.float64)
+        except (KeyError, ValueError, IndexError):
+            return None  # it needs what was not shown, or does not fit these sizes
+
+    def _call(
+        self,
+        site: Site,
+        overrides: Mapping[str, Override] = MappingProxyType({}),
+        dtype: type[np.floating] = np.float64,
+    ) -> Call:
+        """The operation on what the port has shown, and on what lies in between."""
         shown = {name: value for name, value in self._shown.items() if name not in overrides}
-        values = _Values(shown, self._sites, lambda name: compute(self._sites[name]), dtype)
+
+        def compute(name: str) -> Floats:
+            call = replace(made, site=self._sites[name])
+            return np.asarray(overrides.get(name, right)(call), dtype)
 
         def lookup(name: str) -> Floats:
             if name == "wte" and site.name == "logits" and "lm_head" in self._own:
                 name = "lm_head"
             return self._own[name] if name in self._own else self._weights[name]
 
-        def compute(at: Site) -> Floats:
-            call = Call(self._config, at, self._tokens_T, values, lookup, dtype)
-            return np.asarray(overrides.get(at.name, right)(call), dtype)
-
-        try:
-            return np.asarray(compute(site), np.float64)
-        except (KeyError, ValueError, IndexError):
-            return None  # it needs what was not shown, or does not fit these sizes
+        values = _Values(shown, self._sites, compute, dtype)
+        made = Call(self._config, site, self._tokens_T, values, lookup, dtype)
+        return made
 
 
 class _Values(Mapping[str, Floats]):

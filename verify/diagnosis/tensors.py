@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.diagnosis.forms.tensors import of_tensor
 from gpt_verify.diagnosis.initialised import initialised
 from gpt_verify.explanation import Candidate, Explanation
 from gpt_verify.findings import layer_of
@@ -25,6 +26,8 @@ Array = NDArray[np.floating]
 #: What is left of an explained difference, in units of float32's rounding: a factor and a product
 #: are each rounded once.
 LIMIT = 2.0
+#: What is read off the numbers explains a difference that is so many times larger.
+CLEAR = 8.0
 _LARGEST_INT8 = 127
 
 
@@ -61,9 +64,21 @@ def explain(difference: Difference) -> Explanation:
         (accepted if score <= LIMIT else rest).append(Candidate(fault, score, note))
     if not accepted and (drawn := initialised(difference.got, difference.expected, LIMIT)):
         accepted.append(drawn)
+    if not accepted and before > CLEAR * LIMIT:
+        accepted += _of_a_form(difference)
     accepted.sort(key=lambda candidate: candidate.score)
     rest.sort(key=lambda candidate: candidate.score)
     return Explanation(difference.name, before, LIMIT, tuple(accepted), tuple(rest[:3]), True)
+
+
+def _of_a_form(d: Difference) -> list[Candidate]:
+    """What can be read off the numbers, where no damage of the catalogue was done."""
+    for name, words, predicted in of_tensor(d.name, d.got, d.expected, d.config):
+        # What was added may be larger than what it was added to.
+        score = _score(d.got, predicted, predicted)
+        if score <= LIMIT:
+            return [Candidate(name, score, words)]
+    return []
 
 
 def _score(got: Array, predicted: Array, expected: Array) -> float:

@@ -22,6 +22,7 @@ from gpt_verify.graph.run import right
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, Precision
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import Array, attention_mix, causal_softmax
+from gpt_verify.sites import Site
 
 Steps = Mapping[str, Callable[..., Any]]
 
@@ -129,6 +130,10 @@ def _torch_layer_scale(attn: Any, q: Any, number: int) -> float:
 
 def _by_layer(config: Config, layer: int) -> float:
     return right_scale(config) / (layer + 1)
+
+
+def _after_the_first(config: Config, site: Site) -> bool:
+    return site.layer != 0
 
 
 # The softmax
@@ -255,13 +260,13 @@ FAULTS = (
         lambda config, layer: 1 / right_scale(config),
         lambda attn, q: math.sqrt(q.shape[-1]),
     ),
-    of_operations(
+    Fault(
         "attention-scale-by-layer",
         "attention",
         "divides the scores by the number of the layer as well",
         "scale_attn_by_inverse_layer_idx of transformers' GPT2Config",
-        {"attn.scores": partial(_scaled, _by_layer)},
-        _inject_by_layer,
+        InModel(_inject_by_layer),
+        AtSites({"attn.scores": partial(_scaled, _by_layer)}, where=_after_the_first),
         of=partial(_differs, _by_layer),
         in_family=InTransformers(module=partial(_scale_in_family, _by_layer)),
         needs="more than one layer: the first is divided by 1",

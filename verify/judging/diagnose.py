@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpt_verify.diagnosis.forms.table import FORMS
 from gpt_verify.diagnosis.left_over import left_over
 from gpt_verify.diagnosis.proof import Injected, Proof, named_faults, prove
 from gpt_verify.errors import GptVerifyError, described
@@ -91,6 +92,8 @@ def diagnose_run(asked: Request, progress: Progress | None = None) -> Diagnosed:
             raise
         except BaseException as e:  # whatever a port raises when it is run once more
             no_proof = described(e)
+    elif any(cause.fault in FORMS for cause in report.causes):
+        no_proof = "what was read off the port's numbers is not predicted for others"
     left = tuple(left_over(report, proof)) if report.verdict is Verdict.REFUTED else ()
     unexplained = tuple(e for e in report.explanations if e.best is None)
     repeat = asked.repeat("diagnose")

@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "52726df18bfc6fab1d33faeee26fff5073032a99b60cfb9af6f31b2ffeee9579"
+SOURCE = "9ee818e92d435af5772142bd615f89ef65ec70f100b4f36f3d4cec76f3ccb725"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.diagnosis.forms.table import FORMS
 from gpt_verify.engines import tensorflow
 from gpt_verify.errors import GptVerifyError
 from gpt_verify.faults.fault import Fault
@@ -116,11 +117,13 @@ class FaultOutcome:
 
     @property
     def wrong_names(self) -> tuple[str, ...]:
-        """Names that were given and are not the fault's; if it is said that the fault itself
-        explains the same as well, they are not wrong, only not told apart."""
+        """Names of faults that were given and are not the fault's; if it is said that the fault
+        itself explains the same as well, they are not wrong, only not told apart. What was read off
+        the numbers names no fault."""
         if self.injection.fault in self.instead:
             return ()
-        return tuple(name for name in self.explained_by if name != self.injection.fault)
+        known = {self.injection.fault, *FORMS}
+        return tuple(name for name in self.explained_by if name not in known)
 
     @property
     def expected(self) -> bool:

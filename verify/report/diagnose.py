@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 from typing import Any
 
+from gpt_verify.diagnosis.forms.table import FORMS
 from gpt_verify.explanation import Candidate, Explanation
 from gpt_verify.findings import Cause, Finding, Verdict
 from gpt_verify.judging.diagnose import Diagnosed
@@ -74,6 +75,8 @@ def _cause(d: Diagnosed, cause: Cause) -> list[str]:
         lines.append(f"  the port {fault.summary}")
         if fault.seen:
             lines.append(f"  seen in: {fault.seen}")
+    elif cause.fault in FORMS:
+        lines.append(f"  the port {FORMS[cause.fault]}")
     lines.append(f"  explains: {listing(cause.where, _MOST)}")
     scores = [e for e in d.port.explanations if e.where in cause.where and e.best]
     if scores:
@@ -99,8 +102,8 @@ def _proof(d: Diagnosed) -> str:
 
 
 def _unexplained(e: Explanation) -> str:
-    near = ", ".join(f"{c} leaves {number(c.score)}" for c in e.nearest)
-    return f"{e.where}: score {number(e.before)}; nearest: {near or 'none can act there'}"
+    near = ", ".join(f"{c} leaves {number(c.score)}" for c in e.near)
+    return f"{e.where}: score {number(e.before)}; nearest: {near or 'no known fault is near'}"
 
 
 def _nearest_in_logits(d: Diagnosed) -> str:
@@ -170,7 +173,7 @@ def _cause_as_dict(cause: Cause) -> dict[str, Any]:
     fault = CATALOGUE.get(cause.fault)
     return {
         "fault": cause.fault,
-        "summary": None if fault is None else fault.summary,
+        "summary": FORMS.get(cause.fault) if fault is None else fault.summary,
         "note": cause.note,
         "where": cause.where,
         "instead": cause.instead,

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gpt_verify.diagnosis.forms.table import FORMS
 from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict
 from gpt_verify.judging.selection import is_default
 from gpt_verify.laws.catalogue import CATALOGUE
@@ -125,6 +126,9 @@ def _failure(page: _Page, port: PortReport, finding: Finding, repeat: str) -> No
     for name in port.explained_by:
         if name in CATALOGUE:
             page.line(f"    {name}: the port {CATALOGUE[name].summary}")
+    for cause in port.causes:
+        if cause.fault in FORMS:
+            page.line(f"    {cause.fault}: the port {FORMS[cause.fault]}: {one_line(cause.note)}")
     page.line(f"  failed checks: {failures_by_check(port.findings)}")
     page.line(f"  weights: {weights_words(port.weights_from)}")
     page.line(f"  repeat: {repeat}")

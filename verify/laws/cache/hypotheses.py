@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.graph.decode import Before, right_sources
+from gpt_verify.graph.decode import Before, right_positions, right_sources
 from gpt_verify.laws.decoding import Way
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, Precision
 
@@ -171,7 +171,21 @@ def ways(n_layer: int, tokens: int) -> list[Way]:
     # At the last call there are at most tokens - 1 in the cache.
     lost = [*SOURCES[:LOSSES], *map(_kept, range(1, tokens - 1))]
     counted = chain.from_iterable(map(_counted, lost))
-    return [*POSITIONS, *SOURCES, *layers, *KEPT, *lost[LOSSES:], *windows, *counted]
+    found = [*POSITIONS, *SOURCES, *layers, *KEPT, *lost[LOSSES:], *windows, *counted]
+    return [*found, *map(_of_one_token, (*POSITIONS, *SOURCES))]
+
+
+def _of_one_token(way: Way) -> Way:
+    """The same in a call of a single token alone: a path of its own in many ports."""
+
+    def positions(before: Before, n: int) -> NDArray[np.integer]:
+        return (way.positions if n == 1 else right_positions)(before, n)
+
+    def sources(before: Before, n: int) -> Mask:
+        return (way.sources if n == 1 else right_sources)(before, n)
+
+    words = f"in a call of a single token {way.description}"
+    return Way(words, positions, sources, fault=way.fault)
 
 
 def _counted(way: Way) -> Iterator[Way]:

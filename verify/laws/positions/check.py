@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.errors import described
-from gpt_verify.findings import Finding, Status, naming
+from gpt_verify.findings import Finding, Named, Status, naming
 from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.decode import Before, Positions, decode, right_sources
 from gpt_verify.laws.agreement import (
     BEGINNING,
     Malformed,
@@ -21,6 +22,7 @@ from gpt_verify.laws.agreement import (
     whole_context,
 )
 from gpt_verify.laws.cache.check import full_cache
+from gpt_verify.laws.decoding import Way
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.numerics.two_tables import last_state
 from gpt_verify.numerics.weights import Widened
@@ -101,6 +103,9 @@ def check_beyond(subject: Subject) -> Iterator[Finding]:
     where = "" if subject.port.device == "cpu" else " (on the CPU)"
     with _on_cpu(subject.port) as port:
         probe = _Probe(port, tokens[:, : min(2, n_ctx)])
+        step = port.offers().get(STEP)
+        # What any call with a cache does is no matter of a refusal.
+        moved = step is not None and bool(probe.harm(lambda: step(tokens[:, :1], None)))
         run = port.offers()[LAST] if port.by_prefixes else port.logits
         taken = _refused(lambda: run(tokens))
         if not isinstance(taken, Refusal):
@@ -109,21 +114,22 @@ def check_beyond(subject: Subject) -> Iterator[Finding]:
             yield Finding(BEYOND, Status.FAILED, words, named=naming(fault))
             return
         said, harm = taken.description, probe.harm()
-        step = port.offers().get(STEP)
         if step and not harm:
             own = port is subject.port
-            cache = full_cache(subject) if own else step(tokens[:, :n_ctx], None)[1]
+            cached = subject.tokens(1, n_ctx) if own else tokens[:, :n_ctx]
+            cache = full_cache(subject) if own else step(cached, None)[1]
             after = _refused(lambda: step(tokens[:, n_ctx:], cache))
             if not isinstance(after, Refusal):
                 words = f"with a cache of {n_ctx} tokens, one more is not refused{where}"
-                named = naming("positions-cache-rolls-on")
-                yield Finding(BEYOND, Status.FAILED, words, named=named)
+                what, named = _what_a_cache_does(subject, cached[0], tokens[0, n_ctx:], after)
+                yield Finding(BEYOND, Status.FAILED, f"{words}: {what}", named=named)
                 return
             said, harm = f"{said}; with a cache: {after.description}", probe.harm()
         status = Status.FAILED if harm else Status.PASSED
         said += f"; afterwards {harm}" if harm else ""
+        said += ", as after any call with a cache" if harm and moved else ""
         words = f"{n_ctx + 1} tokens are refused{where}: {said}"
-        named = naming("positions-refusal-breaks" if harm else None)
+        named = naming("positions-refusal-breaks" if harm and not moved else None)
         yield Finding(BEYOND, status, words, named=named)
 
 
@@ -152,12 +158,13 @@ class _Probe:
         self._before = np.array(port.logits(tokens))
         self._repeats = same_bits(np.array(port.logits(tokens)), self._before)
 
-    def harm(self) -> str:
-        """What is no longer as it was, or nothing."""
-        after = _refused(lambda: self._port.logits(self._tokens))
-        if isinstance(after, Refusal):
-            return f"the port cannot be used any more: {after.description}"
-        if self._repeats and not same_bits(np.array(after), self._before):
+    def harm(self, after: Callable[[], object] = lambda: None) -> str:
+        """What is no longer as it was, or nothing; after a call, where one is given."""
+        _refused(after)
+        again = _refused(lambda: self._port.logits(self._tokens))
+        if isinstance(again, Refusal):
+            return f"the port cannot be used any more: {again.description}"
+        if self._repeats and not same_bits(np.array(again), self._before):
             return "the same tokens no longer have the logits that they had before"
         return ""
 
@@ -194,6 +201,44 @@ def _what_it_does(subject: Subject, port: Port, tokens: Tokens, taken: Floats) -
         if _floors(taken[0, -1] - _beyond(subject, tokens[0], row_D), floor) <= LIMIT_FLOORS:
             return f"position {n_ctx} is given {words}", fault
     return f"position {n_ctx} is given no row of wpe that could be recognised", ""
+
+
+def _what_a_cache_does(
+    subject: Subject, cached_T: Tokens, more_T: Tokens, made: object
+) -> tuple[str, Named | None]:
+    """What a port with a full cache makes of one token more; the faults that would do that."""
+    n_ctx, unknown = subject.config.n_ctx, "what it makes of it was not recognised"
+    logits = np.asarray(made[0]) if isinstance(made, tuple) else None
+    shape = (1, 1, subject.config.n_vocab)
+    if subject.config.own is not None or logits is None or logits.shape != shape:
+        return unknown, None
+    floor = float(subject.floor(cached_T, n_ctx - 1)[-1])
+    pieces = [cached_T, more_T]
+    for words, way, named in _ways_on(n_ctx):
+        found = decode(Widened(subject.weights), subject.config, pieces, way)
+        if found is not None and _floors(logits[0, 0] - found[-1], floor) <= LIMIT_FLOORS:
+            return words, named
+    return unknown, None
+
+
+def _ways_on(n_ctx: int) -> Iterator[tuple[str, Way, Named | None]]:
+    """How one token more may be decoded: where it is, and whom it sees."""
+
+    def without_oldest(before: Before, n: int) -> NDArray[np.bool_]:
+        seen = right_sources(before, n)
+        seen[:, : len(before)] = False
+        return seen
+
+    def at(row: int) -> Positions:
+        return lambda before, n: np.full(n, row) if before else np.arange(n)
+
+    last = f"it is decoded at position {n_ctx - 1}"
+    rolled = Way("", at(n_ctx - 1), without_oldest)
+    yield f"{last}, and the oldest is forgotten", rolled, naming("positions-cache-rolls-on")
+    # Which of the two it is, a cache that is not full tells.
+    clipped = naming("positions-beyond-clipped", "cache-positions-behind")
+    yield f"{last}, as the token before it", Way("", at(n_ctx - 1)), clipped
+    yield "it is decoded at position 0", Way("", at(0)), naming("positions-beyond-wrapped")
 
 
 def _rows(subject: Subject) -> Iterator[tuple[str, str, Floats]]:

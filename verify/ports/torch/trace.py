@@ -225,6 +225,10 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                     self._held.pop(role.output)
                     pending.bias = True
                     return pending
+            if pending.wants_bias and pending.site != "embed" and _is_vector(tensors, pending):
+                # Another vector in its place: what comes of that is what the port has there. Its
+                # own may follow.
+                return pending
         # The rows of one table and whatever is added to them first: the other table's, or a slice;
         # and any further rows, of whichever table.
         tables = [p for p in waiting if p.site == "embed"]
@@ -490,6 +494,13 @@ def _tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
+
+
+def _is_vector(tensors: Sequence[torch.Tensor], pending: _Pending) -> bool:
+    """One number for each channel of a product, and nothing of its positions."""
+    width = pending.tensor.shape[-1]
+    others = [t for t in tensors if address(t) != address(pending.tensor)]
+    return pending.tensor.ndim > 1 and [t.shape for t in others] == [(width,)]
 
 
 def to_numpy(tensor: torch.Tensor) -> Floats:

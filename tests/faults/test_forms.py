@@ -1,0 +1,103 @@
+"""What no catalogue lists is named by its form, in the right words; nothing else is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fault_ports import SHARED, SOURCE, injected
+from formed import FORMED
+from models import CONFIG, INPUTS, TESTS, batch
+
+from gpt_verify.diagnosis.depends import NAME
+from gpt_verify.diagnosis.forms.table import FORMS
+from gpt_verify.diagnosis.forms.tensors import NAMES
+from gpt_verify.faults.inject import wrap
+from gpt_verify.faults.model import build
+from gpt_verify.findings import PortReport, Verdict
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Silent
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.ports.torch.module import TorchModule
+
+
+def judged(name: str) -> PortReport:
+    planted = FORMED[name]
+    model = build(SOURCE, planted.options)
+    planted.inject(model)
+    return judge(
+        name,
+        SOURCE,
+        INPUTS,
+        None,
+        "cpu",
+        Silent(),
+        build=lambda: TorchModule(model, SOURCE, name),
+        laws=(),
+        shared=SHARED,
+    )
+
+
+@pytest.mark.parametrize("name", FORMED)
+def test_it_is_named_in_words(name: str) -> None:
+    report = judged(name)
+    assert report.verdict is Verdict.REFUTED
+    assert report.explained_by == (FORMED[name].form,), report.causes
+    (cause,) = report.causes
+    assert FORMED[name].words in cause.note
+
+
+def test_no_form_has_the_name_of_a_fault() -> None:
+    assert not FORMS.keys() & CATALOGUE.keys()
+
+
+def test_every_form_was_planted() -> None:
+    elsewhere = {*NAMES, NAME} - {"weight-rearranged", "part-equal"}
+    assert {planted.form for planted in FORMED.values()} == FORMS.keys() - elsewhere
+
+
+def test_what_depends_on_other_rows_says_so() -> None:
+    """A row that sees a thousandth of its neighbour's embedding is no fault of the catalogue."""
+    model = build(SOURCE)
+
+    def embed(own: Any, right: Any, ids: Any, positions: Any) -> Any:
+        x = right(ids, positions)
+        return x + 0.001 * x.roll(1, 0) if len(x) > 1 else x
+
+    wrap(model, "embed", embed)
+    report = judge(
+        "rows",
+        SOURCE,
+        [batch(CONFIG, 1, 11)],
+        None,
+        "cpu",
+        Silent(),
+        build=lambda: TorchModule(model, SOURCE, "rows"),
+        laws=("batch",),
+        shared=SHARED,
+    )
+    assert report.verdict is Verdict.REFUTED
+    assert report.explained_by == ("depends-on",)
+    assert report.causes[0].note.startswith("other rows of the batch, by ")
+
+
+def test_the_names_of_the_catalogue_stand() -> None:
+    """What a fault of the catalogue explains has no other name, and nothing is read off beside."""
+    for name in ("attention-mask-reversed", "residual-scaled", "embeddings-positions-late"):
+        report = judge(
+            name,
+            SOURCE,
+            INPUTS,
+            None,
+            "cpu",
+            Silent(),
+            build=lambda name=name: injected(SOURCE, (name, range(3))),  # type: ignore[misc]
+            laws=(),
+            shared=SHARED,
+        )
+        assert report.explained_by == (name,)
+
+
+def test_every_form_is_documented() -> None:
+    page = (TESTS.parent / "docs" / "report.md").read_text(encoding="utf-8")
+    assert [name for name in FORMS if f"`{name}`" not in page] == []

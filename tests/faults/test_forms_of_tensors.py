@@ -1,0 +1,109 @@
+"""A tensor that differs in a way that no catalogue lists is named by what its numbers show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import CONFIG, checkpoint
+
+from gpt_verify.diagnosis.forms.tensors import NAMES
+from gpt_verify.diagnosis.tensors import Difference, explain
+
+SOURCE = checkpoint()
+Change = Callable[[Any], Any]
+QKV, FC, BIAS = "h1/attn/c_attn/w", "h1/mlp/c_fc/w", "h1/attn/c_attn/b"
+
+
+def named(tensor: str, change: Change) -> tuple[str, str]:
+    """The name and the words; empty where there are none."""
+    expected = np.array(SOURCE.tensors[tensor])
+    got = np.asarray(change(expected.copy()), np.float32)
+    best = explain(Difference(tensor, got, expected, SOURCE.tensors.__getitem__, CONFIG)).best
+    return (best.fault, best.note) if best is not None else ("", "")
+
+
+def parts(order: tuple[int, ...]) -> Change:
+    def change(x: Any) -> Any:
+        pieces = np.split(x, 3, axis=-1)
+        return np.concatenate([pieces[i] for i in order], axis=-1)
+
+    return change
+
+
+def head_repeated(x: Any) -> Any:
+    x[..., 30:36] = x[..., 24:30]
+    return x
+
+
+def query_transposed(x: Any) -> Any:
+    x[:, :24] = x[:, :24].T
+    return x
+
+
+def in_4_bits(x: Any) -> Any:
+    step = np.abs(x).max(axis=0, keepdims=True) / 7
+    return np.rint(x / step) * step
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "name", "words"),
+    [
+        (BIAS, parts((0, 1, 0)), "part-equal", "v is q"),
+        (QKV, parts((0, 0, 2)), "part-equal", "k is q"),
+        (QKV, head_repeated, "part-equal", "head 1 of k is head 0 of k"),
+        (QKV, query_transposed, "part-equal", "q is q transposed"),
+        (FC, lambda x: x[::-1], "weight-rearranged", "rows reversed"),
+        (FC, lambda x: x[:, [1, 0, *range(2, 96)]], "weights-rows-exchanged", "columns 0 and 1"),
+        (
+            FC,
+            lambda x: x[:, [2, 0, 1, *range(3, 96)]],
+            "weight-rearranged",
+            "column 0 is that of 2, column 1 is that of 0, column 2 is that of 1",
+        ),
+        (FC, in_4_bits, "weight-on-a-grid", "in 4 bits, one scale for each column"),
+        ("h1/ln_1/g", lambda x: x + 1, "weight-scaled", "1 is added to every element"),
+    ],
+)
+def test_it_is_named_in_words(tensor: str, change: Change, name: str, words: str) -> None:
+    assert named(tensor, change) == (name, words)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), st.floats(1e-3, 1.0))
+@settings(max_examples=30)
+def test_an_adapter_is_told_by_its_rank(seed: int, rank: int, size: float) -> None:
+    rng = np.random.default_rng(seed)
+
+    def change(x: Any) -> Any:
+        a, b = (rng.standard_normal((rank, n)) for n in x.shape)
+        return x + size * a.T @ b
+
+    name, words = named(FC, change)
+    assert name == "weight-low-rank"
+    assert f"rank {rank} " in words
+
+
+@given(st.integers(0, 2**31), st.sampled_from((0, 1)))
+@settings(max_examples=30)
+def test_factors_by_row_and_by_column(seed: int, axis: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    def change(x: Any) -> Any:
+        shape = (x.shape[0], 1) if axis == 0 else (1, x.shape[1])
+        return x * rng.uniform(0.5, 1.5, shape).astype(np.float32)
+
+    name, words = named(FC, change)
+    assert name == "weight-scaled"
+    assert ("each row" if axis == 0 else "each column") in words
+
+
+@given(st.integers(0, 2**31), st.floats(1e-6, 1.0), st.sampled_from((QKV, FC, BIAS, "wte")))
+@settings(max_examples=40)
+def test_noise_has_no_form(seed: int, size: float, tensor: str) -> None:
+    rng = np.random.default_rng(seed)
+    name, _ = named(tensor, lambda x: x + size * rng.standard_normal(x.shape).astype(np.float32))
+    assert name not in NAMES

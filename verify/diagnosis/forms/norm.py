@@ -1,0 +1,107 @@
+"""A norm by other statistics: how it is centred, and what it is divided by.
+
+Fitted are, for each position, a factor and an offset between what is normed and what comes of it
+(less bias and gain); then the rule that makes them: how much of the mean is taken away, and the
+root of κ · variance + ε, or κ · σ + ε, or the same about 0. Where there is no such rule, each
+position keeps a factor of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+from gpt_verify.diagnosis.forms.form import FEWEST, Array, Evidence, Fitted, Form, said, snapped
+from gpt_verify.graph.call import Call
+
+Divisor = Callable[[Array], Array]
+
+
+def _variance(x: Array) -> Array:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return np.asarray(np.mean(centred * centred, axis=-1, keepdims=True))
+
+
+def _square(x: Array) -> Array:
+    return np.asarray(np.mean(x * x, axis=-1, keepdims=True))
+
+
+def _deviation(x: Array) -> Array:
+    return np.asarray(np.mean(np.abs(x - x.mean(axis=-1, keepdims=True)), axis=-1, keepdims=True))
+
+
+def fits(e: Evidence) -> Iterator[Fitted]:
+    if e.site.operation not in ("layer_norm", "rms_norm") or e.site.heads:
+        return
+    if not np.isfinite(e.got).all() or len(e.got) < FEWEST or e.config.keys.norm.plus_one:
+        return
+    x = e.call.x
+    gain, *bias = (e.call.w(name) for name in e.site.weights)
+    if (gain == 0).any():
+        return
+    normed = (e.got - (bias[0] if bias else 0.0)) / gain
+    factor_T1, offset_T1 = _lines(x, normed)
+    with_mean = factor_T1 * x.mean(axis=-1, keepdims=True)
+    power = float(np.sum(with_mean**2))
+    centre = snapped(-float(np.sum(offset_T1 * with_mean)) / power) if power > 0 else 0.0
+    centre = 0.0 if abs(centre) < 1e-9 else centre
+    by = 1.0 / factor_T1
+    rules: list[tuple[str, Divisor, int]] = [
+        ("variance", _variance, 2),
+        ("mean square", _square, 2),
+        ("variance", _variance, 1),
+        ("mean square", _square, 1),
+        ("mean |x - mean|", _deviation, 0),
+    ]
+    for name, of, root in rules:
+        yield _by_rule(e, name, of, root, centre, by)
+    words = f"{_centred(centre)}, and each position is divided by another number than it should be"
+    yield e.alone(partial(_made, centre, lambda x: by.astype(x.dtype)), words)
+
+
+def _lines(x: Array, y: Array) -> tuple[Array, Array]:
+    """The straight line y = factor · x + offset of each position, by least squares."""
+    mean_x, mean_y = x.mean(axis=-1, keepdims=True), y.mean(axis=-1, keepdims=True)
+    power = np.sum((x - mean_x) ** 2, axis=-1, keepdims=True)
+    slope = np.sum((x - mean_x) * (y - mean_y), axis=-1, keepdims=True) / power
+    return np.asarray(slope), np.asarray(mean_y - slope * mean_x)
+
+
+def _by_rule(e: Evidence, name: str, of: Divisor, root: int, centre: float, by: Array) -> Fitted:
+    """κ and ε of one rule: within the root (2), of the root (1), of the number itself (0)."""
+    statistic = of(e.call.x)
+    basis = np.sqrt(statistic) if root == 1 else statistic
+    target = by**2 if root == 2 else by
+    columns = np.stack([basis.ravel(), np.ones(basis.size)], axis=-1)
+    scale = 1.0 / np.abs(target).ravel()  # what is small counts as much
+    found = np.linalg.lstsq(columns * scale[:, None], target.ravel() * scale, rcond=None)[0]
+    k, epsilon = snapped(float(found[0])), float(found[1])
+
+    def divisor(x: Array) -> Array:
+        made = of(x)
+        made = np.sqrt(made) if root == 1 else made
+        made = x.dtype.type(k) * made + x.dtype.type(epsilon)
+        return np.sqrt(made) if root == 2 else made
+
+    inner = name if said(k) == "1" else f"{said(k)} · {name}"
+    root_of = {2: f"√({inner} + {epsilon:.3g})", 1: f"√({name}) · {said(k)} + {epsilon:.3g}"}
+    words = f"{_centred(centre)}, and divided by {root_of.get(root, f'{inner} + {epsilon:.3g}')}"
+    return e.alone(partial(_made, centre, divisor), words)
+
+
+def _centred(centre: float) -> str:
+    if centre == 0:
+        return "not centred"
+    return "centred" if said(centre) == "1" else f"less {said(centre)} · mean"
+
+
+def _made(centre: float, divisor: Divisor, call: Call) -> Array:
+    x = call.x
+    normed = (x - call.dtype(centre) * x.mean(axis=-1, keepdims=True)) / divisor(x)
+    made: Array = call.own(0) * normed
+    return made + call.own(1) if len(call.site.weights) > 1 else made
+
+
+FORM = Form("norm-form", "norms by other statistics", fits)

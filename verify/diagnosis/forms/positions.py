@@ -1,0 +1,122 @@
+"""Rows that were looked up: of which positions, or of which tokens.
+
+Fitted is one row of a table for each position of the sequence: the nearest one to what the port
+made, less the row of the other table, which must be correct (or be that of another position of the
+same sequence). A row has as many elements as the model is wide, and must be met in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_verify.diagnosis.forms.form import Array, Evidence, Fitted, Form, listed
+from gpt_verify.diagnosis.forms.terms import POSITION, TOKEN, summed, terms
+from gpt_verify.graph.call import Call
+from gpt_verify.sites import sites
+
+Rows = NDArray[np.int64]
+
+#: Stands for a row of zeros.
+NO_ROW = -1
+#: Rows of a table that are compared at a time.
+TILE = 4096
+
+
+def positions(e: Evidence) -> Iterator[Fitted]:
+    """Other rows of the table of positions; of tokens that are the input's, in any order."""
+    yield from _within(e, POSITION, 1, "positions used")
+    if len(e.site.weights) < 2 or not _plain(e):
+        return
+    wte, wpe = (e.call.w(name) for name in e.site.weights)
+    ids = e.call.tokens_T
+    used = _nearest(e.got - wte[ids], wpe)
+    yield _of(e, np.asarray(ids, np.int64), used, f"positions used: {_listed(used)}")
+    tokens_T, used = _both(e.got, wte[ids], wpe)
+    words = f"positions used: {_listed(used)}; tokens used: those of {_listed(tokens_T)}"
+    yield _of(e, np.asarray(ids, np.int64)[tokens_T], used, words)
+
+
+def tokens(e: Evidence) -> Iterator[Fitted]:
+    """Other rows of the table of tokens."""
+    yield from _within(e, TOKEN, 0, "tokens used")
+    if not e.site.looks_up or not _plain(e):
+        return
+    wte = e.call.w(e.site.weights[0])
+    at = np.arange(len(e.call.tokens_T))
+    rest = e.got - e.call.w(e.site.weights[1])[at] if len(e.site.weights) > 1 else e.got
+    used = _nearest(rest, wte)
+    words = f"tokens used: {_listed(used)}, where the input has {listed(e.call.tokens_T)}"
+    yield _of(e, used, at, words)
+
+
+def _within(e: Evidence, which: str, table: int, words: str) -> Iterator[Fitted]:
+    """Of an embedding that is hidden, in the first sum after it."""
+    own = terms(e)
+    term = next((term for term in own if term.words == which), None)
+    if term is None:
+        return
+    rows = e.call.w(sites(e.config)["embed"].weights[table])
+    used = _nearest(e.got - sum(other.value for other in own if other is not term), rows)
+
+    def change(x: Array) -> Array:
+        return _rows(rows, used).astype(x.dtype)
+
+    parts = [(one, change if one is term else None) for one in own]
+    yield summed(e, parts, f"{words}: {_listed(used)}")
+
+
+def _plain(e: Evidence) -> bool:
+    """It is one row plus another."""
+    keys = e.config.keys
+    return e.site.looks_up and not keys.table_offset and e.config.embed_scale is None
+
+
+def _of(e: Evidence, tokens_T: Rows, places_T: Rows, words: str) -> Fitted:
+    def act(call: Call) -> Array:
+        value = _rows(call.w(call.site.weights[0]), tokens_T)
+        if len(call.site.weights) > 1:
+            value = value + _rows(call.w(call.site.weights[1]), places_T)
+        return value
+
+    return e.alone(act, words)
+
+
+def _rows(table: Array, rows: Rows) -> Array:
+    found: Array = np.where((rows == NO_ROW)[:, None], 0, table[np.maximum(rows, 0)])
+    return found
+
+
+def _nearest(x_TD: Array, table: Array) -> Rows:
+    """The row that is nearest to each x; ``NO_ROW`` where zeros are nearer."""
+    best_T = np.full(len(x_TD), NO_ROW)
+    least_T = np.zeros(len(x_TD))  # |x - row|² - |x|²
+    for first in range(0, len(table), TILE):
+        part = table[first : first + TILE]
+        apart = np.sum(part * part, axis=-1) - 2 * x_TD @ part.T
+        row_T = np.argmin(apart, axis=-1)
+        nearer = (value_T := apart[np.arange(len(x_TD)), row_T]) < least_T
+        best_T = np.where(nearer, first + row_T, best_T)
+        least_T = np.where(nearer, value_T, least_T)
+    return best_T
+
+
+def _both(got: Array, token_TD: Array, wpe: Array) -> tuple[Rows, Rows]:
+    """For each position, the token of the sequence and the row of positions that are nearest."""
+    squares_P = np.sum(wpe * wpe, axis=-1)
+    tokens_T, used = np.empty(len(got), np.int64), np.empty(len(got), np.int64)
+    for t, x_D in enumerate(got):
+        rest = x_D - token_TD
+        apart = np.sum(rest * rest, axis=-1)[:, None] + squares_P - 2 * rest @ wpe.T
+        tokens_T[t], used[t] = np.unravel_index(np.argmin(apart), apart.shape)
+    return tokens_T, used
+
+
+def _listed(used: Rows) -> str:
+    return listed("none" if row == NO_ROW else row for row in used)
+
+
+POSITIONS = Form("positions-used", "looks up the rows of other positions", positions)
+TOKENS = Form("tokens-used", "looks up the rows of other tokens", tokens)

@@ -1,0 +1,164 @@
+"""Tensors that differ: pieces in other places, factors by row or column, few ranks, a grid.
+
+Fitted are which piece of the correct tensor stands where, or the order in which its axes were read,
+to the bit; one factor for each row or column; a difference of few ranks, spread over many more rows
+and columns than that; steps of a grid. A tensor has far more numbers than any of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_verify.diagnosis.forms.form import Array, listed, said
+from gpt_verify.diagnosis.forms.order import described
+from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import QKV
+
+#: Names of what is found, each with a sentence that completes "the port …".
+NAMES = {
+    "weight-rearranged": "reads a matrix in another order",
+    "part-equal": "has one part, head or bias in the place of another",
+    "weight-scaled": "multiplies a tensor by rows or by columns, or adds a constant to it",
+    "weight-low-rank": "adds a matrix of few ranks to a matrix",
+    "weight-on-a-grid": "rounds a tensor to steps of a grid",
+}
+#: What is tried: name, words, the tensor with it.
+Tried = tuple[str, str, Array]
+#: Ranks at most, and how many times as many rows and columns must differ.
+RANKS, SPREAD = 8, 4
+#: Bits of a grid, and rows that share a scale.
+BITS, GROUPS = range(2, 9), (16, 32, 64, 128)
+#: Pieces that are named.
+MOST = 3
+
+
+def of_tensor(name: str, got: Array, expected: Array, config: Config) -> Iterator[Tried]:
+    """What may have been done to a tensor, those that say most first."""
+    if got.shape != expected.shape or not np.isfinite(got).all():
+        return
+    yield from _pieces(name, got, expected, config)
+    yield from _rows(got, expected)
+    yield from _scaled(got, expected)
+    if expected.ndim == 2:
+        yield from _grid(got, expected)
+        yield from _low_rank(got, expected)
+
+
+def _pieces(name: str, got: Array, expected: Array, config: Config) -> Iterator[Tried]:
+    """Parts, heads: each of them one of the correct ones, as it is or transposed, or zeros."""
+    width = expected.shape[-1]
+    layouts: list[list[str]] = []
+    whole = config.n_embd % config.n_head == 0
+    if width == len(QKV) * config.n_embd and config.keys.fused:
+        layouts.append(list(QKV))
+        if whole:
+            layouts.append([f"head {h} of {part}" for part in QKV for h in range(config.n_head)])
+    elif width == config.n_embd and whole:
+        layouts.append([f"columns of head {h}" for h in range(config.n_head)])
+    for names in layouts:
+        found = _from_pieces(
+            names, np.split(got, len(names), -1), np.split(expected, len(names), -1)
+        )
+        if found is not None:
+            words, pieces = found
+            yield "part-equal", words, np.concatenate(pieces, axis=-1)
+
+
+def _from_pieces(
+    names: Sequence[str], got: Sequence[Array], expected: Sequence[Array]
+) -> tuple[str, list[Array]] | None:
+    choices = [(name, piece) for name, piece in zip(names, expected, strict=True)]
+    if expected[0].ndim == 2 and expected[0].shape[0] == expected[0].shape[1]:
+        choices += [(f"{name} transposed", piece.T) for name, piece in choices]
+    choices.append(("nothing", np.zeros_like(expected[0])))
+    words, pieces = [], []
+    for i, piece in enumerate(got):
+        order = [i, *(j for j in range(len(choices)) if j != i)]
+        j = next((j for j in order if np.array_equal(choices[j][1], piece)), None)
+        if j is None:
+            return None
+        pieces.append(choices[j][1])
+        if j != i:
+            words.append(f"{names[i]} is {choices[j][0]}")
+    if not words:
+        return None
+    more = f", and {len(words) - MOST} more" if len(words) > MOST else ""
+    return ", ".join(words[:MOST]) + more, pieces
+
+
+def _rows(got: Array, expected: Array) -> Iterator[Tried]:
+    """Every row is one of the correct rows, or every column."""
+    for axis, unit in ((0, "row"), (1, "column"))[: expected.ndim]:
+        should = np.ascontiguousarray(np.moveaxis(expected, axis, 0))
+        is_ = np.ascontiguousarray(np.moveaxis(got, axis, 0))
+        places = {row.tobytes(): at for at, row in reversed(list(enumerate(should)))}
+        found = [
+            at if np.array_equal(row, should[at]) else places.get(row.tobytes())
+            for at, row in enumerate(is_)
+        ]
+        if None not in found and expected.ndim == 2:
+            order: NDArray[np.intp] = np.array(found, np.intp)
+            words = described(order, unit)
+            yield "weight-rearranged", words, np.moveaxis(should[order], 0, axis)
+
+
+def _scaled(got: Array, expected: Array) -> Iterator[Tried]:
+    wide, should = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    by = wide - should
+    if float(np.ptp(by)) <= 1e-3 * float(np.max(np.abs(by))):
+        constant = float(np.median(by))
+        yield "weight-scaled", f"{said(constant)} is added to every element", should + constant
+    if expected.ndim != 2 or min(expected.shape) < SPREAD:
+        return
+    for axis, unit in ((1, "row"), (0, "column")):
+        power = np.sum(should * should, axis=axis, keepdims=True)
+        factor = np.sum(wide * should, axis=axis, keepdims=True) / np.where(power > 0, power, 1.0)
+        other = np.flatnonzero(np.abs(factor.ravel() - 1) > 1e-6)
+        if len(other) <= MOST:
+            each = ", ".join(f"{unit} {at} × {said(float(factor.ravel()[at]))}" for at in other)
+        else:
+            each = f"times a number of each {unit}: {listed(map(said, factor.ravel()), 4)}"
+        yield "weight-scaled", each, should * factor
+
+
+def _grid(got: Array, expected: Array) -> Iterator[Tried]:
+    """In few bits, with one scale for all, for each row or column, or for a group of rows."""
+    distinct = len(np.unique(got))
+    if distinct == got.size:
+        return  # no two elements are alike, so that they lie on no grid
+    wide = np.asarray(expected, np.float64)
+    rows, columns = wide.shape
+    for bits in BITS:
+        for levels in (2 ** (bits - 1) - 1, 2 ** (bits - 1)):
+            for axis, unit in ((None, "for all"), (0, "for each column"), (1, "for each row")):
+                top = np.max(np.abs(wide), axis=axis, keepdims=True)
+                words = f"in {bits} bits, one scale {unit}"
+                yield "weight-on-a-grid", words, _stepped(wide, top, levels)
+            for size in GROUPS:
+                if rows % size == 0 and rows > size:
+                    groups = wide.reshape(-1, size, columns)
+                    top = np.max(np.abs(groups), axis=1, keepdims=True)
+                    words = f"in {bits} bits, one scale for each {size} rows of a column"
+                    made = _stepped(groups, top, levels).reshape(rows, columns)
+                    yield "weight-on-a-grid", words, made
+
+
+def _stepped(x: Array, top: Array, levels: int) -> Array:
+    step = np.where(top > 0, top / levels, 1.0)
+    made: Array = np.clip(np.rint(x / step), -levels, levels) * step
+    return made
+
+
+def _low_rank(got: Array, expected: Array) -> Iterator[Tried]:
+    difference = np.asarray(got, np.float64) - np.asarray(expected, np.float64)
+    apart = [int(np.any(difference != 0, axis=axis).sum()) for axis in (0, 1)]
+    most = min(RANKS, min(apart) // SPREAD)
+    if most < 1:
+        return
+    u, s, v = np.linalg.svd(difference, full_matrices=False)
+    for rank in range(1, most + 1):
+        words = f"differs by rank {rank} (an adapter that was added to it?)"
+        yield "weight-low-rank", words, expected + (u[:, :rank] * s[:rank]) @ v[:rank]
