@@ -16,99 +16,46 @@ kept from fault to fault, and never beside others that were made with other laws
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import re
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from expected import SIZE, base, flags, judged, summary
 from figures import RESULTS, ROOT, marked
+from outside.record import AREAS, Outside, every
 
-from gpt_verify import run
 from gpt_verify.checkpoint.synthetic import resolve_size, synthesize
-from gpt_verify.findings import PortReport, Status
 from gpt_verify.judging.made_with import made_with
 from gpt_verify.judging.run import environment
-from gpt_verify.laws.catalogue import CATALOGUE
-
-sys.path.insert(0, str(ROOT / "tests"))
-from outside.record import AREAS, Outside, every  # noqa: E402  # of the tests, not installed
 
 RESULT = ROOT / RESULTS / "outside.json"
 PAGE = ROOT / "docs" / "outside.md"
-#: V, P, D, H, L: no two are equal, and an id does not fit into eight bits.
-SIZE = "389,40,24,4,3"
-BASES = ("gpt2.py", "picogpt.py")
-
 TEXT = """# Faults from outside
 
 Written by `scripts/outside.py`; do not edit.
 
-[`gpt-verify power`](power.md) injects the faults that the catalogue lists, and a catalogue names what
-it lists. The {count} faults below were written by somebody who had read neither the catalogue nor the
-hypotheses, from mistakes that are made in porting models; what must fail, and which words a
-correct explanation has, was written down before the tool had judged them. They lie in
+[`gpt-verify power`](power.md) injects the faults that the catalogue lists, and a catalogue names
+what it lists. The {count} faults below were written by somebody who had read neither the catalogue
+nor the hypotheses, from mistakes that are made in porting models; what must fail, and which words
+a correct explanation has, was written down before the tool had judged them. They lie in
 [`tests/outside/`](../tests/outside) and are never put into the catalogue.
 
 <!-- figures: {result} -->
 
 {areas}
 
-*Detected*: refuted. *Placed*: the check that was expected fails, and the first site that diverges is
-the expected one. *Named*: a name that the report gives, or its sentence, says what is wrong.
-*Wrongly named*: the report gives names, and none of them does; *also*: some do and some do not. {mended}
+*Detected*: refuted. *Placed*: the check that was expected fails, and the first site that diverges
+is the expected one. *Named*: a name that the report gives, or its sentence, says what is wrong.
+*Wrongly named*: the report gives names, and none of them does; *also*: some do, and some do not.
+{mended}
 
 ## Every fault
 
 {faults}
 """
-
-
-def judged(port: str, checkpoint: Path) -> PortReport:
-    """The report of one port, and the process as it was before."""
-    import torch
-
-    try:
-        return run(port, checkpoint).ports[0]
-    finally:
-        torch.set_default_dtype(torch.float32)
-        torch.set_grad_enabled(True)
-
-
-def summary(report: PortReport) -> dict[str, Any]:
-    """What is kept of a report."""
-    failures = [f for f in report.findings if f.status is Status.FAILED]
-    first: dict[str, str] = {}
-    for finding in failures:
-        first.setdefault(finding.id, finding.message[:400])
-    return {
-        "verdict": report.verdict.value,
-        "error": report.error,
-        "first_divergence": report.first_divergence,
-        "failed": first,
-        "explained_by": list(report.explained_by),
-        "causes": [
-            {
-                "fault": cause.fault,
-                "note": cause.note,
-                "sentence": CATALOGUE[cause.fault].summary if cause.fault in CATALOGUE else "",
-                "where": list(cause.where),
-            }
-            for cause in report.causes
-        ],
-        "not_examined": sorted({f.id for f in report.findings if f.status is Status.NOT_EXAMINED}),
-        "seconds": round(report.seconds, 1),
-    }
-
-
-def base() -> str:
-    """A digest of the models that are altered, and of the checkpoint's size."""
-    texts = [(ROOT / "tests/outside" / name).read_text(encoding="utf-8") for name in BASES]
-    return hashlib.sha256("\n".join([SIZE, *texts]).encode()).hexdigest()[:12]
 
 
 def stored() -> dict[str, Any]:
@@ -132,6 +79,16 @@ def write(result: Mapping[str, Any]) -> None:
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
+def spread(faults: Mapping[str, tuple[str, Outside]]) -> list[str]:
+    """The first of each area, then the second of each: so that a part is one of all areas."""
+    seen: dict[str, int] = {}
+    order = []
+    for name, (area, _) in faults.items():
+        seen[area] = seen.get(area, 0) + 1
+        order.append((seen[area], AREAS.index(area), name))
+    return [name for *_, name in sorted(order)]
+
+
 def measure(names: list[str], seconds: float) -> None:
     """Judge these, as many as begin in that time."""
     begun, faults = time.monotonic(), every()
@@ -140,8 +97,8 @@ def measure(names: list[str], seconds: float) -> None:
         synthesize(checkpoint, resolve_size(SIZE), seed=0)
         result = stored()
         if not names:
-            names = [name for name in faults if name not in result["faults"]]
-            names = [n for n in ("right", "logits-right") if n not in result["right"]] + names
+            names = [n for n in ("right", "logits-right") if n not in result["right"]]
+            names += [name for name in spread(faults) if name not in result["faults"]]
         for name in names:
             if time.monotonic() - begun > seconds:
                 break
@@ -159,28 +116,6 @@ def measure(names: list[str], seconds: float) -> None:
 
 
 # What is counted
-
-
-def said(cause: Mapping[str, Any]) -> str:
-    return " ".join([cause["fault"], cause["sentence"], cause["note"]])
-
-
-def flags(fault: Outside, made: Mapping[str, Any]) -> Iterator[str]:
-    """What holds of one fault: ``detected``, ``placed``, ``named``, ``wrong``, ``also``."""
-    if made["verdict"] != "refuted":
-        return
-    yield "detected"
-    law = not fault.law or any(re.fullmatch(fault.law, check) for check in made["failed"])
-    site = not fault.site or re.fullmatch(fault.site, made["first_divergence"] or "")
-    if law and site:
-        yield "placed"
-    right = [bool(re.search(fault.words, said(cause), re.I)) for cause in made["causes"]]
-    if any(right):
-        yield "named"
-        if not all(right):
-            yield "also"
-    elif right:
-        yield "wrong"
 
 
 def table(rows: list[list[str]]) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from outside import gpt2, picogpt  # noqa: E402  # after the path
-from outside.record import every  # noqa: E402  # after the path
+from outside import gpt2, picogpt  # after the path
+from outside.record import every  # after the path
 
 
 def __getattr__(name):
