@@ -52,7 +52,9 @@ def summary(report: PortReport) -> dict[str, Any]:
     failures = [f for f in report.findings if f.status is Status.FAILED]
     first: dict[str, str] = {}
     for finding in failures:
-        first.setdefault(finding.id, finding.message[:400])
+        # No directory of this machine stands in a result.
+        message = finding.message.replace(f"{ROOT}/", "")
+        first.setdefault(finding.id, message[:400])
     return {
         "verdict": report.verdict.value,
         "error": report.error,
@@ -71,6 +73,12 @@ def summary(report: PortReport) -> dict[str, Any]:
         "not_examined": sorted({f.id for f in report.findings if f.status is Status.NOT_EXAMINED}),
         "seconds": round(report.seconds, 1),
     }
+
+
+def chance(words: str) -> float:
+    """The share of the catalogue's names that these words would be found in."""
+    sentences = [f"{name} {fault.summary}" for name, fault in CATALOGUE.items()]
+    return sum(bool(re.search(words, each, re.I)) for each in sentences) / len(sentences)
 
 
 def base() -> str:

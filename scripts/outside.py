@@ -21,9 +21,10 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from expected import SIZE, base, flags, judged, summary
+from expected import SIZE, base, chance, flags, judged, summary
 from figures import RESULTS, ROOT, marked
 from outside.record import AREAS, Outside, every
 
@@ -50,6 +51,7 @@ a correct explanation has, was written down before the tool had judged them. The
 *Detected*: refuted. *Placed*: the check that was expected fails, and the first site that diverges
 is the expected one. *Named*: a name that the report gives, or its sentence, says what is wrong.
 *Wrongly named*: the report gives names, and none of them does; *also*: some do, and some do not.
+A name drawn from the catalogue would have had one of the words in {chance:.0%} of the cases.
 {mended}
 
 ## Every fault
@@ -105,7 +107,12 @@ def measure(names: list[str], seconds: float) -> None:
             made = summary(judged(f"{ROOT / 'tests/outside/ports.py'}:{name}", checkpoint))
             if name in faults:
                 area, fault = faults[name]
-                result["faults"][name] = {"area": area, "digest": fault.digest, **made}
+                result["faults"][name] = {
+                    "area": area,
+                    "digest": fault.digest,
+                    "chance": round(chance(fault.words), 4),
+                    **made,
+                }
                 print(name, made["verdict"], *flags(fault, made), made["explained_by"], flush=True)
             else:
                 result["right"][name] = made
@@ -169,6 +176,7 @@ def page() -> str:
         result=RESULT.name,
         areas=by_area(result),
         mended=words,
+        chance=fmean(made.get("chance", 0) for made in result["faults"].values()),
         faults=each(result),
     )
     if missing := [name for name in every() if name not in result["faults"]]:
