@@ -66,9 +66,10 @@ def test_the_page_is_of_the_faults_that_are_there(script: Any) -> None:
     """``python scripts/outside.py --run``, then ``--page``."""
     result = json.loads(script.RESULT.read_text(encoding="utf-8"))
     assert result["base"] == expected.base()
-    assert {name: made["digest"] for name, made in result["faults"].items()} == {
-        name: fault.digest for name, (_, fault) in FAULTS.items()
-    }
+    assert len(result["faults"]) >= 60
+    for name, made in result["faults"].items():
+        area, fault = FAULTS[name]
+        assert (made["area"], made["digest"]) == (area, fault.digest), name
     assert script.PAGE.read_text(encoding="utf-8") == script.page()
     assert {made["verdict"] for made in result["right"].values()} == {"verified"}
 

@@ -27,8 +27,9 @@ def head_with_bias(model):
 @FAULTS.part(
     "The last state is divided by the root of the width before the head.",
     "T5's and μP's scaling of tied embeddings",
-    site=r"logits",
+    site=r"logits|ln_f",
     words=r"scal|×|divid|root|width|factor|times",
+    mended="what the head reads is taken for the last norm's output",
 )
 class HeadScaled(GPT2):
     def head(self, x):

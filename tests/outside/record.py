@@ -32,7 +32,7 @@ class Outside:
         site: the same of the first site at which an operation is wrong; empty where none has to be.
         words: the same, found anywhere in a name that the report gives and in its sentence.
         mended: why what must be said is not what was first written.
-    digest: of its source, by which a result is known to be that of this fault.
+    digest: of its code, by which a result is known to be that of this fault.
     """
 
     name: str
@@ -44,6 +44,14 @@ class Outside:
     words: str
     mended: str = ""
     digest: str = ""
+
+
+def digest_of(change: Any) -> str:
+    """Of what a class or a function does: what is expected of it stands above it, and does not
+    count."""
+    lines = inspect.getsource(change).splitlines()
+    begin = next(n for n, line in enumerate(lines) if line.startswith(("class ", "def ")))
+    return hashlib.sha256("\n".join(lines[begin:]).encode()).hexdigest()[:12]
 
 
 class Table(dict[str, Outside]):
@@ -58,7 +66,7 @@ class Table(dict[str, Outside]):
             def decorate(change):
                 assert law or site, change
                 name = self.prefix + _words(change.__name__)
-                digest = hashlib.sha256(inspect.getsource(change).encode()).hexdigest()[:12]
+                digest = digest_of(change)
                 assert name not in self, name
                 build = build_of(change)
                 self[name] = Outside(name, wrong, origin, build, law, site, words, mended, digest)

@@ -15,8 +15,9 @@ def columns(width, part):
 @FAULTS.weights(
     "The square matrix of attention's output is not transposed.",
     "Conv1D copied into Linear where no error of shapes says so",
-    law=VALUES,
+    law=VALUES + r"|activations\..*",
     words=r"transpos",
+    mended="a square matrix that lies the other way round is found as it is, and its product fails",
 )
 def square_not_transposed(w, config):
     for i in range(config.n_layer):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from outside import gpt2
 from outside.gpt2 import GPT2, filled
+from outside.record import digest_of
 
 GITHUB = "https://github.com/"
 
@@ -63,7 +63,7 @@ class Log(dict[str, Report]):
         def decorate(wrong):
             build = of_part(wrong) if inspect.isclass(wrong) else wrong
             correct = of_part(right) if inspect.isclass(right) else right
-            digest = hashlib.sha256(inspect.getsource(wrong).encode()).hexdigest()[:12]
+            digest = digest_of(wrong)
             self[name] = Report(
                 name, links, cause, build, correct, law, site, words, family, digest
             )
