@@ -3,7 +3,7 @@
     python scripts/reports_page.py --run                  # whatever the results have not yet
     python scripts/reports_page.py --run --seconds 40     # as many as begin in that time
     python scripts/reports_page.py --run --name qkv-by-head
-    python scripts/reports_page.py --page                 # write the page from the results
+    python scripts/reports_page.py --page                 # the page alone, from the results
     python scripts/reports_page.py                        # exit status 1 where the page is another
 
 Of each report of ``tests/reports/`` two ports are judged under every law: one that has just the
@@ -156,14 +156,16 @@ def page() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", action="store_true", help="judge what is not there yet")
+    parser.add_argument(
+        "--run", action="store_true", help="judge what is not there yet, and write the page"
+    )
     parser.add_argument("--name", action="append", default=[], help="judge these, there or not")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--page", action="store_true", help="write the page from the results")
     arguments = parser.parse_args()
     if arguments.run or arguments.name:
         measure(arguments.name, arguments.seconds)
-    elif arguments.page:
+    if arguments.run or arguments.name or arguments.page:
         PAGE.write_text(page(), encoding="utf-8")
     elif PAGE.read_text(encoding="utf-8") != page():
         raise SystemExit(f"{PAGE.name}: not the table of the results; --page")
