@@ -39,10 +39,11 @@ TEXT = """# Faults from outside
 Written by `scripts/outside.py`; do not edit.
 
 [`gpt-verify power`](power.md) injects the faults that the catalogue lists, and a catalogue names
-what it lists. The {count} faults below were written by somebody who had read neither the catalogue
-nor the hypotheses, from mistakes that are made in porting models; what must fail, and which words
-a correct explanation has, was written down before the tool had judged them. They lie in
-[`tests/outside/`](../tests/outside) and are never put into the catalogue.
+what it lists. {written} faults were written by somebody who had read neither the catalogue nor the
+hypotheses, from mistakes that are made in porting models; what must fail, and which words a
+correct explanation has, was written down before the tool had judged them. They lie in
+[`tests/outside/`](../tests/outside) and are never put into the catalogue. {count} of them were
+judged for this page.
 
 <!-- figures: {result} -->
 
@@ -172,6 +173,7 @@ def page() -> str:
         each_of = "; ".join(f"`{name}`: {fault.mended}" for name, fault in mended)
         words = f"Of {len(mended)}, what was expected was mended afterwards: {each_of}."
     text = TEXT.format(
+        written=len(every()),
         count=len(result["faults"]),
         result=RESULT.name,
         areas=by_area(result),

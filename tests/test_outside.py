@@ -13,7 +13,6 @@ from models import INPUTS, checkpoint, judged
 from outside.record import AREAS, every
 
 from gpt_verify.findings import Verdict
-from gpt_verify.laws.catalogue import CATALOGUE
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -52,21 +51,23 @@ def test_there_are_many_and_each_says_what_must_be_said() -> None:
         assert fault.origin
         # Words that anything has would let any name pass.
         assert re.search(fault.words, "") is None
+        # What every second name has says nothing.
         assert expected.chance(fault.words) < 1 / 2, fault.name
 
 
-def test_none_is_in_the_catalogue() -> None:
-    """They are told from it by where they lie: no code of the tool knows of them."""
-    assert not set(FAULTS) & set(CATALOGUE)
+def test_the_tool_knows_of_none() -> None:
+    """Some are in the catalogue as well, since their author could not know; none came from here."""
     for path in (ROOT / "verify").rglob("*.py"):
-        assert "tests/outside" not in path.read_text(encoding="utf-8"), path
+        words = path.read_text(encoding="utf-8")
+        assert re.search(r"tests.outside|(from|import) outside", words) is None, path
 
 
 def test_the_page_is_of_the_faults_that_are_there(script: Any) -> None:
     """``python scripts/outside.py --run``, then ``--page``."""
     result = json.loads(script.RESULT.read_text(encoding="utf-8"))
     assert result["base"] == expected.base()
-    assert len(result["faults"]) >= 60
+    # Those that were not judged yet the page names.
+    assert {made["area"] for made in result["faults"].values()} == set(AREAS)
     for name, made in result["faults"].items():
         area, fault = FAULTS[name]
         assert (made["area"], made["digest"]) == (area, fault.digest), name

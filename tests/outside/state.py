@@ -14,7 +14,8 @@ HISTORY = r"(history|calls|determinism|lengths|cache|batch|causality|positions)(
     "The causal mask is made for the first input; a longer one has none.",
     "a buffer that is registered lazily and never grown",
     law=HISTORY + r"|activations\..*|logits",
-    words=r"mask|first|call|earlier|longer|history|before|future|causal",
+    words=r"first|call|earlier|longer|history",
+    mended="the first words let the name of a mask that is missing everywhere pass",
 )
 class MaskOfFirstCall(GPT2):
     _length = None
@@ -46,7 +47,8 @@ class MaskStays(GPT2):
     "Positions are kept from the last call with a cache.",
     "self.cache_position that only a cached call sets",
     law=HISTORY,
-    words=r"position|cache|earlier|history|before|call|left over",
+    words=r"cache|earlier|history|left over|last call",
+    mended="the first words let the name of a port that a refusal breaks pass",
 )
 class PositionsStay(GPT2):
     _start = 0
