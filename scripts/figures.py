@@ -74,7 +74,7 @@ def mark(root: Path, names: list[str], now: Mapping[str, Any]) -> str | None:
     """The line for these results; None where all are of today."""
     reasons: dict[str, list[str]] = {}
     for name in names:
-        about_faults = name.startswith("power")
+        about_faults = name.startswith(("power", "outside", "reports"))
         if reason := why_older(stored(root, name), now, about_faults):
             reasons.setdefault(reason, []).append(name)
     if not reasons:

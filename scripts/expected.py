@@ -1,0 +1,109 @@
+"""What came of a port that is wrong on purpose, beside what was expected of it.
+
+For ``outside.py`` and ``reports_page.py``, which judge such ports and keep what is said here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from figures import ROOT
+
+from gpt_verify import run
+from gpt_verify.findings import PortReport, Status
+from gpt_verify.laws.catalogue import CATALOGUE
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+#: V, P, D, H, L: no two are equal, and an id does not fit into eight bits.
+SIZE = "389,40,24,4,3"
+BASES = ("gpt2.py", "picogpt.py")
+
+
+class Expected(Protocol):
+    """Of a fault, regular expressions that were written before it was judged."""
+
+    @property
+    def law(self) -> str: ...
+    @property
+    def site(self) -> str: ...
+    @property
+    def words(self) -> str: ...
+
+
+def judged(port: str, checkpoint: Path) -> PortReport:
+    """The report of one port, and the process as it was before."""
+    import torch
+
+    try:
+        return run(port, checkpoint).ports[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+
+
+def summary(report: PortReport) -> dict[str, Any]:
+    """What is kept of a report."""
+    failures = [f for f in report.findings if f.status is Status.FAILED]
+    first: dict[str, str] = {}
+    for finding in failures:
+        # No directory of this machine stands in a result.
+        message = finding.message.replace(f"{ROOT}/", "")
+        first.setdefault(finding.id, message[:400])
+    return {
+        "verdict": report.verdict.value,
+        "error": report.error,
+        "first_divergence": report.first_divergence,
+        "failed": first,
+        "explained_by": list(report.explained_by),
+        "causes": [
+            {
+                "fault": cause.fault,
+                "note": cause.note,
+                "sentence": CATALOGUE[cause.fault].summary if cause.fault in CATALOGUE else "",
+                "where": list(cause.where),
+            }
+            for cause in report.causes
+        ],
+        "not_examined": sorted({f.id for f in report.findings if f.status is Status.NOT_EXAMINED}),
+        "seconds": round(report.seconds, 1),
+    }
+
+
+def chance(words: str) -> float:
+    """The share of the catalogue's names that these words would be found in."""
+    sentences = [f"{name} {fault.summary}" for name, fault in CATALOGUE.items()]
+    return sum(bool(re.search(words, each, re.I)) for each in sentences) / len(sentences)
+
+
+def base() -> str:
+    """A digest of the models that are altered, and of the checkpoint's size."""
+    texts = [(ROOT / "tests/outside" / name).read_text(encoding="utf-8") for name in BASES]
+    return hashlib.sha256("\n".join([SIZE, *texts]).encode()).hexdigest()[:12]
+
+
+def said(cause: Mapping[str, Any]) -> str:
+    return " ".join([cause["fault"], cause["sentence"], cause["note"]])
+
+
+def flags(fault: Expected, made: Mapping[str, Any]) -> Iterator[str]:
+    """What holds of one fault: ``detected``, ``placed``, ``named``, ``wrong``, ``also``."""
+    if made["verdict"] != "refuted":
+        return
+    yield "detected"
+    law = not fault.law or any(re.fullmatch(fault.law, check) for check in made["failed"])
+    site = not fault.site or re.fullmatch(fault.site, made["first_divergence"] or "")
+    if law and site:
+        yield "placed"
+    right = [bool(re.search(fault.words, said(cause), re.I)) for cause in made["causes"]]
+    if any(right):
+        yield "named"
+        if not all(right):
+            yield "also"
+    elif right:
+        yield "wrong"
