@@ -42,7 +42,10 @@ FULL.tokens[0, [3, 11]] = 0, CONFIG.n_vocab - 1
 INPUTS = [seeded(CONFIG, 1, 0), batch(CONFIG, 2, 11), FULL]
 
 #: Two faults that are one function in the tiny model's layer 1: √(2 · 6) is √24 / √2.
-SAME = {("attention-scale-by-layer", (1,)): "attention-scale-by-width"}
+SAME = {
+    ("attention-scale-by-layer", (1,)): "attention-scale-by-width",
+    ("attention-scale-by-width", (1,)): "attention-scale-by-layer",
+}
 
 
 def forms(faults: Sequence[Fault]) -> list[Any]:

@@ -42,7 +42,10 @@ OFF = 1 + 1e-7
 #: A block that is wired otherwise: a port shows sums there that are none of the model's.
 REWIRED = {"block-norm-before"}
 #: Two faults that are one function in layer 1 of these sizes: √(2 · 6) is √24 / √2.
-SAME = {("attention-scale-by-layer", ONE_LAYER): "attention-scale-by-width"}
+SAME = {
+    ("attention-scale-by-layer", ONE_LAYER): "attention-scale-by-width",
+    ("attention-scale-by-width", ONE_LAYER): "attention-scale-by-layer",
+}
 
 
 def _dealt(among: Sequence[str]) -> list[tuple[str, str]]:

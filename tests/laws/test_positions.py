@@ -147,7 +147,10 @@ def test_what_cannot_be_named_is_described(change: Any, words: str) -> None:
 def test_a_cache_that_rolls_on_is_found() -> None:
     finding = beyond(faulty("positions-cache-rolls-on"))
     assert finding.status is Status.FAILED
-    assert finding.message == "with a cache of 19 tokens, one more is not refused"
+    assert finding.message == (
+        "with a cache of 19 tokens, one more is not refused: it is decoded at position 18, and the "
+        "oldest is forgotten"
+    )
 
 
 def test_a_port_must_survive_its_refusal() -> None:

@@ -125,7 +125,7 @@ class SiteDiagnosis:
         if forms := list(self._found.values()) if known else OF_SITES:
             # Where a fault of the catalogue fits by itself, a form that was found may fit as well,
             # and be the one that explains all.
-            evidence = Evidence(self._call(site), got, expected, self._shown, batch)
+            evidence = Evidence(self._call(site), got, expected, self._shown, batch, self._row)
             # What has numbers of its own must explain more than they would of noise.
             least = min(limit, before * CLEAR)
             fitted = list(self._fitted(evidence, forms, least))
@@ -165,7 +165,7 @@ class SiteDiagnosis:
                     if score is not None and score <= limit:
                         self._found[form.name] = form
                         self._look_back(form, fitted)
-                        yield Candidate(form.name, score, fitted.words)
+                        yield Candidate(fitted.fault or form.name, score, fitted.words)
                         return
             except (KeyError, ValueError, IndexError, np.linalg.LinAlgError):
                 continue  # it needs what was not shown, or does not fit these sizes
@@ -180,7 +180,7 @@ class SiteDiagnosis:
             if changed:
                 score = self._leaves(self._sites[name], changed, got, expected)
                 if score is not None and score <= limit:
-                    found = (Candidate(form.name, score, fitted.words),)
+                    found = (Candidate(fitted.fault or form.name, score, fitted.words),)
                     self.explanations[name] = replace(self.explanations[name], accepted=found)
                     del self._left[name]
 

@@ -36,12 +36,14 @@ class Fitted:
         words: what was found, for a person: ``0.9 · x + f(x), not x + f(x)``.
         quantising: as of ``AtSites``.
         also: what other operations read in the place of a site that was shown.
+        fault: the fault of the catalogue that this is, where there is one that a law alone knows.
     """
 
     overrides: Mapping[str, Override]
     words: str
     quantising: bool = False
     also: Mapping[str, Override] = field(default_factory=dict)
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Evidence:
         expected: what the reference makes of the same input, with its budget.
         shown: the sites that the port has shown, in order.
         batch: what it made of all rows of the batch, this one among them.
+        row: which of them this one is.
     """
 
     call: Call
@@ -61,6 +64,7 @@ class Evidence:
     expected: Measured
     shown: Mapping[str, Array]
     batch: Array
+    row: int = 0
 
     @property
     def site(self) -> Site:

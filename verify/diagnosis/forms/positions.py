@@ -8,6 +8,7 @@ same sequence). A row has as many elements as the model is wide, and must be met
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,12 @@ def positions(e: Evidence) -> Iterator[Fitted]:
     wte, wpe = (e.call.w(name) for name in e.site.weights)
     ids = e.call.tokens_T
     used = _nearest(e.got - wte[ids], wpe)
-    yield _of(e, np.asarray(ids, np.int64), used, f"positions used: {_listed(used)}")
+    words = f"positions used: {_listed(used)}"
+    fault, flat = "", e.row * len(ids) + np.arange(len(ids))
+    there = flat < len(wpe)  # a port may begin anew beyond the table, or stay at its end
+    if e.row and there.any() and (used == flat)[there].all():
+        words, fault = f"{words}, in row {e.row} of the batch", "batch-positions-run-on"
+    yield replace(_of(e, np.asarray(ids, np.int64), used, words), fault=fault)
     tokens_T, used = _both(e.got, wte[ids], wpe)
     words = f"positions used: {_listed(used)}; tokens used: those of {_listed(tokens_T)}"
     yield _of(e, np.asarray(ids, np.int64)[tokens_T], used, words)
