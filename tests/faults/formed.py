@@ -404,7 +404,17 @@ FORMED = {
     "tokens-moved": Formed(
         looked_up(lambda model, ids, at: ((ids + 1) % model.config.n_vocab, at)),
         "tokens-used",
-        "where the input has",
+        "tokens used: ids +1",
+    ),
+    "tokens-in-six-bits": Formed(
+        looked_up(lambda model, ids, at: (ids % 64, at)),
+        "tokens-used",
+        "the last 6 bits of each id",
+    ),
+    "tokens-clamped": Formed(
+        looked_up(lambda model, ids, at: (ids.clamp(max=70), at)),
+        "tokens-used",
+        ": no id above 70",
     ),
     "sees-past-alone": Formed(
         seeing(lambda t, s: (s < t) | (t + s == 0)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from fault_ports import SHARED, SOURCE, injected
-from formed import FORMED
+from formed import FORMED, looked_up
 from models import CONFIG, INPUTS, TESTS, batch
 
 from gpt_verify.diagnosis.depends import NAME
@@ -15,6 +15,7 @@ from gpt_verify.diagnosis.forms.tensors import NAMES
 from gpt_verify.faults.inject import wrap
 from gpt_verify.faults.model import build
 from gpt_verify.findings import PortReport, Verdict
+from gpt_verify.inputs import default_inputs
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.laws.catalogue import CATALOGUE
@@ -79,6 +80,32 @@ def test_what_depends_on_other_rows_says_so() -> None:
     assert report.verdict is Verdict.REFUTED
     assert report.explained_by == ("depends-on",)
     assert report.causes[0].note.startswith("other rows of the batch, by ")
+
+
+def test_what_one_input_alone_shows_is_looked_for_there() -> None:
+    """The last id stands in the batch of the default inputs, in one row, and nowhere else; the
+    architecture is judged on fewer of the inputs than the rest."""
+    model, last = build(SOURCE), CONFIG.n_vocab - 1
+    inputs = default_inputs(CONFIG, 0)
+    has = [bool((item.tokens == last).any()) for item in inputs]
+    assert [item.in_float64 for item in inputs].count(False)
+    assert has[-1]
+    for item in inputs[:-1]:
+        item.tokens[item.tokens == last] = 0
+    looked_up(lambda model, ids, at: (ids.clamp(max=last - 1), at))(model)
+    report = judge(
+        "last",
+        SOURCE,
+        inputs,
+        None,
+        "cpu",
+        Silent(),
+        build=lambda: TorchModule(model, SOURCE, "last"),
+        laws=(),
+        shared=SHARED,
+    )
+    assert report.explained_by == ("tokens-used",)
+    assert report.causes[0].note == f"tokens used: {last - 1} for {last}: no id above {last - 1}"
 
 
 def test_the_names_of_the_catalogue_stand() -> None:

@@ -29,7 +29,6 @@ from gpt_verify.reference.weights import split_qkv
 from gpt_verify.sites import sites
 
 if TYPE_CHECKING:
-    from gpt_verify.inputs import Input
     from gpt_verify.laws.activations.check import SiteComparison
     from gpt_verify.laws.subject import Subject
     from gpt_verify.matching.match import Placement
@@ -160,17 +159,13 @@ def _elsewhere(right: set[str], config: Config | None, name: str, where: Collect
 
 
 def diagnose(
-    subject: Subject,
-    inputs: Sequence[Input],
-    comparisons: Mapping[str, SiteComparison],
-    findings: Sequence[Finding],
+    subject: Subject, comparisons: Mapping[str, SiteComparison], findings: Sequence[Finding]
 ) -> Diagnosis:
     """Explain every site and every tensor that failed by itself; of a port that shows nothing but
     logits, those.
 
     Args:
         subject: the port.
-        inputs: what it was run on.
         comparisons: ``architecture`` and ``activations.local``, where they were made.
         findings: of the whole run.
     """
@@ -189,7 +184,7 @@ def diagnose(
         # What is computed in the wrong place has other inputs than those of its name.
         known = found.keys() | comparison.late.keys()
         left = [site for site in failed[law] if site not in known]
-        found |= _explain_sites(subject, inputs, comparison, left, law, own, tensors)
+        found |= _explain_sites(subject, comparison, left, law, own, tensors)
     others = [*from_logits, *sorted_wrongly(comparisons)]
     explanations = [*tensors.values(), *found.values()]
     return Diagnosis(explanations, findings, others, subject.config, in_logits)
@@ -209,7 +204,6 @@ def _only_logits_tell(findings: Sequence[Finding], failed: Mapping[str, Sequence
 
 def _explain_sites(
     subject: Subject,
-    inputs: Sequence[Input],
     comparison: SiteComparison,
     failed: Sequence[str],
     law: str,
@@ -217,7 +211,9 @@ def _explain_sites(
     tensors: Mapping[str, Explanation],
 ) -> dict[str, Explanation]:
     found: dict[str, Explanation] = {}
-    telling = max(inputs, key=lambda item: (min(item.tokens.shape[1], LONG), -item.tokens.size))
+    if not (given := comparison.inputs):
+        return found
+    telling = max(given, key=lambda tokens: (min(tokens.shape[1], LONG), -tokens.size))
     for run in range(1 + RUNS):
         left = [site for site in failed if site not in found and comparison.local[site].worst]
         if not left:
@@ -225,13 +221,14 @@ def _explain_sites(
         worst = comparison.local[left[0]].worst
         assert worst is not None
         # A long sequence tells more faults apart than a short one, on which many are the same.
-        item, row = (telling, 0) if run == 0 else (inputs[worst.index[0]], worst.index[1])
+        at, row = worst.index[:2]
+        tokens, row = (telling, 0) if run == 0 else (given[at], row)
         in_float64 = law == "architecture"
         diagnosis = SiteDiagnosis(
             subject.config,
             subject.weights,
             FLOAT64 if in_float64 else subject.precision,
-            item.tokens[row],
+            tokens[row],
             row,
             left,
             faults_of(subject.config).values(),
@@ -239,7 +236,7 @@ def _explain_sites(
             {name: e.best or Candidate(UNKNOWN_DAMAGE, 0.0) for name, e in tensors.items()},
         )
         with _run(subject.port, in_float64) as port:
-            port.offers()[ACTIVATIONS](item.tokens, diagnosis)
+            port.offers()[ACTIVATIONS](tokens, diagnosis)
         # A site whose failure does not show on this input is tried on its own worst one.
         found |= {
             site: explanation

@@ -174,7 +174,7 @@ class Examination:
         self.findings.sort(key=lambda found: _ORDER.get(found.id, len(_ORDER)))
         if self.checkpoint.config.tied != self.tied:
             self._why |= {law.id: NOT_TIED for law in CHECKS if concerns("tying", law.id)}
-        self.diagnosis = diagnose(subject, self.inputs, self._comparisons, tuple(self.findings))
+        self.diagnosis = diagnose(subject, self._comparisons, tuple(self.findings))
         with self._timed():
             self._stored_graph(port, prepared.weights)
 

@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "9ee818e92d435af5772142bd615f89ef65ec70f100b4f36f3d4cec76f3ccb725"
+SOURCE = "b8a10d6c8f2bdd1b7f2495c04abd77c30eec382316351537306e6fd8805af80f"

@@ -54,8 +54,24 @@ def tokens(e: Evidence) -> Iterator[Fitted]:
     at = np.arange(len(e.call.tokens_T))
     rest = e.got - e.call.w(e.site.weights[1])[at] if len(e.site.weights) > 1 else e.got
     used = _nearest(rest, wte)
-    words = f"tokens used: {_listed(used)}, where the input has {listed(e.call.tokens_T)}"
-    yield _of(e, used, at, words)
+    words = _in_place_of(np.asarray(e.call.tokens_T), used, len(wte))
+    yield _of(e, used, at, f"tokens used: {words}")
+
+
+def _in_place_of(ids_T: Rows, used_T: Rows, n_vocab: int) -> str:
+    """The tokens that were looked up: by the rule that gives them, or each with the one that it
+    stands for."""
+    most, changed = int(used_T.max()), np.flatnonzero(used_T != ids_T)
+    apart_T = (used_T - ids_T + n_vocab // 2) % n_vocab - n_vocab // 2
+    if changed.size > 1 and (apart_T == apart_T[0]).all():
+        return f"ids {apart_T[0]:+d}"
+    for bits in range(1, n_vocab.bit_length()):
+        if (used_T == ids_T % (1 << bits)).all():
+            return f"the last {bits} bits of each id"
+    pairs = dict.fromkeys(zip(used_T[changed], ids_T[changed], strict=True))
+    words = listed(f"{'none' if used == NO_ROW else used} for {own}," for used, own in pairs)
+    clamped = changed.size and (used_T == np.minimum(ids_T, most)).all()
+    return f"{words.strip(',')}{f': no id above {most}' if clamped else ''}"
 
 
 def _within(e: Evidence, which: str, table: int, words: str) -> Iterator[Fitted]:

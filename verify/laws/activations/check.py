@@ -81,6 +81,7 @@ class SiteComparison:
         self.logits = LogitsComparison(config, weights, precision)
         self._input = -1
         self._names: list[str] = []
+        self.inputs: list[NDArray[np.integer]] = []
         self._oracles: list[LocalOracle] = []
         self._locksteps: list[Lockstep] = []
         self._shown_logits: dict[int, int] = {}
@@ -89,6 +90,7 @@ class SiteComparison:
         """A new input is about to run."""
         self._input += 1
         self._names.append(name)
+        self.inputs.append(tokens_BT)
         self._layer = -1
         self._shown_logits = {}
         self.logits.begin()
