@@ -345,6 +345,10 @@ DROPOUT = Capability[Callable[[], Mapping[str, float]]]("dropout", "no dropout")
 #: Where one plain run draws random numbers: ``h.1.mlp (bernoulli_)``.
 DRAWS = Capability[Callable[[Tokens], list[str]]]("draws", "no draws shown")
 
+#: One plain run in whatever mode the process is in, which is how its users call it; ``logits`` may
+#: set one, and set it back. What it returns is not looked at.
+PLAIN_CALL = Capability[Callable[[Tokens], object]]("plain_call", "logits() sets no mode")
+
 #: A context in which the same port runs on another device, ``cpu`` or ``cuda``. NotExamined where
 #: there is no such device, or the port does not run on it.
 ELSEWHERE = Capability[Callable[[str], AbstractContextManager[Port]]](
@@ -377,6 +381,7 @@ CAPABILITIES: tuple[Capability[Any], ...] = (
     TRAINING,
     DROPOUT,
     DRAWS,
+    PLAIN_CALL,
     ELSEWHERE,
     LENS,
     TOKENIZERS,

@@ -90,6 +90,15 @@ def attention_dropout_on_whatever_the_mode(model: Any) -> None:
 # The process
 
 
+def turns_derivatives_off(model: Any) -> None:
+    """Every call turns derivatives off for the whole process."""
+
+    def turn_off(module: nn.Module, args: Any) -> None:
+        torch.set_grad_enabled(False)
+
+    model.register_forward_pre_hook(turn_off)
+
+
 def asks_for_deterministic_algorithms(model: Any) -> None:
     """Its loss makes torch refuse what is not deterministic, in every later port too."""
     loss = model.loss_function

@@ -73,8 +73,8 @@ def test_a_correct_port(attention: str, dtype: Any) -> None:
         "nothing is in training mode; 10 dropouts are off; two calls on 19 tokens, same bits"
     )
     assert state.message.startswith(
-        "loading it and its calls of logits, activations, step, padded, padded_at, loss, gradients "
-        "leave "
+        "loading it and its calls of logits, forward, activations, step, padded, padded_at, loss, "
+        "gradients leave "
     )
     assert {twice.status, mode.status, state.status} == {Status.PASSED}
 
@@ -245,6 +245,15 @@ def test_the_call_that_changes_something_is_named() -> None:
     found = only(hold(STATE, port(faults.asks_for_deterministic_algorithms)), STATE)
     assert found.status is Status.FAILED
     assert found.message == "loss() changes torch's deterministic algorithms (False → True)"
+
+
+def test_derivatives_that_every_call_turns_off_are_missed() -> None:
+    """Whoever asks for logits turns them off as well, and on again."""
+    with restored():
+        found = only(hold(STATE, port(faults.turns_derivatives_off)), STATE)
+    assert found.status is Status.FAILED
+    assert found.message.startswith("forward() changes torch's grad mode (True → False)")
+    assert found.fault == "determinism-grad-mode"
 
 
 def test_one_that_changes_back_what_loading_changed_is_named_once() -> None:

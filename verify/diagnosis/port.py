@@ -15,6 +15,7 @@ from gpt_verify.diagnosis import own_head
 from gpt_verify.diagnosis.cause import causes
 from gpt_verify.diagnosis.depends import depends
 from gpt_verify.diagnosis.dropout import dropouts
+from gpt_verify.diagnosis.forms.table import FORMS
 from gpt_verify.diagnosis.layers import sorted_wrongly
 from gpt_verify.diagnosis.logits import filter_logits
 from gpt_verify.diagnosis.sites import SiteDiagnosis
@@ -59,6 +60,9 @@ class Diagnosis:
         in_logits: Finding | None = None,
     ) -> None:
         self.in_logits = in_logits
+        if any(f.id == "determinism" and f.status is Status.FAILED for f in findings):
+            # What is different at every call has no form that could be read off one of them.
+            explanations = [_without_forms(explanation) for explanation in explanations]
         self.explanations = {explanation.where: explanation for explanation in explanations}
         # A law that knows its own faults says which one it was; what that explains needs no other.
         named: dict[str, list[str]] = {}
@@ -130,6 +134,11 @@ def _right(findings: Sequence[Finding]) -> set[str]:
         if Status.PASSED in statuses.values():
             return {site for site, status in statuses.items() if status is Status.PASSED}
     return set()
+
+
+def _without_forms(explanation: Explanation) -> Explanation:
+    known = tuple(c for c in explanation.accepted if not FORMS.keys() & set(c.faults))
+    return replace(explanation, accepted=known)
 
 
 def _denied(right: set[str], config: Config | None, name: str, where: Collection[str]) -> int:

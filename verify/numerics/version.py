@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "b8a10d6c8f2bdd1b7f2495c04abd77c30eec382316351537306e6fd8805af80f"
+SOURCE = "52f9e9809bf77d289131da011deb4f2087e3934cb3fbd25b5b009307f54b25a1"

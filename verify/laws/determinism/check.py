@@ -24,6 +24,7 @@ from gpt_verify.port import (
     LOSS,
     PADDED,
     PADDED_AT,
+    PLAIN_CALL,
     STEP,
     TRAINING,
 )
@@ -300,6 +301,8 @@ def _calls(subject: Subject) -> Iterator[tuple[str, Callable[[], object]]]:
     tokens, offers = subject.tokens(1, min(5, subject.config.n_ctx), 42), subject.offers
     mask, places = np.ones_like(tokens), np.arange(tokens.size)[None]
     yield "logits", lambda: subject.port.logits(tokens)
+    if plain_call := offers.get(PLAIN_CALL):
+        yield "forward", lambda: plain_call(tokens)
     if activations := offers.get(ACTIVATIONS):
         yield "activations", lambda: activations(tokens, lambda site, value, narrowest=None: None)
     if step := offers.get(STEP):

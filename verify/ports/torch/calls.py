@@ -20,6 +20,7 @@ from gpt_verify.port import (
     LOSS,
     PADDED,
     PADDED_AT,
+    PLAIN_CALL,
     STEP,
     TYING,
     NotExamined,
@@ -39,6 +40,7 @@ def add_capabilities(port: TorchModule) -> None:
     ``padded`` and ``padded_at``; from its having parameters, their derivatives."""
     takes = takes_of(port.module)
     calls = _Calls(port)
+    port.offer(PLAIN_CALL, port.run)
     if "labels" in takes:
         port.offer(LOSS, calls.loss)
     elif "targets" in takes:
