@@ -6,4 +6,4 @@ numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one
 """
 
 VERSION = 5
-SOURCE = "52f9e9809bf77d289131da011deb4f2087e3934cb3fbd25b5b009307f54b25a1"
+SOURCE = "8cee1525f37528d9b09480188ab6381cf32286cdf3d73f5f7a52e3f22c7f727b"

@@ -172,7 +172,17 @@ def ways(n_layer: int, tokens: int) -> list[Way]:
     lost = [*SOURCES[:LOSSES], *map(_kept, range(1, tokens - 1))]
     counted = chain.from_iterable(map(_counted, lost))
     found = [*POSITIONS, *SOURCES, *layers, *KEPT, *lost[LOSSES:], *windows, *counted]
-    return [*found, *map(_of_one_token, (*POSITIONS, *SOURCES))]
+    return [*found, *map(_of_one_token, filter(_acts_on_one_token, (*POSITIONS, *SOURCES)))]
+
+
+def _acts_on_one_token(way: Way) -> bool:
+    """Whether a call of a single token shows it: what is wrong within a call does not."""
+    for before in ((1,), (3,), (2, 1)):
+        if (way.positions(before, 1) != right_positions(before, 1)).any():
+            return True
+        if (way.sources(before, 1) != right_sources(before, 1)).any():
+            return True
+    return False
 
 
 def _of_one_token(way: Way) -> Way:
