@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import Opener, Tab
-from lens_samples import lens, port, report
+from lens_samples import lens, port, report, told
 from test_html_report import HOSTILE
 from test_html_report_in_browser import CONTRAST, boxes, tooltip
 
@@ -129,6 +129,101 @@ class TestSwitch:
         alone.page.keyboard.press("ArrowRight")
         (scale,) = boxes(alone.page, ".scale:not([hidden])")
         assert "rank of the final top-1" in scale["text"]
+
+
+class TestPinned:
+    @pytest.fixture
+    def page(self, open_page: Opener) -> Any:
+        made = report(told(port(noise=0.1), seed=1))
+        first = told(made.readings[0])
+        return open_page(rendered(dataclasses.replace(made, readings=(first, *made.readings[1:]))))
+
+    def pinned(self, page: Any) -> str:
+        return str(page.inner_text(".pinned h2"))
+
+    def test_the_last_prediction_is_pinned_at_first(self, page: Tab) -> None:
+        names = report().names
+        own = lens()
+        said = f"reference: h.2.resid_post, position 5: {names[int(own.tokens_T[5])]}"
+        assert self.pinned(page.page) == said
+        assert page.quiet(), page.complaints
+
+    def test_a_click_pins_another(self, page: Tab) -> None:
+        page.page.click(cell(4, 2))
+        assert "h.1.resid_post, position 2" in self.pinned(page.page)
+        assert page.page.locator("td.pinned").count() == 1
+        choose(page.page, "view", "entropy_nats")
+        assert page.page.locator("td.pinned").count() == 1
+
+    def test_so_does_enter(self, page: Tab) -> None:
+        page.page.focus("#show-2" if page.page.locator("#show-2").count() else "#width-read")
+        page.page.keyboard.press("Tab")
+        for key in ("ArrowDown", "ArrowRight", "Enter"):
+            page.page.keyboard.press(key)
+        assert "h.1.resid_post, position 1" in self.pinned(page.page)
+        active = page.page.locator("[aria-activedescendant]").get_attribute("aria-activedescendant")
+        assert page.page.locator(f"#{active}.pinned").count() == 1
+
+    def test_ranks_over_depth(self, page: Tab) -> None:
+        page.page.click(cell(4, 2))
+        said = page.page.get_attribute("svg.ranks[role=img]", "aria-label")
+        ranks = lens().rank_final_top1[:, 2].tolist()
+        assert f"rank of the final top-1 from embed up: {', '.join(map(str, ranks))}" in said
+
+    def test_the_terms_of_the_port_are_its_own(self, page: Tab) -> None:
+        for panel, reading in ((0, told(report().readings[0])), (1, told(port(noise=0.1), seed=1))):
+            page.page.click(cell(4, 2, panel))
+            found = reading.attributions["top1"]
+            rows = page.page.locator("table.attribution tbody tr").all_inner_texts()
+            numbers = [float(row.split("\t")[1]) for row in rows]
+            expected = [found.logits_T[2], *found.terms_ST[::-1, 2]]
+            # As they are shown: four digits, of which three are after the point.
+            np.testing.assert_allclose(numbers, expected, atol=0.0006, rtol=0.0006)
+
+    def test_the_last_position_has_one_logit_alone(self, page: Tab) -> None:
+        page.page.click(cell(6, 6))
+        assert page.page.locator("table.attribution thead th").count() == 2
+
+    def test_attention_of_a_layer_and_of_a_head(self, page: Tab) -> None:
+        page.page.click(cell(4, 2))
+        pattern = told(report().readings[0]).patterns[1]
+        tables = page.page.locator("#attention table")
+        rows = tables.nth(0).locator("tbody tr")
+        assert rows.count() == 3
+        shown = [cell or "0" for cell in rows.nth(1).locator("td").all_inner_texts()]
+        # A byte is a 250th.
+        assert np.abs(np.array(shown, float) - 100 * pattern[1, 2, :3]).max() <= 0.5 + 0.2
+        page.page.get_by_role("button", name="head 1").click()
+        assert "Head 1 of layer 1" in page.page.inner_text("#attention")
+        pressed = page.page.get_by_role("button", pressed=True).all_inner_texts()
+        assert pressed == ["head 1"]
+        own = [
+            cell or "0"
+            for cell in tables.nth(1).locator("tr").nth(3).locator("td").all_inner_texts()
+        ]
+        assert own[:3] == shown and set(own[3:]) <= {"0"}
+
+    def test_of_a_difference_the_port_is_pinned(self, page: Tab) -> None:
+        page.page.click(cell(4, 2, panel=2))
+        assert self.pinned(page.page).startswith("a-port: h.1.resid_post, position 2")
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_every_text_has_contrast(self, open_page: Opener, scheme: str) -> None:
+        made = report()
+        made = dataclasses.replace(made, readings=(told(made.readings[0]),))
+        tab = open_page(rendered(made), color_scheme=scheme)
+        assert [line for line in tab.page.evaluate(CONTRAST) if line[0] != "–"] == []
+
+    @pytest.mark.parametrize("width", [1400, 420])
+    def test_nothing_is_wider_than_the_window(self, open_page: Opener, width: int) -> None:
+        made = large()
+        made = dataclasses.replace(made, readings=(told(made.readings[0]),))
+        page = open_page(rendered(made), width=width).page
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+    def test_without_ranks_of_another_nothing_is_said(self, alone: Tab) -> None:
+        """A reading that was made without them."""
+        assert alone.page.inner_text("#attribution") == alone.page.inner_text("#attention") == ""
 
 
 class TestTooltip:

@@ -137,8 +137,9 @@ class TestPanels:
             "b",
             "a-port − reference",
             "b − reference",
+            "b − a-port",
         ]
-        assert [p.difference for p in made] == [False, False, False, True, True]
+        assert [p.difference for p in made] == [False] * 3 + [True] * 3
 
     def test_the_difference_is_that_of_the_same_states(self) -> None:
         """Also where the port shows fewer of them."""

@@ -137,6 +137,17 @@ def _add_lens(lens: argparse.ArgumentParser) -> None:
         "--sub-blocks", action="store_true", help="show the states after attention too"
     )
     lens.add_argument(
+        "--attribution",
+        choices=("top1", "next"),
+        help="print what the embedding and each sub-block add to the logit of the final top-1, or "
+        "of the token that follows",
+    )
+    lens.add_argument(
+        "--attention",
+        action="store_true",
+        help="keep the patterns of attention, for the page and the JSON",
+    )
+    lens.add_argument(
         "--decoder",
         default="ln_f",
         metavar="HOW",

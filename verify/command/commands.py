@@ -47,11 +47,14 @@ def _lens(args: argparse.Namespace) -> int:
     )
     more = [f"--statistic={args.statistic}"] * (args.statistic != "probability")
     more += ["--sub-blocks"] * args.sub_blocks
+    more += [f"--attribution={args.attribution}"] * (args.attribution is not None)
     to_stdout = args.json == "-"
     with contextlib.ExitStack() as stack:
         if to_stdout:
             stack.enter_context(standard_output_for_the_report())
-        report = lens_run(args.checkpoint, args.port or (), options, args.top, args.decoder, more)
+        report = lens_run(
+            args.checkpoint, args.port or (), options, args.top, args.decoder, more, args.attention
+        )
     for reading in report.readings:
         if args.debug and reading.exception is not None:
             traceback.print_exception(reading.exception)
@@ -74,6 +77,7 @@ def _lens(args: argparse.Namespace) -> int:
             colours=terminal.colours_of(stream),
             width=terminal.width_of(stream),
             sub_blocks=args.sub_blocks,
+            attribution=args.attribution,
         )
     say(text, stream, json.render(report) if to_stdout else "")
     if unwritten is not None:
