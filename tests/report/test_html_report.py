@@ -132,6 +132,16 @@ class TestContent:
         assert "<pre>do &#39;wrong  twice&#39;</pre>" in page
         assert "<pre>gpt-verify run --checkpoint models/tiny</pre>" in page
 
+    def test_a_refuted_port_has_what_to_run_next(self) -> None:
+        repeats = ("gpt-verify run --port good", "gpt-verify run --require 9% --port 'a b'")
+        page = text_of(rendered(good(), wrong(), repeats=repeats))
+        assert page.count("gpt-verify diagnose") == 1
+        assert "gpt-verify diagnose --port 'a b'" in page
+
+    @pytest.mark.parametrize("repeat", ["gpt_verify.run(model, text='it\\'s \"x')", "A", ""])
+    def test_what_ran_in_python_has_none(self, repeat: str) -> None:
+        assert "gpt-verify diagnose" not in text_of(rendered(wrong(), repeats=(repeat,)))
+
     def test_the_run_is_described(self) -> None:
         text = text_of(rendered(good()))
         for words in ("models/tiny", "5,244", "0" * 64, "python 3.11", "length 5 [1, 5]", "n_embd"):
