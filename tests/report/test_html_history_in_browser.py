@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from browser import Opener
 from report_samples import broken, good, report, wrong
-from test_history import made, scored
 from test_html_report import HOSTILE
 from test_html_report_in_browser import CONTRAST
+from test_report_history import made, scored
 
 from gpt_verify.report.history.course import History
 from gpt_verify.report.history.html import render
