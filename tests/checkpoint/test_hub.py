@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,19 @@ def test_shards_from_the_cache(cache: Path, tmp_path: Path) -> None:
     cached(cache, "me/sharded", tmp_path / "made")
     found = open_checkpoint("me/sharded").tensors["ln_f/g"]
     assert found.tobytes() == tensors()["ln_f/g"].tobytes()
+
+
+def test_the_lens_reads_a_model_by_its_name_as_by_its_directory(
+    cache: Path, tmp_path: Path
+) -> None:
+    snapshot = cached(cache, "me/small", write(tmp_path / "made", state(), **HUB))
+    readings = []
+    for n, given in enumerate(("me/small", snapshot)):
+        out = tmp_path / f"{n}.json"
+        words = ["--tokens", "1,2,3", "--json", str(out), "--quiet"]
+        assert main(["lens", "--checkpoint", str(given), *words]) == 0
+        readings.append(json.loads(out.read_text(encoding="utf-8"))["readings"])
+    assert readings[0] == readings[1] and readings[0][0]["lens"]["tokens"] == [1, 2, 3]
 
 
 def test_not_in_the_cache(cache: Path) -> None:
