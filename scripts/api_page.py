@@ -4,7 +4,7 @@
     python scripts/api_page.py --write
 
 Every name of ``gpt_verify.__all__`` has its place in ``SECTIONS``. The examples of the page are run
-by ``tests/test_api_page.py``.
+by ``tests/scripts/test_api_page.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run a command under another set of the processor's instructions, and prove that it was in force.
 
     python scripts/instructions.py                     # what every library uses if it may choose
-    python scripts/instructions.py avx2 -- pytest tests/test_budgets.py
+    python scripts/instructions.py avx2 -- pytest tests/numerics/test_budgets.py
     python scripts/instructions.py baseline --threads 1 -- python scripts/calibrate.py --configs 240
     python scripts/instructions.py another -- …        # the one of these that differs here
 

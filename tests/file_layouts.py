@@ -1,7 +1,7 @@
 """Directories as people have them, tiny and with their true keys; what must come out of each.
 
 ``docs/checkpoints.md`` shows these tables (``scripts/checkpoints_page.py``), and
-``tests/test_file_layouts.py`` opens each of them.
+``tests/checkpoint/test_file_layouts.py`` opens each of them.
 """
 
 from __future__ import annotations

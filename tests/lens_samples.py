@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from gpt_verify.judging.lens import LensReport, Reading
+from gpt_verify.lens.attribution import Attribution, part_names
 from gpt_verify.lens.statistics import UNDEFINED, Lens
 from gpt_verify.reference.lens import kl_nats, rank
 from gpt_verify.reference.loss import log_softmax
@@ -112,6 +114,26 @@ def report(*readings: Reading, of: Lens | None = None, text: str = "a text") -> 
         readings=(Reading("reference", lens=reference), *readings),
         repeat="gpt-verify lens 'a text'",
     )
+
+
+def told(reading: Reading, heads: int = 3, seed: int = 0) -> Reading:
+    """The same reading with an attribution and patterns of attention, made by hand."""
+    own = reading.lens
+    assert own is not None
+    rng = np.random.default_rng(seed)
+    length, layers = len(own.tokens_T), len(own.sites) // 2
+    following_T = np.append(own.tokens_T[1:], UNDEFINED)
+    parts = part_names(own.sites)
+    sums = {}
+    for name, tokens_T in (("top1", own.top1_NT[-1]), ("next", following_T)):
+        terms_ST = rng.normal(size=(len(parts), length))
+        terms_ST[:, tokens_T == UNDEFINED] = np.nan
+        sums[name] = Attribution(parts, tokens_T, terms_ST, terms_ST.sum(0), terms_ST.sum(0) * 0)
+    patterns = {}
+    for layer in range(layers):
+        weights_HTS = rng.exponential(size=(heads, length, length)) * np.tri(length)
+        patterns[layer] = weights_HTS / weights_HTS.sum(-1, keepdims=True)
+    return dataclasses.replace(reading, attributions=sums, patterns=patterns)
 
 
 def port(noise: float = 1e-6, name: str = "a-port", **more: object) -> Reading:

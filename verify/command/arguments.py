@@ -137,6 +137,17 @@ def _add_lens(lens: argparse.ArgumentParser) -> None:
         "--sub-blocks", action="store_true", help="show the states after attention too"
     )
     lens.add_argument(
+        "--attribution",
+        choices=("top1", "next"),
+        help="print what the embedding and each sub-block add to the logit of the final top-1, or "
+        "of the token that follows",
+    )
+    lens.add_argument(
+        "--attention",
+        action="store_true",
+        help="keep the patterns of attention, for the page and the JSON",
+    )
+    lens.add_argument(
         "--decoder",
         default="ln_f",
         metavar="HOW",
@@ -301,11 +312,19 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = add(
         "report",
-        "Put several reports into one table: the same ports on several versions.",
-        epilog="Exit status: 0 all verified, 1 one is refuted, 2 one could not be judged.",
+        "Put several reports into one table: the same ports on several versions, or over time.",
+        epilog="Exit status: 0 all verified, 1 one is refuted, 2 one could not be judged. With "
+        "--history: 0 nothing is worse in the newest report than it was before, 1 something is, 2 "
+        "it cannot be compared with the one before it.",
     )
     report.add_argument(
         "reports", nargs="+", type=Path, metavar="REPORT.json", help="of gpt-verify run --json"
+    )
+    report.add_argument(
+        "--history",
+        action="store_true",
+        help="order them by date; say what moved from each to the next, and since when anything "
+        "is worse",
     )
     report.add_argument("--html", metavar="OUT", help="write the table as one HTML page")
     report.add_argument("--quiet", action="store_true", help="print the last line alone")

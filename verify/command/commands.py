@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import sys
 import traceback
+from functools import partial
 
 from gpt_verify.command.arguments import COULD_NOT_JUDGE
 from gpt_verify.command.run import options_of
@@ -46,11 +47,14 @@ def _lens(args: argparse.Namespace) -> int:
     )
     more = [f"--statistic={args.statistic}"] * (args.statistic != "probability")
     more += ["--sub-blocks"] * args.sub_blocks
+    more += [f"--attribution={args.attribution}"] * (args.attribution is not None)
     to_stdout = args.json == "-"
     with contextlib.ExitStack() as stack:
         if to_stdout:
             stack.enter_context(standard_output_for_the_report())
-        report = lens_run(args.checkpoint, args.port or (), options, args.top, args.decoder, more)
+        report = lens_run(
+            args.checkpoint, args.port or (), options, args.top, args.decoder, more, args.attention
+        )
     for reading in report.readings:
         if args.debug and reading.exception is not None:
             traceback.print_exception(reading.exception)
@@ -73,6 +77,7 @@ def _lens(args: argparse.Namespace) -> int:
             colours=terminal.colours_of(stream),
             width=terminal.width_of(stream),
             sub_blocks=args.sub_blocks,
+            attribution=args.attribution,
         )
     say(text, stream, json.render(report) if to_stdout else "")
     if unwritten is not None:
@@ -161,13 +166,23 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from gpt_verify.report import matrix
+    from gpt_verify.report.history import html, terminal
+    from gpt_verify.report.history.course import History
     from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
 
     outputs = open_outputs({"html": args.html})
     spare_inputs(outputs, None, (), [str(path) for path in args.reports])
-    made = matrix.Matrix.read(args.reports)
-    unwritten = write_outputs(outputs, {"html": lambda: matrix.html(made)})
-    say(f"{made.headline}\n" if args.quiet else matrix.terminal(made), sys.stdout, "")
+    made: History | matrix.Matrix
+    page: partial[str]
+    text: partial[str]
+    if args.history:
+        made = over_time = History.read(args.reports)
+        page, text = partial(html.render, over_time), partial(terminal.render, over_time)
+    else:
+        made = table = matrix.Matrix.read(args.reports)
+        page, text = partial(matrix.html, table), partial(matrix.terminal, table)
+    unwritten = write_outputs(outputs, {"html": page})
+    say(f"{made.headline}\n" if args.quiet else text(), sys.stdout, "")
     if unwritten is not None:
         raise unwritten
     return made.exit_status

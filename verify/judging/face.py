@@ -114,6 +114,7 @@ def lens(
     dtype: str | None = None,
     decoder: str = "ln_f",
     top: int = 5,
+    attention: bool = False,
     ignore_keys: str | Sequence[str] = (),
 ) -> LensReport:
     """Read one text through the logit lens: what each layer would predict if it were the last.
@@ -133,13 +134,16 @@ def lens(
         decoder: how a state becomes logits: ``ln_f``; ``none``, without a layer norm; ``block:J``,
             through block J and all after it; or the file of a tuned lens.
         top: how many of the most probable tokens are kept of each state, k.
+        attention: keep the patterns of attention too, n_layer · H · T² numbers of each reading.
         ignore_keys: keys of the checkpoint's configuration that alter nothing.
 
     Returns:
         The report; ``report.reference`` is the ``Lens`` of the reference, and ``report.readings``
         has one ``Reading`` for it and for each port. Of N states and T tokens, statistics are
-        [N, T]: ranks count tokens from 0, and what ends in ``_nats`` is in nats. A port that cannot
-        be read is no exception: its reading carries the error.
+        [N, T]: ranks count tokens from 0, and what ends in ``_nats`` is in nats.
+        ``reading.attributions["top1"].terms_ST`` has what each sub-block adds to the logit of the
+        final top-1, and ``reading.patterns[3]`` the attention of layer 3. A port that cannot be
+        read is no exception: its reading carries the error.
 
     Raises:
         CheckpointError: the checkpoint or the tuned lens cannot be read, or there is no vocabulary
@@ -162,7 +166,7 @@ def lens(
     options = _options(
         device=device, dtype=dtype, tokens=tokens, text=text, ignore_keys=ignore_keys
     )
-    return lens_run(_path(checkpoint), _asked(port), options, k, decoder)
+    return lens_run(_path(checkpoint), _asked(port), options, k, decoder, attention=bool(attention))
 
 
 def _asked(port: Judged | Sequence[Judged]) -> list[Any]:

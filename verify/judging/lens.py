@@ -6,7 +6,7 @@ from the checkpoint's own tensors in float64, so that what differs is the state 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,19 +23,23 @@ from gpt_verify.judging.selection import Request, request
 from gpt_verify.laws.lens import if_read_through_ln_f
 from gpt_verify.lens import (
     UNDEFINED,
+    Attribution,
     Decoder,
     FromBlock,
     Lens,
     LnF,
+    Seen,
     WithoutLnF,
+    attribute,
     lens,
-    oracle_states,
-    port_states,
+    oracle_shown,
+    port_shown,
     read_tuned,
     state_sites,
 )
 from gpt_verify.lens.tokens import numbered, visible
 from gpt_verify.numerics.two_tables import OtherLookup
+from gpt_verify.port import Port
 from gpt_verify.reference.weights import parameter_count
 from gpt_verify.shown import Shown
 
@@ -53,6 +57,10 @@ class Reading:
         name: ``reference``, or the port's.
         dtype, device, weights_from: as the port declares them.
         lens: what was read, or None where nothing could be.
+        attributions: what each sub-block adds to a logit, of the reading's own states: ``top1``, of
+            the token that the reference puts first, and ``next``, of the token that follows.
+        patterns: layer → how much each target attends to each source, float[H, T, S]; empty where
+            attention was not asked for, or the port does not show it.
         error: why not, in one line.
         exception: what ``error`` words; not part of any file.
     """
@@ -63,6 +71,8 @@ class Reading:
     weights_from: str = "checkpoint"
     lens: Lens | None = None
     error: str | None = None
+    attributions: Mapping[str, Attribution] = field(default_factory=dict, compare=False)
+    patterns: Mapping[int, Floats] = field(default_factory=dict, compare=False)
     exception: BaseException | None = field(default=None, compare=False, repr=False)
 
 
@@ -105,6 +115,7 @@ def lens_run(
     top: int = 5,
     decoder: str = "ln_f",
     more: Sequence[str] = (),
+    attention: bool = False,
 ) -> LensReport:
     """Read one text through the lens.
 
@@ -115,6 +126,7 @@ def lens_run(
         top: how many tokens are kept of each state.
         decoder: ``ln_f``, ``none``, ``block:J``, or the file of a tuned lens.
         more: further words of the command line, for that which repeats it.
+        attention: keep the patterns of attention.
 
     Raises:
         CheckpointError: the checkpoint or the tuned lens cannot be read, or there is no vocabulary
@@ -128,19 +140,28 @@ def lens_run(
         raise UsageError(why)
     (item,) = chosen_inputs(opened, options)
     (tokens_T,) = item.tokens
+    weights = _with_its_head(opened)
     read = partial(
         lens,
-        weights=_with_its_head(opened),
+        weights=weights,
         tokens_T=tokens_T,
         decoder=_decoder(decoder, opened),
         k=top,
         # What ports differ by is smaller than what float32 would add to it.
         dtype=np.float64,
     )
-    own = read(oracle_states(opened.tensors, opened.config, tokens_T))
-    readings = [Reading(REFERENCE, lens=own)]
+    own = oracle_shown(opened.tensors, opened.config, tokens_T, attention)
+    first = read(own.states)
+    targets = {"top1": first.top1_NT[-1], "next": np.append(tokens_T[1:], UNDEFINED)}
+
+    def said(of: Seen, found: Lens) -> dict[str, Any]:
+        sums = {name: attribute(of.states, weights, t_T) for name, t_T in targets.items()}
+        return {"lens": found, "attributions": sums, "patterns": of.patterns}
+
+    readings = [Reading(REFERENCE, **said(own, first))]
     for spec in asked.specs:
-        reading = _read_port(spec, asked, tokens_T, read)
+        show = partial(port_shown, tokens_T=tokens_T, attention=attention)
+        reading = _read_port(spec, asked, show, lambda of: said(of, read(of.states)))
         if any(reading.name == other.name for other in readings):
             reading = replace(reading, name=f"{reading.name} ({spec})")
         readings.append(reading)
@@ -155,17 +176,19 @@ def lens_run(
         text=options.text if options.text is not None else text,
         names=names,
         readings=tuple(readings),
-        repeat=_repeat(asked, top, decoder, more),
+        repeat=_repeat(asked, top, decoder, attention, more),
     )
 
 
-def _repeat(asked: Request, top: int, decoder: str, more: Sequence[str]) -> str:
+def _repeat(asked: Request, top: int, decoder: str, attention: bool, more: Sequence[str]) -> str:
     """What reads it again: in Python where a port is an object, otherwise on the command line."""
     own = {"top": top} if top != 5 else {}
     named = {"decoder": decoder} if decoder != "ln_f" else {}
     if asked.in_memory:
-        return asked.repeat("lens", **named, **own)
+        patterns = {"attention": True} if attention else {}
+        return asked.repeat("lens", **named, **own, **patterns)
     words = [f"--{name}={value}" for name, value in (*named.items(), *own.items())]
+    words += ["--attention"] * attention
     return lens_command(asked.path, asked.ports, asked.options, *words, *more)
 
 
@@ -198,8 +221,8 @@ def _decoder(name: str, checkpoint: Checkpoint) -> Decoder:
 def _read_port(
     spec: str,
     asked: Request,
-    tokens_T: Tokens,
-    read: Callable[[Iterable[tuple[str, Floats]]], Lens],
+    show: Callable[[Port], Seen],
+    read: Callable[[Seen], dict[str, Any]],
 ) -> Reading:
     """One port. Whatever it raises ends up in ``error``."""
     made = Reading(spec, asked.options.dtype or "float32", asked.options.device)
@@ -207,16 +230,16 @@ def _read_port(
         port = asked.builder(spec)()
         made = Reading(port.name, port.dtype, port.device, port.provenance())
         try:
-            (states,) = port_states(port, tokens_T[None])
+            found = show(port)
         finally:
             made = replace(made, weights_from=port.provenance())
             port.close()
         ends = state_sites(asked.checkpoint.config)
-        shown = [site for site, _ in states]
+        shown = [site for site, _ in found.states]
         if not shown or (shown[0], shown[-1]) != (ends[0], ends[-1]):
             what = ", ".join(site for site in (ends[0], ends[-1]) if site not in shown)
             raise PortError(f"{what}: not shown by the port, and there is no lens without")
-        return replace(made, lens=read(states))
+        return replace(made, **read(found))
     except GptVerifyError as e:
         return replace(made, error=_named(made.name, str(e)), exception=e)
     except (KeyboardInterrupt, SystemExit):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,8 @@ def _once_more(asked: Request, spec: str, checks: Collection[str] | None) -> Por
 
 
 def environment() -> dict[str, Any]:
-    """Versions, platform, processor, laws and numerics; no framework is imported for it."""
+    """The date, versions, platform, processor, laws and numerics; no framework is imported for
+    it."""
     versions = {"gpt-verify": __version__, "python": platform.python_version()}
     for package in (
         "numpy",
@@ -220,6 +222,7 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     found: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "versions": versions,
         "platform": platform.platform(),
         "machine": platform.machine(),

@@ -202,13 +202,14 @@ class Lens:
             "sites": list(self.sites),
             "tokens": np.asarray(self.tokens_T).tolist(),
             "decoder": self.decoder,
-            "statistics": {name: _listed(getattr(self, name)) for name in STATISTICS},
-            "top_ids": _listed(self.top_ids),
-            "top_probabilities": _listed(self.top_probabilities),
+            "statistics": {name: listed(getattr(self, name)) for name in STATISTICS},
+            "top_ids": listed(self.top_ids),
+            "top_probabilities": listed(self.top_probabilities),
         }
 
 
-def _listed(values: Floats | Ints) -> list[Any]:
+def listed(values: Floats | Ints) -> list[Any]:
+    """Lists of numbers; None stands for what is undefined."""
     integral = np.issubdtype(values.dtype, np.integer)
     known = values != UNDEFINED if integral else np.isfinite(values)
     listed = values.astype(object)

@@ -2,7 +2,8 @@
 
 Written by ``python scripts/figures.py --numerics changed`` (or ``same``, where the source was only
 renamed, moved or made faster); do not edit. ``SOURCE`` is a digest of the code that decides
-numbers, so that neither is forgotten: ``tests/test_figures.py`` fails until one of them was said.
+numbers, so that neither is forgotten: ``tests/scripts/test_figures.py`` fails until one of them was
+said.
 """
 
 VERSION = 5

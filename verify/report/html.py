@@ -16,6 +16,7 @@ from gpt_verify.judging.selection import is_default
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.reference.config import Config
 from gpt_verify.report.evidence import Law, Numbered, by_law, statistics
+from gpt_verify.report.following import diagnosis
 from gpt_verify.report.page import assemble
 from gpt_verify.report.strips import Chart, chart
 from gpt_verify.sites import Site, sites
@@ -119,6 +120,11 @@ class PortView:
     @property
     def unseen(self) -> list[tuple[str, str, str]]:
         return not_examined(self.port)
+
+    @property
+    def following(self) -> str | None:
+        """What to run next, of a port that is refuted."""
+        return diagnosis(self.repeat) if self.failure is not None else None
 
     @property
     def weights(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from gpt_verify.diagnosis.forms.table import FORMS
 from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict
 from gpt_verify.judging.selection import is_default
 from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.report.following import diagnosis
 from gpt_verify.report.mapping import mapping_lines
 from gpt_verify.text import (
     count,
@@ -132,18 +132,8 @@ def _failure(page: _Page, port: PortReport, finding: Finding, repeat: str) -> No
     page.line(f"  failed checks: {failures_by_check(port.findings)}")
     page.line(f"  weights: {weights_words(port.weights_from)}")
     page.line(f"  repeat: {repeat}")
-    if following := _diagnosis(repeat):
+    if following := diagnosis(repeat):
         page.line(f"  next: {following}")
-
-
-def _diagnosis(repeat: str) -> str | None:
-    """The command that says what else is wrong with a port, if anything is."""
-    words = shlex.split(repeat)
-    if words[:2] != ["gpt-verify", "run"]:
-        return None
-    kept = iter(words[2:])
-    asked = [word for word in kept if word != "--require" or not next(kept, None)]
-    return shlex.join(["gpt-verify", "diagnose", *asked])
 
 
 def _mapping(page: _Page, port: PortReport, whole: bool) -> None:

@@ -103,8 +103,8 @@ class PortComparison:
     @cached_property
     def pairs(self) -> tuple[Pair, ...]:
         """The pairs in the order of the newer report; what it does not have follows."""
-        ours = _numbered(self.before.findings)
-        theirs = {} if self.after is None else _numbered(self.after.findings)
+        ours = numbered(self.before.findings)
+        theirs = {} if self.after is None else numbered(self.after.findings)
         keys = dict.fromkeys([*theirs, *ours])
         return tuple(
             Pair(ours.get(key), theirs.get(key), self.laws is None or key[0] in self.laws)
@@ -138,7 +138,7 @@ class PortComparison:
         return before if before == after else f"{before} → {after}"
 
 
-def _numbered(findings: Sequence[Finding]) -> dict[tuple[str, str | None, int], Finding]:
+def numbered(findings: Sequence[Finding]) -> dict[tuple[str, str | None, int], Finding]:
     """The findings by check, site, and how many of the same came before."""
     found: dict[tuple[str, str | None, int], Finding] = {}
     seen: dict[tuple[str, str | None], int] = {}
@@ -219,11 +219,11 @@ def compare_reports(
         if not any(port.findings for port in side.ports):
             raise UsageError(f"{name} has no check, and there is nothing to compare; run it again")
     require_comparable(before, after.checkpoint, after.inputs, names)
-    laws = _laws(before)
+    laws = laws_of(before)
     if ports:
         first, last = _chosen(before, names[0], ports[0]), _chosen(after, names[1], ports[-1])
         return Comparison(before, after, names, (PortComparison(first, last, laws),))
-    ours, theirs = _by_name(before.ports), _by_name(after.ports)
+    ours, theirs = by_name(before.ports), by_name(after.ports)
     if not ours.keys() & theirs.keys():
         has = " and ".join(
             f"{name} has {', '.join(one_line(port.name) for port in side.ports) or 'none'}"
@@ -241,7 +241,9 @@ def compare_reports(
     )
 
 
-def _laws(report: Report) -> frozenset[str] | None:
+def laws_of(report: Report) -> frozenset[str] | None:
+    """The ids of the checks that every run had when a report was made; None where it does not
+    say."""
     made_with = report.environment.get("made_with")
     laws = made_with.get("laws") if isinstance(made_with, dict) else None
     if not isinstance(laws, list):
@@ -249,7 +251,7 @@ def _laws(report: Report) -> frozenset[str] | None:
     return frozenset(law for law in laws if isinstance(law, str))
 
 
-def _by_name(ports: Sequence[PortReport]) -> dict[tuple[str, int], PortReport]:
+def by_name(ports: Sequence[PortReport]) -> dict[tuple[str, int], PortReport]:
     """The ports by name, and how many of the same name came before."""
     names = [port.name for port in ports]
     return {(name, names[:i].count(name)): ports[i] for i, name in enumerate(names)}

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_verify.judging.lens import LensReport
+from gpt_verify.judging.lens import LensReport, Reading
 from gpt_verify.judging.selection import is_default
 from gpt_verify.lens.statistics import UNDEFINED, Lens
 from gpt_verify.report.lens.colours import hexadecimal, ink, palette
@@ -28,6 +28,7 @@ from gpt_verify.report.lens.picture import (
     hits,
     mean_loss,
     panels,
+    part_name,
     row_name,
     rows,
     shade,
@@ -37,6 +38,8 @@ from gpt_verify.text import one_line
 
 #: Of a level that does not exist, in the bytes that are handed to the script.
 NO_LEVEL = 255
+#: Steps between no attention and all of it, in the same bytes.
+STEPS = 250
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,29 @@ def _packed(levels: np.ndarray) -> str:
     return base64.b64encode(packed).decode()
 
 
-def _panel_data(panel: Panel, scales: dict[tuple[str, bool], Shade]) -> dict[str, Any]:
+def _attributions(reading: Reading) -> dict[str, Any]:
+    """What each sub-block adds to each of two logits, with the names that the page shows."""
+    return {
+        name: {
+            "parts": [part_name(part) for part in found.parts],
+            "tokens": [int(token) for token in found.tokens_T],
+            "terms": _short(found.terms_ST),
+            "logits": _short(found.logits_T[None])[0],
+        }
+        for name, found in reading.attributions.items()
+    }
+
+
+def _pattern(pattern_HTS: np.ndarray) -> dict[str, Any]:
+    """Attention in steps of a 250th, a byte for each number."""
+    steps = np.where(np.isfinite(pattern_HTS), np.clip(pattern_HTS, 0, 1) * STEPS, NO_LEVEL)
+    packed = base64.b64encode(np.rint(steps).astype(np.uint8).tobytes()).decode()
+    return {"heads": len(pattern_HTS), "weights": packed}
+
+
+def _panel_data(
+    panel: Panel, place: dict[int, int], scales: dict[tuple[str, bool], Shade]
+) -> dict[str, Any]:
     lens = panel.lens
     numbers = {name: panel.values(name) for name in VIEWS}
     probabilities = lens.top_probabilities.reshape(len(lens.sites), -1)
@@ -144,7 +169,14 @@ def _panel_data(panel: Panel, scales: dict[tuple[str, bool], Shade]) -> dict[str
             name: _packed(scales[name, panel.difference].levels(found))
             for name, found in numbers.items()
         },
-        # Of a difference: what the port says; the page shows the reference's beside it.
+        # Whose reading it is, and with which it is compared: their panels.
+        "reading": place[id(panel.reading)],
+        "against": None if panel.against is None else place[id(panel.against)],
+        "attributions": {} if panel.difference else _attributions(panel.reading),
+        "patterns": {}
+        if panel.difference
+        else {str(n): _pattern(p) for n, p in panel.reading.patterns.items()},
+        # Of a difference: what the port says; the page shows the other's beside it.
         "top": lens.top_ids.reshape(len(lens.sites), -1).tolist(),
         "probabilities": _short(probabilities),
         "k": lens.top_ids.shape[-1],
@@ -204,6 +236,7 @@ def render(report: LensReport, view: View) -> str:
         for difference in (False, True)
         if (scale := shade(each, shown, difference)) is not None
     }
+    place = {id(panel.reading): n for n, panel in enumerate(shown) if not panel.difference}
     lens = report.reference
     lines, top, named = _loss_lines(shown)
     names = {token: one_line(name) for token, name in report.names.items()}
@@ -211,6 +244,7 @@ def render(report: LensReport, view: View) -> str:
         "lens.html",
         {
             "report": report,
+            "names": names,
             "is_default": is_default(Path(str(report.checkpoint.get("path", "?")))),
             "views": VIEWS,
             "first": view,
@@ -227,10 +261,12 @@ def render(report: LensReport, view: View) -> str:
                 "tokens": [int(token) for token in lens.tokens_T],
                 "views": {n: {"title": v.title, "kind": v.kind} for n, v in VIEWS.items()},
                 "first": view.name,
-                "panels": [_panel_data(panel, scales) for panel in shown],
+                "steps": STEPS,
+                "shades": len(palette()),
+                "panels": [_panel_data(panel, place, scales) for panel in shown],
             },
         },
         styles=["base.css", "lens.css"],
-        scripts=["tooltip.js", "lens.js"],
+        scripts=["tooltip.js", "lens.js", "pinned.js"],
         more_style=_shade_rules(),
     )

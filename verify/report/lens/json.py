@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpt_verify.judging.lens import LensReport, Reading
+from gpt_verify.judging.lens import Floats, LensReport, Reading
 from gpt_verify.report.json import plain
 
 #: ``major.minor``: a key that is added raises the minor number, any other change the major one.
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 def _reading(reading: Reading) -> dict[str, Any]:
@@ -20,7 +20,16 @@ def _reading(reading: Reading) -> dict[str, Any]:
         "weights_from": plain(reading.weights_from),
         "error": plain(reading.error),
         "lens": None if reading.lens is None else reading.lens.as_dict(),
+        "attributions": {name: a.as_dict() for name, a in reading.attributions.items()},
+        "patterns": {str(layer): _pattern(p) for layer, p in reading.patterns.items()},
     }
+
+
+def _pattern(pattern_HTS: Floats) -> list[Any]:
+    """[H][T][S], each target with the sources that it may see."""
+    return [
+        [plain(row[: t + 1]) for t, row in enumerate(head)] for head in pattern_HTS.astype(float)
+    ]
 
 
 def as_dict(report: LensReport) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A *view* is one number for each state and position by which the cells are shaded: the probability of
 the top-1, or one of the statistics of the lens. A *panel* is one table of cells: a reading, or how
-far a port's reading is from the reference's.
+far a port's reading is from the reference's, or from another port's.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.errors import UsageError
+from gpt_verify.lens.attribution import BIAS
 from gpt_verify.lens.statistics import STATISTICS, UNDEFINED, Lens
 from gpt_verify.report.lens.colours import LEVELS
 from gpt_verify.text import layer_and_kind, nearest
 
 if TYPE_CHECKING:
-    from gpt_verify.judging.lens import LensReport
+    from gpt_verify.judging.lens import LensReport, Reading
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.integer]
@@ -157,13 +159,17 @@ class Panel:
 
     Attributes:
         title: whose reading it is.
-        lens: the reading.
-        against: the reference, where the panel shows the distance from it.
+        reading: the reading itself.
+        against: the reference or another port, where the panel shows the distance from it.
     """
 
     title: str
-    lens: Lens
-    against: Lens | None = None
+    reading: Reading
+    against: Reading | None = None
+
+    @property
+    def lens(self) -> Lens:
+        return _lens(self.reading)
 
     @property
     def difference(self) -> bool:
@@ -174,30 +180,38 @@ class Panel:
         own = values(self.lens, name)
         if self.against is None:
             return own
-        rows = [self.against.sites.index(site) for site in self.lens.sites]
-        size: Floats = np.abs(own - values(self.against, name)[rows])
+        mine, theirs = self._common(_lens(self.against))
+        size = np.full(own.shape, np.nan)
+        size[mine] = np.abs(own[mine] - values(_lens(self.against), name)[theirs])
         return size
+
+    def _common(self, other: Lens) -> tuple[list[int], list[int]]:
+        """The places of the states that both show, here and there."""
+        common = [site for site in self.lens.sites if site in other.sites]
+        return [self.lens.sites.index(s) for s in common], [other.sites.index(s) for s in common]
 
     @cached_property
     def differs(self) -> NDArray[np.bool_]:
-        """Whether the top-1 is another one than the reference's, bool[N, T]."""
-        if self.against is None:
-            return np.zeros(self.lens.top1_NT.shape, np.bool_)
-        rows = [self.against.sites.index(site) for site in self.lens.sites]
-        return np.asarray(self.lens.top1_NT != self.against.top1_NT[rows], np.bool_)
+        """Whether the top-1 is another one than on the other side, bool[N, T]."""
+        found = np.zeros(self.lens.top1_NT.shape, np.bool_)
+        if self.against is not None:
+            mine, theirs = self._common(_lens(self.against))
+            found[mine] = self.lens.top1_NT[mine] != _lens(self.against).top1_NT[theirs]
+        return found
+
+
+def _lens(reading: Reading) -> Lens:
+    assert reading.lens is not None, "what could not be read is not drawn"
+    return reading.lens
 
 
 def panels(report: LensReport) -> list[Panel]:
-    """Every reading, then how far each port's is from the reference's."""
+    """Every reading, then how far each port's is from the reference's, and each from each other."""
     read = [r for r in report.readings if r.lens is not None]
-    found = [Panel(r.name, r.lens) for r in read if r.lens is not None]
-    reference = report.reference
-    if reference is not None:
-        for r in read:
-            if r.lens is not None and r.lens is not reference:
-                # A port may show less than the reference does, never more.
-                found.append(Panel(f"{r.name} − reference", r.lens, reference))
-    return found
+    pairs = sorted(combinations(range(len(read)), 2))
+    return [Panel(r.name, r) for r in read] + [
+        Panel(f"{read[b].name} − {read[a].name}", read[b], read[a]) for a, b in pairs
+    ]
 
 
 def shade(view: View, shown: Sequence[Panel], difference: bool) -> Shade | None:
@@ -225,6 +239,14 @@ def row_name(site: str) -> str:
     if layer is None:
         return site
     return {"resid_post": str(layer), "resid_mid": f"{layer} attn"}.get(kind, site)
+
+
+def part_name(part: str) -> str:
+    """``h.3.attn.out`` is ``3 attn``, ``h.3.mlp.out`` is ``3 mlp``, ``h.3`` is ``3``."""
+    layer, kind = layer_and_kind(part)
+    if layer is None:
+        return {BIAS: "ln_f bias"}.get(part, part.removeprefix("h."))
+    return f"{layer} {kind.removesuffix('.out')}"
 
 
 def following(lens: Lens) -> Ints:

@@ -29,6 +29,7 @@ from gpt_verify.report.lens.picture import (
     hits,
     mean_loss,
     panels,
+    part_name,
     row_name,
     rows,
     shade,
@@ -170,6 +171,32 @@ def _table(
         sheet.line()
 
 
+#: What a logit is of, in words.
+TARGETS = {"top1": "the token that the reference puts first", "next": "the token that follows"}
+
+
+def _attributions(sheet: _Sheet, report: LensReport, which: str) -> None:
+    """What each sub-block adds to a logit, of every reading: the last one on top, as above."""
+    for reading in report.readings:
+        found = reading.attributions.get(which)
+        if found is None:
+            continue
+        sheet.line((reading.name, "bold"), f": what adds up to the logit of {TARGETS[which]}")
+        tokens = [report.names[int(t)] if t != UNDEFINED else "" for t in found.tokens_T]
+        terms = zip(map(part_name, found.parts), found.terms_ST, strict=True)
+        shown = [("logit", found.logits_T), *list(terms)[::-1]]
+        for block in _blocks(len(tokens), sheet.width):
+            last = range(block.start, block.stop)
+            sheet.line((_fit("", LABEL), "dim"), *(_fit(tokens[t], CELL - 1) + " " for t in last))
+            for name, numbers in shown:
+                cells = ["" if math.isnan(numbers[t]) else f"{numbers[t]:.2f}" for t in last]
+                style = "bold" if name == "logit" else ""
+                label = (_fit(name, LABEL), "dim")
+                sheet.line(label, *((f"{cell:>{CELL - 1}} ", style) for cell in cells))
+            sheet.line((_fit("", LABEL), "dim"), *((_fit(str(t), CELL), "dim") for t in last))
+            sheet.line()
+
+
 def _shown(panel: Panel, view: View) -> tuple[object, ...]:
     """Everything that a table says, so that none is printed twice."""
     numbers = [describe_number(float(value), view) for value in panel.values(view.name).ravel()]
@@ -200,6 +227,7 @@ def render(
     colours: Colours | None = None,
     width: int = 100,
     sub_blocks: bool = False,
+    attribution: str | None = None,
 ) -> str:
     """The readings as text.
 
@@ -212,6 +240,7 @@ def render(
         colours: what the terminal can do, as rich names it; None for none.
         width: of the terminal.
         sub_blocks: show the states after attention too.
+        attribution: of which logit (``top1``, ``next``) the terms are shown; None for neither.
     """
     sheet = _Sheet(colours, width)
     shown = panels(report)
@@ -228,6 +257,8 @@ def render(
         _heading(sheet, panel, view, scale)
         _table(sheet, panel, view, scale, report.names, sub_blocks)
     _differences(sheet, shown, view)
+    if attribution is not None:
+        _attributions(sheet, report, attribution)
     for reading in report.readings:
         if reading.error is not None:
             sheet.line((one_line(f"{reading.name}: {reading.error}"), "bold yellow"))

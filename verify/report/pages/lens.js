@@ -9,7 +9,6 @@ const panels = data.panels.map((panel, i) => {
   const section = document.querySelector(`[data-panel="${i}"]`);
   return { ...panel, section, map: section.querySelector(".map"), table: section.querySelector("table") };
 });
-const reference = panels[0];
 
 const number = (value, kind) => {
   if (value === null) return "–";
@@ -37,7 +36,7 @@ const draw = () => {
     const numbers = panel.numbers[view];
     eachCell(panel, (cell, n, t) => {
       const own = level[n * T + t];
-      const kept = ["hit", "differs"].filter((name) => cell.classList.contains(name));
+      const kept = ["hit", "differs", "pinned"].filter((name) => cell.classList.contains(name));
       cell.className = [own === NO_LEVEL ? "none" : `c${own}`, ...kept].join(" ");
       const top = panel.top[n][t * panel.k];
       cell.textContent = says === "token" ? token(top) : number(numbers[n][t], data.views[view].kind);
@@ -81,9 +80,10 @@ const describe = (panel, n, t) => {
   head.append(element("b", token(data.tokens[t]), "mono"));
   if (t + 1 < T) head.append(", followed by ", element("b", token(data.tokens[t + 1]), "mono"));
   const columns = element("div", undefined, "columns");
-  columns.append(headed(panel.difference ? "port" : "most probable", best(panel, n, t)));
-  const at = reference.sites.indexOf(site);
-  if (panel.difference && at >= 0) columns.append(headed("reference", best(reference, at, t)));
+  columns.append(headed(panel.difference ? panels[panel.reading].title : "most probable", best(panel, n, t)));
+  const other = panel.difference ? panels[panel.against] : null;
+  const at = other ? other.sites.indexOf(site) : -1;
+  if (at >= 0) columns.append(headed(other.title, best(other, at, t)));
   const table = element("table");
   const body = table.createTBody();
   for (const [name, view] of Object.entries(data.views)) {
@@ -102,6 +102,8 @@ const activate = (panel, cell) => {
   active = cell ? { panel, cell } : null;
   if (!cell) return tooltip.hide();
   cell.classList.add("active");
+  cell.id ||= `p${panels.indexOf(panel)}n${cell.parentElement.dataset.n}t${cell.cellIndex - 1}`;
+  panel.table.setAttribute("aria-activedescendant", cell.id);
   tooltip.show(cell, describe(panel, Number(cell.parentElement.dataset.n), cell.cellIndex - 1));
 };
 const isCell = (node) =>
@@ -116,11 +118,11 @@ for (const panel of panels) {
     if (isCell(cell)) activate(panel, cell);
   });
   panel.map.addEventListener("pointerleave", () => activate(panel, null));
-  panel.map.addEventListener("blur", () => activate(panel, null));
-  panel.map.addEventListener("focus", () => {
-    if (panel.map.matches(":focus-visible")) activate(panel, seen(panel)[0].cells[1]);
+  panel.table.addEventListener("blur", () => activate(panel, null));
+  panel.table.addEventListener("focus", () => {
+    if (panel.table.matches(":focus-visible")) activate(panel, seen(panel)[0].cells[1]);
   });
-  panel.map.addEventListener("keydown", (event) => {
+  panel.table.addEventListener("keydown", (event) => {
     if (!(event.key in steps)) return;
     event.preventDefault();
     const rows = seen(panel);

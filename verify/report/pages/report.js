@@ -26,14 +26,22 @@ const open = (row) => {
 for (const chart of document.querySelectorAll("svg.chart")) {
   const marks = [...chart.querySelectorAll(".mark")];
   if (!marks.length) continue;
-  // The browser's own tooltip would cover ours.
-  for (const mark of marks) mark.querySelector("title").remove();
+  // The browser's own tooltip would cover ours; what it says stays the name of the mark.
+  for (const mark of marks) {
+    const title = mark.querySelector("title");
+    mark.setAttribute("aria-label", title.textContent);
+    title.remove();
+  }
   const place = (mark) => [Number(mark.dataset.row), Number(mark.dataset.column)];
   let active = null;
   const activate = (mark) => {
     active?.classList.remove("active");
     active = mark;
     active?.classList.add("active");
+    if (active) {
+      active.id ||= `mark-${active.getAttribute("href").slice(1)}`;
+      chart.setAttribute("aria-activedescendant", active.id);
+    }
     if (active) tooltip.show(active, describe(active));
     else tooltip.hide();
   };
