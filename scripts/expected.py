@@ -1,6 +1,6 @@
 """What came of a port that is wrong on purpose, beside what was expected of it.
 
-For ``outside.py`` and ``reports_page.py``, which judge such ports and keep what is said here.
+For ``outside_page.py`` and ``reports_page.py``, which judge such ports and keep what is said here.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     python scripts/reports_page.py                        # exit status 1 where the page is another
 
 Of each report of ``tests/reports/`` two ports are judged under every law: one that has just the
-fault of the report, and one that has not. Results are kept as those of ``scripts/outside.py``.
+fault of the report, and one that has not. Results are kept as those of ``scripts/outside_page.py``.
 """
 
 from __future__ import annotations

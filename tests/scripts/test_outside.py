@@ -17,20 +17,7 @@ from gpt_verify.findings import Verdict
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 import expected  # noqa: E402  # of the scripts, not installed
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``scripts/outside.py``, which has the name of the folder that it judges."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location("outside_script", ROOT / "scripts" / "outside.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+import outside_page as script  # noqa: E402
 
 PORTS = ROOT / "tests" / "outside" / "ports.py"
 FAULTS = every()
@@ -62,8 +49,8 @@ def test_the_tool_knows_of_none() -> None:
         assert re.search(r"tests.outside|from outside\.|import outside\b", words) is None, path
 
 
-def test_the_page_is_of_the_faults_that_are_there(script: Any) -> None:
-    """``python scripts/outside.py --run``, then ``--page``."""
+def test_the_page_is_of_the_faults_that_are_there() -> None:
+    """``python scripts/outside_page.py --run``, then ``--page``."""
     result = json.loads(script.RESULT.read_text(encoding="utf-8"))
     assert result["base"] == expected.base()
     # Those that were not judged yet the page names.

@@ -1,10 +1,10 @@
 """The faults that are kept out of the catalogue, judged, as one page: docs/outside.md.
 
-    python scripts/outside.py --run                  # whatever the results have not yet
-    python scripts/outside.py --run --seconds 40     # as many as begin in that time
-    python scripts/outside.py --run --name step-lags
-    python scripts/outside.py --page                 # the page alone, from the results
-    python scripts/outside.py                        # exit status 1 where the page is another
+    python scripts/outside_page.py --run                  # whatever the results have not yet
+    python scripts/outside_page.py --run --seconds 40     # as many as begin in that time
+    python scripts/outside_page.py --run --name step-lags
+    python scripts/outside_page.py --page                 # the page alone, from the results
+    python scripts/outside_page.py                        # exit status 1 where the page is another
 
 Each fault of ``tests/outside/`` is judged under every law on one small synthetic checkpoint. It is
 *detected* where the port is refuted, *placed* where the check fails and the site is the first that
@@ -36,7 +36,7 @@ RESULT = ROOT / RESULTS / "outside.json"
 PAGE = ROOT / "docs" / "outside.md"
 TEXT = """# Faults from outside
 
-Written by `scripts/outside.py`; do not edit.
+Written by `scripts/outside_page.py`; do not edit.
 
 [`gpt-verify power`](power.md) injects the faults that the catalogue lists, and a catalogue names
 what it lists. {written} faults were written by somebody who had read neither the catalogue nor the
