@@ -273,7 +273,7 @@ Correct variants are judged on two short rows, one token alone and one of the de
 another one for each seed. The laws take turns: over all seeds, every law has judged every variant
 (in a quick run, every other variant). With `--every-law` every law judges every variant on every
 seed; with `--correct` so it does, without any fault, and there are more variants. What these longer
-runs found is in `docs/results/power-correct.md`.
+runs found is in `docs/results/correct-runs.md`.
 
 The usual comparisons see the same ports and inputs (`verify/power/baselines.py`): they compare
 logits, tensors or states of the port with those of a correct port in float32. They look at a plain
