@@ -159,6 +159,12 @@ def _compare(args: argparse.Namespace) -> int:
     return compare(args)
 
 
+def _recipe(args: argparse.Namespace) -> int:
+    from gpt_verify.command.recipe import recipe
+
+    return recipe(args)
+
+
 def _report(args: argparse.Namespace) -> int:
     from gpt_verify.report import matrix
     from gpt_verify.report.output import open_outputs, spare_inputs, write_outputs
@@ -227,6 +233,7 @@ COMMANDS = {
     "report": _report,
     "lens": _lens,
     "diagnose": _diagnose,
+    "recipe": _recipe,
     "power": _power,
     "claims": _claims,
     "synth": _synth,

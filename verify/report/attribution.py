@@ -1,0 +1,79 @@
+"""Why two ports differ in half precision, for a person and for programs (docs/recipes.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpt_verify.judging.attribute import Attributed
+from gpt_verify.recipes.identify import Found
+from gpt_verify.recipes.summary import words
+from gpt_verify.text import number, one_line
+
+
+def terminal(made: Attributed) -> str:
+    """Where they part, the table of shares, and what they compute otherwise."""
+    one, other = map(one_line, made.names)
+    if made.found is None:
+        return f"what makes the difference was not examined: {made.error}\n"
+    found = made.found
+    if found.first is None:
+        return f"{one} and {other} have the same bits at every site that both show\n"
+    differ, of = found.differ
+    exact_a, exact_b = map(number, found.kl_exact_nats)
+    lines = [
+        f"{one} and {other} part at {found.first}: {differ} of {of} elements differ",
+        f"log-probabilities differ by {number(found.rms_nats)} nats (RMS; at most "
+        f"{number(found.largest_nats)}), over {made.tokens} tokens in {made.dtype}",
+        f"KL({one} ‖ {other}) {number(found.kl_nats)} nats; from float64: {one} {exact_a}, "
+        f"{other} {exact_b}",
+        "",
+        f"{'roundings of':<16}  {'share':>7}  {'left':>7}",
+    ]
+    for part in found.parts:
+        lines.append(f"{part.kind:<16}  {part.share:>7.1%}  {part.left:>7.1%}")
+    lines += ["", *_otherwise(made)]
+    return "\n".join(lines) + "\n"
+
+
+def _otherwise(made: Attributed) -> list[str]:
+    one, other = map(one_line, made.names)
+    if not made.otherwise:
+        return [
+            "no operation is computed in another way: sums of another order make the difference"
+        ]
+    lines = ["computed otherwise:"]
+    for kind, a, b in made.otherwise:
+        lines.append(f"  {kind}: {one}: {_said(a, made.dtype)}; {other}: {_said(b, made.dtype)}")
+    return [*lines, "elsewhere roundings fall otherwise, because what is rounded differs by then"]
+
+
+def _said(found: Found | None, half: str) -> str:
+    return "not shown" if found is None else words(found, half)
+
+
+def as_dict(made: Attributed) -> dict[str, Any]:
+    """The same in JSON's own types."""
+    found = made.found
+    return {
+        "names": list(made.names),
+        "dtype": made.dtype,
+        "tokens": made.tokens,
+        "error": made.error,
+        "first": None if found is None else found.first,
+        "differ": None if found is None else list(found.differ),
+        "rms_nats": None if found is None else found.rms_nats,
+        "largest_nats": None if found is None else found.largest_nats,
+        "kl_nats": None if found is None else found.kl_nats,
+        "kl_exact_nats": None if found is None else list(found.kl_exact_nats),
+        "parts": []
+        if found is None
+        else [{"kind": p.kind, "share": p.share, "left": p.left} for p in found.parts],
+        "otherwise": [
+            {
+                "kind": kind,
+                "recipes": [None if f is None else list(f.named) for f in (a, b)],
+                "words": [_said(f, made.dtype) for f in (a, b)],
+            }
+            for kind, a, b in made.otherwise
+        ],
+    }
