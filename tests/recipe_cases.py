@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from families import in_memory, read, stated
-from models import checkpoint
 from planted_recipes import Model, Way
+from recipe_models import source
 
-from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.numerics.precision import PRECISIONS
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.recipes.identify import Found, Identification
@@ -19,17 +16,6 @@ from gpt_verify.reference import Config
 from gpt_verify.sites import sites
 
 TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-#: Sizes of which no two are equal, and a head whose root is no power of two.
-SIZES = {"n_vocab": 101, "n_ctx": 40, "n_embd": 48, "n_head": 4, "n_layer": 1}
-
-
-@cache
-def source(name: str) -> Checkpoint:
-    """A model of this family, with gains and biases that are not 1 and 0."""
-    if name == "gpt2":
-        return checkpoint(Config(**SIZES))
-    # Without Llama's scaling, so that a frequency is what a reader of the paper computes.
-    return in_memory(name, read(stated(name, **{"rope_scaling": None} if name == "llama" else {})))
 
 
 def shown(name: str, dtype: str, values: dict[str, Any], seed: int = 0) -> Found:

@@ -72,7 +72,8 @@ def test_what_two_ports_compute_otherwise_is_all_that_is_named() -> None:
     made = differing(altered(), altered(cast_before_gain(1), gelu_in_float32))
     assert made.error is None and made.found is not None
     assert made.found.first == "h.1.ln_1"
-    assert [kind for kind, _, _ in made.otherwise] == ["ln_1", "mlp.act"]
+    assert [pair.kind for pair in made.otherwise] == ["ln_1", "mlp.act"]
+    assert made.untold == () and made.accounted >= 0.9
     assert "part at h.1.ln_1" in attribution.terminal(made)
 
 

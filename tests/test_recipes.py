@@ -3,10 +3,17 @@ recipe fits."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from planted_recipes import NONE, PLANTED, Model, truncated
 from recipe_cases import planted, shown
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import recipes_page  # after the line above
 
 HALVES = ("bfloat16", "float16")
 #: Which of these are one function in this format, so that both are named: a table at every number
@@ -40,6 +47,11 @@ def test_none_is_named_where_none_fits(case: tuple[str, str], dtype: str) -> Non
     found = planted("gpt2", case[0], NONE[case], dtype)
     assert found.named == (), _tried(found)
     assert found.best is not None and found.best.agreement.outside > 0
+
+
+def test_the_page_has_these_recipes() -> None:
+    text = recipes_page.PAGE.read_text(encoding="utf-8")
+    assert recipes_page.written(text) == text
 
 
 def test_there_are_enough_of_them() -> None:

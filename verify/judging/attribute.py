@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,38 +45,66 @@ class Attributed:
     exception: BaseException | None = field(default=None, compare=False, repr=False)
 
     @property
-    def otherwise(self) -> tuple[tuple[str, Found | None, Found | None], ...]:
-        """The kinds of sites that the two compute otherwise, with what each does there; None
-        where it does not show them."""
-        kinds: dict[str, list[list[Found]]] = {}
+    def otherwise(self) -> tuple[Pair, ...]:
+        """The kinds of sites that the two compute otherwise."""
+        return tuple(pair for pair in self._pairs if pair.how == "otherwise")
+
+    @property
+    def untold(self) -> tuple[Pair, ...]:
+        """Those of which it is not known: no recipe fits one of them."""
+        return tuple(pair for pair in self._pairs if pair.how == "untold")
+
+    @property
+    def accounted(self) -> float:
+        """The share of the difference that arises where the two compute otherwise, or where both
+        follow one recipe, so that nothing but what came before can make a difference."""
+        assert self.found is not None, "a difference"
+        untold = {pair.kind for pair in self.untold}
+        return sum(part.share for part in self.found.parts if part.kind not in untold)
+
+    @property
+    def _pairs(self) -> list[Pair]:
+        kinds: dict[str, tuple[list[Found], list[Found]]] = {}
         for i, port in enumerate(self.recipes):
             for one in port.found:
-                kinds.setdefault(one.kind, [[], []])[i].append(one)
-        return tuple(
-            (kind, _first(a, b), _first(b, a)) for kind, (a, b) in kinds.items() if _apart(a, b)
-        )
+                kinds.setdefault(one.kind, ([], []))[i].append(one)
+        return [_pair(kind, a, b) for kind, (a, b) in kinds.items()]
 
 
-def _apart(a: list[Found], b: list[Found]) -> bool:
-    """Whether one shows what the other does not, or no recipe is that of both."""
+@dataclass(frozen=True)
+class Pair:
+    """One kind of site in both ports.
+
+    Attributes:
+        kind: ``mlp.act``.
+        how: the two compute it ``otherwise``, ``alike``, or it is ``untold``.
+        a, b: a site of each, at which they differ if they do; None where it is not shown.
+    """
+
+    kind: str
+    how: Literal["otherwise", "alike", "untold"]
+    a: Found | None
+    b: Found | None
+
+
+def _pair(kind: str, a: list[Found], b: list[Found]) -> Pair:
     if not a or not b:
-        return True
+        only = next(iter(a or b))
+        how: Literal["otherwise", "untold"] = "otherwise" if _told(only) else "untold"
+        return Pair(kind, how, a[0] if a else None, b[0] if b else None)
     pairs = list(zip(a, b, strict=False))
-    return len(a) != len(b) or any(_differ(one, other) for one, other in pairs)
+    for one, other in pairs:
+        if not (_told(one) and _told(other)):
+            return Pair(kind, "untold", one, other)
+    for one, other in pairs:
+        same = set(one.named) & set(other.named) or (one.exact and other.exact)
+        if one.kept != other.kept or not same:
+            return Pair(kind, "otherwise", one, other)
+    return Pair(kind, "alike", *pairs[0])
 
 
-def _differ(one: Found, other: Found) -> bool:
-    if one.kept != other.kept:
-        return True
-    if one.exact and other.exact:
-        return False
-    return not set(one.named) & set(other.named)
-
-
-def _first(own: list[Found], others: list[Found]) -> Found | None:
-    """One of a port's sites at which the two differ."""
-    pairs = zip(own, others, strict=False)
-    return next((one for one, other in pairs if _differ(one, other)), own[0] if own else None)
+def _told(found: Found) -> bool:
+    return bool(found.named) or found.exact
 
 
 def attribute_run(asked: Request) -> Attributed:

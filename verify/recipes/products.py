@@ -82,7 +82,7 @@ LINEAR = (
     *(
         Recipe(
             f"narrow-{block}",
-            f"accumulate in {{half}}, {how}, by the distances from exact sums",
+            f"are summed in {{half}}, {how}",
             partial(_narrow, block=block),
             by_distances=True,
         )

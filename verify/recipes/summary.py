@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gpt_verify.recipes.identify import Found, Tried
 from gpt_verify.recipes.table import NOUNS
+from gpt_verify.text import listing
 
 #: Sums, of which the line says what they are kept in: nothing else about them is told.
 _SUMS = ("add", "embed")
@@ -33,8 +34,8 @@ def words(found: Found, half: str, fitting: Sequence[Tried] | None = None) -> st
     assert best is not None, "something was tried"
     name, left = best.recipe.words.format(half=half), best.agreement.outside
     if found.alike:
-        like = ", or ".join(tried.recipe.words for tried in found.alike).format(half=half)
-        return f"as no known recipe has the bits; they {like}"
+        like = listing((tried.recipe.words.format(half=half) for tried in found.alike), 2)
+        return f"as no known recipe has the bits; by their distances from right ones they {like}"
     if left:
         return f"as no known recipe has it; nearest: {name}, which leaves {left} elements"
     return f"not told by so few elements; nothing speaks against: {name}"

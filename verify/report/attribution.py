@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt_verify.judging.attribute import Attributed
+from gpt_verify.judging.attribute import Attributed, Pair
 from gpt_verify.recipes.identify import Found
 from gpt_verify.recipes.summary import words
 from gpt_verify.text import number, one_line
@@ -37,14 +37,21 @@ def terminal(made: Attributed) -> str:
 
 def _otherwise(made: Attributed) -> list[str]:
     one, other = map(one_line, made.names)
-    if not made.otherwise:
-        return [
-            "no operation is computed in another way: sums of another order make the difference"
-        ]
-    lines = ["computed otherwise:"]
-    for kind, a, b in made.otherwise:
-        lines.append(f"  {kind}: {one}: {_said(a, made.dtype)}; {other}: {_said(b, made.dtype)}")
-    return [*lines, "elsewhere roundings fall otherwise, because what is rounded differs by then"]
+    lines = ["computed otherwise:"] if made.otherwise else ["no operation is computed otherwise"]
+    for pair in made.otherwise:
+        said = f"{one}: {_said(pair.a, made.dtype)}; {other}: {_said(pair.b, made.dtype)}"
+        lines.append(f"  {pair.kind}: {said}")
+    why = (
+        "because what is rounded differs by then"
+        if made.otherwise
+        else "by what a recipe leaves open, as the order of sums"
+    )
+    lines.append(f"where both follow one recipe, roundings fall otherwise {why}")
+    lines.append(f"so {made.accounted:.1%} of the difference is accounted for")
+    for pair in made.untold:
+        said = f"{one}: {_said(pair.a, made.dtype)}; {other}: {_said(pair.b, made.dtype)}"
+        lines.append(f"  not known of {pair.kind}: {said}")
+    return lines
 
 
 def _said(found: Found | None, half: str) -> str:
@@ -68,12 +75,16 @@ def as_dict(made: Attributed) -> dict[str, Any]:
         "parts": []
         if found is None
         else [{"kind": p.kind, "share": p.share, "left": p.left} for p in found.parts],
-        "otherwise": [
-            {
-                "kind": kind,
-                "recipes": [None if f is None else list(f.named) for f in (a, b)],
-                "words": [_said(f, made.dtype) for f in (a, b)],
-            }
-            for kind, a, b in made.otherwise
-        ],
+        "otherwise": [_pair(pair, made.dtype) for pair in made.otherwise],
+        "untold": [_pair(pair, made.dtype) for pair in made.untold],
+        "accounted": None if found is None else made.accounted,
+    }
+
+
+def _pair(pair: Pair, half: str) -> dict[str, Any]:
+    sides = (pair.a, pair.b)
+    return {
+        "kind": pair.kind,
+        "recipes": [None if side is None else list(side.named) for side in sides],
+        "words": [_said(side, half) for side in sides],
     }
