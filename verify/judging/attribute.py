@@ -68,7 +68,8 @@ class Attributed:
         for i, port in enumerate(self.recipes):
             for one in port.found:
                 kinds.setdefault(one.kind, ([], []))[i].append(one)
-        return [_pair(kind, a, b) for kind, (a, b) in kinds.items()]
+        # What one of them hides is judged where it is next seen.
+        return [_pair(kind, a, b) for kind, (a, b) in kinds.items() if a and b]
 
 
 @dataclass(frozen=True)
@@ -78,27 +79,22 @@ class Pair:
     Attributes:
         kind: ``mlp.act``.
         how: the two compute it ``otherwise``, ``alike``, or it is ``untold``.
-        a, b: a site of each, at which they differ if they do; None where it is not shown.
+        a, b: a site of each, at which they differ if they do.
     """
 
     kind: str
     how: Literal["otherwise", "alike", "untold"]
-    a: Found | None
-    b: Found | None
+    a: Found
+    b: Found
 
 
 def _pair(kind: str, a: list[Found], b: list[Found]) -> Pair:
-    if not a or not b:
-        only = next(iter(a or b))
-        how: Literal["otherwise", "untold"] = "otherwise" if _told(only) else "untold"
-        return Pair(kind, how, a[0] if a else None, b[0] if b else None)
     pairs = list(zip(a, b, strict=False))
     for one, other in pairs:
         if not (_told(one) and _told(other)):
             return Pair(kind, "untold", one, other)
     for one, other in pairs:
-        same = set(one.named) & set(other.named) or (one.exact and other.exact)
-        if one.kept != other.kept or not same:
+        if not one.same(other):
             return Pair(kind, "otherwise", one, other)
     return Pair(kind, "alike", *pairs[0])
 

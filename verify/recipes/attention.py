@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -19,26 +20,32 @@ def scale_of(read: Read) -> float:
     return 1 / float(np.sqrt(read.config.head_size)) if scale is None else scale
 
 
+def _scaled(x: Span, scale: float) -> Span:
+    """Times the scale, or divided by its reciprocal, which is the same for a power of two."""
+    made = x * constant(scale)
+    return made if math.frexp(scale)[0] == 0.5 else made.loose(1)
+
+
 def unstored(read: Read) -> Span:
     """q·k s, before anything is rounded."""
     made = product(read.part("q"), read.part("k").mid.transpose(0, 2, 1))
-    return (made * constant(scale_of(read))).loose(1)
+    return _scaled(made, scale_of(read))
 
 
 def _scaled_after(read: Read) -> Span:
-    made = product(read.part("q"), read.part("k").mid.transpose(0, 2, 1)).store(read.declared)
-    return (made * constant(scale_of(read))).loose(1)
+    made = product(read.part("q"), read.part("k").mid.transpose(0, 2, 1))
+    return _scaled(made.store(read.declared), scale_of(read))
 
 
 def _query_scaled(read: Read) -> Span:
-    q = (read.part("q") * constant(scale_of(read))).loose(1).store(read.declared)
+    q = _scaled(read.part("q"), scale_of(read)).store(read.declared)
     return product(q, read.part("k").mid.transpose(0, 2, 1))
 
 
 def _both_scaled(read: Read) -> Span:
     """Each times the root of the scale, as torch's attention without a kernel does."""
-    root, p = constant(float(np.sqrt(scale_of(read)))), read.declared
-    q, k = ((read.part(part) * root).loose(1).store(p) for part in ("q", "k"))
+    root, p = float(np.sqrt(scale_of(read))), read.declared
+    q, k = _scaled(read.part("q"), root).store(p), _scaled(read.part("k"), root).store(p)
     k_HKS = k.each(lambda x: x.transpose(0, 2, 1))
     made = product(q, k_HKS.mid)
     return made if k.known else made.within(np.abs(q.mid) @ (k_HKS.high - k_HKS.low))
@@ -46,9 +53,19 @@ def _both_scaled(read: Read) -> Span:
 
 SCORES = (
     Recipe("scaled-after", "are stored before they are scaled", _scaled_after),
-    Recipe("float32", "are scaled in float32", unstored),
-    Recipe("query-scaled", "are of queries that were scaled and stored", _query_scaled),
-    Recipe("both-scaled", "are of queries and keys that were scaled and stored", _both_scaled),
+    Recipe("float32", "are scaled in float32", unstored, plain="scaled-after"),
+    Recipe(
+        "query-scaled",
+        "are of queries that were scaled and stored",
+        _query_scaled,
+        plain="scaled-after",
+    ),
+    Recipe(
+        "both-scaled",
+        "are of queries and keys that were scaled and stored",
+        _both_scaled,
+        plain="scaled-after",
+    ),
 )
 
 
@@ -64,25 +81,22 @@ def _float32(read: Read) -> Span:
     return _mixed(read, read.input())
 
 
-def _hidden_scores(read: Read) -> Read:
-    """The scores of an attention that shows neither them nor the pattern.
+def _scores(read: Read) -> Read:
+    """The scores, of an attention that is looked at as a whole.
 
     Raises:
-        NotShown: something else lies between scores and pattern, or the pattern is shown.
+        NotShown: something else lies between scores and pattern.
     """
-    pattern = read.site.inputs[0]
-    scores = sites(read.config)[pattern].inputs[0]
-    found = sites(read.config)[scores]
-    if pattern in read.values or scores in read.values or found.operation != "scores":
-        raise NotShown(pattern)
-    if sites(read.config)[pattern].weights:
-        raise NotShown(pattern)
-    return read.of(scores)
+    pattern = sites(read.config)[read.site.inputs[0]]
+    found = sites(read.config)[pattern.inputs[0]]
+    if found.operation != "scores" or pattern.weights:
+        raise NotShown(pattern.name)
+    return read.of(found.name)
 
 
 def _fused(read: Read, stored: bool, lanes: int = 0) -> Span:
     """Weights of one kernel, as they are or stored, divided by their sum at the end."""
-    scores = _hidden_scores(read)
+    scores = _scores(read)
     made, divisor = fused(read, unstored(scores), stored, lanes)
     mixed = product(made, read.part("v").mid)
     return (mixed / divisor).each(side_by_side)
@@ -90,7 +104,7 @@ def _fused(read: Read, stored: bool, lanes: int = 0) -> Span:
 
 def _fused_pattern(read: Read, both: bool, stored: bool) -> Span:
     """The pattern is stored before the product; so are the scores, or they are not."""
-    scores = _hidden_scores(read)
+    scores = _scores(read)
     made = _both_scaled(scores) if both else unstored(scores)
     made = made.store(read.declared) if stored else made
     return _mixed(read, once(read, made).store(read.declared))
@@ -98,7 +112,7 @@ def _fused_pattern(read: Read, both: bool, stored: bool) -> Span:
 
 def _eager(read: Read) -> Span:
     """As in steps of their own, which the port does not show."""
-    made = _scaled_after(_hidden_scores(read)).store(read.declared)
+    made = _scaled_after(_scores(read)).store(read.declared)
     return _mixed(read, once(read, made).store(read.declared))
 
 
@@ -110,11 +124,12 @@ MIX = (
         _weights_stored,
         plain="float32",
     ),
-    Recipe("fused", "is of one kernel in float32", partial(_fused, stored=False)),
+    Recipe("fused", "is of one kernel in float32", partial(_fused, stored=False), whole=True),
     Recipe(
         "fused-stored",
         "is of one kernel in float32, of exponentials cast to {half}",
         partial(_fused, stored=True),
+        whole=True,
     ),
     *(
         Recipe(
@@ -122,6 +137,7 @@ MIX = (
             "is of one kernel in float32, of exponentials by a short polynomial cast to {half}, "
             f"{lanes} at a time",
             partial(_fused, stored=True, lanes=lanes),
+            whole=True,
         )
         for lanes in (8, 16)
     ),
@@ -129,18 +145,25 @@ MIX = (
         "fused-pattern-stored",
         "is of one kernel in float32, of weights cast to {half}",
         partial(_fused_pattern, both=False, stored=False),
+        whole=True,
     ),
     Recipe(
         "fused-scores-stored",
         "is of scores and weights cast to {half}",
         partial(_fused_pattern, both=False, stored=True),
+        whole=True,
+        plain="fused-eager",
     ),
     Recipe(
         "fused-both-scaled",
         "is of queries and keys scaled first, scores and weights in {half}",
         partial(_fused_pattern, both=True, stored=True),
+        whole=True,
     ),
     Recipe(
-        "fused-eager", "is of scores stored before they are scaled, and weights in {half}", _eager
+        "fused-eager",
+        "is of scores stored before they are scaled, and weights in {half}",
+        _eager,
+        whole=True,
     ),
 )

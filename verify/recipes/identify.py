@@ -57,9 +57,11 @@ class Found:
 
     @property
     def fitting(self) -> tuple[Tried, ...]:
-        """Those that explain the bits of every element, with evidence. One that casts what is in
-        that format already is the plain one."""
+        """Those that explain the bits of every element, with evidence. One that is the same on
+        these numbers as the plain one, because its cast changes nothing, is not said."""
         fit = {t.recipe.name: t for t in self._fit() if not t.recipe.by_distances}
+        if any(not t.recipe.whole for t in fit.values()):
+            fit = {name: t for name, t in fit.items() if not t.recipe.whole}
         plain = {name: fit.get(t.recipe.plain) for name, t in fit.items()}
         return tuple(
             t
@@ -71,6 +73,11 @@ class Found:
     def alike(self) -> tuple[Tried, ...]:
         """Those of which the distances from right sums are the port's."""
         return tuple(t for t in self._fit() if t.recipe.by_distances)
+
+    def same(self, other: Found) -> bool:
+        """One recipe is that of both, or both are exact."""
+        own, its = ({t.recipe.name for t in one._fit()} for one in (self, other))
+        return self.kept == other.kept and bool(own & its or (self.exact and other.exact))
 
     def _fit(self) -> list[Tried]:
         return [t for t in self.tried if t.agreement.fits(len(self.tried))]

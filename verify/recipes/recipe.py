@@ -110,10 +110,12 @@ class Recipe:
             declared format.
         make: what it comes to; raises NotShown where it reads what the port does not show.
         of: which models have this way of computing.
-        plain: the recipe that this one is where a cast changes nothing; empty for none.
+        plain: the recipe that this one is where a cast changes nothing, or a factor is a power of
+            two; empty for none.
         by_distances: its order of summation changes more than a few bits: distances from the right
             value are compared, as distributions, and not bits. What it does not make is not a
             number.
+        whole: it looks at an attention as a whole, shown or not; not said where the parts are.
     """
 
     name: str
@@ -122,3 +124,4 @@ class Recipe:
     of: Callable[[Config], bool] = lambda config: True
     plain: str = ""
     by_distances: bool = False
+    whole: bool = False

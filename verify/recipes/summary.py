@@ -58,7 +58,10 @@ def line(groups: Sequence[Found], half: str) -> str:
         if common:
             parts.append(f"{noun} {words(told[0], half, common)}")
         else:
-            parts += [f"{noun} ({_place(g)}) {words(g, half)}" for g in told]
+            said: dict[str, list[str]] = {}
+            for group in told:
+                said.setdefault(words(group, half), []).append(_place(group))
+            parts += [f"{noun} {what} ({', '.join(places)})" for what, places in said.items()]
     return "; ".join(parts) or "no operation could be examined"
 
 

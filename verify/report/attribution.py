@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_verify.judging.attribute import Attributed, Pair
-from gpt_verify.recipes.identify import Found
 from gpt_verify.recipes.summary import words
 from gpt_verify.text import number, one_line
 
@@ -39,7 +38,7 @@ def _otherwise(made: Attributed) -> list[str]:
     one, other = map(one_line, made.names)
     lines = ["computed otherwise:"] if made.otherwise else ["no operation is computed otherwise"]
     for pair in made.otherwise:
-        said = f"{one}: {_said(pair.a, made.dtype)}; {other}: {_said(pair.b, made.dtype)}"
+        said = f"{one}: {words(pair.a, made.dtype)}; {other}: {words(pair.b, made.dtype)}"
         lines.append(f"  {pair.kind}: {said}")
     why = (
         "because what is rounded differs by then"
@@ -49,13 +48,9 @@ def _otherwise(made: Attributed) -> list[str]:
     lines.append(f"where both follow one recipe, roundings fall otherwise {why}")
     lines.append(f"so {made.accounted:.1%} of the difference is accounted for")
     for pair in made.untold:
-        said = f"{one}: {_said(pair.a, made.dtype)}; {other}: {_said(pair.b, made.dtype)}"
+        said = f"{one}: {words(pair.a, made.dtype)}; {other}: {words(pair.b, made.dtype)}"
         lines.append(f"  not known of {pair.kind}: {said}")
     return lines
-
-
-def _said(found: Found | None, half: str) -> str:
-    return "not shown" if found is None else words(found, half)
 
 
 def as_dict(made: Attributed) -> dict[str, Any]:
@@ -85,6 +80,6 @@ def _pair(pair: Pair, half: str) -> dict[str, Any]:
     sides = (pair.a, pair.b)
     return {
         "kind": pair.kind,
-        "recipes": [None if side is None else list(side.named) for side in sides],
-        "words": [_said(side, half) for side in sides],
+        "recipes": [list(side.named) for side in sides],
+        "words": [words(side, half) for side in sides],
     }

@@ -20,7 +20,8 @@ def statement(port: PortRecipe) -> str:
     """One line."""
     name = one_line(port.name)
     if port.error is not None:
-        return f"{name}: {port.error}"
+        said = one_line(port.error)
+        return said if said.startswith(name) else f"{name}: {said}"
     return f"{name} ({port.dtype}): {line(port.groups, port.dtype)}"
 
 
@@ -67,11 +68,8 @@ def _row(group: Found, half: str) -> tuple[str, ...]:
     if (best := group.best) is None:
         return (place, str(len(group.sites)), *("",) * 5, words(group, half))
     a = best.agreement
-    others = [
-        t
-        for t in group.tried
-        if t.recipe.name not in group.named and t is not best and not t.recipe.by_distances
-    ]
+    others = [t for t in group.tried if t.agreement.outside and t is not best]
+    others = [t for t in others if not t.recipe.by_distances]
     next_best = f"{others[0].agreement.share:.4f}" if others else ""
     chance = f"{a.chance:.4f}" if a.decided else ""
     return (
@@ -84,8 +82,8 @@ def kept(found: Kept, half: str) -> list[str]:
     """How what was declared is kept, a line for each departure."""
     name = one_line(found.declaration.name)
     head = f"declared ({name}): {len(found.kept)} sites as declared"
-    if found.departures:
-        head += f", {len(found.departures)} depart from it"
+    if count := len(found.departures):
+        head += f", {count} {'departs' if count == 1 else 'depart'} from it"
     lines = [head]
     for departure in found.departures[:_MOST]:
         declared, a = departure.declared.recipe, departure.declared.agreement
