@@ -19,7 +19,6 @@ from pathlib import Path
 
 from figures import ROOT
 
-from gpt_verify.checkpoint.families import FAMILIES
 from gpt_verify.checkpoint.synthetic import synthesize_family
 from gpt_verify.judging.options import Options
 from gpt_verify.judging.recipe import PortRecipe, recipe_run
@@ -30,6 +29,8 @@ from gpt_verify.report import recipe as report
 PAGE = ROOT / "docs" / "recipes.md"
 EAGER, SDPA = "huggingface-eager", "huggingface-sdpa"
 HALVES = ("bfloat16", "float16")
+#: One of each way of norming, gating and turning.
+FAMILIES = ("gpt_neox", "llama", "gemma2", "olmo2", "qwen3", "phi")
 
 
 def put(text: str, mark: str, lines: Sequence[str]) -> str:
@@ -103,8 +104,8 @@ def engines() -> Iterator[str]:
     }
     yield from table(made)
     yield ""
-    yield "The families, their small checkpoints, in bfloat16:"
-    for name in sorted(FAMILIES):
+    yield "Some families, their small checkpoints, in bfloat16:"
+    for name in FAMILIES:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / name
             synthesize_family(path, name, None, 0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from command import complaint
+from families import in_memory
 from models import CONFIG, checkpoint
 from rounding_ports import OTHER, RoundingPort
 
@@ -225,6 +226,20 @@ def test_compare_says_what_makes_the_difference(
     found = json.loads(out.read_text())["attribution"]
     assert {pair["kind"] for pair in found["otherwise"]} == {"ln_1", "mlp.act"}
     assert found["accounted"] >= 0.9
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_a_family_keeps_to_what_its_authors_do_or_departs(name: str) -> None:
+    source, declaration = in_memory(name), AUTHORS[name]
+    theirs = {place: names[0] for place, names in declaration.recipes.items()}
+    rms = "float32" if theirs["rms_norm"] != "float32" else "cast-before-gain"
+    ports = [RoundingPort(source, recipes={**theirs, **more}) for more in ({}, {"rms_norm": rms})]
+    found = request(None, ports, Options(), by_default=False, opened=source)
+    kept, departs = (port.kept for port in recipe_run(found, declaration).ports)
+    assert kept is not None and departs is not None
+    assert kept.departures == () and kept.not_examined == () and len(kept.kept) > 20
+    assert {d.site.rpartition(".")[2] for d in departs.departures} >= {"ln_1"}
+    assert all(d.found[0].recipe.name == rms for d in departs.departures)
 
 
 def test_what_authors_do_is_a_recipe_that_exists() -> None:

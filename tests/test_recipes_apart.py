@@ -10,7 +10,7 @@ from recipe_models import source
 
 from gpt_verify.graph.local import NotShown
 from gpt_verify.graph.run import run
-from gpt_verify.numerics.precision import PRECISIONS
+from gpt_verify.numerics.precision import FLOAT32, PRECISIONS
 from gpt_verify.numerics.weights import DeclaredWeights, Widened
 from gpt_verify.recipes.agreement import spacing
 from gpt_verify.recipes.attribution import attribute
@@ -27,6 +27,8 @@ EVERY = [
     *(("llama", site) for site in ("h.0.ln_1", "h.0.attn.q_rot", "h.0.mlp.act")),
     *(("gemma", site) for site in ("embed", "h.0.ln_1", "h.0.mlp.act")),
     ("gemma2", "h.0.attn.capped"),
+    ("gemma2", "logits"),
+    ("gpt2", "logits"),
 ]
 #: Recipes that are one function of what is read here: a cast of what is in that format already, a
 #: table at every number of float16, vectors of 8 or 16 where a row is as many.
@@ -73,6 +75,29 @@ def test_every_recipe_is_told_from_the_others(name: str, site: str, dtype: str) 
         )
         plain[recipe.name] = shown
     assert tried
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["pattern stored", "pattern in float32"])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_scores_in_float32_may_be_cast_first(dtype: str, kept: bool) -> None:
+    made, p = source("gpt2"), PRECISIONS[dtype]
+    config, weights = made.config, DeclaredWeights(made.tensors, p)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(config.n_head, 40, 40)).astype(np.float32).astype(np.float64)
+    tokens = rng.integers(0, config.n_vocab, 40)
+    read = Read(
+        config, sites(config)["h.0.attn.pattern"], tokens, {"h.0.attn.scores": x}, weights, p
+    )
+    for recipe in recipes_of(config, read.site):
+        if recipe.name.removeprefix("cast-") not in ("float32", "steps"):
+            continue
+        shown = recipe.make(read).store(p if kept else FLOAT32).mid
+        found = Identification(config, weights, p)
+        found.begin(tokens[None])
+        for site, value in (("h.0.attn.scores", x), ("h.0.attn.pattern", shown)):
+            found(site, value[None].astype(np.float32))
+        assert found.found()[-1].named == (recipe.name,)
+        assert found.found()[-1].kept == (dtype if kept else "float32")
 
 
 def port(dtype: str, **recipes: str) -> tuple[DeclaredWeights, dict[str, np.ndarray]]:

@@ -158,13 +158,17 @@ GLU = (
 )
 
 
+def capped(x: Span, cap: float, stored: Precision | None) -> Span:
+    """c tanh(x / c), of which every step may be stored."""
+    if stored is None:
+        return ((x / constant(cap)).map(np.tanh) * constant(cap)).loose(1)
+    return (x / constant(cap)).store(stored).map(np.tanh).store(stored) * constant(cap)
+
+
 def _cap(read: Read, stepwise: bool) -> Span:
     cap = read.config.keys.cap
     assert cap is not None, "a model whose scores are capped"
-    x, p = read.input(), read.declared
-    if not stepwise:
-        return ((x / constant(cap)).map(np.tanh) * constant(cap)).loose(1)
-    return (x / constant(cap)).store(p).map(np.tanh).store(p) * constant(cap)
+    return capped(read.input(), cap, read.declared if stepwise else None)
 
 
 SOFT_CAP = (

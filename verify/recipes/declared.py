@@ -152,7 +152,8 @@ _GEMMA = _authors(
     scores="query-scaled",
     glu="cast-before-up",
 )
-_GEMMA_2 = Declaration("authors", {**_GEMMA.recipes, "soft_cap": ("steps",)}, _GEMMA.source)
+_CAPS = {"soft_cap": ("steps",), "unembed": ("capped-steps",)}
+_GEMMA_2 = Declaration("authors", {**_GEMMA.recipes, **_CAPS}, _GEMMA.source)
 _GPT_OSS = _authors(
     "openai/gpt-oss gpt_oss/torch/model.py",
     rms_norm="float32",

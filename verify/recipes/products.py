@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from gpt_verify.recipes.activations import capped
 from gpt_verify.recipes.arithmetic import Array, Span, exact, product
 from gpt_verify.recipes.recipe import Read, Recipe
 from gpt_verify.reference.config import Config
@@ -72,7 +73,9 @@ def _uncapped(config: Config) -> bool:
 
 LINEAR = (
     Recipe("float32", "accumulate in float32", _float32),
-    Recipe("bias-after", "accumulate in float32, cast before the bias", _bias_after),
+    Recipe(
+        "bias-after", "accumulate in float32, cast before the bias", _bias_after, plain="float32"
+    ),
     Recipe(
         "halves", "are summed in two halves, each stored in {half}", partial(_in_parts, parts=2)
     ),
@@ -92,4 +95,31 @@ LINEAR = (
         )
     ),
 )
-UNEMBED = tuple(replace(r, of=_uncapped) for r in LINEAR if r.name != "bias-after")
+
+
+def _capped(read: Read, stepwise: bool) -> Span:
+    """Logits with a cap, in one kernel or step by step."""
+    cap, p = read.config.keys.cap_logits, read.declared
+    assert cap is not None, "a model whose logits are capped"
+    made = _float32(read)
+    return capped(made.store(p), cap, p) if stepwise else capped(made, cap, None)
+
+
+def _with_cap(config: Config) -> bool:
+    return config.keys.cap_logits is not None
+
+
+UNEMBED = tuple(replace(recipe, of=_uncapped) for recipe in LINEAR) + (
+    Recipe(
+        "capped",
+        "accumulate in float32 and are capped there",
+        partial(_capped, stepwise=False),
+        _with_cap,
+    ),
+    Recipe(
+        "capped-steps",
+        "accumulate in float32, every step of the cap stored in {half}",
+        partial(_capped, stepwise=True),
+        _with_cap,
+    ),
+)

@@ -110,8 +110,8 @@ class Recipe:
             declared format.
         make: what it comes to; raises NotShown where it reads what the port does not show.
         of: which models have this way of computing.
-        plain: the recipe that this one is where a cast changes nothing, or a factor is a power of
-            two; empty for none.
+        plain: the recipe that this one is where a cast changes nothing, a factor is a power of two,
+            or there is no bias; empty for none.
         by_distances: its order of summation changes more than a few bits: distances from the right
             value are compared, as distributions, and not bits. What it does not make is not a
             number.
