@@ -109,7 +109,8 @@ def _with_cap(config: Config) -> bool:
     return config.keys.cap_logits is not None
 
 
-UNEMBED = tuple(replace(recipe, of=_uncapped) for recipe in LINEAR) + (
+UNEMBED = (
+    *(replace(recipe, of=_uncapped) for recipe in LINEAR),
     Recipe(
         "capped",
         "accumulate in float32 and are capped there",
