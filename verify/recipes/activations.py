@@ -80,7 +80,7 @@ def _silu_steps(x: Span, read: Read) -> Span:
 def _recipes(whole: Function, *more: tuple[str, str, Function]) -> tuple[Recipe, ...]:
     """Those of a function alone."""
     table = partial(_in_table, function=whole)
-    ways = (
+    ways: tuple[tuple[str, str, Function], ...] = (
         ("float32", "in float32", whole),
         *more,
         ("table-float16", "by a table in float16", table),

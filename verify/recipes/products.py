@@ -39,6 +39,11 @@ def _bias_after(read: Read) -> Span:
     return made if bias is None else made + exact(bias)
 
 
+def _features(x: Array, some: slice) -> Array:
+    found: Array = x[..., some]
+    return found
+
+
 def _in_parts(read: Read, parts: int) -> Span:
     """Sums over so many parts of the features, each stored before they are added up."""
     x, (w, bias), p = read.input(), tensors(read), read.declared
@@ -46,7 +51,7 @@ def _in_parts(read: Read, parts: int) -> Span:
     made: Span | None = None
     for at in range(0, len(w), size):
         some = slice(at, at + size)
-        part = product(x.each(lambda a, some=some: a[..., some]), w[some]).store(p)
+        part = product(x.each(partial(_features, some=some)), w[some]).store(p)
         made = part if made is None else (made + part).store(p)
     assert made is not None, "a matrix has rows"
     return made if bias is None else made + exact(bias)

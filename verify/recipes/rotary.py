@@ -57,7 +57,7 @@ def _turned(
     if stored:
         cos, sin = cos.store(p), sin.store(p)
     x = read.input().each(lambda x: heads_of(x, read.site.heads))
-    one, other = (x.each(lambda x, at=at: x[..., at]) for at in pairs(rope))
+    one, other = (x.each(partial(_part, at=at)) for at in pairs(rope))
 
     def kept(made: Span) -> Span:
         return made.store(p) if stepwise else made
@@ -71,6 +71,11 @@ def _turned(
         return side_by_side(made)
 
     return Span(put(x.low, a.low, b.low), put(x.mid, a.mid, b.mid), put(x.high, a.high, b.high))
+
+
+def _part(x: Array, at: slice) -> Array:
+    found: Array = x[..., at]
+    return found
 
 
 ROPE = (
@@ -92,16 +97,20 @@ ROPE = (
     ),
     *(
         Recipe(
-            f"{name}{more}", f"{words}{said}", partial(_turned, stored=True, stepwise=step, **how)
-        )
-        for name, words, how in (
-            ("angles-stored", "with angles in {half}", {"angle_stored": True}),
-            ("frequencies-stored", "with frequencies in {half}", {"frequency_stored": True}),
-            (
-                "frequencies-angles-stored",
-                "with frequencies and angles in {half}",
-                {"frequency_stored": True, "angle_stored": True},
+            f"{name}{more}",
+            f"{words}{said}",
+            partial(
+                _turned,
+                stored=True,
+                stepwise=step,
+                frequency_stored=of_frequency,
+                angle_stored=of_angle,
             ),
+        )
+        for name, words, of_frequency, of_angle in (
+            ("angles-stored", "with angles in {half}", False, True),
+            ("frequencies-stored", "with frequencies in {half}", True, False),
+            ("frequencies-angles-stored", "with frequencies and angles in {half}", True, True),
         )
         for more, said, step in (
             ("", ", every step stored", True),

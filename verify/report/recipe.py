@@ -50,7 +50,17 @@ def quiet(report: RecipeReport) -> str:
 
 
 def _table(port: PortRecipe) -> list[str]:
-    rows = [("site", "sites", "elements", "equal", "by chance", "left open", "next best", "recipe")]
+    heading = (
+        "site",
+        "sites",
+        "elements",
+        "equal",
+        "by chance",
+        "left open",
+        "next best",
+        "recipe",
+    )
+    rows: list[tuple[str, ...]] = [heading]
     rows += [_row(group, port.dtype) for group in port.groups]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     last = len(widths) - 1

@@ -23,7 +23,7 @@ from gpt_verify.recipes.table import RECIPES
 from gpt_verify.report import attribution, recipe
 
 SOURCE = checkpoint()
-PORTS = f"{Path(__file__).with_name('rounding_ports.py')}"
+PORTS = f"{Path(__file__).parents[1] / 'rounding_ports.py'}"
 
 
 def made(**recipes: str) -> RoundingPort:

@@ -11,7 +11,7 @@ import torch
 from planted_recipes import NONE, PLANTED, Model, truncated
 from recipe_cases import planted, shown
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import recipes_page  # after the line above
 
