@@ -131,7 +131,7 @@ def test_a_verdict_stands(tiny: Path, tmp_path: Path, way: str) -> None:
     assert time.monotonic() - start < 1000  # and not 3,000 s
 
 
-@pytest.mark.parametrize("name", ["lens", "diagnose"])
+@pytest.mark.parametrize("name", ["lens", "diagnose", "recipe"])
 def test_so_are_the_other_commands_that_run_ports(tiny: Path, tmp_path: Path, name: str) -> None:
     words = ["--tokens", "1,2"] if name == "lens" else ["--length", "3"]
     port = written(tmp_path, WITHOUT["factory"][0])

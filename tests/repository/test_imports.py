@@ -40,6 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "engines": {"process"},
     "checkpoint": {"engines", "process"},
     "graph": {"numerics"},
+    "recipes": {"graph", "numerics"},
     "matching": {"checkpoint", "numerics"},
     "lens": set(),
     "ports": {"checkpoint", "engines", "matching", "numerics", "process"},

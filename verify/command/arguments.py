@@ -181,6 +181,19 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("--quiet", action="store_true", help="print the last line alone")
 
 
+def _add_recipe(recipe: argparse.ArgumentParser) -> None:
+    _add_ports(recipe, "one is needed")
+    _add_inputs(recipe)
+    recipe.add_argument(
+        "--recipe",
+        metavar="authors|FILE",
+        help="what every port must keep to: the recipe of the model's authors, or a file, "
+        '{"layer_norm": "float32", …} (docs/recipes.md)',
+    )
+    recipe.add_argument("--json", metavar="OUT", help="write all of it; - is standard output")
+    recipe.add_argument("--quiet", action="store_true", help="print one line a port alone")
+
+
 def _add_claims(claims: argparse.ArgumentParser) -> None:
     claims.add_argument(
         "ids",
@@ -348,6 +361,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_inputs(diagnose)
     diagnose.add_argument("--json", metavar="OUT", help="write all of it; - is standard output")
     diagnose.add_argument("--quiet", action="store_true", help="print the statement alone")
+
+    _add_recipe(
+        add(
+            "recipe",
+            "Say what a port rounds where, operation by operation, from the bits of its numbers.",
+            epilog="Exit status: 0 found out, and as declared, 1 not as declared, 2 not found out.",
+        )
+    )
 
     _add_power(
         add(

@@ -24,7 +24,7 @@ from gpt_verify.process.leaving import arrive, leave
 
 INTERRUPTED = 130
 #: The commands that run what their user names: code that may end the process.
-RUN_PORTS = ("run", "lens", "diagnose")
+RUN_PORTS = ("run", "lens", "diagnose", "recipe")
 
 
 def _complain(message: str, debug: bool) -> int:

@@ -164,6 +164,12 @@ def _compare(args: argparse.Namespace) -> int:
     return compare(args)
 
 
+def _recipe(args: argparse.Namespace) -> int:
+    from gpt_verify.command.recipe import recipe
+
+    return recipe(args)
+
+
 def _report(args: argparse.Namespace) -> int:
     from gpt_verify.report import matrix
     from gpt_verify.report.history import html, terminal
@@ -242,6 +248,7 @@ COMMANDS = {
     "report": _report,
     "lens": _lens,
     "diagnose": _diagnose,
+    "recipe": _recipe,
     "power": _power,
     "claims": _claims,
     "synth": _synth,

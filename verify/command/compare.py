@@ -13,10 +13,16 @@ from gpt_verify.errors import UsageError
 
 if TYPE_CHECKING:
     from gpt_verify.findings import Report
+    from gpt_verify.judging.attribute import Attributed
+    from gpt_verify.judging.selection import Request
+
+#: In which two correct ports differ by more than the order of their sums.
+HALVES = {"bfloat16", "float16"}
 
 
 def compare(args: argparse.Namespace) -> int:
     """The exit status: 0 nothing is worse, 1 something is."""
+    from gpt_verify.report import attribution
     from gpt_verify.report.compare import json, terminal
     from gpt_verify.report.compare.comparison import compare_reports
     from gpt_verify.report.compare.stored import read_report
@@ -32,32 +38,38 @@ def compare(args: argparse.Namespace) -> int:
         raise UsageError(f"{which} two ports are compared: --port A --port B")
     outputs = open_outputs({"json": args.json})
     spare_inputs(outputs, args.checkpoint, ports, [str(path) for path in paths])
+    attributed: Attributed | None = None
     if paths:
         before = read_report(paths[0])
         after = before if len(paths) == 1 else read_report(paths[1])
         names = str(paths[0]), str(paths[-1])
     else:
-        before = after = _judged(args)
+        asked = _asked(args)
+        before = after = _judged(asked, args)
         names = (ports[0], ports[1])
+        if {port.dtype for port in after.ports} & HALVES:
+            attributed = _attributed(asked, args)
     compared = compare_reports(before, after, names, ports)
-    unwritten = write_outputs(outputs, {"json": lambda: json.render(compared)})
+    accounted = None if attributed is None else attribution.as_dict(attributed)
+    unwritten = write_outputs(outputs, {"json": lambda: json.render(compared, accounted)})
     to_stdout = args.json == "-"
     text = terminal.summary(compared) + "\n" if args.quiet else terminal.render(compared)
+    if attributed is not None and not args.quiet:
+        text = f"{attribution.terminal(attributed)}\n{text}"
     stream = sys.stderr if to_stdout else sys.stdout
-    say(text, stream, json.render(compared) if to_stdout else "")
+    say(text, stream, json.render(compared, accounted) if to_stdout else "")
     if unwritten is not None:
         raise unwritten
     return compared.exit_status
 
 
-def _judged(args: argparse.Namespace) -> Report:
-    """Both ports against the reference, on the same inputs.
+def _asked(args: argparse.Namespace) -> Request:
+    """The request for both ports.
 
     Raises:
-        UsageError: not two ports, or one that could not be judged.
+        UsageError: not two of them.
     """
     from gpt_verify.command.run import options_of
-    from gpt_verify.judging.run import run_request
     from gpt_verify.judging.selection import request
     from gpt_verify.ports.named import require_all
 
@@ -65,6 +77,17 @@ def _judged(args: argparse.Namespace) -> Report:
     if len(asked.specs) != 2:
         raise UsageError(f"compare takes two ports; these are {', '.join(asked.specs)}")
     require_all(asked.specs, args.device)
+    return asked
+
+
+def _judged(asked: Request, args: argparse.Namespace) -> Report:
+    """Both ports against the reference, on the same inputs.
+
+    Raises:
+        UsageError: one of them could not be judged.
+    """
+    from gpt_verify.judging.run import run_request
+
     with contextlib.ExitStack() as stack:
         if args.json == "-":
             stack.enter_context(standard_output_for_the_report())
@@ -75,3 +98,13 @@ def _judged(args: argparse.Namespace) -> Report:
     # Two of one kind may call themselves alike.
     named = zip(report.ports, args.port, strict=True)
     return replace(report, ports=tuple(replace(port, name=name) for port, name in named))
+
+
+def _attributed(asked: Request, args: argparse.Namespace) -> Attributed:
+    """What makes the difference between them."""
+    from gpt_verify.judging.attribute import attribute_run
+
+    with contextlib.ExitStack() as stack:
+        if args.json == "-":
+            stack.enter_context(standard_output_for_the_report())
+        return attribute_run(asked)

@@ -10,7 +10,7 @@ from gpt_verify.report.compare.comparison import Comparison, Pair, PortCompariso
 from gpt_verify.report.json import plain
 
 #: Raised as that of the report is.
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 def _side(report: Report, name: str) -> dict[str, Any]:
@@ -62,8 +62,8 @@ def _port(port: PortComparison) -> dict[str, Any]:
     }
 
 
-def as_dict(comparison: Comparison) -> dict[str, Any]:
-    """The comparison in JSON's own types."""
+def as_dict(comparison: Comparison, attribution: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The comparison in JSON's own types, with what makes the difference where that was asked."""
     before, after = comparison.names
     return {
         "schema_version": SCHEMA_VERSION,
@@ -74,8 +74,10 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
         "ports": [_port(port) for port in comparison.ports],
         "added": plain(comparison.added),
         "not_asked_for": plain(comparison.left_out),
+        "attribution": plain(attribution),
     }
 
 
-def render(comparison: Comparison) -> str:
-    return json.dumps(as_dict(comparison), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+def render(comparison: Comparison, attribution: dict[str, Any] | None = None) -> str:
+    made = as_dict(comparison, attribution)
+    return json.dumps(made, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

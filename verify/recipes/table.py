@@ -1,0 +1,60 @@
+"""The recipes of each operation, and what its results are called in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gpt_verify.recipes.activations import GELU, GELU_EXACT, GLU, SILU, SOFT_CAP
+from gpt_verify.recipes.attention import MIX, SCORES
+from gpt_verify.recipes.norms import LAYER_NORM, RMS_NORM
+from gpt_verify.recipes.products import LINEAR, UNEMBED
+from gpt_verify.recipes.recipe import Recipe
+from gpt_verify.recipes.rotary import ROPE
+from gpt_verify.recipes.softmax import PATTERN
+from gpt_verify.recipes.sums import ADD, EMBED
+from gpt_verify.reference.config import Config
+from gpt_verify.sites import Site
+
+#: ``Site.operation`` → the ways of computing it. What stands first is said first where several fit.
+#: An operation that is not here is not examined.
+RECIPES: Mapping[str, tuple[Recipe, ...]] = {
+    "embed": EMBED,
+    "layer_norm": LAYER_NORM,
+    "rms_norm": RMS_NORM,
+    "linear": LINEAR,
+    "rope": ROPE,
+    "scores": SCORES,
+    "soft_cap": SOFT_CAP,
+    "pattern": PATTERN,
+    "mix": MIX,
+    "gelu": GELU,
+    "gelu_exact": GELU_EXACT,
+    "silu": SILU,
+    "glu": GLU,
+    "add": ADD,
+    "unembed": UNEMBED,
+}
+
+#: What the line about a port calls them.
+NOUNS = {
+    "embed": "embedding sum",
+    "layer_norm": "norms",
+    "rms_norm": "norms",
+    "linear": "products",
+    "rope": "rotation",
+    "scores": "scores",
+    "soft_cap": "soft cap",
+    "pattern": "softmax",
+    "mix": "mix",
+    "gelu": "GELU",
+    "gelu_exact": "GELU",
+    "silu": "SiLU",
+    "glu": "gate",
+    "add": "residual sum",
+    "unembed": "logits",
+}
+
+
+def recipes_of(config: Config, site: Site) -> tuple[Recipe, ...]:
+    """The ways of computing this site in a model of this kind."""
+    return tuple(r for r in RECIPES.get(site.operation, ()) if r.of(config))
