@@ -31,8 +31,10 @@ def test_a_planted_recipe_is_named(case: tuple[str, str, str], dtype: str) -> No
     name, site, recipe = case
     found = planted(name, site, PLANTED[case], dtype)
     same = SAME.get((dtype, site), set())
-    assert set(found.named) == (same if recipe in same else {recipe}), _tried(found)
     (own,) = (t for t in found.tried if t.recipe.name == recipe)
+    # Another one is named beside it where it makes the same numbers of these.
+    others = {t.recipe.name for t in found.fitting if t.agreement == own.agreement}
+    assert recipe in found.named and set(found.named) <= others | same, _tried(found)
     assert own.agreement.share >= 0.99
     assert own.agreement.outside == 0
 
