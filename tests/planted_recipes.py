@@ -42,6 +42,11 @@ class Model:
 Way = Callable[..., Tensor]
 
 
+def rsqrt(x: Tensor) -> Tensor:
+    """One rounding; ``torch.rsqrt`` has two at the end of a tensor, where no vector is full."""
+    return torch.rsqrt(x.float()).to(x.dtype)
+
+
 def normed(x: Tensor, m: Model) -> Tensor:
     return functional.layer_norm(x.float(), (x.shape[-1],), eps=m.epsilon)
 
@@ -62,13 +67,13 @@ def steps(x: Tensor, m: Model) -> Tensor:
     g, b = m.tensors
     u = x.mean(-1, keepdim=True)
     s = ((x - u) * (x - u)).mean(-1, keepdim=True)
-    return (x - u) * torch.rsqrt(s + m.epsilon) * g + b
+    return (x - u) * rsqrt(s + m.epsilon) * g + b
 
 
 def steps_variance(x: Tensor, m: Model, divided: bool) -> Tensor:
     g, b = m.tensors
     u, s = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
-    n = (x - u) / torch.sqrt(s + m.epsilon) if divided else (x - u) * torch.rsqrt(s + m.epsilon)
+    n = (x - u) / torch.sqrt(s + m.epsilon) if divided else (x - u) * rsqrt(s + m.epsilon)
     return n * g + b
 
 
@@ -79,7 +84,7 @@ def rms(x: Tensor, m: Model) -> Tensor:
 
 def rms_statistics(x: Tensor, m: Model) -> Tensor:
     square = x.float().pow(2).mean(-1, keepdim=True).to(x.dtype)
-    root = torch.rsqrt(square + m.epsilon)
+    root = rsqrt(square + m.epsilon)
     return (x.float() * root.float() * m.tensors[0].float()).to(x.dtype)
 
 
@@ -89,7 +94,7 @@ def rms_root(x: Tensor, m: Model) -> Tensor:
 
 
 def rms_steps(x: Tensor, m: Model) -> Tensor:
-    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + m.epsilon) * m.tensors[0]
+    return x * rsqrt((x * x).mean(-1, keepdim=True) + m.epsilon) * m.tensors[0]
 
 
 def masked(x: Tensor) -> Tensor:

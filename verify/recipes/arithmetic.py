@@ -106,6 +106,10 @@ class Span:
         low, mid, high = (1 / np.sqrt(x) for x in (self.high, self.mid, self.low))
         return Span(low, _float32(mid), high).loose(FUNCTION_ULP)
 
+    def or_else(self, other: Span) -> Span:
+        """Whichever of two ways an engine takes; literally the first."""
+        return _closed(np.minimum(self.low, other.low), self.mid, np.maximum(self.high, other.high))
+
     def select(self, keep: NDArray[np.bool_]) -> Span:
         """Zero where it is not kept."""
         low, mid, high = (np.where(keep, x, 0.0) for x in (self.low, self.mid, self.high))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from gpt_verify.graph.operations.rms_norm import grouped
+from gpt_verify.numerics.precision import Precision
 from gpt_verify.recipes.arithmetic import Array, Span, U, constant, exact, mean
 from gpt_verify.recipes.recipe import Read, Recipe
 from gpt_verify.reference.config import Config
@@ -66,13 +67,24 @@ def _variance_at_once(read: Read, centred: Span) -> Span:
     return mean(_centred(x, mean(x)).square()).store(read.declared)
 
 
+def _root(x: Span, p: Precision) -> Span:
+    """√x, stored."""
+    r = x.rsqrt()
+    return Span(1 / r.high, 1 / r.mid, 1 / r.low).store(p)
+
+
+def _reciprocal_root(x: Span, p: Precision) -> Span:
+    """1 / √x of what is stored: rounded once, or the reciprocal of a root that is stored. torch's
+    ``rsqrt`` does the first in its vectors, and the second with what is left over of a tensor."""
+    return x.rsqrt().store(p).or_else((exact(1.0) / _root(x, p)).store(p))
+
+
 def _times_root(read: Read, centred: Span, variance: Span) -> Span:
-    return centred * variance.rsqrt().store(read.declared)
+    return centred * _reciprocal_root(variance, read.declared)
 
 
 def _over_root(read: Read, centred: Span, variance: Span) -> Span:
-    root = variance.rsqrt()
-    return centred / Span(1 / root.high, 1 / root.mid, 1 / root.low).store(read.declared)
+    return centred / _root(variance, read.declared)
 
 
 def _steps(read: Read, variance: Callable[[Read, Span], Span], normed: Root) -> Span:
@@ -140,8 +152,11 @@ def _rms_statistics(read: Read, squares: bool) -> Span:
     x, g_D = _grouped(read)
     gain = exact(1 + g_D if read.config.keys.norm.plus_one else g_D)
     p, epsilon = read.declared, constant(read.config.keys.norm.epsilon)
-    root = (mean(x.square()).store(p) + epsilon).store(p).rsqrt() if squares else _rms_root(read, x)
-    return _back(read, (x * root.store(p) * gain).loose(2))
+    if squares:
+        root = _reciprocal_root((mean(x.square()).store(p) + epsilon).store(p), p)
+    else:
+        root = _rms_root(read, x).store(p)
+    return _back(read, (x * root * gain).loose(2))
 
 
 def _rms_steps(read: Read) -> Span:
@@ -150,7 +165,7 @@ def _rms_steps(read: Read) -> Span:
     if read.config.keys.norm.plus_one:
         gain = (constant(1.0) + gain).store(p)
     below = mean(x.square().store(p)).store(p) + constant(read.config.keys.norm.epsilon)
-    root = below.store(p).rsqrt().store(p)
+    root = _reciprocal_root(below.store(p), p)
     return _back(read, (x * root).store(p) * gain)
 
 
