@@ -23,6 +23,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ SAYS = {
 }
 #: The variable under which a command is told which set it runs in.
 NAME = "GPT_VERIFY_INSTRUCTIONS"
+#: Where torch.compile keeps what it has compiled.
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 _ASK = """
@@ -71,6 +74,8 @@ print("\\nprocessor " + json.dumps(processor()))
 def variables(name: str, threads: int | None = None) -> dict[str, str]:
     """The environment of a command: that of this process, with nothing left of another set."""
     chosen = {variable for choice in SETS.values() for variable in choice} | {NAME, NUMPY}
+    if NAME in os.environ:
+        chosen |= {COMPILED}
     found = {key: value for key, value in os.environ.items() if key not in chosen} | SETS[name]
     if name != "native":
         features = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
@@ -79,6 +84,8 @@ def variables(name: str, threads: int | None = None) -> dict[str, str]:
         wide = [f for f in features if f == "X86_V4" or f.startswith("AVX512")]
         found[NUMPY] = " ".join(features if name == "baseline" else wide)
         found[NAME] = name
+        # torch takes from its cache what was compiled for wider vectors, and computes NaN with it.
+        found[COMPILED] = str(Path(tempfile.gettempdir()) / f"torchinductor-{name}")
     if threads is not None:
         found |= dict.fromkeys(THREADS, str(threads))
     return found

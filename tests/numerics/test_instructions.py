@@ -115,3 +115,12 @@ def test_a_set_that_is_not_in_force_ends_the_run(
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     assert instructions.main() == 2
     assert "avx2 is not in force: OpenBLAS uses ['Nehalem'], not Haswell" in capsys.readouterr().err
+
+
+def test_what_is_compiled_is_kept_apart() -> None:
+    """Kernels for wider vectors are wrong in a process that is held to narrower ones."""
+    compiled = instructions.COMPILED
+    places = {name: instructions.variables(name).get(compiled) for name in instructions.SETS}
+    within = instructions.NAME in os.environ
+    assert places["native"] == (None if within else os.environ.get(compiled))
+    assert len(set(places.values())) == len(instructions.SETS)

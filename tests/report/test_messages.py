@@ -19,6 +19,7 @@ RENDERERS = {
     "verify/report/compare/terminal.py",
     "verify/report/diagnose.py",
     "verify/report/github.py",
+    "verify/report/history/terminal.py",
     "verify/report/json.py",
     "verify/report/junit.py",
     "verify/report/matrix.py",
