@@ -25,7 +25,9 @@ from rounding import Noise, reference_run
 from gpt_verify.checkpoint import open_checkpoint
 from gpt_verify.errors import PortError, UsageError
 from gpt_verify.findings import PortReport, Status, Verdict
-from gpt_verify.judging.run import Options, run
+from gpt_verify.inputs import seeded
+from gpt_verify.judging.judge import judge
+from gpt_verify.judging.run import Options, Silent, run
 from gpt_verify.port import Port
 from gpt_verify.ports.registry import build
 from gpt_verify.ports.remote.http import HttpPort
@@ -466,7 +468,10 @@ class TestOtherLanguages:
         ],
     )
     def test_c_with_a_mistake(self, c: Callable[[str, str], str], old: str, new: str) -> None:
-        report = on_the_default(c(old, new))
+        """Its logits alone: every law on so slow a port takes long, and refutes no more of it."""
+        source = open_checkpoint(EXAMPLES.parent / "verify/data/default/huggingface")
+        inputs = [seeded(source.config, 7, 0)]
+        report = judge(c(old, new), source, inputs, None, "cpu", Silent(), laws=())
         assert report.verdict is Verdict.REFUTED
 
     def test_javascript_over_http(self) -> None:
