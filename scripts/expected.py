@@ -5,10 +5,11 @@ For ``outside_page.py`` and ``reports_page.py``, which judge such ports and keep
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,3 +108,35 @@ def flags(fault: Expected, made: Mapping[str, Any]) -> Iterator[str]:
             yield "also"
     elif right:
         yield "wrong"
+
+
+def command(
+    doc: str | None,
+    path: Path,
+    page: Callable[[], str],
+    measure: Callable[[list[str], float], None],
+) -> None:
+    """Both scripts' command line: ``--run``, ``--name``, ``--seconds`` and ``--page``. Without any
+    of them it is said whether the page is that of the results.
+
+    Args:
+        doc: of the script.
+        path: of its page.
+        page: makes it from the results.
+        measure: judges those of these names, or what is not there yet, as many as begin in so
+            many seconds.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument(
+        "--run", action="store_true", help="judge what is not there yet, and write the page"
+    )
+    parser.add_argument("--name", action="append", default=[], help="judge these, there or not")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--page", action="store_true", help="write the page from the results")
+    arguments = parser.parse_args()
+    if arguments.run or arguments.name:
+        measure(arguments.name, arguments.seconds)
+    if arguments.run or arguments.name or arguments.page:
+        path.write_text(page(), encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != page():
+        raise SystemExit(f"{path.name}: not the table of the results; --page")

@@ -15,7 +15,6 @@ kept from fault to fault, and never beside others that were made with other laws
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from expected import SIZE, base, chance, flags, judged, summary
+from expected import SIZE, base, chance, command, flags, judged, summary
 from figures import RESULTS, ROOT, marked
 from outside.record import AREAS, Outside, every
 
@@ -186,22 +185,5 @@ def page() -> str:
     return marked(ROOT, text, made_with())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--run", action="store_true", help="judge what is not there yet, and write the page"
-    )
-    parser.add_argument("--name", action="append", default=[], help="judge these, there or not")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--page", action="store_true", help="write the page from the results")
-    arguments = parser.parse_args()
-    if arguments.run or arguments.name:
-        measure(arguments.name, arguments.seconds)
-    if arguments.run or arguments.name or arguments.page:
-        PAGE.write_text(page(), encoding="utf-8")
-    elif PAGE.read_text(encoding="utf-8") != page():
-        raise SystemExit(f"{PAGE.name}: not the table of the results; --page")
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, PAGE, page, measure)

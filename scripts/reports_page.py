@@ -12,7 +12,6 @@ fault of the report, and one that has not. Results are kept as those of ``script
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -20,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from expected import SIZE, base, flags, judged, summary
+from expected import SIZE, base, command, flags, judged, summary
 from figures import RESULTS, ROOT, marked
 from reports.cases import LOG
 from reports.record import GITHUB, Report
@@ -154,22 +153,5 @@ def page() -> str:
     return marked(ROOT, text, made_with())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--run", action="store_true", help="judge what is not there yet, and write the page"
-    )
-    parser.add_argument("--name", action="append", default=[], help="judge these, there or not")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--page", action="store_true", help="write the page from the results")
-    arguments = parser.parse_args()
-    if arguments.run or arguments.name:
-        measure(arguments.name, arguments.seconds)
-    if arguments.run or arguments.name or arguments.page:
-        PAGE.write_text(page(), encoding="utf-8")
-    elif PAGE.read_text(encoding="utf-8") != page():
-        raise SystemExit(f"{PAGE.name}: not the table of the results; --page")
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, PAGE, page, measure)
