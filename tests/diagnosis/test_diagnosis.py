@@ -14,9 +14,10 @@ from gpt_verify.diagnosis import left_over
 from gpt_verify.diagnosis.cause import causes
 from gpt_verify.diagnosis.filter import NEAR_ONE, MatchedFilter
 from gpt_verify.diagnosis.filter import Candidate as Deviation
+from gpt_verify.diagnosis.port import Diagnosis
 from gpt_verify.diagnosis.tensors import Difference, explain
 from gpt_verify.explanation import UNKNOWN_DAMAGE, Candidate, Explanation
-from gpt_verify.findings import Status, Verdict
+from gpt_verify.findings import Finding, Status, Verdict, naming
 from gpt_verify.laws.catalogue import faults_of
 from gpt_verify.laws.table import LAWS, expected_checks
 from gpt_verify.numerics.scores import limit_max
@@ -254,3 +255,14 @@ class TestFilter:
         error = self.noise(2) + DEVIATIONS[0].deviation_SN
         found = MatchedFilter(self.noise(3)).find(error, [*DEVIATIONS, near], 10.0)
         assert found.matches == ()
+
+
+@pytest.mark.parametrize(
+    ("law", "stays"), [("batch", False), ("determinism", False), ("loss.value", True)]
+)
+def test_a_form_is_not_read_off_what_hangs_on_the_call(law: str, stays: bool) -> None:
+    form = Candidate("output-clamped", 0.1, "attn.out is cut at 0")
+    explanation = Explanation("h.0.attn.out", 1e6, 1.0, (form,))
+    named = naming("batch-last-row" if law == "batch" else None)
+    diagnosis = Diagnosis([explanation], [Finding(law, Status.FAILED, "", named=named)])
+    assert any(cause.fault == "output-clamped" for cause in diagnosis.causes) == stays

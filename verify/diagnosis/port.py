@@ -21,7 +21,7 @@ from gpt_verify.diagnosis.logits import filter_logits
 from gpt_verify.diagnosis.sites import SiteDiagnosis
 from gpt_verify.diagnosis.tensors import Difference, explain
 from gpt_verify.explanation import UNKNOWN_DAMAGE, Candidate, Explanation
-from gpt_verify.findings import END_TO_END, Cause, Finding, Status
+from gpt_verify.findings import END_TO_END, Cause, Finding, Status, concerns
 from gpt_verify.laws.catalogue import CATALOGUE, faults_of
 from gpt_verify.numerics.precision import FLOAT64
 from gpt_verify.port import ACTIVATIONS, FLOAT64_COPY
@@ -60,8 +60,10 @@ class Diagnosis:
         in_logits: Finding | None = None,
     ) -> None:
         self.in_logits = in_logits
-        if any(f.id == "determinism" and f.status is Status.FAILED for f in findings):
-            # What is different at every call has no form that could be read off one of them.
+        failed = [f for f in findings if f.status is Status.FAILED]
+        if any(f.id == "determinism" or (concerns("batch", f.id) and f.fault) for f in failed):
+            # What is different at every call, or is known to hang on the batch, has no form that
+            # could be read off one row of one call.
             explanations = [_without_forms(explanation) for explanation in explanations]
         self.explanations = {explanation.where: explanation for explanation in explanations}
         # A law that knows its own faults says which one it was; what that explains needs no other.
