@@ -17,7 +17,7 @@ from gpt_verify.findings import Verdict
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 import expected  # noqa: E402  # of the scripts, not installed
-import outside_page as script  # noqa: E402
+import outside_page as script  # noqa: E402  # of the scripts, too
 
 PORTS = ROOT / "tests" / "outside" / "ports.py"
 FAULTS = every()
