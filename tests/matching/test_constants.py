@@ -102,3 +102,10 @@ def test_few_numbers_stand_for_any(value: float) -> None:
             *np.nextafter(np.float32(value), np.float32([-9e9, 9e9])),
         )
         assert named(value, CONFIG) is None
+
+
+@pytest.mark.parametrize("value", (-1.7976931348623157e308, 3.5e38, math.inf, math.nan))
+def test_what_float32_cannot_hold_is_no_constant(value: float) -> None:
+    # A mask filled with the least float64, as transformers 4 writes it: no warning is left behind.
+    assert stands_for(value, CONFIG) is None
+    assert named(value, CONFIG) is None

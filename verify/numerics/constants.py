@@ -60,7 +60,7 @@ def constants(config: Config) -> tuple[Constant, ...]:
 def stands_for(value: float, config: Config) -> float | None:
     """The constant that a number of float32 is one of the two neighbours of, times a power of two
     and a sign; None where it is none."""
-    if float(np.float32(value)) != value:
+    if abs(value) > float(np.finfo(np.float32).max) or float(np.float32(value)) != value:
         return None
     for constant in constants(config):
         exact = math.copysign(constant.value * _power(value, constant.value), value)
