@@ -103,8 +103,10 @@ class TestRealReports:
         place = ("activations.local", "h.1.mlp.act")
         (check,) = [c for c in port["checks"] if (c["id"], c["site"]) == place]
         assert check["worse"] and check["status"] == {"before": "passed", "after": "failed"}
-        score = check["score"]
-        assert score["ratio"] == score["after"] / score["before"] > 100
+        score, limit = check["score"], check["limit"]
+        shares = {side: score[side] / limit[side] for side in ("before", "after")}
+        assert score["ratio"] == pytest.approx(shares["after"] / shares["before"])
+        assert score["ratio"] > 100
         assert sum(c["worse"] for c in port["checks"]) == document["worse"]["checks"]
         assert port["logits_floors_ratio"] > 100
         assert document["before"]["environment"]["versions"]["torch"]
@@ -144,6 +146,25 @@ class TestWorse:
         compared = gv.compare(_with(good(), findings=(before,)), _with(good(), findings=(after,)))
         assert compared.worse == 0
         assert "logits: 9 × at logits (1 → 9, limit 10)" in terminal.render(compared)
+
+    def test_scores_of_two_statistics_are_compared_by_their_limits(self) -> None:
+        before = Finding("logits", Status.PASSED, "", "logits", 1.75, 8.0)
+        after = dataclasses.replace(before, score=0.2, limit=1.0)
+        compared = gv.compare(_with(good(), findings=(before,)), _with(good(), findings=(after,)))
+        assert "logits: 0.914 × at logits (1.75 of 8 → 0.2 of 1)" in terminal.render(compared)
+
+    @pytest.mark.parametrize(
+        ("score", "limit"), [(None, 1.0), (0.2, None), (math.nan, 1.0), (0.2, 0.0)]
+    )
+    def test_a_score_without_a_share_has_no_ratio(
+        self, score: float | None, limit: float | None
+    ) -> None:
+        before = Finding("logits", Status.PASSED, "", "logits", 1.75, 8.0)
+        after = dataclasses.replace(before, score=score, limit=limit)
+        compared = gv.compare(_with(good(), findings=(before,)), _with(good(), findings=(after,)))
+        (pair,) = [p for p in compared.ports[0].pairs if p.finding.id == "logits"]
+        assert pair.ratio is None or math.isnan(pair.ratio)
+        assert "logits" in terminal.render(compared)
 
     @pytest.mark.parametrize("old", [*Status, None])
     @pytest.mark.parametrize("new", [*Status, None])

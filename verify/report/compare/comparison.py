@@ -64,14 +64,33 @@ class Pair:
 
     @property
     def ratio(self) -> float | None:
-        """The score in units of what it was; None where a side has none."""
+        """The score in units of what it was; None where a side has none.
+
+        A finding shows the statistic that is nearest to its limit. Where the two sides show another
+        one each (RMS and maximum), what is compared is the shares of their limits.
+        """
         if self.before is None or self.after is None:
             return None
-        return ratio_of(self.before.score, self.after.score)
+        if self.same_limit:
+            return ratio_of(self.before.score, self.after.score)
+        return ratio_of(_share(self.before), _share(self.after))
+
+    @property
+    def same_limit(self) -> bool:
+        """Whether the scores of both sides are held to one limit, or to none."""
+        sides = self.before, self.after
+        return len({None if side is None else side.limit for side in sides}) == 1
 
 
 def _status(finding: Finding | None) -> Status | None:
     return None if finding is None else finding.status
+
+
+def _share(finding: Finding) -> float | None:
+    """Score ÷ limit; None without either."""
+    if finding.score is None or not finding.limit:
+        return None
+    return finding.score / finding.limit
 
 
 def ratio_of(before: float | None, after: float | None) -> float | None:

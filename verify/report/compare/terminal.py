@@ -139,9 +139,13 @@ def _end(pick: Callable[..., tuple[float, Pair]], moved: list[tuple[float, Pair]
     ratio, pair = pick(moved, key=lambda item: math.inf if math.isnan(item[0]) else item[0])
     assert pair.before is not None and pair.after is not None, "a ratio has two sides"
     scores = [number(f.score) for f in (pair.before, pair.after) if f.score is not None]
-    limit = "" if pair.after.limit is None else f", limit {number(pair.after.limit)}"
+    limits = [number(f.limit) for f in (pair.before, pair.after) if f.limit is not None]
+    if pair.same_limit:
+        shown = " → ".join(scores) + "".join(f", limit {limit}" for limit in limits[:1])
+    else:
+        shown = " → ".join(map("{} of {}".format, scores, limits))
     at = f" at {one_line(pair.after.site)}" if pair.after.site else ""
-    return f"{_times(ratio)}{at} ({' → '.join(scores)}{limit})"
+    return f"{_times(ratio)}{at} ({shown})"
 
 
 def _times(ratio: float) -> str:
