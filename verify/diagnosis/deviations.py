@@ -49,7 +49,7 @@ class Deviations:
         n = min(COLUMNS, config.n_vocab)
         self.columns = np.sort(rng.choice(config.n_vocab, n, replace=False))
         self._order = list(sites(config))
-        self._candidates: dict[tuple[str, bool], list[Candidate]] = {}
+        self._candidates: dict[tuple[int, bool], tuple[Fault, list[Candidate]]] = {}
         self._filters: dict[str, MatchedFilter] = {}
         self._lookup = Widened(weights).__getitem__
         head = {"logits": self._sampled(right)}
@@ -101,10 +101,10 @@ class Deviations:
     def candidates(self, fault: Fault, single_layers: bool = False) -> list[Candidate]:
         """A fault of a site or of weights: in all layers, or in each by itself. Empty where it
         cannot be in these logits. Computed once for each."""
-        key = (fault.name, single_layers)
+        key = id(fault), single_layers  # of the record: it is kept, and no other has its id
         if key not in self._candidates:
-            self._candidates[key] = list(self._computed(fault, single_layers))
-        return self._candidates[key]
+            self._candidates[key] = fault, list(self._computed(fault, single_layers))
+        return self._candidates[key][1]
 
     def _computed(self, fault: Fault, single_layers: bool) -> Iterator[Candidate]:
         if not fault.predicted or (fault.tensors and fault.tensors.localised):

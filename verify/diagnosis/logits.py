@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import math
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -15,6 +17,8 @@ from gpt_verify.findings import Cause, Finding, Status
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.laws.catalogue import faults_of
 from gpt_verify.laws.subject import Floats, Subject, Tokens
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference.weights import parameter_count
 
 #: Sequences, and tokens of each: enough for a standard error, and for every distance that matters.
 SEQUENCES, LENGTH = 8, 24
@@ -22,30 +26,52 @@ LAW = "logits.faults"
 #: Faults that are tried in each layer by itself, at most.
 TRACES = 16
 
-_kept: dict[bytes, Deviations] | None = None
+_kept: dict[Hashable, Deviations] | None = None
+_most = math.inf
 
 
 @contextmanager
-def deviations_kept() -> Iterator[None]:
-    """Within, ports of one checkpoint share what the faults would do to its logits."""
-    global _kept
-    _kept = {}
+def deviations_kept(most: float = math.inf) -> Iterator[None]:
+    """Within, ports of one checkpoint share what the faults would do to its logits.
+
+    Args:
+        most: parameters; of a larger checkpoint nothing is kept.
+    """
+    global _kept, _most
+    before, (_kept, _most) = (_kept, _most), ({}, most)
     try:
         yield
     finally:
-        _kept = None
+        _kept, _most = before
+
+
+def forget_deviations() -> None:
+    """Let go of what is kept: it may have been computed by a reference that was changed."""
+    if _kept is not None:
+        _kept.clear()
 
 
 def _deviations(subject: Subject, tokens_ST: Tokens) -> Deviations:
     made = partial(Deviations, subject.config, subject.weights, tokens_ST, subject.seed)
-    if _kept is None:
+    if _kept is None or parameter_count(subject.config) > _most:
         return made()
-    # The checkpoint is the same for as long as they are kept, but not the format of the port.
-    key = f"{id(subject.checkpoint)} {subject.precision.name}".encode() + tokens_ST.tobytes()
+    key = subject.config, digest(subject.weights), tokens_ST.tobytes(), subject.seed
     if key not in _kept:
         _kept.clear()  # one set is large
         _kept[key] = made()
     return _kept[key]
+
+
+def digest(weights: DeclaredWeights) -> bytes:
+    """Of all tensors as the port's format holds them; computed once."""
+    if "digest" not in weights.memo:
+        made = hashlib.sha256()
+        for name in sorted(weights):
+            made.update(f"{name} {weights[name].shape} ".encode())
+            made.update(np.ascontiguousarray(weights[name], np.float32).data)
+        weights.memo["digest"] = made.digest()
+    found: bytes = weights.memo["digest"]
+    return found
 
 
 def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.diagnosis.logits import forget_deviations
 from gpt_verify.diagnosis.port import Diagnosis, diagnose
 from gpt_verify.errors import (
     described,
@@ -144,8 +145,11 @@ class Examination:
             self.findings[before:] = [replace(finding, seconds=spent) for finding in new]
 
     def forget(self) -> None:
-        """What was found by a reference that was changed is worth nothing."""
+        """What was found by a reference that was changed is worth nothing, to this port and to
+        the next."""
         self.findings, self.logits_floors, self.diagnosis = [], None, Diagnosis()
+        self.shared.forget()
+        forget_deviations()
 
     def _on_site(self, site: str) -> None:
         self.glance()

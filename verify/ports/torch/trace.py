@@ -98,7 +98,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
     ) -> None:
         super().__init__()
         self._channels = channels
-        self._config = config
+        self._config, self._table = config, tensor_table(config)
         self._batch, self._length = batch, length
         self._visit = visit
         self._sites, self._sums = sites(config), sums(config)
@@ -362,7 +362,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
 
     def _rows(self, site: str) -> int:
         """The rows of the matrix that makes a site: the features that are summed over."""
-        return tensor_table(self._config)[self._sites[site].weights[0]].shape[0]
+        return self._table[self._sites[site].weights[0]].shape[0]
 
     def _missing(
         self, tensors: Sequence[torch.Tensor], roles: Sequence[Role | None], site: str
