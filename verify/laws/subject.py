@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.vocabulary import load
-from gpt_verify.graph.floor import Floor, measure_floor
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.floor import Floor, least_floor, measure_floor
 from gpt_verify.matching.match import Matching
 from gpt_verify.numerics.precision import PRECISIONS, Precision
 from gpt_verify.numerics.weights import DeclaredWeights
@@ -22,9 +23,14 @@ from gpt_verify.process.memory import give_back
 from gpt_verify.process.state import Loading
 from gpt_verify.reference.bpe import BPE
 from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import parameter_count
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
+
+#: From so many parameters on, a floor takes seconds. It is not measured where two versions of the
+#: same logits are so close that they are within any.
+LARGE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,38 @@ class Subject:
             return float("inf")
         squares_T = np.mean(np.asarray(difference_TV, np.float64) ** 2, axis=-1)
         return float(np.sqrt(np.mean(self.position_floors(squares_T, tokens_T, first) ** 2)))
+
+    def floors_off(
+        self,
+        difference_TV: Floats,
+        exact_TV: Floats,
+        tokens_T: Tokens,
+        first: int = 0,
+        finer: float = 1.0,
+    ) -> float:
+        """How many floors a port is from the reference, RMS over the positions from ``first`` on;
+        of a large model no more than that, where it is within the limit (``least_floor``).
+
+        Args:
+            difference_TV: the port's logits less the reference's; infinite where not finite.
+            exact_TV: the reference's.
+            tokens_T: the whole sequence.
+            first: position of the first row.
+            finer: unit roundoff of the declared precision ÷ that of the arithmetic.
+        """
+        if self.large:
+            squares_T = np.mean(np.asarray(difference_TV, np.float64) ** 2, axis=-1)
+            least_T = least_floor(self.config, self.precision, np.mean(exact_TV**2, axis=-1))
+            with np.errstate(all="ignore"):
+                bound = finer * float(np.sqrt(np.mean(squares_T / least_T**2)))
+            if bound <= LIMIT_FLOORS:
+                return bound
+        return finer * self.floors(difference_TV, tokens_T, first)
+
+    @property
+    def large(self) -> bool:
+        """Whether a noise floor of the model takes long."""
+        return parameter_count(self.config) >= LARGE
 
 
 def same_bits(a: Floats, b: Floats) -> bool:

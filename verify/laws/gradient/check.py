@@ -190,15 +190,15 @@ def _same_function(subject: Subject, tokens: NDArray[np.int64], in_float64: bool
     else:
         got_TV = subject.port.logits(tokens[:1])[0]
     x_TD = last_state(Widened(subject.weights), subject.config, tokens[0])
-    difference_TV = np.empty(got_TV.shape)
+    exact_TV = np.empty(got_TV.shape)
     for rows in vocabulary_tiles(len(x_TD), subject.config.n_vocab):
         head_VD: Floats = np.asarray(subject.weights[subject.config.head][rows], np.float64)
-        difference_TV[:, rows] = got_TV[:, rows] - unembed(x_TD, head_VD)
+        exact_TV[:, rows] = unembed(x_TD, head_VD)
+    difference_TV = got_TV - exact_TV
     # A loss is blind to a constant at each position, and so are its derivatives.
     difference_TV -= difference_TV.mean(axis=-1, keepdims=True)
-    floors = subject.floors(difference_TV, tokens[0])
-    if in_float64:
-        floors *= subject.precision.u / FLOAT64.u
+    finer = subject.precision.u / FLOAT64.u if in_float64 else 1.0
+    floors = subject.floors_off(difference_TV, exact_TV, tokens[0], finer=finer)
     if floors > LIMIT_FLOORS:
         raise NotExamined(
             f"its logits are not the reference's ({floors:.3g} noise floors), and so its "

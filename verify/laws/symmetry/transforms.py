@@ -30,12 +30,31 @@ Act = Callable[[Array], Array]
 #: Of a queries' channel, and one over it for the keys': exact in any format that has two bits to
 #: spare. Three moves every bit of the significand, and two none.
 _FACTORS = (3.0, 2.0, 1 / 2.0, 1 / 3.0)
+#: Elements that are rewritten at a time.
+TILE = 1 << 16
+#: The bits of a float64's significand, and of its exponent.
+_SIGNIFICAND, _EXPONENT = (1 << 52) - 1, 0x7FF << 52
 #: Channels that a rotation mixes: a reflection with entries ± 1/2 needs four.
 _MIXED = 4
 
 
 def _same(x: Array) -> Array:
     return x
+
+
+def _tiled(act: Act, x: Array) -> Array:
+    """What ``act`` makes of a matrix, a few rows at a time, so that what it needs on the way stays
+    in the processor's cache."""
+    step = max(1, TILE // max(1, x.shape[-1]))
+    if act is _same or x.ndim < 2 or len(x) <= step:
+        return act(x)
+    tiles = [slice(i, i + step) for i in range(0, len(x), step)]
+    first = act(x[tiles[0]])
+    made = np.empty(x.shape, first.dtype)
+    made[tiles[0]] = first
+    for rows in tiles[1:]:
+        made[rows] = act(x[rows])
+    return made
 
 
 @dataclass(frozen=True)
@@ -55,10 +74,10 @@ class Step:
     linear: bool = True
 
     def based(self, value: Array) -> Array:
-        return self.base(value.T).T if self.rows else self.base(value)
+        return self.base(value.T).T if self.rows else _tiled(self.base, value)
 
     def after(self, value: Array) -> Array:
-        return self.moved(value.T).T if self.rows else self.moved(value)
+        return self.moved(value.T).T if self.rows else _tiled(self.moved, value)
 
 
 @dataclass(frozen=True)
@@ -281,9 +300,21 @@ def common_grid(x: Array, precision: Precision) -> Array:
 def on_grid(x: Array, bound: Array, precision: Precision) -> Array:
     """Rounded to multiples of the spacing of the format's numbers just below ``bound``, rounded up
     to a power of two; nothing is left between zero and the smallest number that can be halved."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        power = np.ceil(np.log2(bound))
+    with np.errstate(invalid="ignore", over="ignore"):
         # 2 u times a power of two is the spacing below twice that power.
-        spacing = np.exp2(np.maximum(power, -1000)) * precision.u
-        spacing = np.maximum(spacing, 4 * precision.tiny)
-        return np.asarray(np.round(x / spacing) * spacing)
+        spacing = _power_above(bound)
+        spacing *= precision.u
+        np.maximum(spacing, 4 * precision.tiny, out=spacing)
+        y = x / spacing
+        np.round(y, out=y)
+        y *= spacing
+        return y
+
+
+def _power_above(bound: Array) -> Array:
+    """The smallest power of two that is no less, of numbers ≥ 0: zero of zero, infinity where
+    float64 has none. Read off the bits: where any of the significand is set, the exponent grows."""
+    bits = np.array(bound, np.float64, order="C").view(np.uint64)
+    bits += np.uint64(_SIGNIFICAND)
+    bits &= np.uint64(_EXPONENT)
+    return bits.view(np.float64)

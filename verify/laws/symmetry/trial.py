@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.laws.agreement import mean_squares
 from gpt_verify.laws.float64_copy import throughout
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
-from gpt_verify.laws.symmetry.floor import symmetry_floor
+from gpt_verify.laws.symmetry.floor import least_symmetry_floor, symmetry_floor
 from gpt_verify.laws.symmetry.transforms import Symmetry, kind_of, together
 from gpt_verify.laws.symmetry.writes import Stored
 from gpt_verify.numerics.precision import PRECISIONS
@@ -179,14 +180,13 @@ class Trial:
         )
 
     def moved(self, prepared: Prepared, tensors: Iterable[str]) -> None:
-        """Write what that was moved to."""
+        """Write what that was moved to; it is what the port holds of them now (``base``)."""
         steps = prepared.symmetry.steps
 
-        def move(tensor: str, original: Array) -> Array:
-            step = steps[kind_of(tensor)]
-            return step.after(step.based(original))
+        def move(tensor: str, held: Array) -> Array:
+            return steps[kind_of(tensor)].after(held)
 
-        self._stored.rewrite(tensors, move)
+        self._stored.rewrite(tensors, move, self._stored.held)
 
     def logits(self) -> dict[str, Floats]:
         """By arithmetic, [T, V]."""
@@ -218,20 +218,38 @@ class Trial:
             floors = float("nan") if arithmetic == "float16" else float("inf")
             return Change(floors, "logits are not finite")
         difference_TV = after_TV.astype(np.float64) - before_TV
-        # Before and after are noisy, both.
-        floor_T = np.sqrt(2) * symmetry_floor(
-            self._subject, prepared.symmetry, self._tokens[0], PRECISIONS[arithmetic]
-        )
-        squares_T = np.mean(difference_TV**2, axis=-1) / floor_T**2
+        squares_T = np.mean(difference_TV**2, axis=-1)
+        size_T = np.minimum(mean_squares(before_TV), mean_squares(after_TV))
+        floor_T = self._floor(prepared, arithmetic, squares_T, size_T)
+        floors = _over(squares_T, floor_T)
         t, v = np.unravel_index(int(np.argmax(np.abs(difference_TV))), difference_TV.shape)
-        floors = float(np.sqrt(np.mean(squares_T)))
         message = (
             f"logits[{t}, {v}] = {after_TV[t, v]:.9g}, should be {before_TV[t, v]:.9g} "
             f"± {floor_T[t]:.2g} ({floors:.3g} noise floors in {arithmetic})"
         )
         return Change(floors, message)
 
+    def _floor(
+        self, prepared: Prepared, arithmetic: str, squares_T: Floats, size_T: Floats
+    ) -> Floats:
+        """The noise of a difference, [T]: of a large model no more than that where a change with
+        these squares is within it, given logits of this mean square."""
+        # Before and after are noisy, both.
+        if self._subject.large:
+            least_T = least_symmetry_floor(self._subject, size_T, PRECISIONS[arithmetic])
+            if _over(squares_T, np.sqrt(2) * least_T) <= LIMIT_FLOORS:
+                return np.sqrt(2) * least_T
+        return np.sqrt(2) * symmetry_floor(
+            self._subject, prepared.symmetry, self._tokens[0], PRECISIONS[arithmetic]
+        )
+
     def _other(self, tensor: str, original: Array) -> Array:
         """Quite another tensor, none of whose numbers is the same."""
         size = float(np.sqrt(np.mean(np.square(original, dtype=np.float64)))) or 1.0
         return self._subject.precision.round(3 * size - original)
+
+
+def _over(squares_T: Floats, floor_T: Floats) -> float:
+    """RMS over the positions, in floors; NaN where nothing is measured by nothing."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.sqrt(np.mean(squares_T / floor_T**2)))
