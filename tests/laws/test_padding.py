@@ -40,13 +40,13 @@ NAMED = {
 
 
 def mask_too_soft(model: Any) -> None:
-    """Ten is subtracted from the scores of padding, and that is not enough. It has no name."""
+    """Seven is subtracted from the scores of padding, and that is not enough. It has no name."""
 
     def mask(self: Any, right: Any, scores: Any, allowed: Any) -> Any:
         if allowed.ndim == 2:
             return right(scores, allowed)
         causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-        return right(torch.where(allowed, scores, scores - 10), causal)
+        return right(torch.where(allowed, scores, scores - 7), causal)
 
     for block in model.h:
         wrap(block.attn, "mask", mask)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.diagnosis.filter import Candidate, MatchedFilter
+from gpt_verify.diagnosis.wirings import WIRINGS
 from gpt_verify.faults.fault import Fault
 from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right, run
@@ -82,7 +83,8 @@ class Deviations:
     def floor(self, candidate: Candidate, precision: Precision) -> float:
         """RMS of what rounding does to the logits of a model with this fault; 0 where the model
         cannot be computed in that precision."""
-        overrides = CATALOGUE[candidate.fault].overrides(self._config, candidate.layers)
+        fault = WIRINGS.get(candidate.fault) or CATALOGUE[candidate.fault]
+        overrides = fault.overrides(self._config, candidate.layers)
         noise_SN = self._noise(precision, overrides, candidate.deviation_SN)
         return float(np.sqrt(np.mean(noise_SN**2))) if np.isfinite(noise_SN).all() else 0.0
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from gpt_verify.diagnosis.deviations import Deviations
 from gpt_verify.diagnosis.filter import Filtered, Match
+from gpt_verify.diagnosis.wirings import WIRINGS
 from gpt_verify.errors import GptVerifyError, Refused
 from gpt_verify.findings import Cause, Finding, Status
 from gpt_verify.graph.cascade import LIMIT_FLOORS
@@ -109,7 +110,7 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
             message = "the logits are not finite"
             return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
         floor_of = partial(deviations.floor, precision=subject.precision)
-        faults = faults_of(subject.config)
+        faults = {**faults_of(subject.config), **WIRINGS}
         candidates = [c for fault in faults.values() for c in deviations.candidates(fault)]
         matched = deviations.filter(subject.precision)
         found = matched.find(error_SN, candidates, LIMIT_FLOORS, floor_of)

@@ -7,4 +7,4 @@ said.
 """
 
 VERSION = 5
-SOURCE = "67ba8aec267fd42bbc2727f8768760295a3e92a1ae393dcdf8d9995430822184"
+SOURCE = "b83c77fdd3abebd4b479baec12bd5e311c6afd05278bb647e0597b4aabacdb0d"

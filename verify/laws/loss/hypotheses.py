@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.laws.explain import Explained, explain
+from gpt_verify.laws.loss.forms import Found, forms
 from gpt_verify.numerics.loss import Losses
 
 Floats = NDArray[np.floating]
@@ -238,13 +239,15 @@ class Fitted:
         return 0.0
 
 
-def explained(cases: Sequence[Case]) -> Explained[Mistake | Fitted]:
+def explained(cases: Sequence[Case]) -> Explained[Mistake | Fitted | Found]:
     """What a port may have done: every mistake that by itself gives all of its losses."""
-    found: Explained[Mistake | Fitted] = explain(cases, MISTAKES)
+    found: Explained[Mistake | Fitted | Found] = explain(cases, MISTAKES)
     if not found.fitting and len(cases) > 1:
         # These have a number to fit, which any one case would determine.
         fitted = (fit(cases) for fit in (_smoothing, _multiple, _clipping))
         found = explain(cases, list(filter(None, fitted))[:1])
+    if not found.fitting:
+        found = explain(cases, list(forms(cases))[:1])
     return found
 
 

@@ -7,7 +7,7 @@ easily used wrongly: the finding says so, and proves that it is this and nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +24,7 @@ from gpt_verify.laws.agreement import (
 )
 from gpt_verify.laws.decoding import Case, Way, recognise
 from gpt_verify.laws.explain import Explained
+from gpt_verify.laws.padding.forms import forms
 from gpt_verify.laws.padding.hypotheses import COUNTED, Padded, ways
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.port import PADDED, PADDED_AT
@@ -155,6 +156,8 @@ class _Runs:
     def failed(self, where: str = "") -> Finding:
         """What is wrong, by the mistake that the oracle would have to make as well."""
         found = self._recognised(ways(self._batches[0]))
+        if not found.fitting:
+            found = self._recognised(forms(self._batches[0], self._subject.config.n_head))
         message = found.description if found else f"{self._described()}: {found.description}"
         return self.agreement.failed(LAW, where + message, found.named)
 
@@ -166,7 +169,7 @@ class _Runs:
             return "the tokens of the padding matter: it is attended to"
         return "whatever tokens the padding has: it is the mask or the positions"
 
-    def _recognised(self, mistakes: Sequence[Way], batches: int | None = None) -> Explained[Way]:
+    def _recognised(self, mistakes: Iterable[Way], batches: int | None = None) -> Explained[Way]:
         """The mistake that the first ``batches`` of them show; all where None."""
         return recognise(self._subject, self._cases[:batches], mistakes, self._batches[0].right)
 
