@@ -65,16 +65,16 @@ def _gelu_exact_steps(x: Span, read: Read) -> Span:
     return (HALF * x).store(p) * (ONE + inner).store(p)
 
 
-def _sigmoid(x: Span) -> Span:
+def sigmoid(x: Span) -> Span:
     return x.map(activations.sigmoid, 20)
 
 
 def _silu(x: Span, read: Read) -> Span:
-    return x * _sigmoid(x)
+    return x * sigmoid(x)
 
 
 def _silu_steps(x: Span, read: Read) -> Span:
-    return x * _sigmoid(x).store(read.declared)
+    return x * sigmoid(x).store(read.declared)
 
 
 def _recipes(whole: Function, *more: tuple[str, str, Function]) -> tuple[Recipe, ...]:
@@ -121,16 +121,23 @@ GELU += (
     ),
 )
 GELU_EXACT = _recipes(_gelu_exact, ("steps", "with every step stored in {half}", _gelu_exact_steps))
+
+
+def _relu(x: Span, read: Read) -> Span:
+    return x.each(lambda x: np.maximum(x, 0.0))
+
+
+RELU = (Recipe("exact", "with nothing to round", partial(_alone, function=_relu)),)
 SILU = _recipes(_silu, ("steps", "with σ stored in {half}", _silu_steps))
 
 
 def _gate(read: Read, stepwise: bool, stored: bool) -> Span:
     """act(gate) · up, where the first may be stored before the product is made."""
-    found = _GATES[read.config.keys.activation][stepwise](read.input(0), read)
+    found = GATES[read.config.keys.activation][stepwise](read.input(0), read)
     return (found.store(read.declared) if stored else found.loose(1)) * read.input(1)
 
 
-_GATES: dict[str, tuple[Function, Function]] = {
+GATES: dict[str, tuple[Function, Function]] = {
     "gelu": (_gelu, _gelu_steps),
     "gelu_exact": (_gelu_exact, _gelu_exact_steps),
     "silu": (_silu, _silu_steps),
@@ -138,7 +145,7 @@ _GATES: dict[str, tuple[Function, Function]] = {
 
 
 def _known_gate(config: Config) -> bool:
-    return config.keys.activation in _GATES
+    return config.keys.activation in GATES
 
 
 GLU = (

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt_verify.judging.attribute import Attributed, Pair
+from gpt_verify.judging.attribute import Attributed
+from gpt_verify.recipes.causes import Causes
+from gpt_verify.recipes.pairs import Pair
 from gpt_verify.recipes.summary import words
-from gpt_verify.text import number, one_line
+from gpt_verify.text import listing, number, one_line
 
 
 def terminal(made: Attributed) -> str:
@@ -26,30 +28,51 @@ def terminal(made: Attributed) -> str:
         f"KL({one} ‖ {other}) {number(found.kl_nats)} nats; from float64: {one} {exact_a}, "
         f"{other} {exact_b}",
         "",
+        *_causes(made),
+        "",
         f"{'roundings of':<16}  {'share':>7}  {'left':>7}",
     ]
     for part in found.parts:
         lines.append(f"{part.kind:<16}  {part.share:>7.1%}  {part.left:>7.1%}")
-    lines += ["", *_otherwise(made)]
     return "\n".join(lines) + "\n"
 
 
-def _otherwise(made: Attributed) -> list[str]:
+#: What is said of what common recipes leave open.
+_OPEN = "left open"
+
+
+def _causes(made: Attributed) -> list[str]:
+    """What is computed otherwise, and how much of the difference follows of it."""
+    assert made.causes is not None, "a difference"
     one, other = map(one_line, made.names)
-    lines = ["computed otherwise:"] if made.otherwise else ["no operation is computed otherwise"]
-    for pair in made.otherwise:
-        said = f"{one}: {words(pair.a, made.dtype)}; {other}: {words(pair.b, made.dtype)}"
-        lines.append(f"  {pair.kind}: {said}")
-    why = (
-        "because what is rounded differs by then"
-        if made.otherwise
-        else "by what a recipe leaves open, as the order of sums"
-    )
-    lines.append(f"where both follow one recipe, roundings fall otherwise {why}")
-    lines.append(f"so {made.accounted:.1%} of the difference is accounted for")
-    for pair in made.untold:
-        said = f"{one}: {words(pair.a, made.dtype)}; {other}: {words(pair.b, made.dtype)}"
-        lines.append(f"  not known of {pair.kind}: {said}")
+    lines = [f"{'computed otherwise':<18}  {'share':>7}  {'alone':>7}  {'without':>7}"]
+    for cause in made.causes.causes:
+        name = cause.kind or _OPEN
+        lines.append(f"{name:<18}  {cause.share:>7.1%}  {cause.alone:>7.1%}  {cause.without:>7.1%}")
+    for pairs, what in ((made.otherwise, ""), (made.untold, "not known of ")):
+        for pair in pairs:
+            said = f"{one}: {words(pair.a, made.dtype)}; {other}: {words(pair.b, made.dtype)}"
+            lines.append(f"  {what}{pair.kind}: {said}")
+    lines += _left_open(made.causes)
+    if made.otherwise:
+        lines.append(f"so {made.accounted:.1%} of the difference is that of known recipes")
+    else:
+        lines.append("no operation is known to be computed otherwise")
+    return lines
+
+
+def _left_open(causes: Causes) -> list[str]:
+    """What the order of sums and libraries' functions do to what both compute alike."""
+    differ = {kind: n for kind, (_, n) in causes.compared.items() if n}
+    equal = sum(elements for elements, _ in causes.compared.values())
+    if differ:
+        where = listing((f"{kind} ({n})" for kind, n in differ.items()), 4)
+        said = f"of {equal} elements made alike of equal numbers some differ: {where}"
+        lines = [f"  {_OPEN} (order of sums, libraries' functions): {said}"]
+    else:
+        lines = [f"{equal} elements that both make alike of equal numbers are equal"]
+    if causes.unseen and not differ:
+        lines.append(f"never made of equal numbers: {listing(causes.unseen, 20)}")
     return lines
 
 
@@ -70,9 +93,18 @@ def as_dict(made: Attributed) -> dict[str, Any]:
         "parts": []
         if found is None
         else [{"kind": p.kind, "share": p.share, "left": p.left} for p in found.parts],
+        "causes": []
+        if made.causes is None
+        else [
+            {"kind": c.kind, "share": c.share, "alone": c.alone, "without": c.without}
+            for c in made.causes.causes
+        ],
+        "compared": {}
+        if made.causes is None
+        else {kind: list(counts) for kind, counts in made.causes.compared.items()},
         "otherwise": [_pair(pair, made.dtype) for pair in made.otherwise],
         "untold": [_pair(pair, made.dtype) for pair in made.untold],
-        "accounted": None if found is None else made.accounted,
+        "accounted": None if made.causes is None else made.accounted,
     }
 
 
