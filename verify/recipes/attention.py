@@ -42,6 +42,14 @@ def _query_scaled(read: Read) -> Span:
     return product(q, read.part("k").mid.transpose(0, 2, 1))
 
 
+def _query_scaled_truncated(read: Read) -> Span:
+    """The scale is stored as well: keras ``layers/attention/multi_head_attention.py``,
+    ``_compute_attention``, on TensorFlow."""
+    p = read.declared
+    q = (read.part("q") * constant(scale_of(read)).store(p)).store(p)
+    return product(q, read.part("k").mid.transpose(0, 2, 1)).cut(p)
+
+
 def _both_scaled(read: Read) -> Span:
     """Each times the root of the scale, as torch's attention without a kernel does."""
     root, p = float(np.sqrt(scale_of(read))), read.declared
@@ -59,6 +67,11 @@ SCORES = (
         "are of queries that were scaled and stored",
         _query_scaled,
         plain="scaled-after",
+    ),
+    Recipe(
+        "query-scaled-truncated",
+        "are of queries times the scale in {half}, stored, and cut to {half}",
+        _query_scaled_truncated,
     ),
     Recipe(
         "both-scaled",
@@ -79,6 +92,10 @@ def _weights_stored(read: Read) -> Span:
 
 def _float32(read: Read) -> Span:
     return _mixed(read, read.input())
+
+
+def _truncated(read: Read) -> Span:
+    return _float32(read).cut(read.declared)
 
 
 def _scores(read: Read) -> Read:
@@ -124,6 +141,7 @@ MIX = (
         _weights_stored,
         plain="float32",
     ),
+    Recipe("truncated", "accumulates in float32, cut to {half}", _truncated),
     Recipe("fused", "is of one kernel in float32", partial(_fused, stored=False), whole=True),
     Recipe(
         "fused-stored",

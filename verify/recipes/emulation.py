@@ -149,7 +149,7 @@ class Between:
         """By the recipe that all of these follow; without one, by the reference and what the port
         rounds."""
         site, engine = call.site, engines[0]
-        kept = PRECISIONS[engine.found[site.name].kept]  # type: ignore[index]
+        kept = PRECISIONS[engine.found[site.name].kept]
         known = [{r.name for r in other.recipes(site.name)} for other in engines[1:]]
         common = [r for r in engine.recipes(site.name) if all(r.name in names for names in known)]
         if not common:
