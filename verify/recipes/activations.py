@@ -20,8 +20,11 @@ Function = Callable[[Span, Read], Span]
 HALF, ONE = exact(0.5), exact(1.0)
 
 
-def _gelu(x: Span, read: Read) -> Span:
-    inner = (x + constant(GELU_CUBIC) * x * x * x) * constant(root_of(read.config))
+def _gelu(x: Span, read: Read, constants: Precision | None = None) -> Span:
+    cubic, root = constant(GELU_CUBIC), constant(root_of(read.config))
+    if constants is not None:
+        cubic, root = cubic.store(constants), root.store(constants)
+    inner = (x + cubic * x * x * x) * root
     return HALF * x * (ONE + inner.loose(3).map(np.tanh))
 
 
@@ -108,7 +111,12 @@ def _steps_with_constants(read: Read, cube_of_squares: bool) -> Span:
     return _gelu_steps(read.input(), read, cube_of_squares, read.declared)
 
 
+def _with_constants(read: Read) -> Span:
+    return _gelu(read.input(), read, read.declared)
+
+
 GELU += (
+    Recipe("float32-constants", "in float32, with the constants in {half}", _with_constants),
     Recipe(
         "steps-constants",
         "with every step and the constants in {half}",
