@@ -1,7 +1,9 @@
-"""Experts, their routing and slopes, planted in torch as their users write them."""
+"""Experts, their routing, slopes, and what goes on with a product that is not stored, planted in
+torch as their users write them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -171,3 +173,26 @@ def test_a_relu_rounds_nothing(dtype: str) -> None:
     assert found.exact and found.named == ()
     wrong = shown("opt", dtype, {"h.0.mlp.pre": x, "h.0.mlp.act": functional.gelu(x)})
     assert not wrong.exact and wrong.named == ()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("constants", [False, True], ids=["in float32", "in half precision"])
+@pytest.mark.parametrize("stored", [False, True], ids=["product in registers", "product stored"])
+def test_a_gelu_goes_on_with_the_product(stored: bool, constants: bool, dtype: str) -> None:
+    made, half = source("gpt2"), TORCH[dtype]
+    # Far enough from zero for a GELU to bend.
+    x = 4 * drawn(made.config.n_ctx, made.config.n_embd).to(half)
+    w, b = (torch.from_numpy(np.array(made.tensors[f"h0/mlp/c_fc/{n}"])).to(half) for n in "wb")
+    root, cubic = (
+        torch.tensor(c, dtype=half).float() if constants else c
+        for c in (math.sqrt(2 / math.pi), 0.044715)
+    )
+    pre = x.float() @ w.float() + b.float()
+    read = pre.to(half).float() if stored else pre
+    act = 0.5 * read * (1 + torch.tanh(root * (read + cubic * read**3)))
+    values = {"h.0.ln_2": x, "h.0.mlp.pre": pre.to(half), "h.0.mlp.act": act.to(half)}
+    found = shown("gpt2", dtype, values)
+    name = ("float32" if stored else "of-the-product") + ("-constants" if constants else "")
+    # A table at every number of float16 is the function itself there.
+    table = {"table-float16"} if name == "float32" and dtype == "float16" else set()
+    assert set(found.named) == {name} | table, found.tried

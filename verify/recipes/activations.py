@@ -20,7 +20,7 @@ Function = Callable[[Span, Read], Span]
 HALF, ONE = exact(0.5), exact(1.0)
 
 
-def _gelu(x: Span, read: Read, constants: Precision | None = None) -> Span:
+def gelu(x: Span, read: Read, constants: Precision | None = None) -> Span:
     cubic, root = constant(GELU_CUBIC), constant(root_of(read.config))
     if constants is not None:
         cubic, root = cubic.store(constants), root.store(constants)
@@ -96,7 +96,7 @@ def _alone(read: Read, function: Function) -> Span:
 
 
 GELU = _recipes(
-    _gelu,
+    gelu,
     ("steps", "with every step stored in {half}", _gelu_steps),
     (
         "steps-squares",
@@ -112,7 +112,7 @@ def _steps_with_constants(read: Read, cube_of_squares: bool) -> Span:
 
 
 def _with_constants(read: Read) -> Span:
-    return _gelu(read.input(), read, read.declared)
+    return gelu(read.input(), read, read.declared)
 
 
 GELU += (
@@ -146,7 +146,7 @@ def _gate(read: Read, stepwise: bool, stored: bool) -> Span:
 
 
 GATES: dict[str, tuple[Function, Function]] = {
-    "gelu": (_gelu, _gelu_steps),
+    "gelu": (gelu, _gelu_steps),
     "gelu_exact": (_gelu_exact, _gelu_exact_steps),
     "silu": (_silu, _silu_steps),
 }

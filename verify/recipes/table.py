@@ -13,6 +13,7 @@ from gpt_verify.recipes.activations import (
     SOFT_CAP,
 )
 from gpt_verify.recipes.attention import MIX, SCORES
+from gpt_verify.recipes.epilogues import GELU_OF_PRODUCT
 from gpt_verify.recipes.experts import EXPERTS, ROUTING
 from gpt_verify.recipes.norms import LAYER_NORM, RMS_NORM
 from gpt_verify.recipes.products import LINEAR, UNEMBED
@@ -37,7 +38,7 @@ RECIPES: Mapping[str, tuple[Recipe, ...]] = {
     "alibi": ALIBI,
     "pattern": PATTERN,
     "mix": MIX,
-    "gelu": GELU,
+    "gelu": (*GELU, *GELU_OF_PRODUCT),
     "gelu_exact": GELU_EXACT,
     "silu": SILU,
     "relu": RELU,
