@@ -99,7 +99,13 @@ def clamped_gate(gate: Tensor, up: Tensor) -> Tensor:
     return (up + 1) * (gate * torch.sigmoid(gate * 1.702))
 
 
-def experts(name: str, dtype: str, gate: Callable[[Tensor, Tensor], Tensor], how: str) -> Found:
+def experts(
+    name: str,
+    dtype: str,
+    gate: Callable[[Tensor, Tensor], Tensor],
+    how: str,
+    bias_after: bool = False,
+) -> Found:
     """The loop of ``MixtralExperts``, whose products accumulate in float32."""
     made, half = source(name), TORCH[dtype]
     config, kind = made.config, made.config.keys.experts
@@ -114,7 +120,7 @@ def experts(name: str, dtype: str, gate: Callable[[Tensor, Tensor], Tensor], how
     def product(y: Tensor, part: str, e: int) -> Tensor:
         result = y.float() @ tensor(f"{part}/w", e).float()
         bias = tensor(f"{part}/b", e).float() if config.keys.bias_mlp else 0
-        return (result + bias).to(half)
+        return ((result.to(half) if bias_after else result) + bias).to(half)
 
     total = torch.zeros(len(x), config.n_embd, dtype=half if how == "in-turn" else torch.float32)
     for e in range(kind.count):
@@ -135,6 +141,8 @@ def test_the_experts(how: str, dtype: str) -> None:
     assert experts("mixtral", dtype, silu_gate, how).named == (how,)
     assert experts("mixtral", dtype, fused_silu_gate, how).named == (f"fused-{how}",)
     assert experts("gpt_oss", dtype, clamped_gate, how).named == (how,)
+    after = experts("gpt_oss", dtype, clamped_gate, how, bias_after=True)
+    assert after.named == (f"{how}-bias-after",)
 
 
 def test_another_gate_is_no_experts() -> None:

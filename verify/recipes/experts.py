@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -81,14 +81,33 @@ def _gate(read: Read, gate: Span, up: Span, stepwise: bool) -> Span:
     return kept(up + constant(1.0)) * kept(gate * slope)
 
 
-def _expert(read: Read, number: int, rows: Rows, stepwise: bool) -> Span:
+def _expert(read: Read, number: int, rows: Rows, how: Inner) -> Span:
     """What one expert makes of these tokens, stored, [N, D]."""
     one = expert(read.config, read.site, number, read.tensor)
-    x, p = read.input().each(lambda x: x[rows]), read.declared
-    gate, up = (product(x, w, b).store(p) for w, b in (one.gate, one.up))
-    act = _gate(read, gate, up, stepwise).store(p)
-    w, b = one.down
-    return product(act, w, b).store(p)
+    p = read.declared
+
+    def stored(x: Span, wb: tuple[Array, Array]) -> Span:
+        w, bias = wb
+        if how.bias_after:
+            return (product(x, w).store(p) + exact(bias)).store(p)
+        return product(x, w, bias).store(p)
+
+    x = read.input().each(lambda x: x[rows])
+    gate, up = stored(x, one.gate), stored(x, one.up)
+    return stored(_gate(read, gate, up, how.stepwise).store(p), one.down)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """How an expert computes.
+
+    Attributes:
+        stepwise: its gate is stored step by step; in one kernel otherwise.
+        bias_after: its products are stored before their biases are added.
+    """
+
+    stepwise: bool = True
+    bias_after: bool = False
 
 
 Sum = Callable[[Span, Span, Read], Span]
@@ -106,7 +125,7 @@ def _once_of_stored(total_so_far: Span, weighted: Span, read: Read) -> Span:
     return total_so_far + weighted.store(read.declared)
 
 
-def _mixture(read: Read, add: Sum, stepwise: bool) -> Span:
+def _mixture(read: Read, add: Sum, how: Inner) -> Span:
     """Σ weight · expert, from the first expert to the last."""
     weights_TE: Array = read.input(1).mid
     zero = np.zeros((len(weights_TE), read.site.width))
@@ -114,7 +133,7 @@ def _mixture(read: Read, add: Sum, stepwise: bool) -> Span:
     for e in range(weights_TE.shape[-1]):
         rows = np.flatnonzero(weights_TE[:, e])
         if len(rows):
-            weighted = _expert(read, e, rows, stepwise) * exact(weights_TE[rows, e, None])
+            weighted = _expert(read, e, rows, how) * exact(weights_TE[rows, e, None])
             before = made.each(lambda x, rows=rows: x[rows])  # type: ignore[misc]
             made = _placed(made, add(before, weighted, read), rows)
     return made
@@ -135,20 +154,24 @@ _SUMS: tuple[tuple[str, str, Sum, str], ...] = (
     ("once-of-stored", "are weighted and stored, and added in float32", _once_of_stored, "in-turn"),
 )
 
-_STEPWISE = tuple(
-    Recipe(name, words, partial(_mixture, add=add, stepwise=True), plain=plain)
+
+def _biased(config: Config) -> bool:
+    return config.keys.bias_mlp
+
+
+def _any(config: Config) -> bool:
+    return True
+
+
+EXPERTS = tuple(
+    Recipe(
+        f"{before}{name}{after}",
+        f"{gates}{words}{biases}",
+        partial(_mixture, add=add, how=Inner(stepwise=not before, bias_after=bool(after))),
+        of=_biased if after else _any,
+        plain=plain and f"{before}{plain}{after}",
+    )
+    for after, biases in (("", ""), ("-bias-after", ", of products cast before their bias"))
+    for before, gates in (("", ""), ("fused-", "have gates in float32, "))
     for name, words, add, plain in _SUMS
-)
-EXPERTS = (
-    *_STEPWISE,
-    *(
-        replace(
-            recipe,
-            name=f"fused-{recipe.name}",
-            words=f"have gates in float32, {recipe.words}",
-            make=partial(_mixture, add=add, stepwise=False),
-            plain=plain and f"fused-{plain}",
-        )
-        for recipe, (_, _, add, plain) in zip(_STEPWISE, _SUMS, strict=True)
-    ),
 )
