@@ -178,6 +178,11 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     )
     _add_inputs(compare)
     compare.add_argument("--json", metavar="OUT", help="write all of it; - is standard output")
+    compare.add_argument(
+        "--html",
+        metavar="OUT",
+        help="write one HTML page of why two ports in half precision differ",
+    )
     compare.add_argument("--quiet", action="store_true", help="print the last line alone")
 
 
