@@ -316,6 +316,41 @@ class TestBaselines:
         bad[0, 0, 0] = np.nan
         assert self.caught(logits=[bad]) >= {"allclose 1e-3", "NMSE < 1e-2", "tensor means"}
 
+        assert self.caught(logits=[bad]) >= {"KL < 0.1"}
+        bad[0, -1, 0] = np.nan
+        assert self.caught(logits=[bad]) >= {"cosine ≥ 0.99", "mutual top-5"}
+
+    def test_the_cosine_is_of_the_last_position_and_blind_to_a_factor(self) -> None:
+        turned = self.logits.copy()
+        turned[:, :-1] *= -1
+        assert "cosine ≥ 0.99" not in self.caught(logits=[turned])
+        assert "cosine ≥ 0.99" not in self.caught(logits=[3 * self.logits])
+        turned[:, -1] *= -1
+        assert "cosine ≥ 0.99" in self.caught(logits=[turned])
+
+    def test_the_divergence_is_the_mean_over_positions_in_nats(self) -> None:
+        """Two tokens, 1/2 each: a port that has 1/2 + x diverges by -ln(1 - 4x²) / 2."""
+        right = baselines.Shown([np.zeros((1, 1, 2))], {}, {})
+        for x, refused in ((0.21, False), (0.22, True)):  # 0.097 and 0.107
+            port = replace(right, logits=[np.log([[[0.5 + x, 0.5 - x]]])])
+            assert baselines.caught(port, right)["KL < 0.1"] is refused
+            shifted = replace(port, logits=[port.logits[0] + 100])
+            assert baselines.caught(shifted, right)["KL < 0.1"] is refused
+
+    def test_mutual_top_five(self) -> None:
+        """The first token may be the other's fifth, not its sixth, and either way round."""
+        right = -np.arange(7.0)[None, None]
+        for places, refused in ((4, False), (5, True)):
+            moved = right.copy()
+            moved[..., 0] = -places - 0.5
+            assert ("mutual top-5" in self._against(moved, right)) is refused
+            assert ("mutual top-5" in self._against(right, moved)) is refused
+
+    @staticmethod
+    def _against(port: Any, right: Any) -> set[str]:
+        found = baselines.caught(baselines.Shown([port], {}, {}), baselines.Shown([right], {}, {}))
+        return {name for name, refused in found.items() if refused}
+
     def test_another_shape_is_refused(self) -> None:
         assert "top-1" in self.caught(logits=[self.logits[:, :4]])
 
