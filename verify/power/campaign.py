@@ -27,7 +27,8 @@ from gpt_verify.power.injection import (
     injections,
     why_not_injected,
 )
-from gpt_verify.power.trial import Bench, CorrectOutcome, FaultOutcome
+from gpt_verify.power.outcome import CorrectOutcome, FaultOutcome
+from gpt_verify.power.trial import Bench
 from gpt_verify.power.variants import unavailable, variants_of
 from gpt_verify.process.errand import errand
 from gpt_verify.process.pool import affordable, asked_for, cores, pool, scheduler

@@ -15,7 +15,7 @@ from gpt_verify.power import summary as sums
 from gpt_verify.power.baselines import COMPARISONS
 from gpt_verify.power.campaign import Campaign, distinct
 from gpt_verify.power.injection import EVERYWHERE, why_no_tensorflow
-from gpt_verify.power.trial import CorrectOutcome, FaultOutcome
+from gpt_verify.power.outcome import CorrectOutcome, FaultOutcome
 from gpt_verify.report.json import plain
 from gpt_verify.report.terminal import WIDTH
 from gpt_verify.text import one_line
