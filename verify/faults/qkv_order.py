@@ -28,7 +28,7 @@ from gpt_verify.sites import Site
 _PARTS = ("q", "k", "v")
 
 
-def _by_head(config: Config) -> bool:
+def by_head(config: Config) -> bool:
     """Files keep q, k and v of each head side by side, in one matrix."""
     family = FAMILIES.get(config.architecture)
     if family is None or config.keys.fused or config.n_head == 1:
@@ -97,6 +97,6 @@ FAULTS = (
             where=_where,
         ),
         in_family=InTransformers(module=_inject),
-        of=_by_head,
+        of=by_head,
     ),
 )

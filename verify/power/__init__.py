@@ -2,6 +2,7 @@
 
 variants.py   correct ports, none of which may be refuted
 rewrites.py   steps of the model that they write in other ways
+family_variants.py  correct ports of the families
 calls.py      other ways in which they are called
 injection.py  ports with a fault of the catalogue in them
 outcome.py    what came of one of either
