@@ -116,7 +116,8 @@ def row(outcome: FaultOutcome) -> dict[str, Any]:
     injection = found.pop("injection")
     found["baselines"] = [name for name, caught in outcome.baselines.items() if caught]
     found["compared"] = bool(outcome.baselines)
-    if outcome.detected and outcome.explained and outcome.localised is not False:
+    found_out = outcome.detected and outcome.explained and outcome.localised is not False
+    if outcome.law is not None and found_out:
         found["message"] = ""
     found["seconds"] = round(outcome.seconds, 2)
     return {**injection, **found}

@@ -17,11 +17,11 @@ from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoin
 from gpt_verify.checkpoint.synthetic import synthesize
 from gpt_verify.command.cli import main
 from gpt_verify.errors import UsageError
-from gpt_verify.faults.fault import InModel
+from gpt_verify.faults.fault import InModel, InTransformers
 from gpt_verify.laws.catalogue import CATALOGUE, faults_of
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.port import Port
-from gpt_verify.power import baselines, summary
+from gpt_verify.power import baselines, family_variants, summary
 from gpt_verify.power.campaign import Campaign, Plan, chosen, run_campaign
 from gpt_verify.power.injection import (
     EVERYWHERE,
@@ -39,6 +39,9 @@ from gpt_verify.power.trial import Bench
 from gpt_verify.power.variants import VARIANTS, unavailable, variants_of
 from gpt_verify.process.state import changes, snapshot
 from gpt_verify.report import power as report
+
+#: What a name of a correct variant of a family ends in.
+FORMATS = ("", ", bfloat16", ", float16")
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +372,7 @@ class TestFamily:
 
     def test_the_command(self, capsys: pytest.CaptureFixture[str]) -> None:
         words = ["--family", "llama", "--fault", "rms-eps-1e-6", "--jobs", "1", "--json", "-"]
-        assert main(["power", *words]) == 0
+        assert main(["power", "--quick", *words]) == 0
         found = json.loads(capsys.readouterr().out)
         (row,) = found["faults"]
         assert (row["first_divergence"], row["explained_by"]) == ("h.0.ln_1", ["rms-eps-1e-6"])
@@ -385,10 +388,33 @@ class TestFamily:
         assert rotary == [name for name in names if CATALOGUE[name].family == "rotary"]
 
     def test_what_changes_nothing_must_pass(self, llama: Path) -> None:
-        found = campaign(llama, faults=("rotary-from-one",))
+        found = campaign(llama, faults=("rotary-from-one",), quick=True)
         (outcome,) = found.injected
         assert (outcome.law, outcome.verdict) == (None, "verified")
         assert summary.holds(found)
+
+    def test_every_form(self) -> None:
+        """In one layer where it can be in one, and in ports that show nothing but logits."""
+        config = family("llama")
+        forms = {
+            "rotary-theta-lost": [EVERYWHERE, LOGITS],
+            "gated-exchanged": [EVERYWHERE, ONE_LAYER, LOGITS],
+            "window-ignored": [],
+        }
+        for name, expected in forms.items():
+            assert [i.form for i in injections(CATALOGUE[name], config)] == expected
+        assert injections(CATALOGUE["cache-no-mask"], config) == []
+
+    def test_what_changes_nothing_here_is_not_expected_to_be_found(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whether a fault says that it needs something or not."""
+        fault = replace(CATALOGUE["rms-eps-1e-6"], in_family=InTransformers())
+        assert not fault.needs
+        monkeypatch.setitem(CATALOGUE, fault.name, fault)
+        source = open_checkpoint(written(tmp_path / "llama", "llama"))
+        outcome = Bench(source, 0).fault(Injection(fault.name, EVERYWHERE, (0, 1, 2)))
+        assert (outcome.detected, outcome.unlike, outcome.expected) == (False, False, False)
 
     def test_another_family_than_the_checkpoint_s(self, model: Path, llama: Path) -> None:
         for directory in (model, llama):
@@ -396,9 +422,8 @@ class TestFamily:
                 campaign(directory, families=("qwen3",))
 
     def test_correct_variants(self) -> None:
-        assert list(variants_of(family("llama"))) == [
-            *("huggingface-eager", "huggingface-eager, bfloat16"),
-            *("huggingface-sdpa", "huggingface-sdpa, bfloat16"),
-        ]
+        plain = [f"huggingface-{way}{dtype}" for way in ("eager", "sdpa") for dtype in FORMATS]
+        assert list(family_variants.plain(family("llama"))) == plain
+        assert list(variants_of(family("llama")))[: len(plain)] == plain
         assert [name for name in variants_of(family("gemma2")) if "sdpa" in name] == []
         assert all(unavailable(name) is None for name in variants_of(family("llama")))
