@@ -55,8 +55,8 @@ EACH = 8
 def model(name: str, directory: Path) -> Checkpoint:
     """The checkpoint of a family, or of one of ``MORE``, with the weights of seed 0."""
     family, keys = MORE.get(name, (name, {}))
-    sizes = tuple(int(size) for size in FAMILY_SIZE.split(","))
-    stated = {**example(family, sizes), **keys}
+    v, p, d, h, n = (int(size) for size in FAMILY_SIZE.split(","))
+    stated = {**example(family, (v, p, d, h, n)), **keys}
     write_family(directory, stated, lambda config: synthetic_tensors(config, 0))
     return open_checkpoint(directory)
 

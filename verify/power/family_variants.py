@@ -54,7 +54,8 @@ class _Whole:
     """
 
     def __init__(self, linear: Any, sizes: list[int]) -> None:
-        self.linear, self.sizes, self._made = linear, sizes, ()
+        self.linear, self.sizes = linear, sizes
+        self._made: tuple[Any, ...] = ()
 
     def part(self, index: int, x: Any) -> Any:
         if index == 0 or not self._made:
@@ -81,7 +82,7 @@ def _join(module: Any, fused: str, names: tuple[str, ...]) -> None:
 
 
 def _part(whole: _Whole, index: int) -> Any:
-    class Part(torch.nn.Module):  # type: ignore[name-defined,misc]  # torch is imported late
+    class Part(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.whole, self.index = whole, index
@@ -251,7 +252,7 @@ def _called(
     from gpt_verify.ports.callable import CallablePort
     from gpt_verify.ports.huggingface import huggingface
 
-    attention = FAMILIES[checkpoint.config.architecture].attention[-1]
+    attention: Any = FAMILIES[checkpoint.config.architecture].attention[-1]
     model = huggingface(checkpoint, attention, dtype).module
 
     def logits(tokens: Any) -> Any:

@@ -79,6 +79,8 @@ class Bench:
         self._shared: tuple[int, SharedWeights] | None = None
         self._exact: list[tuple[Input, list[Floats], list[Floats]]] = []
         self._tensorflow: Worker | None = None
+        #: Whether the port that was compared last moves a bit of the logits.
+        self._moves = False
 
     def fault(self, injection: Injection) -> FaultOutcome:
         """A short input first; what it does not show in full is tried on the default ones."""
@@ -216,7 +218,7 @@ class Bench:
         caught = self._caught(port, self.seed)
         port.close()
         sure = not fault.needs and self.checkpoint.config.own is None
-        return sure or self._unlike(fault, injection), None, caught
+        return sure or self._moves or self._unlike(fault, injection), None, caught
 
     def _damages(self, fault: Fault, injection: Injection) -> bool:
         """Some tensor is not as it was."""
@@ -293,11 +295,14 @@ class Bench:
         return self._exact
 
     def _caught(self, port: Port, seed: int) -> dict[str, bool]:
-        items = short_inputs(self.checkpoint, seed)
+        items, self._moves = short_inputs(self.checkpoint, seed), False
         try:
             if seed not in self._right:
                 self._right = {seed: baselines.show(correct_port(self.checkpoint), items)}
-            return baselines.caught(baselines.show(port, items), self._right[seed])
+            right, shown = self._right[seed], baselines.show(port, items)
+            pairs = zip(shown.logits, right.logits, strict=True)
+            self._moves = any(a.tobytes() != b.tobytes() for a, b in pairs)
+            return baselines.caught(shown, right)
         except (GptVerifyError, RuntimeError, ValueError, IndexError):
             return dict.fromkeys(
                 baselines.COMPARISONS, True
