@@ -58,7 +58,9 @@ in {turns} of the other laws, which take turns. transformers {transformers}, tor
 def drawn(seed: int) -> Sizes:
     """n_vocab, n_ctx, n_embd, n_head, n_layer, the same each time."""
     rng = random.Random(f"family {seed}")
-    return rng.randint(50, 300), rng.randint(12, 48), 8 * rng.randint(2, 5), 4, rng.randint(2, 4)
+    # Widths in which each family's share of a head is a whole number of rotary pairs.
+    width = rng.choice((24, 32, 48))
+    return rng.randint(50, 300), rng.randint(12, 48), width, 4, rng.randint(2, 4)
 
 
 def laws_of(turn: int) -> set[str]:
