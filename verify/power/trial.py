@@ -199,9 +199,16 @@ class Bench:
         table, early = sites(self.checkpoint.config), fault.sites.early
         found |= {at for at in order if table[at].kind in early and table[at].layer in concerned}
         shown_right = found.isdisjoint(f.site for f in local if f.status is Status.FAILED)
+        # What follows experts is judged from the tokens on alone.
+        cascaded = {
+            f.site
+            for f in report.findings
+            if f.id == "activations.cascaded" and f.status is not _UNSEEN
+        }
         for hidden in found - (set() if shown_right else judged):
             after = order[order.index(hidden) + 1 :]
-            found |= {next((site for site in after if site in judged), hidden)}
+            for seen in (judged, cascaded):
+                found |= {next((site for site in after if site in seen), hidden)}
         return tuple(at for at in order if at in found)
 
     def _measured(
