@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import families_power  # noqa: E402  # of the scripts, not installed
 import families_power_page  # noqa: E402  # likewise
 
+from gpt_verify.checkpoint.families import FAMILIES  # noqa: E402  # after the ones above
 from gpt_verify.judging.run import environment  # noqa: E402  # after the ones above
 from gpt_verify.laws.catalogue import CATALOGUE  # noqa: E402  # likewise
 from gpt_verify.power.baselines import COMPARISONS  # noqa: E402  # likewise
@@ -26,6 +29,30 @@ from gpt_verify.power.injection import (  # noqa: E402  # likewise
     Injection,
 )
 from gpt_verify.power.outcome import FaultOutcome  # noqa: E402  # likewise
+from gpt_verify.power.summary import EXPLAINED  # noqa: E402  # likewise
+
+
+def test_the_committed_page_is_that_of_the_committed_result() -> None:
+    script = ROOT / "scripts" / "families_power.py"
+    done = subprocess.run([sys.executable, os.fspath(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_is_committed_holds() -> None:
+    """All that changes something is detected and localised, nearly all is named, nothing wrongly."""
+    result = json.loads(families_power.RESULT.read_text(encoding="utf-8"))
+    models = families_power_page.read(result)
+    assert set(FAMILIES) <= set(models)
+    for of in (families_power_page.in_sites, families_power_page.in_logits):
+        n = families_power_page.total(
+            families_power_page.counts(of(outcomes)) for outcomes in models.values()
+        )
+        assert n["detected"] == n["faults"]
+        assert n["localised"] == n["sited"]
+        assert n["named"] >= EXPLAINED * n["faults"]
+        assert n["wrong"] == 0
+    harmless = [o for outcomes in models.values() for o in outcomes if o.law is None]
+    assert not any(o.detected for o in harmless)
 
 
 def outcome(name: str, form: str = EVERYWHERE, **changed: Any) -> FaultOutcome:

@@ -385,6 +385,7 @@ def _fault(o: FaultOutcome) -> dict[str, Any]:
         "localised": o.localised,
         "explained_by": o.explained_by,
         "instead": o.instead,
+        "same": o.same,
         "explained": o.explained,
         "wrong_names": o.wrong_names,
         "floors": o.floors,
