@@ -21,7 +21,7 @@ from gpt_verify.report.terminal import WIDTH
 from gpt_verify.text import one_line
 
 #: ``major.minor``, as in ``gpt_verify.report.json``.
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 Rows = list[list[str]]
 
 _POWER = ["family", "faults", "detected", "localised", "explained", "wrong names"]
