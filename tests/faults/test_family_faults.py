@@ -231,6 +231,18 @@ def test_it_is_found_where_it_is_and_named(
             assert outcome.same == (), names
 
 
+def test_layers_that_are_right_tell_faults_of_a_hidden_pattern_apart(
+    benches: Callable[[str], Bench],
+) -> None:
+    """gpt-oss hides its patterns, and the mixes of layers that have a window are right: the windows
+    are not exchanged."""
+    bench = benches("gpt_oss")
+    layers = tuple(range(bench.checkpoint.config.n_layer))
+    for name in ("window-everywhere", "window-other-layers"):
+        outcome = bench.fault(Injection(name, EVERYWHERE, layers))
+        assert outcome.explained_by == (name,), (name, outcome.explained_by, outcome.instead)
+
+
 @pytest.mark.parametrize(("name", "of"), HARMLESS, ids=ids(HARMLESS))
 def test_what_changes_nothing_is_verified(sources: Sources, name: str, of: str) -> None:
     source, fault = sources(of), CATALOGUE[name]
