@@ -80,7 +80,7 @@ class Diagnosis:
         for explanation in explanations:
             same = next((c.fault for c in explanation.accepted if c.fault in named), None)
             (left if same is None else of_laws[same]).append(explanation)
-        right = _right(findings)
+        right = _right(findings, config)
         judged = right | {f.site for f in failed if f.site}
         denied = partial(_denied, right, judged, config)
         found = causes(left, denied, partial(_elsewhere, right, config))
@@ -135,13 +135,29 @@ def _without_entailed(named: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return left
 
 
-def _right(findings: Sequence[Finding]) -> set[str]:
-    """Sites that were judged and are right: in float64 where they were judged in that."""
+def _right(findings: Sequence[Finding], config: Config | None) -> set[str]:
+    """Sites that were judged and are right, in float64 where they were judged in that; and what is
+    hidden between them, which was judged with them."""
     for law in ("architecture", "activations.local"):
         statuses = {f.site: f.status for f in findings if f.id == law and f.site}
         if Status.PASSED in statuses.values():
-            return {site for site, status in statuses.items() if status is Status.PASSED}
+            right = {site for site, status in statuses.items() if status is Status.PASSED}
+            return right | (_hidden(right, findings, config) if config is not None else set())
     return set()
+
+
+def _hidden(right: set[str], findings: Sequence[Finding], config: Config) -> set[str]:
+    """Sites that the port does not show, through which right ones were computed from what it
+    shows."""
+    of_sites = ("architecture", "activations.local", "activations.cascaded")
+    judged = (f for f in findings if f.id in of_sites and f.status is not Status.NOT_EXAMINED)
+    shown, found, left = {f.site for f in judged}, set[str](), list(right)
+    while left:
+        site = sites(config).get(left.pop())
+        inputs = {*site.inputs} - shown - found if site is not None else set()
+        found |= inputs
+        left += inputs
+    return found
 
 
 def _without_forms(explanation: Explanation) -> Explanation:

@@ -40,7 +40,7 @@ class Head:
         self._bias = lookup("lm_head/b") if config.keys.bias_head else None
         self._cap = config.keys.cap_logits
 
-    def logits(self, x_ND: Array, rows: slice) -> Array:
+    def logits(self, x_ND: Array, rows: slice | NDArray[np.integer]) -> Array:
         """The logits of these tokens, in the arithmetic of x."""
         made: Array = ops.unembed(x_ND, self._table[rows].astype(x_ND.dtype, copy=False))
         if self._bias is not None:
