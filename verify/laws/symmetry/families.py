@@ -211,7 +211,7 @@ def _shift(config: Config, weights: DeclaredWeights, precision: Precision) -> Sy
     keys = config.keys
     if keys.norm.rms:
         return "an RMS norm does not take a constant away"
-    written = ("wpe",) if keys.table and normed(config, "embed") else ()
+    written: tuple[str, ...] = ("wpe",) if keys.table and normed(config, "embed") else ()
     if keys.norm_branch or keys.norm_sum:
         return "what is written into the stream is normed first"
     written += ("attn/o/b",) if keys.bias_out else ()

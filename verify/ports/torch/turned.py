@@ -58,7 +58,7 @@ def _unturned(shown: torch.Tensor, first: torch.Tensor, rope: Rope) -> bool:
     """Whether they are what they were, times the attention factor of a scaling."""
     factor = 1.0 if rope.scaling is None else rope.scaling.attention
     if factor == 1.0:
-        return torch.equal(shown, first.to(shown.dtype))
+        return bool(torch.equal(shown, first.to(shown.dtype)))
     narrow = max(shown, first, key=lambda x: torch.finfo(x.dtype).eps)
     expected = factor * first.double()
     error = (shown.double() - expected).abs()
