@@ -142,7 +142,7 @@ def _look_above(layer: _Layer, head: int, pattern_TS: Floats, future_TS: NDArray
 
 def _look_before(layer: _Layer, head: int, pattern_TS: Floats, window: int) -> None:
     """Weights on what is no longer in the window."""
-    past_TS = np.tri(*pattern_TS.shape, -window, dtype=np.bool_)
+    past_TS = np.tri(len(pattern_TS), k=-window, dtype=np.bool_)
     sizes_TS = np.where(past_TS, np.nan_to_num(np.abs(pattern_TS), nan=np.inf), 0.0)
     if not sizes_TS.any():
         return

@@ -83,7 +83,7 @@ class Chosen:
     def _each(self, x: torch.Tensor) -> bool:
         """One number for each that is chosen."""
         chosen = self._experts.chosen
-        return x.shape[-1:] == (chosen,) and x.numel() == self._rows * chosen
+        return bool(x.shape[-1:] == (chosen,) and x.numel() == self._rows * chosen)
 
     def _read_by_experts(self, found: Names) -> bool:
         return any(self._sites[part].kind == "ln_2" for part in found if part in self._sites)
