@@ -7,4 +7,4 @@ said.
 """
 
 VERSION = 5
-SOURCE = "b83c77fdd3abebd4b479baec12bd5e311c6afd05278bb647e0597b4aabacdb0d"
+SOURCE = "e2577190d3e53b169fc3d6b0044a78322f09ceec75692ed76d5a3320b2514a46"
