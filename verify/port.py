@@ -127,6 +127,44 @@ class Gradients:
         self.ends.clear()
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A batch that a port learns from.
+
+    Attributes:
+        tokens: int[B, T].
+        labels: int[B, T], not shifted; IGNORED where nothing is learnt.
+        mask: int[B, T], 1 real, 0 padding; None without padding.
+        positions: int[B, T], where there is a mask; None where the port finds them by itself.
+        share: factor of its loss, where gradients of several batches are added up.
+        items: how many predictions all these batches have together, where the port's own loss is
+            to be divided by that; None for the mean over the batch.
+    """
+
+    tokens: Tokens
+    labels: Tokens
+    mask: Tokens | None = None
+    positions: Tokens | None = None
+    share: float = 1.0
+    items: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainingMode:
+    """A way in which a port is made to learn.
+
+    Attributes:
+        name: ``train()``.
+        checkpointing: activations are computed a second time in the backward pass.
+        enter: a context in which the port is in that mode, and after which it is as it was, bit for
+            bit. With False no dropout drops anything; with True those drop that the port has.
+    """
+
+    name: str
+    checkpointing: bool
+    enter: Callable[[bool], AbstractContextManager[None]]
+
+
 class Tokenizer(Protocol):
     """Text to ids and back."""
 
@@ -209,6 +247,11 @@ class Port:
     def logits(self, tokens: Tokens) -> Floats:
         """tokens int[B, T] → logits float[B, T, V]."""
         raise NotImplementedError
+
+    def special_ids(self) -> Mapping[str, int]:
+        """Ids of tokens to which the port itself gives a meaning: its name for one
+        (``pad_token_id``) → the id."""
+        return {}
 
     def offers(self) -> Offers:
         """What this port can do besides its logits: its methods that have the name of a
@@ -296,6 +339,12 @@ CONSTANTS = Capability[Callable[[], list[float]]]("constants", "no graph")
 #: predicted tokens. Labels are the tokens themselves, not shifted, or IGNORED.
 LOSS = Capability[Callable[[Tokens, Tokens], float]]("loss", "no loss")
 
+#: The same of a padded batch. tokens int[B, T], mask int[B, T] (1 real, 0 padding), labels
+#: int[B, T] → nats; the port finds the positions by itself, as it does for ``padded``.
+MASKED_LOSS = Capability[Callable[[Tokens, Tokens, Tokens], float]](
+    "masked_loss", "no loss with an attention mask"
+)
+
 #: Decodes with a cache. tokens int[B, S] that follow those in the cache (None at the start) →
 #: logits float[B, S, V] and the cache with them added. A cache that was handed in is not used
 #: again.
@@ -309,6 +358,22 @@ PADDED = Capability[Callable[[Tokens, Tokens], Floats]]("padded", "no attention 
 #: The same with positions int[B, T] given (0 at padding).
 PADDED_AT = Capability[Callable[[Tokens, Tokens, Tokens], Floats]](
     "padded_at", "no attention mask with positions"
+)
+
+#: What training does with batches but for the update: for each, the loss in nats (by the port's own
+#: code, where it has one) and the logits, float[B, T, V]. The derivatives of the sum of the losses,
+#: each times its share, are handed to the sink when all is done. NotExamined where the port is not
+#: differentiable, does not take what a batch has, or draws at random although nothing drops.
+LEARN = Capability[Callable[[Sequence[Lesson], GradientSink], list[tuple[float, Floats]]]](
+    "learn", "no gradients"
+)
+
+#: The modes in which the port is trained, ``train()`` first.
+MODES = Capability[Callable[[], Sequence[TrainingMode]]]("modes", "no training mode")
+
+#: A context in which every parameter was frozen and is no longer.
+UNFROZEN = Capability[Callable[[], AbstractContextManager[None]]](
+    "unfrozen", "no parameters to freeze"
 )
 
 #: Derivatives of the mean next-token loss of a batch, tokens int[B, T], T ≥ 2, in the precision
@@ -371,9 +436,13 @@ CAPABILITIES: tuple[Capability[Any], ...] = (
     META_GRAPH,
     CONSTANTS,
     LOSS,
+    MASKED_LOSS,
     STEP,
     PADDED,
     PADDED_AT,
+    LEARN,
+    MODES,
+    UNFROZEN,
     GRADIENTS,
     INPUT_GRADIENTS,
     TYING,

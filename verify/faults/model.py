@@ -219,6 +219,10 @@ class Model(nn.Module):
         """Mean cross entropy of the next token, in nats."""
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
+    def divided(self, loss: Tensor, labels: Tensor, items: Tensor) -> Tensor:
+        """The sum over the predictions of this batch, divided by those of all batches of a step."""
+        return loss * (labels[:, 1:] != -100).sum() / items
+
     def forward(
         self,
         ids: Tensor,
@@ -227,6 +231,7 @@ class Model(nn.Module):
         use_cache: bool = False,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | None = None,
     ) -> dict[str, Any]:
         length = 0 if past_key_values is None else past_key_values[0][0].shape[-2]
         if length + ids.shape[1] > self.config.n_ctx:
@@ -245,6 +250,8 @@ class Model(nn.Module):
             output["past_key_values"] = presents
         if labels is not None:
             output["loss"] = self.loss(logits, labels)
+            if num_items_in_batch is not None:
+                output["loss"] = self.divided(output["loss"], labels, num_items_in_batch)
         return output
 
 

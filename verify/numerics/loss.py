@@ -32,6 +32,7 @@ class Losses:
         uniform: mean loss over the whole vocabulary, the other half of label smoothing.
         budget: of ``nats[1]``, in the arithmetic of one precision.
         slope: ‖d loss / d logits‖ of ``nats[1]``: what noise of 1 in every logit does to it.
+        n_vocab: of the logits.
     """
 
     nats: dict[int, Floats]
@@ -39,6 +40,7 @@ class Losses:
     uniform: Floats
     budget: Floats
     slope: Floats
+    n_vocab: int
 
 
 def losses(
@@ -72,7 +74,7 @@ def losses(
         for token in ids:
             nats_of[token][row, at] = -log_p_TV[:, token]
         uniform[row, at] = -log_p_TV.mean(axis=-1)
-    return Losses(nats, nats_of, uniform, budget, slope)
+    return Losses(nats, nats_of, uniform, budget, slope, logits_BTV.shape[-1])
 
 
 def mean_budget(p: Precision, nats: Floats, budget: Floats) -> float:

@@ -22,7 +22,7 @@ from gpt_verify.matching.pieces import Piece, pieces
 from gpt_verify.numerics.precision import FLOAT32, PRECISIONS
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.port import Dtype, Floats, Index, Parameter, Port, Tokens, Visit
-from gpt_verify.ports.torch.calls import add_capabilities, logits_of
+from gpt_verify.ports.torch.calls import add_capabilities
 from gpt_verify.ports.torch.channels import Channels, Readings, channels_of
 from gpt_verify.ports.torch.constants import WidenedConstants
 from gpt_verify.ports.torch.copies import Copies
@@ -31,6 +31,7 @@ from gpt_verify.ports.torch.families import show_what_is_known
 from gpt_verify.ports.torch.float64 import converted, converted_whole
 from gpt_verify.ports.torch.lens import add_lens
 from gpt_verify.ports.torch.mode import dropout_of, watched_draws
+from gpt_verify.ports.torch.outputs import logits_of, special_ids
 from gpt_verify.ports.torch.roles import fused, role_of, shares
 from gpt_verify.ports.torch.state import elsewhere
 from gpt_verify.ports.torch.trace import SiteTrace, to_numpy
@@ -144,6 +145,9 @@ class TorchModule(Port):
         with watched_draws(self.module) as found:
             self.logits(tokens)
         return found
+
+    def special_ids(self) -> dict[str, int]:
+        return special_ids(self.module)
 
     def copies(self) -> Iterator[tuple[str, Port | str]]:
         return Copies(self).copies()
