@@ -425,6 +425,21 @@ ELSEWHERE = Capability[Callable[[str], AbstractContextManager[Port]]](
 #: last norm and head. NotExamined where it turns out to hand out none.
 LENS = Capability[Callable[[Tokens], Iterator[tuple[str, Floats]]]]("lens", "no lens")
 
+#: What the port hands out of its inside on request. tokens int[B, T] → ``(sites, value)`` for each
+#: hidden state, in its order: the sites one of which it is, as whoever offers it documents it.
+STATES = Capability[Callable[[Tokens], Sequence[tuple[tuple[str, ...], Floats]]]](
+    "states", "no hidden states handed out"
+)
+
+#: The same of the patterns of attention, [B, H, T, S], one for each layer.
+PATTERNS = Capability[Callable[[Tokens], Sequence[Floats]]]("patterns", "no attentions handed out")
+
+#: A copy of the port whose vocabulary has so many rows, which is closed afterwards. Its
+#: ``parameters`` have the names of the original, as far as they are there, and lie as they lie.
+RESIZED = Capability[Callable[[int], AbstractContextManager[Port]]](
+    "resized", "no vocabulary of another size"
+)
+
 #: The port's tokenizers by name.
 TOKENIZERS = Capability[Callable[[], Mapping[str, Tokenizer]]]("tokenizers", "no tokenizer")
 
@@ -453,5 +468,8 @@ CAPABILITIES: tuple[Capability[Any], ...] = (
     PLAIN_CALL,
     ELSEWHERE,
     LENS,
+    STATES,
+    PATTERNS,
+    RESIZED,
     TOKENIZERS,
 )

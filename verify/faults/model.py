@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,8 @@ class Attention(nn.Module):
     def __init__(self, config: Config, options: Options) -> None:
         super().__init__()
         self.n_head, self.options = config.n_head, options
+        #: Gathers scores and pattern while they are asked for.
+        self.kept: list[tuple[Tensor, Tensor]] | None = None
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
@@ -120,7 +122,11 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
         if self.options.fused:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=self.scale(q))
-        return self.mix(self.softmax(self.mask(self.scores(q, k), allowed)), v)
+        scores = self.mask(self.scores(q, k), allowed)
+        pattern = self.softmax(scores)
+        if self.kept is not None:
+            self.kept.append((scores, pattern))
+        return self.mix(pattern, v)
 
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor] | None, real: Tensor | None
@@ -219,6 +225,20 @@ class Model(nn.Module):
         """Mean cross entropy of the next token, in nats."""
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
+    def states(self, streams: list[Tensor], normed: Tensor) -> list[Tensor]:
+        """What is handed out as hidden states."""
+        return [*streams[:-1], normed]
+
+    def patterns(self, scores: list[Tensor], patterns: list[Tensor]) -> list[Tensor]:
+        """What is handed out as attentions."""
+        return patterns
+
+    def resize_token_embeddings(self, rows: int) -> None:
+        """Another number of rows in the table; new ones are zeros."""
+        kept = self.wte.detach()[:rows]
+        self.wte = nn.Parameter(F.pad(kept, (0, 0, 0, rows - len(kept))))
+        self.config = replace(self.config, n_vocab=rows)
+
     def divided(self, loss: Tensor, labels: Tensor, items: Tensor) -> Tensor:
         """The sum over the predictions of this batch, divided by those of all batches of a step."""
         return loss * (labels[:, 1:] != -100).sum() / items
@@ -232,6 +252,8 @@ class Model(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         num_items_in_batch: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
     ) -> dict[str, Any]:
         length = 0 if past_key_values is None else past_key_values[0][0].shape[-2]
         if length + ids.shape[1] > self.config.n_ctx:
@@ -240,12 +262,24 @@ class Model(nn.Module):
             position_ids = self.positions(ids, length, attention_mask)
         x = self.embed(ids, position_ids)
         presents: Cache = []
+        # A block may write to what it is handed.
+        streams = [x.clone()] if output_hidden_states else []
+        kept: list[tuple[Tensor, Tensor]] = []
         for layer, block in enumerate(self.h):
             past = None if past_key_values is None else past_key_values[layer]
+            block.attn.kept = kept if output_attentions else None
             x, present = block(x, past, attention_mask)
+            block.attn.kept = None
             presents.append(present)
-        logits = self.head(self.ln_f(x))
+            streams += [x.clone()] if output_hidden_states else []
+        normed = self.ln_f(x)
+        logits = self.head(normed)
         output: dict[str, Any] = {"logits": logits}
+        if output_hidden_states:
+            output["hidden_states"] = self.states(streams, normed)
+        if output_attentions and kept:
+            scores, patterns = (list(parts) for parts in zip(*kept, strict=True))
+            output["attentions"] = self.patterns(scores, patterns)
         if use_cache:
             output["past_key_values"] = presents
         if labels is not None:

@@ -7,6 +7,7 @@ names that transformers uses, and most ports follow; others are in ``styles``.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +25,16 @@ from gpt_verify.port import (
     PADDED,
     PADDED_AT,
     PLAIN_CALL,
+    RESIZED,
     STEP,
     TYING,
     UNFROZEN,
     NotExamined,
 )
 from gpt_verify.ports.torch.gradients import Differentiation
+from gpt_verify.ports.torch.handed_out import add_outputs
 from gpt_verify.ports.torch.outputs import logits_of, member
+from gpt_verify.ports.torch.resized import resized
 from gpt_verify.ports.torch.styles import OtherCache, Targets, cache_argument, takes_of
 from gpt_verify.ports.torch.trace import to_numpy
 from gpt_verify.ports.torch.training import Training
@@ -62,6 +66,9 @@ def add_capabilities(port: TorchModule) -> None:
             port.offer(MASKED_LOSS, calls.masked_loss)
         if "position_ids" in takes:
             port.offer(PADDED_AT, calls.padded_at)
+    add_outputs(port)
+    if hasattr(port.module, "resize_token_embeddings"):
+        port.offer(RESIZED, partial(resized, port))
     if any(parameter.is_floating_point() for parameter in port.module.parameters()):
         differentiation = Differentiation(port)
         port.offer(GRADIENTS, differentiation.gradients)

@@ -119,7 +119,7 @@ class TorchModule(Port):
         """One for each piece, before any are put together."""
         named = dict(self.module.named_parameters(remove_duplicate=False))
         return [
-            _parameter(piece.name, piece.of(named[piece.parameter]), piece.padding)
+            parameter_of(piece.name, piece.of(named[piece.parameter]), piece.padding)
             for piece in self.pieces
         ]
 
@@ -128,7 +128,7 @@ class TorchModule(Port):
         """The tensors of which its parameters are made: a stack over the layers is several."""
         if self._pieces is None:
             whole = [
-                _parameter(name, tensor)
+                parameter_of(name, tensor)
                 for name, tensor in self.module.named_parameters(remove_duplicate=False)
             ]
             self._pieces = pieces(whole, self.config, self._weights())
@@ -340,7 +340,7 @@ class TorchModule(Port):
         return logits
 
 
-def _parameter(name: str, tensor: torch.Tensor, padding: bool = False) -> Parameter:
+def parameter_of(name: str, tensor: torch.Tensor, padding: bool = False) -> Parameter:
     return Parameter(
         name,
         tuple(tensor.shape),
