@@ -150,6 +150,23 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What a port is asked to continue, greedily.
+
+    Attributes:
+        tokens: int[B, T].
+        new: how many tokens at most.
+        mask: int[B, T], 1 real, 0 padding on the left; None without padding.
+        end: the token after which a row ends; None where nothing ends one.
+    """
+
+    tokens: Tokens
+    new: int
+    mask: Tokens | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True)
 class TrainingMode:
     """A way in which a port is made to learn.
 
@@ -425,6 +442,10 @@ ELSEWHERE = Capability[Callable[[str], AbstractContextManager[Port]]](
 #: last norm and head. NotExamined where it turns out to hand out none.
 LENS = Capability[Callable[[Tokens], Iterator[tuple[str, Floats]]]]("lens", "no lens")
 
+#: Continues prompts by the likeliest token each time → the new tokens, int[B, N], N ≤ new; what
+#: stands in a row after its end is not looked at. NotExamined where it takes no mask, or no end.
+GENERATE = Capability[Callable[[Prompt], Tokens]]("generate", "nothing that generates")
+
 #: What the port hands out of its inside on request. tokens int[B, T] → ``(sites, value)`` for each
 #: hidden state, in its order: the sites one of which it is, as whoever offers it documents it.
 STATES = Capability[Callable[[Tokens], Sequence[tuple[tuple[str, ...], Floats]]]](
@@ -471,5 +492,6 @@ CAPABILITIES: tuple[Capability[Any], ...] = (
     STATES,
     PATTERNS,
     RESIZED,
+    GENERATE,
     TOKENIZERS,
 )

@@ -239,6 +239,36 @@ class Model(nn.Module):
         self.wte = nn.Parameter(F.pad(kept, (0, 0, 0, rows - len(kept))))
         self.config = replace(self.config, n_vocab=rows)
 
+    def next_logits(self, ids: Tensor, mask: Tensor | None, made: int) -> Tensor:
+        """Of the token after these, [B, V]; ``made`` of them were generated."""
+        logits: Tensor = self(ids, attention_mask=mask)["logits"][:, -1]
+        return logits
+
+    def ended(self, token: Tensor, end: int | None) -> Tensor:
+        """Which rows end with this token, bool[B]."""
+        return torch.zeros_like(token, dtype=torch.bool) if end is None else token == end
+
+    @torch.no_grad()
+    def generate(
+        self,
+        ids: Tensor,
+        max_new_tokens: int,
+        do_sample: bool = False,
+        attention_mask: Tensor | None = None,
+        eos_token_id: int | None = None,
+    ) -> Tensor:
+        """The likeliest token each time; rows that have ended are filled with token 0."""
+        done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        for made in range(max_new_tokens):
+            token = self.next_logits(ids, attention_mask, made).argmax(-1).masked_fill(done, 0)
+            done |= self.ended(token, eos_token_id)
+            ids = torch.cat([ids, token[:, None]], dim=1)
+            if attention_mask is not None:
+                attention_mask = F.pad(attention_mask, (0, 1), value=1)
+            if done.all():
+                break
+        return ids
+
     def divided(self, loss: Tensor, labels: Tensor, items: Tensor) -> Tensor:
         """The sum over the predictions of this batch, divided by those of all batches of a step."""
         return loss * (labels[:, 1:] != -100).sum() / items

@@ -31,6 +31,7 @@ from gpt_verify.port import (
     UNFROZEN,
     NotExamined,
 )
+from gpt_verify.ports.torch.generation import add_generation
 from gpt_verify.ports.torch.gradients import Differentiation
 from gpt_verify.ports.torch.handed_out import add_outputs
 from gpt_verify.ports.torch.outputs import logits_of, member
@@ -67,6 +68,7 @@ def add_capabilities(port: TorchModule) -> None:
         if "position_ids" in takes:
             port.offer(PADDED_AT, calls.padded_at)
     add_outputs(port)
+    add_generation(port)
     if hasattr(port.module, "resize_token_embeddings"):
         port.offer(RESIZED, partial(resized, port))
     if any(parameter.is_floating_point() for parameter in port.module.parameters()):
