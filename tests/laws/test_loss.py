@@ -31,7 +31,7 @@ from gpt_verify.reference import Config, logits
 from gpt_verify.reference.loss import loss_nats
 
 PARTS = [law.id for law in CHECKS if law.id.startswith("loss.")]
-OWN = ["loss.value", "loss.ignored", "loss.batch"]
+OWN = ["loss.value", "loss.ignored", "loss.labels", "loss.batch"]
 
 
 def status(findings: list[Finding]) -> Status:
@@ -298,3 +298,30 @@ def test_losses_in_tiles_are_the_losses(monkeypatch: pytest.MonkeyPatch) -> None
         assert found.nats_of[0][row] == near(-log_p[:, 0])
         assert found.uniform[row] == near(-log_p.mean(-1))
     assert np.isnan(found.nats[2][:, -2:]).all() and np.isnan(found.nats[-1][:, 0]).all()
+
+
+# What is a label, and what is padding
+
+
+@pytest.mark.parametrize("name", [n for n, f in CATALOGUE.items() if f.law == "loss.labels"])
+def test_a_token_that_is_taken_for_no_label(name: str) -> None:
+    (finding,) = hold("loss.labels", faulty(name))
+    assert finding.status is Status.FAILED
+    assert finding.fault == name, finding.message
+
+
+@pytest.mark.parametrize("name", [n for n, f in CATALOGUE.items() if f.law == "loss.masked"])
+def test_a_mask_and_labels_together(name: str) -> None:
+    (finding,) = hold("loss.masked", faulty(name))
+    assert finding.status is Status.FAILED
+    assert finding.fault == name, finding.message
+    (unmasked,) = hold("loss.batch", faulty(name))
+    assert unmasked.status is Status.PASSED
+
+
+def test_the_ids_that_a_module_names_are_tried() -> None:
+    made = plain()
+    made.module.pad_token_id, made.module.eos_token_id, made.module.unk_id = 7, 100, 900
+    (finding,) = hold("loss.labels", made)
+    assert finding.status is Status.PASSED
+    assert "6 calls" in finding.message  # 0, 100 and 7; 900 is no token

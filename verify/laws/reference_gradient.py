@@ -73,8 +73,7 @@ def reference_gradient(subject: Subject) -> ReferenceGradient:
     Raises:
         NotExamined: there is no loss, or nothing to learn.
     """
-    if subject.config.n_ctx < 2:
-        raise NotExamined("nothing is predicted: the context is one token")
+    batch_of(subject)
     if subject.config.n_vocab < 2:
         raise NotExamined("nothing is learnt: the vocabulary is one token")
     measured, key = subject.weights.memo, ("gradient", subject.precision.name, subject.seed)
@@ -111,11 +110,21 @@ def known_derivatives(
         raise NotExamined(str(error)) from error
 
 
-def _measure(subject: Subject) -> ReferenceGradient:
-    config = subject.config
-    length = min(config.n_ctx, LENGTH)
+def batch_of(subject: Subject) -> NDArray[np.int64]:
+    """int64[B, T], the batch whose mean loss is derived.
+
+    Raises:
+        NotExamined: there is no loss.
+    """
+    if subject.config.n_ctx < 2:
+        raise NotExamined("nothing is predicted: the context is one token")
+    length = min(subject.config.n_ctx, LENGTH)
     rows = -(-_PREDICTIONS // (length - 1))
-    tokens = subject.tokens(rows, length, *b"gradient")
+    return subject.tokens(rows, length, *b"gradient")
+
+
+def _measure(subject: Subject) -> ReferenceGradient:
+    config, tokens = subject.config, batch_of(subject)
     drawn = draw(config, subject.rng(*b"gradient"))
     ends = [d for d in drawn if d.sites != WTE_READERS]
     return ReferenceGradient(tokens, known_derivatives(subject, tokens, ends, subject.precision))

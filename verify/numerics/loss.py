@@ -36,6 +36,7 @@ class Losses:
         across: [B], at the last position of each row, the loss of the next row's first token; NaN
             of the last row.
         around: [B], there, that of the row's own first token.
+        n_vocab: of the logits.
     """
 
     nats: dict[int, Floats]
@@ -46,6 +47,7 @@ class Losses:
     log_total: Floats
     across: Floats
     around: Floats
+    n_vocab: int
 
 
 def losses(
@@ -85,7 +87,8 @@ def losses(
             around[row] = -log_p_TV[-1, tokens_BT[row, 0]]
             if row + 1 < shape[0]:
                 across[row] = -log_p_TV[-1, tokens_BT[row + 1, 0]]
-    return Losses(nats, nats_of, uniform, budget, slope, log_total, across, around)
+    n_vocab = logits_BTV.shape[-1]
+    return Losses(nats, nats_of, uniform, budget, slope, log_total, across, around, n_vocab)
 
 
 def mean_budget(p: Precision, nats: Floats, budget: Floats) -> float:

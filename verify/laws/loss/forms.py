@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.laws.loss.case import Case
 from gpt_verify.numerics.loss import Losses
 
 Floats = NDArray[np.floating]
@@ -28,22 +28,6 @@ NAMES = {
 LEAST, LARGEST, HALVINGS = -1.0, 16.0, 60
 #: The largest deviation of a number from the short one that it stands for.
 SHORT = 1e-4
-
-
-class Called(Protocol):
-    """One call of the port's loss, as ``gpt_verify.laws.loss.hypotheses.Case`` has it."""
-
-    @property
-    def losses(self) -> Losses: ...
-    @property
-    def counted(self) -> NDArray[np.bool_]: ...
-    @property
-    def measured(self) -> float: ...
-    @property
-    def expected(self) -> float: ...
-    @property
-    def right(self) -> bool: ...
-    def fits(self, other: float) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +46,7 @@ class Found:
         return 0.0
 
 
-def forms(cases: Sequence[Called]) -> Iterator[Found]:
+def forms(cases: Sequence[Case]) -> Iterator[Found]:
     """Those that fit, the simplest first. Several calls must be wrong: one determines a number."""
     if not all(math.isfinite(case.measured) for case in cases):
         return
@@ -76,14 +60,14 @@ def forms(cases: Sequence[Called]) -> Iterator[Found]:
         yield from _added(cases, words, [each(case) for case in cases])
 
 
-def _predicted(case: Called) -> NDArray[np.bool_]:
+def _predicted(case: Case) -> NDArray[np.bool_]:
     """By where the logits are: whether what they predict counts, [B, T]."""
     found = np.zeros_like(case.counted)
     found[:, :-1] = case.counted[:, 1:]
     return found
 
 
-def _nats(case: Called) -> Floats:
+def _nats(case: Case) -> Floats:
     nats: Floats = case.losses.nats[1][_predicted(case)]
     return nats
 
@@ -95,35 +79,35 @@ def _mean(values: Floats) -> float:
 # Which pairs
 
 
-def _across_rows(case: Called) -> float:
+def _across_rows(case: Case) -> float:
     """The last prediction of a row is that of the first token of the next."""
     more = case.losses.across[:-1][case.counted[1:, 0]]
     return _mean(np.concatenate([_nats(case), more]))
 
 
-def _in_a_circle(case: Called) -> float:
+def _in_a_circle(case: Case) -> float:
     """As ``roll`` has it: the last prediction of a row is that of its own first token."""
     more = case.losses.around[case.counted[:, 0]]
     return _mean(np.concatenate([_nats(case), more]))
 
 
-def _last_alone(case: Called) -> float:
+def _last_alone(case: Case) -> float:
     nats, predicted = case.losses.nats[1], _predicted(case)
     return _mean(nats[:, -2][predicted[:, -2]])
 
 
-def _first_row(case: Called) -> float:
+def _first_row(case: Case) -> float:
     return _mean(case.losses.nats[1][0][_predicted(case)[0]])
 
 
-def _not_between_rows(case: Called) -> float:
+def _not_between_rows(case: Case) -> float:
     """Rows flattened, and the last pair of all left out twice."""
     predicted = _predicted(case)
     predicted[:, -2] = False
     return _mean(case.losses.nats[1][predicted])
 
 
-PAIRS: dict[str, Callable[[Called], float]] = {
+PAIRS: dict[str, Callable[[Case], float]] = {
     "the last prediction of a row is compared with the first token of the next row (rows flattened "
     "before the shift)": _across_rows,
     "the last prediction of a row is compared with its own first token (a shift in a circle)": (
@@ -138,7 +122,7 @@ PAIRS: dict[str, Callable[[Called], float]] = {
 # Which function
 
 
-def _focal(cases: Sequence[Called]) -> Iterator[Found]:
+def _focal(cases: Sequence[Case]) -> Iterator[Found]:
     """(1 - p)^γ times the loss of each token; γ by bisection."""
     nats = [_nats(case) for case in cases]
     total = sum(case.measured for case in cases)
@@ -161,15 +145,15 @@ def _focal(cases: Sequence[Called]) -> Iterator[Found]:
 # What is added
 
 
-def _square_of_partition(case: Called) -> float:
+def _square_of_partition(case: Case) -> float:
     return _mean(case.losses.log_total[_predicted(case)] ** 2)
 
 
-def _square_of_partition_everywhere(case: Called) -> float:
+def _square_of_partition_everywhere(case: Case) -> float:
     return _mean(case.losses.log_total**2)
 
 
-ADDED: dict[str, Callable[[Called], float]] = {
+ADDED: dict[str, Callable[[Case], float]] = {
     "is added to the loss": lambda case: 1.0,
     "times the mean square of the logarithm of the partition sum (z-loss)": _square_of_partition,
     "times the mean square of the logarithm of the partition sum (z-loss) of all positions": (
@@ -178,7 +162,7 @@ ADDED: dict[str, Callable[[Called], float]] = {
 }
 
 
-def _added(cases: Sequence[Called], words: str, each: Sequence[float]) -> Iterator[Found]:
+def _added(cases: Sequence[Case], words: str, each: Sequence[float]) -> Iterator[Found]:
     """A number times this, by least squares."""
     more, error = np.array(each), np.array([case.measured - case.expected for case in cases])
     if not np.isfinite(more).all() or not more.any():
@@ -190,7 +174,7 @@ def _added(cases: Sequence[Called], words: str, each: Sequence[float]) -> Iterat
         yield Found("loss-added", f"{factor:.6g} {words}")
 
 
-def _all_fit(cases: Sequence[Called], made: Sequence[float]) -> bool:
+def _all_fit(cases: Sequence[Case], made: Sequence[float]) -> bool:
     return all(case.fits(one) for case, one in zip(cases, made, strict=True))
 
 

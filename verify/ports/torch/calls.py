@@ -7,6 +7,7 @@ names that transformers uses, and most ports follow; others are in ``styles``.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,17 +18,27 @@ from gpt_verify.port import (
     GRADIENTS,
     INPUT_GRADIENTS,
     LAST,
+    LEARN,
     LOSS,
+    MASKED_LOSS,
+    MODES,
     PADDED,
     PADDED_AT,
     PLAIN_CALL,
+    RESIZED,
     STEP,
     TYING,
+    UNFROZEN,
     NotExamined,
 )
+from gpt_verify.ports.torch.generation import add_generation
 from gpt_verify.ports.torch.gradients import Differentiation
+from gpt_verify.ports.torch.handed_out import add_outputs
+from gpt_verify.ports.torch.outputs import logits_of, member
+from gpt_verify.ports.torch.resized import resized
 from gpt_verify.ports.torch.styles import OtherCache, Targets, cache_argument, takes_of
 from gpt_verify.ports.torch.trace import to_numpy
+from gpt_verify.ports.torch.training import Training
 from gpt_verify.ports.torch.tying import Tying
 
 if TYPE_CHECKING:
@@ -39,25 +50,36 @@ def add_capabilities(port: TorchModule) -> None:
     """Give a port what its module has: from the arguments of its ``forward``, ``loss``, ``step``,
     ``padded`` and ``padded_at``; from its having parameters, their derivatives."""
     takes = takes_of(port.module)
-    calls = _Calls(port)
+    calls, targets = _Calls(port), None
     port.offer(PLAIN_CALL, port.run)
     if "labels" in takes:
         port.offer(LOSS, calls.loss)
     elif "targets" in takes:
-        _add_targets(port, Targets(port, logits_of), calls)
+        targets = Targets(port, logits_of)
+        _add_targets(port, targets, calls)
     if {"past_key_values", "use_cache"} <= takes.keys():
         port.offer(STEP, calls.step)
     elif name := cache_argument(takes):
         port.offer(STEP, OtherCache(calls.made, calls.logits, name, takes).step)
     if "attention_mask" in takes:
         port.offer(PADDED, calls.padded)
+        if "labels" in takes:
+            port.offer(MASKED_LOSS, calls.masked_loss)
         if "position_ids" in takes:
             port.offer(PADDED_AT, calls.padded_at)
+    add_outputs(port)
+    add_generation(port)
+    if hasattr(port.module, "resize_token_embeddings"):
+        port.offer(RESIZED, partial(resized, port))
     if any(parameter.is_floating_point() for parameter in port.module.parameters()):
         differentiation = Differentiation(port)
         port.offer(GRADIENTS, differentiation.gradients)
         port.offer(INPUT_GRADIENTS, differentiation.input_gradients)
         port.offer(TYING, Tying(port, differentiation).tying)
+        training = Training(port, differentiation, targets)
+        port.offer(LEARN, training.learn)
+        port.offer(MODES, training.modes)
+        port.offer(UNFROZEN, training.unfrozen)
 
 
 def _add_targets(port: TorchModule, targets: Targets, calls: _Calls) -> None:
@@ -81,7 +103,14 @@ class _Calls:
         self.with_targets = False
 
     def loss(self, tokens: Tokens, labels: Tokens) -> float:
-        output = self._call(tokens, labels=self._tensor(labels), **self._plain)
+        return self._loss(tokens, labels=self._tensor(labels))
+
+    def masked_loss(self, tokens: Tokens, mask: Tokens, labels: Tokens) -> float:
+        more = {"attention_mask": self._tensor(mask), "labels": self._tensor(labels)}
+        return self._loss(tokens, **more)
+
+    def _loss(self, tokens: Tokens, **more: Any) -> float:
+        output = self._call(tokens, **more, **self._plain)
         loss = member(output, "loss")
         if loss is None:
             raise NotExamined("forward takes labels and returns no loss")
@@ -125,22 +154,3 @@ class _Calls:
 
     def _tensor(self, ids: Tokens) -> torch.Tensor:
         return torch.as_tensor(np.ascontiguousarray(ids, np.int64), device=self._port.device)
-
-
-def logits_of(output: Any) -> Any:
-    """A tensor, or where libraries put it: ``.logits``, ``["logits"]``, the first of a tuple."""
-    if isinstance(output, torch.Tensor):
-        return output
-    found = member(output, "logits")
-    if found is not None:
-        return found
-    if isinstance(output, (tuple, list)) and output:
-        return output[0]
-    return output
-
-
-def member(output: Any, name: str) -> Any:
-    """An entry of a mapping or an attribute; None where there is neither."""
-    if isinstance(output, dict):  # transformers' outputs are ordered dicts
-        return output.get(name)
-    return getattr(output, name, None)

@@ -114,9 +114,9 @@ class Differentiation:
                 return compute()
 
     def _gradients(self, tokens: Tokens, sink: GradientSink) -> bool:
-        for scale in self._scales():
+        for scale in self.scales():
             sink.restart()
-            arriving = _Arriving(self._port, sink, scale)
+            arriving = Arriving(self._port, sink, scale)
             with self._port.differentiable(arriving.at_leaf):
                 logits = self._port.run(tokens)
                 graph = self.graph(logits)
@@ -130,15 +130,15 @@ class Differentiation:
     def _input_gradients(self, tokens: Tokens, position: int) -> Floats:
         shape = (tokens.shape[1], self._port.config.n_embd)
         positions = self._placed(lambda tensor: tensor == "wpe")
-        for scale in self._scales():
+        for scale in self.scales():
             gradients = Gradients()
-            arriving = _Arriving(self._port, gradients, scale)
+            arriving = Arriving(self._port, gradients, scale)
             with self._port.differentiable(arriving.at_leaf):
                 logits = self._port.run(tokens)
                 graph = self.graph(logits)
                 seen = Outputs(_embedding_nodes(graph, positions), shape)
                 target = torch.as_tensor(tokens[:, position + 1], device=logits.device)
-                loss = functional.cross_entropy(_wide(logits)[:, position], target)
+                loss = functional.cross_entropy(wide(logits)[:, position], target)
                 # All of the graph is walked; what arrives at the other tensors is let go of.
                 arriving.only = {id(tensor) for tensor in positions}
                 with seen, arriving:
@@ -149,7 +149,7 @@ class Differentiation:
                 break
         return array
 
-    def _scales(self) -> Sequence[float]:
+    def scales(self) -> Sequence[float]:
         half = any(p.dtype == torch.float16 for p in self._named().values())
         return _HALF_SCALES if half else (1.0,)
 
@@ -183,7 +183,7 @@ def mean_loss(logits: torch.Tensor, tokens: Tokens) -> torch.Tensor:
     if logits.shape[:2] != tokens.shape:
         raise RuntimeError(f"logits {list(logits.shape)} for tokens {list(tokens.shape)}")
     targets = torch.as_tensor(tokens[:, 1:].reshape(-1), device=logits.device)
-    return functional.cross_entropy(_wide(logits)[:, :-1].flatten(0, 1), targets)
+    return functional.cross_entropy(wide(logits)[:, :-1].flatten(0, 1), targets)
 
 
 def _embedding_nodes(graph: Graph, positions: Sequence[torch.Tensor]) -> list[Node]:
@@ -208,7 +208,7 @@ def _unscaled(tensor: torch.Tensor, scale: float) -> Floats:
     return to_numpy(tensor if scale == 1 else tensor / scale)
 
 
-class _Arriving:
+class Arriving:
     """Hands on what arrives at the parameters during a backward pass, and lets go of it.
 
     Attributes:
@@ -290,6 +290,6 @@ class _Arriving:
         return array
 
 
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
+def wide(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float32, or in float64 where it is that."""
     return tensor.to(wide_dtype(tensor.dtype))

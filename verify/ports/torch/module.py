@@ -22,7 +22,7 @@ from gpt_verify.matching.pieces import Piece, pieces
 from gpt_verify.numerics.precision import FLOAT32, PRECISIONS
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.port import Dtype, Floats, Index, Parameter, Port, Tokens, Visit
-from gpt_verify.ports.torch.calls import add_capabilities, logits_of
+from gpt_verify.ports.torch.calls import add_capabilities
 from gpt_verify.ports.torch.channels import Channels, Readings, channels_of
 from gpt_verify.ports.torch.constants import WidenedConstants
 from gpt_verify.ports.torch.copies import Copies
@@ -31,6 +31,7 @@ from gpt_verify.ports.torch.families import show_what_is_known
 from gpt_verify.ports.torch.float64 import converted, converted_whole
 from gpt_verify.ports.torch.lens import add_lens
 from gpt_verify.ports.torch.mode import dropout_of, watched_draws
+from gpt_verify.ports.torch.outputs import logits_of, special_ids
 from gpt_verify.ports.torch.roles import fused, role_of, shares
 from gpt_verify.ports.torch.state import elsewhere
 from gpt_verify.ports.torch.trace import SiteTrace, to_numpy
@@ -118,7 +119,7 @@ class TorchModule(Port):
         """One for each piece, before any are put together."""
         named = dict(self.module.named_parameters(remove_duplicate=False))
         return [
-            _parameter(piece.name, piece.of(named[piece.parameter]), piece.padding)
+            parameter_of(piece.name, piece.of(named[piece.parameter]), piece.padding)
             for piece in self.pieces
         ]
 
@@ -127,7 +128,7 @@ class TorchModule(Port):
         """The tensors of which its parameters are made: a stack over the layers is several."""
         if self._pieces is None:
             whole = [
-                _parameter(name, tensor)
+                parameter_of(name, tensor)
                 for name, tensor in self.module.named_parameters(remove_duplicate=False)
             ]
             self._pieces = pieces(whole, self.config, self._weights())
@@ -144,6 +145,9 @@ class TorchModule(Port):
         with watched_draws(self.module) as found:
             self.logits(tokens)
         return found
+
+    def special_ids(self) -> dict[str, int]:
+        return special_ids(self.module)
 
     def copies(self) -> Iterator[tuple[str, Port | str]]:
         return Copies(self).copies()
@@ -336,7 +340,7 @@ class TorchModule(Port):
         return logits
 
 
-def _parameter(name: str, tensor: torch.Tensor, padding: bool = False) -> Parameter:
+def parameter_of(name: str, tensor: torch.Tensor, padding: bool = False) -> Parameter:
     return Parameter(
         name,
         tuple(tensor.shape),

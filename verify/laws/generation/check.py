@@ -1,0 +1,199 @@
+"""The laws of generation: what a port generates is what its own logits say.
+
+The tokens that were generated are run through the port once more, as one plain sequence. Each must
+be the likeliest where it was generated; of two that are nearly as likely, to within what noise does
+to both, either may be taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_verify.findings import Finding, Status, naming
+from gpt_verify.laws.agreement import LIMIT_PAIR, logits_of, refuting
+from gpt_verify.laws.generation.hypotheses import Evidence, named_by
+from gpt_verify.laws.subject import NotExamined, Subject
+from gpt_verify.numerics.scores import limit_max
+from gpt_verify.port import GENERATE, Prompt
+
+Tokens = NDArray[np.int64]
+Floats = NDArray[np.floating]
+
+#: Tokens of a prompt, and those that are generated, at most.
+PROMPT, NEW = 7, 6
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A token that is not the likeliest.
+
+    Attributes:
+        row, step: where it was generated.
+        got, expected: it, and the likeliest.
+        margin: how much less likely it is, in logits.
+        allowed: how much less it may be.
+    """
+
+    row: int
+    step: int
+    got: int
+    expected: int
+    margin: float
+    allowed: float
+
+    def __str__(self) -> str:
+        return (
+            f"generated[{self.row}, {self.step}] = token {self.got}, should be token "
+            f"{self.expected}, whose logit is greater by {self.margin:.3g} (a tie within "
+            f"{self.allowed:.2g} may go either way)"
+        )
+
+
+@refuting("generation.greedy")
+def check_greedy(subject: Subject) -> Iterator[Finding]:
+    """A batch of rows of one length, which nothing ends."""
+    prompt = _prompt(subject, 2)
+    yield _judged(subject, "generation.greedy", prompt, list(prompt.tokens))
+
+
+@refuting("generation.padded")
+def check_padded(subject: Subject) -> Iterator[Finding]:
+    """Rows of several lengths, padded on the left."""
+    whole = _prompt(subject, 3)
+    width = whole.tokens.shape[1]
+    if width < 2:
+        raise NotExamined("a context this short leaves no room for padding")
+    lengths = np.array([width, max(1, width // 2), 1])
+    mask = np.arange(width) >= width - lengths[:, None]
+    tokens = np.where(mask, whole.tokens, 0)
+    prompt = replace(whole, tokens=tokens, mask=mask.astype(np.int64))
+    rows = [row[real] for row, real in zip(tokens, mask, strict=True)]
+    yield _judged(subject, "generation.padded", prompt, rows)
+
+
+@refuting("generation.end")
+def check_end(subject: Subject) -> Iterator[Finding]:
+    """The token that a row would generate in its middle ends it."""
+    law, prompt = "generation.end", _prompt(subject, 2)
+    free = subject.offers[GENERATE](prompt)
+    if free.shape != (2, prompt.new):
+        raise NotExamined("it does not generate as many tokens as it is asked for")
+    end = int(free[0, prompt.new // 2])
+    alone = replace(prompt, tokens=prompt.tokens[:1], end=end)
+    for batch in (alone, replace(prompt, end=end)):
+        got = subject.offers[GENERATE](batch)
+        for row, tokens_T in enumerate(batch.tokens):
+            what = _ended(subject, batch, row, tokens_T, got[row])
+            if what is not None:
+                yield what
+                return
+    yield Finding(law, Status.PASSED, f"token {end} ends a row where it is generated, and no other")
+
+
+def _ended(
+    subject: Subject, prompt: Prompt, row: int, tokens_T: Tokens, got: Tokens
+) -> Finding | None:
+    """What is wrong with where a row ends; None where nothing is.
+
+    What ended it may be left out; then it would have been the next token.
+    """
+    law, end = "generation.end", prompt.end
+    assert end is not None, "the prompt has an end"
+    at = np.flatnonzero(got == end)
+    part = got[: int(at[0]) + 1] if len(at) else got
+    if len(prompt.tokens) == 1 and len(part) < len(got):
+        what = f"{len(got)} tokens are generated, should be {len(part)}: token {end} ends the row"
+        return Finding(law, Status.FAILED, what, named=naming("generation-past-end"))
+    wrong = _wrong(subject, row, tokens_T, part)
+    if wrong is not None and wrong.expected != end:
+        return Finding(law, Status.FAILED, f"with an end, {wrong}")
+    if wrong is not None or len(at) or len(part) == prompt.new:
+        return None
+    if _wrong(subject, row, np.concatenate([tokens_T, part]), np.array([end])) is None:
+        return None
+    what = f"row {row} ends after {len(part)} tokens, without token {end}, which is to end it"
+    several = len(prompt.tokens) > 1
+    return Finding(
+        law, Status.FAILED, what, named=naming("generation-ends-with-first" if several else None)
+    )
+
+
+@refuting("generation.limit")
+def check_limit(subject: Subject) -> Iterator[Finding]:
+    """One token within the context, and two more."""
+    law, n_ctx = "generation.limit", subject.config.n_ctx
+    if subject.config.own is not None:
+        raise NotExamined("positions of its family have no end")
+    if subject.port.device != "cpu":  # elsewhere a position that does not exist ends the process
+        raise NotExamined("a token beyond the context is tried on the CPU only")
+    if n_ctx < 2:
+        raise NotExamined("a context of one token has no prompt and no next token")
+    prompt = Prompt(subject.tokens(1, n_ctx - 1, 69), 3)
+    try:
+        got = subject.offers[GENERATE](prompt)[0]
+    except NotExamined:
+        raise
+    except Exception as error:
+        yield Finding(law, Status.PASSED, f"refused beyond {n_ctx} tokens: {type(error).__name__}")
+        return
+    whole = np.concatenate([prompt.tokens[0], got])
+    for step in range(len(got)):
+        last = n_ctx - 1 + step
+        before = whole[max(0, last - n_ctx) : last]
+        wrong = _wrong(subject, 0, before, whole[last : last + 1])
+        if wrong is not None:
+            where = "within" if step == 0 else f"{step} beyond"
+            said = f"{where} a context of {n_ctx}: {replace(wrong, step=step)}"
+            yield Finding(law, Status.FAILED, said)
+            return
+    ends = "goes on from the last tokens" if len(got) > 2 else "stops"
+    yield Finding(law, Status.PASSED, f"{ends} beyond {n_ctx} tokens")
+
+
+def _prompt(subject: Subject, rows: int) -> Prompt:
+    n_ctx = subject.config.n_ctx
+    if n_ctx < 2:
+        raise NotExamined("a context of one token has no prompt and no next token")
+    length = min(PROMPT, max(1, n_ctx // 2))
+    return Prompt(subject.tokens(rows, length, 68), min(NEW, n_ctx - length))
+
+
+def _judged(subject: Subject, law: str, prompt: Prompt, rows: list[Tokens]) -> Finding:
+    """Every token that was generated, row by row."""
+    got = subject.offers[GENERATE](prompt)
+    evidence = Evidence(subject, prompt, rows, got)
+    if got.shape != (len(rows), prompt.new):
+        what = f"{list(got.shape)} tokens are generated, should be {[len(rows), prompt.new]}"
+        named, words = named_by(evidence)
+        return Finding(law, Status.FAILED, f"{what}: {words}", named=named)
+    for row, tokens_T in enumerate(rows):
+        wrong = _wrong(subject, row, tokens_T, got[row])
+        if wrong is not None:
+            named, words = named_by(evidence)
+            return Finding(law, Status.FAILED, f"{wrong}: {words}", named=named)
+    return Finding(law, Status.PASSED, f"{got.size} tokens, the likeliest by the port's own logits")
+
+
+def _wrong(subject: Subject, row: int, before_T: Tokens, new: Tokens) -> Wrong | None:
+    """The first token of a row that is not the likeliest; None where all are."""
+    n_vocab = subject.config.n_vocab
+    whole = np.concatenate([before_T, new])
+    for step, token in enumerate(new):
+        if not 0 <= token < n_vocab:
+            return Wrong(row, step, int(token), -1, float("inf"), 0.0)
+    logits = logits_of(subject, whole[None, :-1])[0, len(before_T) - 1 :].astype(np.float64)
+    if np.array_equal(logits.argmax(axis=-1), new):
+        return None
+    measured = subject.measured(whole[:-1], len(before_T) - 1)
+    for step, (token, logits_V) in enumerate(zip(new, logits, strict=True)):
+        best = int(logits_V.argmax())
+        margin = float(logits_V[best] - logits_V[token])
+        noise = measured.rms_T[step] * (measured.token_V[best] + measured.token_V[token])
+        allowed = LIMIT_PAIR * limit_max(n_vocab) * float(noise)
+        if margin > allowed:
+            return Wrong(row, step, int(token), best, margin, allowed)
+    return None
