@@ -50,6 +50,7 @@ class HowDecoded(Protocol):
         layer: the layer whose cached keys and values a layer reads.
         kept: what becomes of keys and values, those of all tokens so far, when a call ends.
         normalise: a layer norm without gain and bias, [n, D]; None is the reference's.
+        added: what is added to the scores, float[n, past + n]; None for nothing.
     """
 
     @property
@@ -62,6 +63,8 @@ class HowDecoded(Protocol):
     def kept(self) -> Callable[[KeysValues], KeysValues]: ...
     @property
     def normalise(self) -> Callable[[Array], Array] | None: ...
+    @property
+    def added(self) -> Callable[[Before, int], Array] | None: ...
 
 
 def decode(
@@ -82,7 +85,9 @@ def decode(
         positions = how.positions(before, len(tokens_n))
         if positions.min() < 0 or positions.max() >= config.n_ctx:
             return None
-        piece = _Piece(positions, how.sources(before, len(tokens_n)), past, how)
+        n = len(tokens_n)
+        added = None if how.added is None else how.added(before, n)
+        piece = _Piece(positions, how.sources(before, n), past, how, added)
         overrides = piece.overrides(config)
         *_, (_, made) = run(weights.__getitem__, config, tokens_n, overrides)
         logits.append(made)
@@ -99,6 +104,7 @@ class _Piece:
         seen: which tokens each of them sees, bool[n, past + n].
         past: keys and values of the tokens before it, by layer; empty for the first piece.
         how: what is done otherwise.
+        added: to its scores, float[n, past + n]; None for nothing.
         own: its own keys and values, by layer.
     """
 
@@ -106,6 +112,7 @@ class _Piece:
     seen: NDArray[np.bool_]
     past: Sequence[KeysValues]
     how: HowDecoded
+    added: Array | None = None
     own: dict[int, KeysValues] = field(default_factory=dict)
 
     def overrides(self, config: Config) -> dict[str, Override]:
@@ -141,7 +148,8 @@ class _Piece:
         return ops.attention_scores(q_HnK, self._read(call.layer)[0])
 
     def _pattern(self, call: Call) -> Array:
-        return ops.softmax(np.where(self.seen, call.x, -np.inf))
+        scores = call.x if self.added is None else call.x + self.added
+        return ops.softmax(np.where(self.seen, scores, -np.inf))
 
     def _mix(self, call: Call) -> Array:
         return ops.attention_mix(call.x, self._read(call.layer)[1])

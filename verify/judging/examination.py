@@ -195,9 +195,9 @@ class Examination:
         give_back()
         with self._timed():
             try:
-                self._numbers(port, weights)
+                self._numbers(port, weights, subject)
             except LastPositionOnly:
-                self._numbers(port, weights)
+                self._numbers(port, weights, subject)
         if prepared.matching is not None:
             self.findings = with_unplaced(
                 self.findings, prepared.parameters, prepared.matching, self.checkpoint.config
@@ -295,8 +295,8 @@ class Examination:
             comparison.local_findings(law), port.odd_constants, self.checkpoint.config
         )
 
-    def _numbers(self, port: Port, weights: DeclaredWeights) -> None:
-        repeats, raising = Determinism(), Raising(partial(returned, port))
+    def _numbers(self, port: Port, weights: DeclaredWeights, subject: Subject) -> None:
+        repeats, raising = Determinism(subject), Raising(partial(returned, port))
         activations = port.offers().get(ACTIVATIONS)
         if activations is None or not self.sites:
             shown = "the port shows nothing but logits"

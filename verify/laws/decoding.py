@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.graph.decode import (
+    Before,
     KeysValues,
     Positions,
     Sources,
@@ -45,6 +46,7 @@ class Way:
         layer: the layer whose cached keys and values a layer reads.
         kept: what becomes of keys and values, those of all tokens so far, when a call ends.
         normalise: a layer norm without gain and bias, [n, D]; None is right.
+        added: what is added to the scores, float[n, past + n]; None is right.
         fault: the name of this mistake in the catalogue of faults, where it has one.
         quantising: it rounds in steps that are far above the noise, not always to the same side.
     """
@@ -57,6 +59,7 @@ class Way:
     normalise: Callable[[Floats], Floats] | None = None
     fault: str = ""
     quantising: bool = False
+    added: Callable[[Before, int], Floats] | None = None
 
     def fits(self, evidence: Decoding) -> float | None:
         return evidence.left_by(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -91,10 +92,27 @@ class Subject:
         return np.random.default_rng([self.seed, *key])
 
     def tokens(self, rows: int, length: int, *key: int) -> Tokens:
-        """Random ids int64[rows, length], rows that differ."""
-        return self.rng(rows, length, *key).integers(
-            0, self.config.n_vocab, (rows, length), dtype=np.int64
-        )
+        """Random ids int64[rows, length], rows that differ.
+
+        Where there is room, the ids that mean something to somebody are among them, in any place,
+        and one token stands twice in a row.
+        """
+        rng = self.rng(rows, length, *key)
+        drawn = rng.integers(0, self.config.n_vocab, (rows, length), dtype=np.int64)
+        if length > 2:
+            at = int(rng.integers(1, length))
+            drawn[-1, at] = drawn[-1, at - 1]
+        # No more than a half: what is drawn at random is what tells two sequences apart.
+        special = self.special[: drawn.size // 2]
+        drawn.reshape(-1)[rng.permutation(drawn.size)[: len(special)]] = special
+        return drawn
+
+    @cached_property
+    def special(self) -> list[int]:
+        """The first id and the last one, which is the end of text where nobody says otherwise, and
+        those that ``config.json`` beside the weights calls the beginning, the end and padding."""
+        last = self.config.n_vocab - 1
+        return [i for i in dict.fromkeys((0, last, *named_ids(self.checkpoint))) if 0 <= i <= last]
 
     def other_tokens(self, tokens: Tokens, *key: int) -> Tokens:
         """Random ids of the same shape, each different from the given one (where V > 1)."""
@@ -152,6 +170,19 @@ class Subject:
             return float("inf")
         squares_T = np.mean(np.asarray(difference_TV, np.float64) ** 2, axis=-1)
         return float(np.sqrt(np.mean(self.position_floors(squares_T, tokens_T, first) ** 2)))
+
+
+def named_ids(checkpoint: Checkpoint) -> list[int]:
+    """What ``config.json`` calls the beginning of text, its end, and padding; often nothing."""
+    try:
+        said = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    named: list[int] = []
+    for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        found = said.get(key) if isinstance(said, dict) else None
+        named += [i for i in (found if isinstance(found, list) else [found]) if type(i) is int]
+    return named
 
 
 def same_bits(a: Floats, b: Floats) -> bool:
