@@ -17,7 +17,7 @@ from gpt_verify.diagnosis.port import Diagnosis, diagnose
 from gpt_verify.errors import (
     described,
 )
-from gpt_verify.findings import Finding, Place, Status, concerns
+from gpt_verify.findings import END_TO_END, Finding, Place, Status, concerns
 from gpt_verify.inputs import Input
 from gpt_verify.judging.calls import again, kept, returned, visited
 from gpt_verify.judging.checking import Elsewhere, Here, check_laws
@@ -205,6 +205,8 @@ class Examination:
         self._go_on()
         give_back()
         subject.first_call = self._first_call
+        ends = [found.status for found in self.findings if found.id == END_TO_END]
+        subject.logits_right = bool(ends) and set(ends) == {Status.PASSED}
         held = Weights(port.name, prepared.parameters)
         if self.laws is not None:
             self._why |= {part.id: NOT_ASKED for part in CHECKS if part.id not in self.laws}

@@ -55,6 +55,8 @@ class Subject:
         loading: the state of the process before and after the port was built; None where nobody
             looked.
         first_call: what the run began with; None where it began with nothing.
+        logits_right: whether the logits of the inputs of the run are the reference's; None where
+            they were not compared in this process.
         memo: what a law has measured of the port, for the next law; each has keys of its own.
     """
 
@@ -66,6 +68,7 @@ class Subject:
     matching: Matching | None = None
     loading: Loading | None = None
     first_call: FirstCall | None = None
+    logits_right: bool | None = None
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property

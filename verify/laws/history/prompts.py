@@ -72,7 +72,7 @@ def pairs(subject: Subject) -> list[Prompts]:
     for common in COMMON:
         length = min(n_ctx, SHORTER if large and common < SHORTER else LENGTH)
         if common < length:
-            first_T = subject.tokens(1, length, 114)[0]
+            first_T = subject.tokens(1, length, 114, common)[0]
             second_T = first_T.copy()
             second_T[common:] = subject.other_tokens(first_T[common:], 115)
             words = f"another one with the same first {common} tokens"
@@ -121,19 +121,20 @@ Answer = tuple[Prompts, Floats, Floats, list[int] | None]
 
 
 def _refuted(subject: Subject, answers: list[Answer], found: Finding) -> Finding:
-    """Which prompt is wrong; and whether it is so because of the one before."""
-    alone = LogitsComparison(subject.config, subject.weights, subject.precision)
-    for prompts, first_V, _, at in answers:
-        alone.begin()
-        alone.add_again(prompts.first_T[None], first_V[None], at=at)
-    (own,) = alone.findings()
+    """Which prompt is wrong; and whether it is so because of the one before.
+
+    Raises:
+        NotExamined: the first of all is wrong as well, as most are.
+    """
+    prompts, first_V, _, at = answers[0]
+    own = _compared(subject, prompts.first_T, first_V, at)
     if own.status is not Status.PASSED:
-        raise NotExamined("the logits of a prompt are wrong whatever was before it")
+        if not subject.logits_right:
+            raise NotExamined("the logits of a prompt are wrong whatever was before it")
+        message = f"unlike those of the inputs of the run: {own.message}"
+        return Finding(LAW, Status.FAILED, message, None, own.score, own.limit)
     for prompts, _, second_V, at in answers:
-        one = LogitsComparison(subject.config, subject.weights, subject.precision)
-        one.begin()
-        one.add_again(prompts.second_T[None], second_V[None], at=at)
-        (finding,) = one.findings()
+        finding = _compared(subject, prompts.second_T, second_V, at)
         if finding.status is Status.FAILED:
             why, named = _why(subject, prompts, second_V, at)
             message = f"right after {prompts.words}: {finding.message}; {why}"
@@ -141,6 +142,15 @@ def _refuted(subject: Subject, answers: list[Answer], found: Finding) -> Finding
                 LAW, Status.FAILED, message, None, finding.score, finding.limit, named=named
             )
     return Finding(LAW, Status.FAILED, found.message, None, found.score, found.limit)
+
+
+def _compared(subject: Subject, tokens_T: Tokens, got_V: Floats, at: list[int] | None) -> Finding:
+    """The logits of one prompt beside the reference's."""
+    comparison = LogitsComparison(subject.config, subject.weights, subject.precision)
+    comparison.begin()
+    comparison.add_again(tokens_T[None], got_V[None], at=at)
+    (finding,) = comparison.findings()
+    return finding
 
 
 def _why(

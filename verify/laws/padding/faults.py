@@ -125,11 +125,6 @@ def _cached_attended(model: Any, layers: Sequence[int]) -> None:
         wrap(block.attn, "forward", forward)
 
 
-def _cached_ignored(model: Any, layers: Sequence[int]) -> None:
-    _cached_positions(model, layers)
-    _cached_attended(model, layers)
-
-
 def _padding(
     name: str,
     summary: str,
@@ -242,11 +237,5 @@ FAULTS = (
         "attended",
         "attends to padding that is in the cache",
         _cached_attended,
-    ),
-    _cached(
-        "ignored",
-        "forgets the mask where there is a cache: positions count the padding in it, and it is "
-        "attended to",
-        _cached_ignored,
     ),
 )
