@@ -29,6 +29,7 @@ Floats = NDArray[np.floating]
 Call = Callable[[Padded], Floats]
 
 LAW = "positions.masks"
+BETWEEN = "masked in between"
 #: Where a port may take tokens to be that a mask does not hide, without being told.
 CONVENTIONS: dict[str, Callable[[Padded], Tokens]] = {
     "positions count the tokens that are not masked": lambda batch: batch.positions,
@@ -76,7 +77,7 @@ def shapes(subject: Subject) -> dict[str, Padded]:
     }
     windows = [w for layer in range(subject.config.n_layer) if (w := subject.config.window(layer))]
     if min(windows, default=width) >= width:  # a window counts what is masked, or does not
-        layouts["masked in between"] = _in_between
+        layouts[BETWEEN] = _in_between
     for name, layout in layouts.items():
         sequences = rows_of_shape.get(name, rows)
         masks[name] = np.array([layout(width - len(row), len(row)) for row in sequences])
@@ -140,7 +141,7 @@ class _Found:
             return
         got = rows_of(subject, batch, padded(batch.tokens, batch.mask))
         followed = [c for c in self.conventions if self._follows(c, batch, got, alone)]
-        if followed or self._is_unclear(name, batch):
+        if followed or self._is_unclear(name):
             self.conventions = followed or self.conventions
             if followed:
                 best = self._expected(followed[0], batch, alone)
@@ -150,11 +151,12 @@ class _Found:
         self._compare(f"{name}, a mask alone", batch, got, alone)
         self.wrong = self._failed(f"{name}, with a mask alone", batch, got, alone)
 
-    def _is_unclear(self, name: str, batch: Padded) -> bool:
-        """Whether nobody can say what a port of this family, which takes no positions, makes of
-        tokens that are masked in between."""
-        known = self.subject.config.own is None or PADDED_AT in self.subject.offers
-        return not known and name == "masked in between"
+    def _is_unclear(self, name: str) -> bool:
+        """Whether nobody can say what a port that takes no positions makes of tokens that are
+        masked in between: the oracle of a family does not, nor that of a port that is wrong
+        elsewhere."""
+        known = self.subject.config.own is None and self.subject.logits_right is not False
+        return name == BETWEEN and not known and PADDED_AT not in self.subject.offers
 
     def _expected(
         self, convention: str, batch: Padded, alone: Sequence[Floats]
