@@ -99,6 +99,7 @@ class Examination:
         glance: called at every site: has anybody replaced the reference?
         fail_fast: nothing is examined after the first failure.
         waived: laws whose failures the port has excused: they stop nothing.
+        build: builds another port as this one was built; None where nobody knows how.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Examination:
         self.glance: Callable[[], None] = lambda: None
         self.fail_fast = self._told = False
         self.waived: Collection[str] = ()
+        self.build: Callable[[], Port] | None = None
         self._comparisons: dict[str, SiteComparison] = {}
         self._why: dict[str, str] = {}
 
@@ -204,7 +206,7 @@ class Examination:
             )
         self._go_on()
         give_back()
-        subject.first_call = self._first_call
+        subject.first_call, subject.build = self._first_call, self.build
         ends = [found.status for found in self.findings if found.id == END_TO_END]
         subject.logits_right = bool(ends) and set(ends) == {Status.PASSED}
         held = Weights(port.name, prepared.parameters)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.files import read_json
 from gpt_verify.checkpoint.vocabulary import load
+from gpt_verify.errors import CheckpointError
 from gpt_verify.graph.floor import Floor, measure_floor
 from gpt_verify.matching.match import Matching
 from gpt_verify.numerics.precision import PRECISIONS, Precision
@@ -57,6 +58,7 @@ class Subject:
         first_call: what the run began with; None where it began with nothing.
         logits_right: whether the logits of the inputs of the run are the reference's; None where
             they were not compared in this process.
+        build: builds another port as this one was built; None where nobody knows how.
         memo: what a law has measured of the port, for the next law; each has keys of its own.
     """
 
@@ -69,6 +71,7 @@ class Subject:
     loading: Loading | None = None
     first_call: FirstCall | None = None
     logits_right: bool | None = None
+    build: Callable[[], Port] | None = None
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -178,12 +181,12 @@ class Subject:
 def named_ids(checkpoint: Checkpoint) -> list[int]:
     """What ``config.json`` calls the beginning of text, its end, and padding; often nothing."""
     try:
-        said = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        said = read_json(checkpoint.path / "config.json")
+    except CheckpointError:
         return []
     named: list[int] = []
     for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
-        found = said.get(key) if isinstance(said, dict) else None
+        found = said.get(key)
         named += [i for i in (found if isinstance(found, list) else [found]) if type(i) is int]
     return named
 

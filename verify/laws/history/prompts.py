@@ -9,7 +9,7 @@ prompt cannot be compared with itself: it is compared with the reference.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,12 +49,14 @@ class Prompts:
         words: what they have in common.
         first_T, second_T: the tokens of one row, of the same length.
         common: how many tokens they have in common at their beginning.
+        third_T: asked for before both; None where there is none.
     """
 
     words: str
     first_T: Tokens
     second_T: Tokens
     common: int = 0
+    third_T: Tokens | None = None
 
 
 @refuting(LAW)
@@ -62,7 +64,10 @@ def check_prompts(subject: Subject) -> Iterator[Finding]:
     """Each prompt after one that is much like it."""
     if subject.config.n_vocab == 1:
         raise NotExamined("a vocabulary of one token has one prompt of each length")
-    yield _same_memory(subject) or _much_alike(subject)
+    found = _much_alike(subject)
+    if found.status is Status.PASSED:
+        found = _same_memory(subject) or found
+    yield found
 
 
 def pairs(subject: Subject) -> list[Prompts]:
@@ -86,6 +91,11 @@ def pairs(subject: Subject) -> list[Prompts]:
         second_T[[at, at + 1]] = second_T[[at + 1, at]]
         words = "another one with two of its tokens exchanged"
         found.append(Prompts(words, first_T, second_T, at))
+    if (half := len(first_T) // 2 // 4 * 4) > 0:
+        begun_T, other_T = (subject.tokens(1, len(first_T), 114, key)[0] for key in (1, 2))
+        second_T = np.concatenate([begun_T[:half], other_T[half:]])
+        words = "two other ones, as which it begins and goes on"
+        found.append(Prompts(words, begun_T, second_T, half, third_T=other_T))
     return found
 
 
@@ -93,6 +103,8 @@ def _much_alike(subject: Subject) -> Finding:
     comparison = LogitsComparison(subject.config, subject.weights, subject.precision)
     every, answers = pairs(subject), []
     for prompts in every:
+        if prompts.third_T is not None:
+            _answer(subject, prompts.third_T)
         first_V, at = _answer(subject, prompts.first_T)
         second_V, at = _answer(subject, prompts.second_T)
         comparison.begin()
@@ -100,7 +112,10 @@ def _much_alike(subject: Subject) -> Finding:
         answers.append((prompts, first_V, second_V, at))
     (found,) = comparison.findings()
     if found.status is Status.PASSED:
-        words = ", ".join(prompts.words.removeprefix("another one ") for prompts in every)
+        words = ", ".join(
+            prompts.words.removeprefix("another one ").removeprefix("two other ones, ")
+            for prompts in every
+        )
         message = f"right after another prompt ({words}): {found.message}"
         return Finding(LAW, Status.PASSED, message, None, found.score, found.limit)
     return _refuted(subject, answers, found)
@@ -161,6 +176,8 @@ def _why(
     rows = np.arange(len(prompts.second_T)) if at is None else np.array(at)
     for kept in _kept(prompts):
         spliced_T = np.concatenate([prompts.first_T[:kept], prompts.second_T[kept:]])
+        if (spliced_T == prompts.second_T).all():
+            continue
         exact_TV = reference_logits(Widened(subject.weights), subject.config, spliced_T)
         seen = rows >= kept
         if not seen.any():
@@ -177,7 +194,29 @@ def _why(
     agreement.compare("", again_V, exact_TV[rows], prompts.second_T, int(rows[0]))
     if agreement.holds():
         return "it is right after a prompt that is unlike it", named
+    if _right_when_new(subject, prompts, at):
+        return "of a port that is built anew it is right", named
     return "it is wrong after a prompt that is unlike it as well", None
+
+
+def _right_when_new(subject: Subject, prompts: Prompts, at: list[int] | None) -> bool:
+    """Whether another port, built as this one was, is right at once. Where it cannot be built
+    again, or is the same, this proves nothing."""
+    if subject.build is None:
+        return False
+    try:
+        new = subject.build()
+    except Exception:
+        return False
+    if new is subject.port:
+        return False
+    try:
+        got_V, _ = _answer(replace(subject, port=new), prompts.second_T)
+    except Exception:
+        return False
+    finally:
+        new.close()
+    return _compared(subject, prompts.second_T, got_V, at).status is Status.PASSED
 
 
 def _kept(prompts: Prompts) -> list[int]:
@@ -190,8 +229,9 @@ def _same_memory(subject: Subject) -> Finding | None:
     """Whoever keeps results by the memory in which the tokens lie finds another prompt there."""
     length = min(8, subject.config.n_ctx)
     one, other = subject.tokens(1, length, 117), subject.tokens(1, length, 118)
+    logits_of(subject, one.copy())
     expected_TV = logits_of(subject, other.copy())[0]
-    logits_of(subject, one)
+    logits_of(subject, one)  # what is before is the same prompt, both times
     one[:] = other
     agreement = Agreement(subject)
     got_TV = logits_of(subject, one)[0]
@@ -199,6 +239,7 @@ def _same_memory(subject: Subject) -> Finding | None:
     if agreement.holds():
         return None
     again = Agreement(subject)
+    logits_of(subject, subject.tokens(1, length, 117))
     again.compare("", logits_of(subject, other.copy())[0], expected_TV, other[0])
     named = naming("history-same-memory" if again.holds() else None)
     return agreement.failed(LAW, "right in memory of its own", named)

@@ -222,6 +222,12 @@ FAULTS = (
         law="positions.masks",
     ),
     _padding(
+        "between-seen",
+        "masks only what is before the first real token",
+        partial(_inject_mask, lambda real: real.long().cummax(1).values),
+        law="positions.masks",
+    ),
+    _padding(
         "mask-type",
         "takes true for masked in a mask of truth values, and 0 in one of integers",
         _mask_type,

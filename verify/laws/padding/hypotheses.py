@@ -112,6 +112,11 @@ def ways_of_shapes(batch: Padded) -> list[Way]:
             at,
             fault="padding-positions-count",
         ),
+        batch.way(
+            "only what is before the first real token is masked",
+            mask=np.maximum.accumulate(batch.mask, axis=1),
+            fault="padding-between-seen",
+        ),
         *ways(batch),
     ]
 
