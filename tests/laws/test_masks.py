@@ -128,7 +128,9 @@ def now_this_way_now_that(model: Any) -> None:
 def test_but_the_same_way_in_every_mask() -> None:
     finding = only(hold(MASKS, plain(now_this_way_now_that)))
     assert finding.status is Status.FAILED
-    assert "padding on both sides, with a mask alone" in finding.message
+    assert "masked in between, with a mask alone: positions count the tokens" in finding.message
+    assert "and in other masks positions count all tokens" in finding.message
+    assert finding.fault is None
 
 
 def test_a_cache_whose_positions_no_mask_changes_is_no_fault_where_none_does() -> None:

@@ -44,6 +44,8 @@ def check_masks(subject: Subject) -> Iterator[Finding]:
     padded, padded_at = subject.offers.get(PADDED), subject.offers.get(PADDED_AT)
     if padded is None and padded_at is None:
         raise NotExamined(PADDED.lacking)
+    if subject.config.n_ctx == 1:
+        raise NotExamined("a context of one token leaves no room for padding")
     if subject.memo.get(LEFT, TRAP) is None:
         raise NotExamined("padding on the left is wrong already")
     found = _Found(subject)
@@ -148,8 +150,20 @@ class _Found:
                 if not isinstance(best, Way):
                     self._compare(f"{name}, a mask alone", batch, got, best)
             return
-        self._compare(f"{name}, a mask alone", batch, got, alone)
-        self.wrong = self._failed(f"{name}, with a mask alone", batch, got, alone)
+        self.wrong = self._alone_wrong(name, batch, got, alone)
+
+    def _alone_wrong(
+        self, name: str, batch: Padded, got: Sequence[Floats], alone: Sequence[Floats]
+    ) -> Finding:
+        """With a mask alone it does nothing that is usual, or not what it does in other masks."""
+        usual, what = self.conventions[0], f"{name}, a mask alone"
+        expected = self._expected(usual, batch, alone)
+        self._compare(what, batch, got, alone if isinstance(expected, Way) else expected)
+        for other in CONVENTIONS:
+            if other not in self.conventions and self._follows(other, batch, got, alone):
+                why = f"{name}, with a mask alone: {other}, and in other masks {usual}"
+                return self.agreement.failed(LAW, why)
+        return self._failed(f"{name}, with a mask alone", batch, got, alone)
 
     def _is_unclear(self, name: str) -> bool:
         """Whether nobody can say what a port that takes no positions makes of tokens that are
