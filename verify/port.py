@@ -367,9 +367,9 @@ MASKED_LOSS = Capability[Callable[[Tokens, Tokens, Tokens], float]](
 #: again.
 STEP = Capability[Callable[[Tokens, Any], tuple[Floats, Any]]]("step", "no cache")
 
-#: Logits float[B, T, V] of sequences that are padded on the left. tokens int[B, T], mask int[B, T]
-#: (1 real, 0 padding); the port finds the positions by itself. What it returns at padding is not
-#: looked at.
+#: Logits float[B, T, V] of sequences that are padded, on the left or anywhere else. tokens int[B,
+#: T], mask int[B, T] (1 real, 0 padding); the port finds the positions by itself. What it returns
+#: at padding is not looked at.
 PADDED = Capability[Callable[[Tokens, Tokens], Floats]]("padded", "no attention mask")
 
 #: The same with positions int[B, T] given (0 at padding).
@@ -391,6 +391,24 @@ MODES = Capability[Callable[[], Sequence[TrainingMode]]]("modes", "no training m
 #: A context in which every parameter was frozen and is no longer.
 UNFROZEN = Capability[Callable[[], AbstractContextManager[None]]](
     "unfrozen", "no parameters to freeze"
+)
+
+#: The same with masks of other types, bool[B, T] or float32[B, T]; positions int[B, T], or None
+#: where the port finds them by itself. It raises where it does not take such a mask.
+MASKED = Capability[Callable[[Tokens, NDArray[Any], Tokens | None], Floats]](
+    "masked", "no masks of other types than the tokens'"
+)
+
+#: Decodes padded sequences with a cache. tokens int[B, S], the cache (None at the start), mask
+#: int[B, past + S] of all tokens so far, those of the cache included → logits float[B, S, V] and
+#: the cache; the port finds the positions by itself. A cache that was handed in is not used again.
+STEP_PADDED = Capability[Callable[[Tokens, Any, Tokens], tuple[Floats, Any]]](
+    "step_padded", "no attention mask with a cache"
+)
+
+#: The same with positions int[B, S] of the tokens of the call given (0 at padding).
+STEP_PADDED_AT = Capability[Callable[[Tokens, Any, Tokens, Tokens], tuple[Floats, Any]]](
+    "step_padded_at", "no attention mask with a cache and positions"
 )
 
 #: Derivatives of the mean next-token loss of a batch, tokens int[B, T], T ≥ 2, in the precision
@@ -479,6 +497,9 @@ CAPABILITIES: tuple[Capability[Any], ...] = (
     LEARN,
     MODES,
     UNFROZEN,
+    MASKED,
+    STEP_PADDED,
+    STEP_PADDED_AT,
     GRADIENTS,
     INPUT_GRADIENTS,
     TYING,

@@ -36,6 +36,7 @@ NAMED = {
     "no-causal-mask": "no causal mask where there is a mask of padding",
     "positions-from-1": "positions begin at 1 after padding",
     "positions-of-first-row": "the positions of the first row are used for all",
+    "mask-added": "the mask of zeros and ones is added to the scores as it is",
 }
 
 
@@ -53,7 +54,7 @@ def mask_too_soft(model: Any) -> None:
 
 
 def test_every_fault_of_the_catalogue_is_here() -> None:
-    family = {n for n, f in CATALOGUE.items() if f.family == "padding" and f.law}
+    family = {n for n, f in CATALOGUE.items() if f.law == LAW}
     assert family == {f"padding-{name}" for name in NAMED}
 
 

@@ -7,4 +7,4 @@ said.
 """
 
 VERSION = 5
-SOURCE = "1b57e64153484eb786edac995a79a31ea81ce9b38cb3e05c9d741cd4feabdca1"
+SOURCE = "21d07cc947ba5585df9c686b34950822ae3fbfc602fe3a81dab9ac9d39adca6e"

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.laws.loss.case import Case
-from gpt_verify.numerics.loss import Losses
 
 Floats = NDArray[np.floating]
 

@@ -26,6 +26,7 @@ from gpt_verify.laws.decoding import Case, Way, recognise
 from gpt_verify.laws.explain import Explained
 from gpt_verify.laws.padding.forms import forms
 from gpt_verify.laws.padding.hypotheses import COUNTED, Padded, ways
+from gpt_verify.laws.padding.hypotheses import counted as positions_counted
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.port import PADDED, PADDED_AT
 
@@ -35,6 +36,9 @@ Floats = NDArray[np.floating]
 LAW = "positions.padding"
 #: Tokens of a padded row at most.
 WIDTH = 17
+#: What other laws of padding find in the memo: positions follow the mask, or are given; they count
+#: the padding where they are not given. None where padding on the left is wrong.
+RIGHT, TRAP = "right", "trap"
 
 
 @refuting(LAW)
@@ -51,17 +55,20 @@ def check_padding(subject: Subject) -> Iterator[Finding]:
     if padded_at is not None:
         given = _Runs(subject, batches, lambda b: padded_at(b.tokens, b.mask, b.positions))
         if not given.agreement.holds():
+            subject.memo[LAW] = None
             yield given.failed()
             return
         said += ", mask and positions given"
     if padded is None:
         assert given is not None, "one of the two is there"
+        subject.memo[LAW] = RIGHT
         yield given.agreement.passed(LAW, said, derives_positions=None)
         return
     bare = _Runs(subject, batches, lambda b: padded(b.tokens, b.mask))
     if bare.agreement.holds():
         worse = max(filter(None, (given, bare)), key=lambda runs: runs.agreement.floors)
         said += " and a mask alone" if given else ", a mask alone"
+        subject.memo[LAW] = RIGHT
         yield worse.agreement.passed(LAW, said, derives_positions=True)
         return
     # A port that takes positions says itself what it does without them, whatever else is wrong with
@@ -69,14 +76,10 @@ def check_padding(subject: Subject) -> Iterator[Finding]:
     if padded_at is None:
         counted = bare.explained_by(COUNTED)
     else:
-        counted = bare.agrees_with(lambda b: padded_at(b.tokens, b.mask, _counted(b.tokens)))
+        counted = bare.agrees_with(lambda b: padded_at(b.tokens, b.mask, positions_counted(b)))
+    trap = counted and given is not None
+    subject.memo[LAW] = TRAP if trap else None
     yield _without_positions(given, bare, counted, said)
-
-
-def _counted(tokens: Tokens) -> Tokens:
-    """Positions from the left, padding included."""
-    positions: Tokens = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int64), tokens.shape)
-    return positions
 
 
 def _without_positions(given: _Runs | None, bare: _Runs, counted: bool, said: str) -> Finding:

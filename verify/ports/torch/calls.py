@@ -7,6 +7,7 @@ names that transformers uses, and most ports follow; others are in ``styles``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from gpt_verify.port import (
     LAST,
     LEARN,
     LOSS,
+    MASKED,
     MASKED_LOSS,
     MODES,
     PADDED,
@@ -27,6 +29,8 @@ from gpt_verify.port import (
     PLAIN_CALL,
     RESIZED,
     STEP,
+    STEP_PADDED,
+    STEP_PADDED_AT,
     TYING,
     UNFROZEN,
     NotExamined,
@@ -46,9 +50,13 @@ if TYPE_CHECKING:
     from gpt_verify.ports.torch.module import TorchModule
 
 
+#: Of masks of zeros and ones. Who hands his mask to torch's own attention takes no integers.
+MASK_TYPES = (torch.int64, torch.bool, torch.float32)
+
+
 def add_capabilities(port: TorchModule) -> None:
     """Give a port what its module has: from the arguments of its ``forward``, ``loss``, ``step``,
-    ``padded`` and ``padded_at``; from its having parameters, their derivatives."""
+    ``padded`` and their like; from its having parameters, their derivatives."""
     takes = takes_of(port.module)
     calls, targets = _Calls(port), None
     port.offer(PLAIN_CALL, port.run)
@@ -59,12 +67,16 @@ def add_capabilities(port: TorchModule) -> None:
         _add_targets(port, targets, calls)
     if {"past_key_values", "use_cache"} <= takes.keys():
         port.offer(STEP, calls.step)
+        _add_steps(port, calls.step_padded, takes)
     elif name := cache_argument(takes):
-        port.offer(STEP, OtherCache(calls.made, calls.logits, name, takes).step)
+        cache = OtherCache(calls.made, calls.logits, name, takes)
+        port.offer(STEP, cache.step)
+        _add_steps(port, cache.step_padded, takes)
     if "attention_mask" in takes:
         port.offer(PADDED, calls.padded)
         if "labels" in takes:
             port.offer(MASKED_LOSS, calls.masked_loss)
+        port.offer(MASKED, calls.masked)
         if "position_ids" in takes:
             port.offer(PADDED_AT, calls.padded_at)
     add_outputs(port)
@@ -80,6 +92,14 @@ def add_capabilities(port: TorchModule) -> None:
         port.offer(LEARN, training.learn)
         port.offer(MODES, training.modes)
         port.offer(UNFROZEN, training.unfrozen)
+
+
+def _add_steps(port: TorchModule, step: Callable[..., Any], takes: Collection[str]) -> None:
+    """Steps of padded sequences, where a mask is taken beside the cache."""
+    if "attention_mask" in takes:
+        port.offer(STEP_PADDED, step)
+        if "position_ids" in takes:
+            port.offer(STEP_PADDED_AT, step)
 
 
 def _add_targets(port: TorchModule, targets: Targets, calls: _Calls) -> None:
@@ -101,12 +121,14 @@ class _Calls:
         takes = takes_of(port.module)
         self._plain = {"use_cache": False} if "use_cache" in takes else {}
         self.with_targets = False
+        self._mask_type = MASK_TYPES[0]
 
     def loss(self, tokens: Tokens, labels: Tokens) -> float:
         return self._loss(tokens, labels=self._tensor(labels))
 
     def masked_loss(self, tokens: Tokens, mask: Tokens, labels: Tokens) -> float:
-        more = {"attention_mask": self._tensor(mask), "labels": self._tensor(labels)}
+        given = self._tensor(mask).to(self._mask_type)
+        more = {"attention_mask": given, "labels": self._tensor(labels)}
         return self._loss(tokens, **more)
 
     def _loss(self, tokens: Tokens, **more: Any) -> float:
@@ -130,16 +152,48 @@ class _Calls:
     def made(self, tokens: Tokens, **more: Any) -> Any:
         """What ``forward`` returns; with targets, where only so it returns all logits."""
         arrays = {n: self._tensor(v) for n, v in more.items() if isinstance(v, np.ndarray)}
+        if "attention_mask" in arrays:
+            arrays["attention_mask"] = arrays["attention_mask"].to(self._mask_type)
         if self.with_targets:
             arrays["targets"] = self._tensor(tokens)
         return self._call(tokens, **(more | arrays))
 
     def padded(self, tokens: Tokens, mask: Tokens) -> Floats:
-        return self.logits(self._call(tokens, attention_mask=self._tensor(mask), **self._plain))
+        return self._padded(tokens, mask, **self._plain)
 
     def padded_at(self, tokens: Tokens, mask: Tokens, positions: Tokens) -> Floats:
-        more = {"attention_mask": self._tensor(mask), "position_ids": self._tensor(positions)}
-        return self.logits(self._call(tokens, **more, **self._plain))
+        return self._padded(tokens, mask, position_ids=self._tensor(positions), **self._plain)
+
+    def masked(self, tokens: Tokens, mask: Any, positions: Tokens | None) -> Floats:
+        """``Port.masked``: as it is, whatever its type."""
+        more = {} if positions is None else {"position_ids": self._tensor(positions)}
+        given = torch.as_tensor(mask, device=self._port.device)
+        return self.logits(self._call(tokens, attention_mask=given, **more, **self._plain))
+
+    def step_padded(
+        self, tokens: Tokens, cache: Any, mask: Tokens, positions: Tokens | None = None
+    ) -> tuple[Floats, Any]:
+        """``Port.step_padded`` and ``Port.step_padded_at``."""
+        more = {} if positions is None else {"position_ids": self._tensor(positions)}
+        given = self._tensor(mask).to(self._mask_type)
+        more |= {"past_key_values": cache, "use_cache": True}
+        output = self._call(tokens, attention_mask=given, **more)
+        return self.logits(output), member(output, "past_key_values")
+
+    def _padded(self, tokens: Tokens, mask: Tokens, **more: Any) -> Floats:
+        """With a mask of the first of the types, in the order in which they are usual, that the
+        module takes."""
+        given, refused = self._tensor(mask), None
+        for dtype in (self._mask_type, *MASK_TYPES):
+            try:
+                output = self._call(tokens, attention_mask=given.to(dtype), **more)
+            except Exception as error:
+                refused = refused or error
+                continue
+            self._mask_type = dtype
+            return self.logits(output)
+        assert refused is not None, "there is a type that was tried"
+        raise refused
 
     def _call(self, tokens: Tokens, **more: Any) -> Any:
         with torch.no_grad():
