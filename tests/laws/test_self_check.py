@@ -197,6 +197,14 @@ def test_what_is_added_is_nobodys_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.replaced() == []
 
 
+def test_what_was_added_before_is_watched_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Watch().replaced() == []
+    monkeypatch.setattr(ops, "of_mine", lambda: 0, raising=False)
+    watch = Watch()
+    monkeypatch.setattr(ops, "of_mine", lambda: 1)
+    assert watch.replaced() == ["gpt_verify.reference.ops.of_mine"]
+
+
 def test_long_lists_are_cut() -> None:
     assert listing(["a"] * 3) == "a, a, a"
     assert listing("abcdefg") == "a, b, c and 4 more"

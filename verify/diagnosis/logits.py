@@ -41,7 +41,8 @@ def deviations_kept(most: float = math.inf) -> Iterator[None]:
         most: parameters; of a larger checkpoint nothing is kept.
     """
     global _kept, _most
-    before, (_kept, _most) = (_kept, _most), ({}, most)
+    before = _kept, _most
+    _kept, _most = {}, most
     try:
         yield
     finally:

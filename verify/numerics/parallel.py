@@ -72,5 +72,5 @@ def by_twos(jobs: Sequence[Callable[[], A]]) -> list[A]:
     found: list[A] = []
     for i in range(0, len(jobs), 2):
         some = jobs[i : i + 2]
-        found += both(*some) if len(some) == 2 else [some[0]()]
+        found += both(some[0], some[1]) if len(some) == 2 else [some[0]()]
     return found

@@ -25,7 +25,7 @@ _CORE = (
     *(f"{PACKAGE}.reference.{name}" for name in ("experts", "branches", "model")),
 )
 _OF_A_FUNCTION = ("__code__", "__defaults__", "__kwdefaults__")
-_PARTS = tuple(map(attrgetter, _OF_A_FUNCTION))
+_PARTS = tuple(attrgetter(name) for name in _OF_A_FUNCTION)
 _CONSTANTS = (int, float, str, tuple, frozenset)
 #: ``(what has the attribute, its name, how it is called in a message)``, and what it was.
 Place = tuple[Any, str, str]
