@@ -103,6 +103,7 @@ def _scores(name: str, site: str, way: Way, dtype: str) -> tuple[str, str]:
     for read, value in reads:
         oracle.show(read, value)
     right = oracle.expected(site)
+    assert right.budget is not None, "an operation's result has a budget"
     score = np.abs(got - right.value) / right.budget
     rms, largest = float(np.sqrt(np.mean(score**2))), float(score.max())
     limits = limit_rms(length), limit_max(score.size)
