@@ -69,4 +69,5 @@ LAW = Law(
             in_one_call=True,
         ),
     ),
+    shares="gradient",
 )
