@@ -94,7 +94,8 @@ def least_floor(config: Config, precision: Precision, squares_T: Floats) -> Floa
     """
     twice = 2.0 if precision.name == "float64" else 1.0
     unit = config.n_embd * precision.u_sum**2 + precision.u**2
-    return np.sqrt(twice * unit * squares_T)
+    least_T: Floats = np.sqrt(twice * unit * squares_T)
+    return least_T
 
 
 def _mean_squares(config: Config, weights: DeclaredWeights) -> Floats:

@@ -112,6 +112,8 @@ class Law:
         parts: in the order in which they are judged.
         faults: which it must refute, and by which ``gpt-verify power`` measures it.
         follows: the folder of a law whose outcome it asks for: both are checked in one process.
+        shares: the folder of a law whose runs it uses again: both are checked in one process where
+            there are no more than two.
     """
 
     title: str
@@ -119,3 +121,4 @@ class Law:
     parts: tuple[Part, ...]
     faults: tuple[Fault, ...] = ()
     follows: str = ""
+    shares: str = ""

@@ -63,4 +63,5 @@ LAW = Law(
             in_one_call=True,
         ),
     ),
+    shares="gradient",
 )

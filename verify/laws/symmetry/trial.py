@@ -243,13 +243,13 @@ class Trial:
         """The noise of a difference, [T]: of a large model no more than that where a change with
         these squares is within it, given logits of this mean square."""
         # Before and after are noisy, both.
+        both, used = float(np.sqrt(2)), PRECISIONS[arithmetic]
         if self._subject.large:
-            least_T = least_symmetry_floor(self._subject, size_T, PRECISIONS[arithmetic])
-            if _over(squares_T, np.sqrt(2) * least_T) <= LIMIT_FLOORS:
-                return np.sqrt(2) * least_T
-        return np.sqrt(2) * symmetry_floor(
-            self._subject, prepared.symmetry, self._tokens[0], PRECISIONS[arithmetic]
-        )
+            least_T = both * least_symmetry_floor(self._subject, size_T, used)
+            if _over(squares_T, least_T) <= LIMIT_FLOORS:
+                return least_T
+        floor_T = symmetry_floor(self._subject, prepared.symmetry, self._tokens[0], used)
+        return both * floor_T
 
     def _other(self, tensor: str, original: Array) -> Array:
         """Quite another tensor, none of whose numbers is the same."""
