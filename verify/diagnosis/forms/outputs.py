@@ -120,8 +120,9 @@ def fixed(pair: Pair) -> Iterator[Change]:
     at = np.flatnonzero(constant)
     if 0 < len(at) < got.shape[-1]:
         values = got[0, at]
+        unit = "the logit of token" if got.shape[-1] == pair.config.n_vocab else "channel"
         listing = ", ".join(
-            f"channel {c} is always {said(float(v))}"
+            f"{unit} {c} is always {said(float(v))}"
             for c, v in zip(at[:MOST], values, strict=False)
         )
         more = f", and {len(at) - MOST} more" if len(at) > MOST else ""

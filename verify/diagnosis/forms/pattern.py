@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpt_verify.diagnosis.forms.attended import HIDDEN, by_head
 from gpt_verify.diagnosis.forms.form import Array, Evidence, Fitted, Form, said, snapped
@@ -105,7 +106,7 @@ def _largest(again: bool, most: int, made: Array) -> Array:
     return _left(made, made >= least, again)
 
 
-def _left(made: Array, keeps: Array, again: bool) -> Array:
+def _left(made: Array, keeps: NDArray[np.bool_], again: bool) -> Array:
     left: Array = np.where(keeps, made, 0.0).astype(made.dtype)
     if not again:
         return left

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpt_verify.diagnosis.forms.attended import visible
 from gpt_verify.diagnosis.forms.form import Array, Evidence, Fitted, Form, listed, said, snapped
@@ -137,14 +138,13 @@ def _scores_in(before: Change, after: Change, call: Call) -> Array:
 
 
 def _rounded_mix(e: Evidence) -> Iterator[Fitted]:
-    counts = np.ones(e.got.shape, np.bool_)
+    counts: NDArray[np.bool_] = np.ones(e.got.shape, np.bool_)
     for precision in FORMATS:
         for of_v, of_pattern, after in product((True, False), repeat=3):
-            changes = [
-                partial(_in_format, precision) if yes else _same
-                for yes in (of_v, of_pattern, after)
-            ]
-            act = partial(_mix_in, *changes)
+            rounding = partial(_in_format, precision)
+            some = (of_v, of_pattern, after)
+            v, pattern, mix = (rounding if yes else _same for yes in some)
+            act = partial(_mix_in, v, pattern, mix)
             if (of_v or of_pattern or after) and _typical(e, act, counts):
                 what = ["values"] * of_v + ["the pattern"] * of_pattern + ["the mix"] * after
                 yield e.alone(act, f"{' and '.join(what)} rounded to {precision.name}", True)
@@ -155,7 +155,7 @@ def _mix_in(of_v: Change, of_pattern: Change, after: Change, call: Call) -> Arra
     return np.asarray(after(mix), call.dtype)
 
 
-def _typical(e: Evidence, act: Callable[[Call], Array], counts: Array) -> bool:
+def _typical(e: Evidence, act: Callable[[Call], Array], counts: NDArray[np.bool_]) -> bool:
     """Whether it leaves less than a tenth of the median error: some fall on the other side of a
     step."""
     before = float(np.median(np.abs((e.got - e.right)[counts])))

@@ -52,8 +52,9 @@ def biased(e: Evidence) -> Iterator[Fitted]:
     if e.site.kind != "attn.scores" or e.got.shape[-1] < FEWEST:
         return
     t, s = np.indices(e.got.shape[-2:])
-    counts = visible(e)
-    for of, words in ((np.abs(t - s), "distance"), (s, "source"), (t, "target")):
+    counts, places = visible(e), {"distance": np.abs(t - s), "source": s, "target": t}
+    for words, place in places.items():
+        of = np.asarray(place, np.intp)
         more = _means(e.got - e.right, counts, of)
         yield e.alone(partial(_added, more, of), _words(more, words))
 

@@ -47,7 +47,8 @@ def _tried(config: Config, case: Case) -> Iterable[int]:
 
 def _found(subject: Subject, case: Case, tried: Iterable[int], starts: dict[Before, int]) -> None:
     """The beginnings of the calls of one sequence, each by what leaves least of its logits."""
-    weights, before = Widened(subject.weights), ()
+    weights = Widened(subject.weights)
+    before: Before = ()
     for i, piece in enumerate(case.pieces):
         if before and before not in starts:
             rows = slice(sum(before), sum(before) + len(piece))

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.graph.decode import Before
 from gpt_verify.laws.decoding import Way
 from gpt_verify.laws.padding.hypotheses import Padded
 
@@ -77,7 +79,7 @@ def _counting(batch: Padded) -> Iterator[Way]:
         yield replace(
             everything,
             description=f"{weak:g} is added to the scores of padding, which does not hide it",
-            added=lambda before, n, weak=weak: weak * (1.0 - mask),
+            added=partial(_added, weak * (1.0 - mask)),
         )
     yield replace(
         everything,
@@ -85,6 +87,10 @@ def _counting(batch: Padded) -> Iterator[Way]:
         sources=lambda before, n: causal,
         scaled=lambda before, n: mask,
     )
+
+
+def _added(scores: NDArray[np.float64], before: Before, n: int) -> NDArray[np.float64]:
+    return scores
 
 
 def _of_rows(batch: Padded, n_head: int) -> Iterator[Way]:
