@@ -276,6 +276,18 @@ VARIATIONS = {
         _TURNED,
     ),
     "embedding scaled in two steps": Variation("gemma2", {_ROOT_OF_D: f"{_FOURTH} * {_FOURTH}"}),
+    "embedding scaled by a vector": Variation(
+        "gemma2", {_ROOT_OF_D: f"torch.full(self.words.shape[1:], {_ROOT_OF_D})"}
+    ),
+    "embedding looked at before it is scaled": Variation(
+        "gemma2",
+        {
+            f"x = self.words[tokens] * {_ROOT_OF_D}": (
+                f"x = self.words[tokens]\n        x = torch.ones_like(x) * x * {_ROOT_OF_D}"
+            )
+        },
+        frozenset({"embed"}),
+    ),
 }
 
 

@@ -341,7 +341,9 @@ def multiple(name: str, arguments: Sequence[Any]) -> tuple[torch.Tensor, float] 
 
 
 def _is_number(x: Any) -> bool:
-    return isinstance(x, (int, float)) or (isinstance(x, torch.Tensor) and x.ndim == 0)
+    if isinstance(x, torch.Tensor):
+        return x.ndim == 0 and not x.is_complex()
+    return isinstance(x, (int, float))
 
 
 def _columns(tensor: torch.Tensor, width: int) -> Iterable[int]:
