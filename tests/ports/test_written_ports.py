@@ -265,6 +265,12 @@ VARIATIONS = {
     ),
     "gain before the root": Variation("qwen3", {_RMS: f"x * self.gain * {_ROOT}"}),
     "gain and root as one": Variation("qwen3", {_RMS: f"x * (self.gain * {_ROOT})"}),
+    # The norm's own factor, or one of the scores: nothing tells.
+    "a factor after the gain": Variation(
+        "qwen3",
+        {_RMS: f"x / 3 * {_ROOT} * self.gain * 3"},
+        _TURNED | {"attn.q_norm", "attn.k_norm"},
+    ),
     "queries and keys are turned at once": Variation(
         "qwen3",
         {

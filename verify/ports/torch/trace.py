@@ -181,7 +181,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             if waiting is not None and waiting is not continued:
                 self._complete(waiting)
         if self._flow is not None:
-            self._flow.before(name, tensors)
+            self._flow.before(name, args, tensors)
         self._before(name, tensors, roles)
         # A sum with a projection's output is the residual stream: see before it is overwritten.
         summed = self._summed(name, tensors) if continued is None else None
