@@ -268,7 +268,7 @@ VARIATIONS = {
     # The norm's own factor, or one of the scores: nothing tells.
     "a factor after the gain": Variation(
         "qwen3",
-        {_RMS: f"x / 3 * {_ROOT} * self.gain * 3"},
+        {_RMS: f"x / 4 * {_ROOT} * self.gain * 4"},
         _TURNED | {"attn.q_norm", "attn.k_norm"},
     ),
     "queries and keys are turned at once": Variation(
