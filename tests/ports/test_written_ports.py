@@ -265,6 +265,12 @@ VARIATIONS = {
     ),
     "gain before the root": Variation("qwen3", {_RMS: f"x * self.gain * {_ROOT}"}),
     "gain and root as one": Variation("qwen3", {_RMS: f"x * (self.gain * {_ROOT})"}),
+    # The norm's own factor, or one of the scores: nothing tells.
+    "a factor after the gain": Variation(
+        "qwen3",
+        {_RMS: f"x / 4 * {_ROOT} * self.gain * 4"},
+        _TURNED | {"attn.q_norm", "attn.k_norm"},
+    ),
     "queries and keys are turned at once": Variation(
         "qwen3",
         {
@@ -276,6 +282,18 @@ VARIATIONS = {
         _TURNED,
     ),
     "embedding scaled in two steps": Variation("gemma2", {_ROOT_OF_D: f"{_FOURTH} * {_FOURTH}"}),
+    "embedding scaled by a vector": Variation(
+        "gemma2", {_ROOT_OF_D: f"torch.full(self.words.shape[1:], {_ROOT_OF_D})"}
+    ),
+    "embedding looked at before it is scaled": Variation(
+        "gemma2",
+        {
+            f"x = self.words[tokens] * {_ROOT_OF_D}": (
+                f"x = self.words[tokens]\n        x = torch.ones_like(x) * x * {_ROOT_OF_D}"
+            )
+        },
+        frozenset({"embed"}),
+    ),
 }
 
 

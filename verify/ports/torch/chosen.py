@@ -49,10 +49,14 @@ class Chosen:
         self._routers = {s.inputs[0]: s for s in self._sites.values() if s.operation == "routing"}
         self._indices: torch.Tensor | None = None
         self._weights: torch.Tensor | None = None
+        #: Layer, what was added to the stream, and the sum where it has been made.
+        self._sum: tuple[int, torch.Tensor, torch.Tensor | None] | None = None
 
     def after(self, name: str, outputs: Sequence[torch.Tensor], found: Names) -> None:
         """An operation has made these out of that: keep the chosen, and the last weights that were
         made of nothing but what the router says."""
+        if self._sum is not None and self._sum[2] is None:
+            self._sum = (*self._sum[:2], outputs[0])
         if name == "topk" and len(outputs) > 1 and self._router(found):
             self._indices = outputs[1] if self._each(outputs[1]) else None
         first = outputs[0]
@@ -61,6 +65,7 @@ class Chosen:
 
     def before(self, name: str, tensors: Sequence[torch.Tensor]) -> None:
         """An operation is about to read these."""
+        self._look_at_state(tensors)
         if name in ("add", "add_") and len(tensors) == 2:
             self._look_at_sum(*tensors)
             self._look_at_sum(*tensors[::-1])
@@ -107,5 +112,20 @@ class Chosen:
             return
         read = {f"h.{site.layer}.{kind}" for kind in ("ln_2", "mlp.router", "mlp.routing")}
         made = {part.removeprefix(REDUCED) for part in self._names(branch)}
-        if made <= read and f"h.{site.layer}.ln_2" in made:
-            self._hand_over(f"h.{site.layer}.mlp.out", branch, None)
+        if site.layer is not None and made <= read and f"h.{site.layer}.ln_2" in made:
+            self._sum = (site.layer, branch.clone(), None)
+
+    def _look_at_state(self, tensors: Sequence[torch.Tensor]) -> None:
+        """What reads the sum says whether it is whole: the experts may be added one by one."""
+        if self._sum is None or (total := self._sum[2]) is None:
+            return
+        here = total.untyped_storage().data_ptr()
+        others = [t for t in tensors if t.untyped_storage().data_ptr() != here]
+        if len(others) == len(tensors):
+            return
+        layer, branch, _ = self._sum
+        self._sum = None
+        more = {part.removeprefix(REDUCED) for t in others for part in self._names(t)}
+        if not more & {f"h.{layer}.ln_2", f"h.{layer}.mlp.router", f"h.{layer}.mlp.routing"}:
+            self._hand_over(f"h.{layer}.mlp.out", branch, None)
+            self._hand_over(f"h.{layer}.resid_post", total, None)

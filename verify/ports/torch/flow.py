@@ -146,17 +146,21 @@ class Flow:
 
     # What an operation does.
 
-    def before(self, name: str, tensors: Sequence[torch.Tensor]) -> None:
+    def before(self, name: str, arguments: Sequence[Any], tensors: Sequence[torch.Tensor]) -> None:
         """An operation is about to read these."""
         for tensor in tensors:
             waiting = self._waiting.get(address(tensor))
             if waiting is not None:
                 del self._waiting[address(tensor)]
+                if multiple(name, arguments) is not None or self._times_constants(
+                    name, waiting, tensors
+                ):
+                    continue  # the norm's own, or a scale of what reads it: nothing tells
                 if not self._goes_on(waiting, tensors):
                     self._show(waiting)
         if name in _PRODUCTS or name.startswith(_FUSED_ATTENTION):
             self._look_at_attention([t for t in tensors if self.names(t)][:2])
-        elif self._experts is not None:
+        if self._experts is not None:
             self._experts.before(name, tensors)
 
     def after(
@@ -188,13 +192,15 @@ class Flow:
                 self._names[at] = found
             self._note(name, scaled, tensors, found, output)
         self._note_product(name, outputs[0])
-        if self._experts is not None and found:
+        if self._experts is not None:
             self._experts.after(name, outputs, found)
 
     def copied(self, source: torch.Tensor, result: torch.Tensor, role: Role | None) -> None:
         """One value in another format, or elsewhere."""
         if address(source) == address(result):
             return
+        if self._experts is not None:
+            self._experts.before("", [source])
         waiting = self._waiting.pop(address(source), None)
         self.after("", (), [source], [role], [result])
         if waiting is not None and result.numel() == source.numel():
@@ -234,6 +240,15 @@ class Flow:
             self._note_multiple(output, known[0], known[1] * scaled[1])
 
     # Norms that no product reads.
+
+    def _times_constants(
+        self, name: str, waiting: _Waiting, tensors: Sequence[torch.Tensor]
+    ) -> bool:
+        """Whether a number, or one for each channel, multiplies the output of a norm."""
+        sizes = (1, self._config.head_size, self._config.n_embd)
+        others = [t for t in tensors if address(t) != address(waiting.tensor)]
+        constants = [t for t in others if not self.names(t) and t.numel() in sizes]
+        return name in ("mul", "mul_", "div", "div_") and bool(constants)
 
     def _goes_on(self, waiting: _Waiting, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether what reads the output of a norm belongs to the norm itself."""
@@ -341,7 +356,9 @@ def multiple(name: str, arguments: Sequence[Any]) -> tuple[torch.Tensor, float] 
 
 
 def _is_number(x: Any) -> bool:
-    return isinstance(x, (int, float)) or (isinstance(x, torch.Tensor) and x.ndim == 0)
+    if isinstance(x, torch.Tensor):
+        return x.ndim == 0 and not x.is_complex()
+    return isinstance(x, (int, float))
 
 
 def _columns(tensor: torch.Tensor, width: int) -> Iterable[int]:

@@ -61,7 +61,8 @@ class _Pending:
     ``columns``: the channels that it has, where these are not all in the checkpoint's order.
     ``missing``: of a product with some rows of a matrix, the rows that it is still to be summed
     over. ``sides``: of a product with several tensors at once, what it makes; ``site`` is then one
-    of these. ``to_scale``: what numbers are still to multiply it with, in whatever format.
+    of these. ``to_scale``: what numbers are still to multiply it with, in whatever format;
+    ``scaled``: one has.
     """
 
     site: str
@@ -72,6 +73,7 @@ class _Pending:
     missing: int = 0
     sides: tuple[Side, ...] = ()
     to_scale: float | None = None
+    scaled: bool = False
 
     @property
     def complete(self) -> bool:
@@ -86,8 +88,13 @@ class _Pending:
         if abs(math.log(left)) >= abs(math.log(self.to_scale)):
             return False
         done = abs(left - 1) <= 2 * torch.finfo(self.tensor.dtype).eps
-        self.to_scale = None if done else left
+        self.to_scale, self.scaled = (None if done else left), True
         return True
+
+    @property
+    def unscaled(self) -> bool:
+        """Rows of a table that are to be multiplied, and were put to some other use."""
+        return self.to_scale is not None and not self.scaled
 
 
 class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follow torch
@@ -174,7 +181,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             if waiting is not None and waiting is not continued:
                 self._complete(waiting)
         if self._flow is not None:
-            self._flow.before(name, tensors)
+            self._flow.before(name, args, tensors)
         self._before(name, tensors, roles)
         # A sum with a projection's output is the residual stream: see before it is overwritten.
         summed = self._summed(name, tensors) if continued is None else None
@@ -246,6 +253,11 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             pending = self._pending.get(address(scaled[0]))
             if pending is not None and pending.scaled_by(scaled[1]):
                 return pending
+        if self._config.embed_scale is not None and name in ("mul", "mul_", "div"):
+            for pending in [p for t in tensors if (p := self._pending.get(address(t)))]:
+                if pending.unscaled and self._is_one_number(pending, tensors, roles):
+                    pending.to_scale, pending.scaled = None, True
+                    return pending
         if name not in _SUM_OPS:
             return None
         waiting = [p for t in tensors if (p := self._pending.get(address(t)))]
@@ -374,6 +386,19 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                 return self._sums.get(known[0])
         return None
 
+    def _is_one_number(
+        self, pending: _Pending, tensors: Sequence[torch.Tensor], roles: Sequence[Role | None]
+    ) -> bool:
+        """Whether what multiplies the rows of a table is a number in a tensor, or one for each
+        channel."""
+        others = [
+            (t, role)
+            for t, role in zip(tensors, roles, strict=True)
+            if address(t) != address(pending.tensor)
+        ]
+        sizes = (1, self._config.n_embd)
+        return len(others) == 1 and others[0][0].numel() in sizes and others[0][1] is None
+
     def _chooses_rows(self, x: torch.Tensor) -> bool:
         """Whether what a table is multiplied with is one-hot. Only of a table with as many rows as
         columns the shapes do not say so."""
@@ -424,7 +449,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         if pending.sides:
             self._emit_each(pending)
             return
-        if pending.site == "embed" and not pending.bias:
+        if pending.site == "embed" and (not pending.bias or pending.unscaled):
             return  # one table alone, put to some other use: the sum shows where it is read
         if pending.wants_bias and not pending.bias and pending.site in self._sums:
             # Either the bias is missing, or it will be added to the residual sum. Wait and see.

@@ -67,7 +67,7 @@ def _unturned(shown: torch.Tensor, first: torch.Tensor, rope: Rope) -> bool:
 
 def _rows(value: torch.Tensor, batch: int, length: int) -> Iterator[torch.Tensor]:
     """[B, T, X], in each way in which this can be so."""
-    for b in range(2):
+    for b in range(min(2, value.ndim)):
         for t in range(value.ndim):
             if t != b and value.shape[b] == batch and value.shape[t] == length:
                 yield value.movedim((b, t), (0, 1)).flatten(2)
