@@ -7,4 +7,4 @@ said.
 """
 
 VERSION = 5
-SOURCE = "21d07cc947ba5585df9c686b34950822ae3fbfc602fe3a81dab9ac9d39adca6e"
+SOURCE = "3feefb461ad36af870422036cf7a86ce12ad2e099fabe82581aab096e1ee1c2d"
