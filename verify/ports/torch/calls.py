@@ -7,7 +7,6 @@ names that transformers uses, and most ports follow; others are in ``styles``.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,7 +69,7 @@ def add_capabilities(port: TorchModule) -> None:
     add_outputs(port)
     add_generation(port)
     if hasattr(port.module, "resize_token_embeddings"):
-        port.offer(RESIZED, partial(resized, port))
+        port.offer(RESIZED, lambda rows: resized(port, rows))
     if any(parameter.is_floating_point() for parameter in port.module.parameters()):
         differentiation = Differentiation(port)
         port.offer(GRADIENTS, differentiation.gradients)
