@@ -50,9 +50,9 @@ def test_a_fault_is_refuted_and_named(name: str) -> None:
 class NanoGPT(torch.nn.Module):
     """Its ``generate``: sampled among the best, of a window of the last tokens."""
 
-    def __init__(self, inner: Any, rolls: bool = True, prompt: bool = True) -> None:
+    def __init__(self, inner: Any, prompt: bool = True) -> None:
         super().__init__()
-        self.inner, self.rolls, self.prompt = inner, rolls, prompt
+        self.inner, self.prompt = inner, prompt
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.inner(ids)["logits"]
@@ -63,8 +63,7 @@ class NanoGPT(torch.nn.Module):
     ) -> Any:
         length = idx.shape[1]
         for _ in range(max_new_tokens):
-            seen = idx[:, -CONFIG.n_ctx :] if self.rolls else idx[:, : CONFIG.n_ctx]
-            logits = self(seen)[:, -1] / temperature
+            logits = self(idx[:, -CONFIG.n_ctx :])[:, -1] / temperature
             if top_k is not None:
                 best, _ = torch.topk(logits, top_k)
                 logits[logits < best[:, [-1]]] = -torch.inf
@@ -88,12 +87,6 @@ def test_nanogpt_is_made_greedy(prompt: bool) -> None:
     assert torch.equal(drawn, torch.get_rng_state())
     for law in ("generation.padded", "generation.end"):
         assert one(law, made).status is Status.NOT_EXAMINED
-
-
-def test_a_window_that_does_not_roll() -> None:
-    limit = one("generation.limit", nano(rolls=False))
-    assert limit.status is Status.FAILED
-    assert "beyond a context of 19" in limit.message
 
 
 def test_what_ends_a_row_may_be_left_out() -> None:

@@ -248,7 +248,6 @@ class Model(nn.Module):
         """Which rows end with this token, bool[B]."""
         return torch.zeros_like(token, dtype=torch.bool) if end is None else token == end
 
-    @torch.no_grad()
     def generate(
         self,
         ids: Tensor,
@@ -260,7 +259,9 @@ class Model(nn.Module):
         """The likeliest token each time; rows that have ended are filled with token 0."""
         done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         for made in range(max_new_tokens):
-            token = self.next_logits(ids, attention_mask, made).argmax(-1).masked_fill(done, 0)
+            with torch.no_grad():
+                logits = self.next_logits(ids, attention_mask, made)
+            token = logits.argmax(-1).masked_fill(done, 0)
             done |= self.ended(token, eos_token_id)
             ids = torch.cat([ids, token[:, None]], dim=1)
             if attention_mask is not None:

@@ -7,4 +7,4 @@ said.
 """
 
 VERSION = 5
-SOURCE = "3feefb461ad36af870422036cf7a86ce12ad2e099fabe82581aab096e1ee1c2d"
+SOURCE = "a3946a5ab2e5aeb61c7eb112173c3c8e4a9104c397a036be10e5e41be774bba4"

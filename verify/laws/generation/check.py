@@ -18,13 +18,15 @@ from gpt_verify.laws.agreement import LIMIT_PAIR, logits_of, refuting
 from gpt_verify.laws.generation.hypotheses import Evidence, named_by
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.numerics.scores import limit_max
-from gpt_verify.port import GENERATE, Prompt
+from gpt_verify.port import GENERATE, PADDED, Prompt
 
-Tokens = NDArray[np.int64]
+Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
 
 #: Tokens of a prompt, and those that are generated, at most.
 PROMPT, NEW = 7, 6
+#: A context of so many tokens is looked at in more rows.
+SHORT_CONTEXT = 128
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,19 @@ def check_padded(subject: Subject) -> Iterator[Finding]:
     tokens = np.where(mask, whole.tokens, 0)
     prompt = replace(whole, tokens=tokens, mask=mask.astype(np.int64))
     rows = [row[real] for row, real in zip(tokens, mask, strict=True)]
-    yield _judged(subject, "generation.padded", prompt, rows)
+    found = _judged(subject, "generation.padded", prompt, rows)
+    if found.status is Status.FAILED and not _finite(subject, prompt):
+        raise NotExamined("its logits of padded batches are not finite: see positions.padding")
+    yield found
+
+
+def _finite(subject: Subject, prompt: Prompt) -> bool:
+    """Whether its logits are where it generates."""
+    padded = subject.offers.get(PADDED)
+    if padded is None or prompt.mask is None:
+        return True
+    logits = padded(prompt.tokens, prompt.mask)
+    return bool(np.isfinite(logits[prompt.mask == 1]).all())
 
 
 @refuting("generation.end")
@@ -124,7 +138,7 @@ def _ended(
 
 @refuting("generation.limit")
 def check_limit(subject: Subject) -> Iterator[Finding]:
-    """One token within the context, and two more."""
+    """One token within the context, and some beyond."""
     law, n_ctx = "generation.limit", subject.config.n_ctx
     if subject.config.own is not None:
         raise NotExamined("positions of its family have no end")
@@ -132,26 +146,34 @@ def check_limit(subject: Subject) -> Iterator[Finding]:
         raise NotExamined("a token beyond the context is tried on the CPU only")
     if n_ctx < 2:
         raise NotExamined("a context of one token has no prompt and no next token")
-    prompt = Prompt(subject.tokens(1, n_ctx - 1, 69), 3)
+    rows, new = (2, NEW) if n_ctx <= SHORT_CONTEXT else (1, 4)
+    prompt = Prompt(subject.tokens(rows, n_ctx - 1, 69), new)
     try:
-        got = subject.offers[GENERATE](prompt)[0]
+        got = subject.offers[GENERATE](prompt)
     except NotExamined:
         raise
     except Exception as error:
         yield Finding(law, Status.PASSED, f"refused beyond {n_ctx} tokens: {type(error).__name__}")
         return
-    whole = np.concatenate([prompt.tokens[0], got])
-    for step in range(len(got)):
-        last = n_ctx - 1 + step
-        before = whole[max(0, last - n_ctx) : last]
-        wrong = _wrong(subject, 0, before, whole[last : last + 1])
-        if wrong is not None:
-            where = "within" if step == 0 else f"{step} beyond"
-            said = f"{where} a context of {n_ctx}: {replace(wrong, step=step)}"
+    for row, tokens_T in enumerate(prompt.tokens):
+        said = _beyond(subject, row, tokens_T, got[row])
+        if said is not None:
             yield Finding(law, Status.FAILED, said)
             return
-    ends = "goes on from the last tokens" if len(got) > 2 else "stops"
+    ends = "goes on from the last tokens" if got.shape[1] == new else "stops"
     yield Finding(law, Status.PASSED, f"{ends} beyond {n_ctx} tokens")
+
+
+def _beyond(subject: Subject, row: int, prompt_T: Tokens, got: Tokens) -> str | None:
+    """What is wrong with tokens that were generated at the end of the context; None for nothing."""
+    n_ctx, whole = subject.config.n_ctx, np.concatenate([prompt_T, got])
+    for step in range(len(got)):
+        last = len(prompt_T) + step
+        wrong = _wrong(subject, row, whole[max(0, last - n_ctx) : last], whole[last : last + 1])
+        if wrong is not None:
+            where = "within" if last < n_ctx else f"{last + 1 - n_ctx} beyond"
+            return f"{where} a context of {n_ctx}: {replace(wrong, step=step)}"
+    return None
 
 
 def _prompt(subject: Subject, rows: int) -> Prompt:

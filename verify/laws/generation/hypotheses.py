@@ -13,7 +13,7 @@ from gpt_verify.laws.explain import explain
 from gpt_verify.laws.subject import Subject
 from gpt_verify.port import PADDED_AT, Prompt
 
-Tokens = NDArray[np.int64]
+Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
 
 
@@ -70,11 +70,17 @@ class _Mistake:
         return 0.0 if self.does(evidence) else None
 
 
+def _last(logits_TV: Floats) -> Floats:
+    """Those of the last position."""
+    last_V: Floats = logits_TV[-1]
+    return last_V
+
+
 def _last_only(evidence: Evidence) -> bool:
     """Each token from the one before it alone; the first from the prompt."""
 
     def of(row: int, prompt_T: Tokens, before: Tokens) -> Floats:
-        return evidence.logits(before[-1:] if len(before) else evidence.rows[row])[-1]
+        return _last(evidence.logits(before[-1:] if len(before) else evidence.rows[row]))
 
     return evidence.got.shape[1] > 1 and evidence.by(of)
 
@@ -84,7 +90,7 @@ def _one_early(evidence: Evidence) -> bool:
 
     def of(row: int, prompt_T: Tokens, before: Tokens) -> Floats:
         whole = np.concatenate([evidence.rows[row], before])
-        return evidence.logits(whole)[max(0, len(whole) - 2)]
+        return _last(evidence.logits(whole)[: max(1, len(whole) - 1)])
 
     return evidence.by(of)
 
@@ -93,7 +99,9 @@ def _without_mask(evidence: Evidence) -> bool:
     """Padding is read like any token."""
     if evidence.prompt.mask is None:
         return False
-    return evidence.by(lambda row, p_T, before: evidence.logits(np.concatenate([p_T, before]))[-1])
+    return evidence.by(
+        lambda row, p_T, before: _last(evidence.logits(np.concatenate([p_T, before])))
+    )
 
 
 def _counted(evidence: Evidence) -> bool:
@@ -105,13 +113,14 @@ def _counted(evidence: Evidence) -> bool:
     def of(row: int, prompt_T: Tokens, before: Tokens) -> Floats:
         whole = np.concatenate([prompt_T, before])[None]
         real = np.concatenate([mask[row], np.ones_like(before)])[None]
-        return how(whole, real, np.arange(whole.shape[1])[None])[0, -1]
+        return _last(how(whole, real, np.arange(whole.shape[1])[None])[0])
 
     return evidence.by(of)
 
 
 def _prompt_counted(evidence: Evidence) -> bool:
-    return evidence.got.shape[1] == max(0, evidence.prompt.new - evidence.prompt.tokens.shape[1])
+    due = max(0, evidence.prompt.new - evidence.prompt.tokens.shape[1])
+    return bool(evidence.got.shape[1] == due)
 
 
 _MISTAKES = (

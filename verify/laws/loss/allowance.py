@@ -13,7 +13,7 @@ from gpt_verify.numerics.loss import losses, mean_budget
 from gpt_verify.numerics.precision import FLOAT32
 from gpt_verify.port import IGNORED
 
-Tokens = NDArray[np.int64]
+Tokens = NDArray[np.integer]
 
 
 def allowance(

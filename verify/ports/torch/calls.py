@@ -82,7 +82,7 @@ def add_capabilities(port: TorchModule) -> None:
     add_outputs(port)
     add_generation(port)
     if hasattr(port.module, "resize_token_embeddings"):
-        port.offer(RESIZED, partial(resized, port))
+        port.offer(RESIZED, lambda rows: resized(port, rows))
     if any(parameter.is_floating_point() for parameter in port.module.parameters()):
         differentiation = Differentiation(port)
         port.offer(GRADIENTS, differentiation.gradients)

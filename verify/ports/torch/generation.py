@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +28,7 @@ def add_generation(port: TorchModule) -> None:
         return
     takes = inspect.signature(generate).parameters
     if hasattr(port.module, "generation_config") and "generation_config" in takes:
-        port.offer(GENERATE, partial(_by_library, port))
+        port.offer(GENERATE, lambda prompt: _by_library(port, prompt))
     elif "max_new_tokens" in takes and _greedy(takes) is not None:
         port.offer(GENERATE, _ByArguments(port).generate)
 

@@ -3,7 +3,6 @@ arguments ``output_hidden_states`` and ``output_attentions``."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,9 +28,9 @@ def add_outputs(port: TorchModule) -> None:
     takes = takes_of(port.module)
     in_config = vars(getattr(port.module, "config", None) or object) if _of_library(port) else {}
     if _STATES in takes or _STATES in in_config or f"_{_STATES}" in in_config:
-        port.offer(STATES, partial(_states, port))
+        port.offer(STATES, lambda tokens: _states(port, tokens))
     if _PATTERNS in takes or _PATTERNS in in_config or f"_{_PATTERNS}" in in_config:
-        port.offer(PATTERNS, partial(_patterns, port))
+        port.offer(PATTERNS, lambda tokens: _patterns(port, tokens))
 
 
 def _of_library(port: TorchModule) -> bool:
@@ -45,11 +44,11 @@ def _states(port: TorchModule, tokens: Tokens) -> list[tuple[tuple[str, ...], Fl
     found = _asked(port, tokens, _STATES, "hidden_states")
     table = sites(port.config)
     embedded = tuple(name for name in ("embed", "ln_embed") if name in table)
-    last = ("ln_f",) if "ln_f" in table else ()
-    documented = [embedded]
+    last: tuple[str, ...] = ("ln_f",) if "ln_f" in table else ()
+    documented: list[tuple[str, ...]] = [embedded]
     for layer in range(port.config.n_layer):
         whole = layer == port.config.n_layer - 1
-        stream = (f"h.{layer}.resid_post",)
+        stream: tuple[str, ...] = (f"h.{layer}.resid_post",)
         if whole and last:
             stream = last if _of_library(port) else (*stream, *last)
         documented.append(stream)

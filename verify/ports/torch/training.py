@@ -135,9 +135,10 @@ class Training:
         """The capability ``UNFROZEN``: by its own methods, where it has them."""
         module: Any = self._port.module
         with self._kept():
-            freeze, thaw = (getattr(module, name, None) for name in ("freeze", "unfreeze"))
-            if _takes_nothing(freeze) and _takes_nothing(thaw):
-                freeze(), thaw()
+            own: list[Any] = [getattr(module, name, None) for name in ("freeze", "unfreeze")]
+            if all(_takes_nothing(method) for method in own):
+                for method in own:
+                    method()
             module.requires_grad_(False)
             module.requires_grad_(True)
             yield
