@@ -35,7 +35,9 @@ torch {torch}) is built with one mistake in it, from the small checkpoint that
 mistake is written twice: in the module, and as another operation of the reference, which names it.
 `docs/power.md` says what *detected*, *localised* and *named* mean. A fault counts where that is so
 in every form in which it was planted: in all layers, and in one layer where it can be in one
-({one_layer:,} trials). {hours:.1f} hours of one processor, shared with others.
+({one_layer:,} trials), each in some of the families that can have it. So far {distinct} of the
+{able} faults of the catalogue that a family can have were planted; `--measure` goes on where it
+stopped. The trials took {hours:.1f} hours, on a machine that others used.
 
 ## Ports that show everything
 
@@ -148,6 +150,9 @@ def _table(rows: Iterable[Sequence[object]]) -> str:
 
 def _rows(models: Outcomes, of: Callable[[Iterable[FaultOutcome]], list[FaultOutcome]]) -> str:
     found = {name: counts(of(outcomes)) for name, outcomes in models.items()}
+    found = {name: n for name, n in found.items() if n["faults"]}
+    if not found:
+        return "Not measured yet."
     every = {**found, "all": total(found.values())}
     rows: list[Sequence[object]] = [
         ("model", "faults", "detected", "localised", "named", "wrong names")
@@ -270,6 +275,8 @@ def page(path: Path) -> str:
         transformers=versions["transformers"],
         torch=versions["torch"],
         one_layer=sum(o.injection.form not in (EVERYWHERE, LOGITS) for o in trials),
+        distinct=len({o.injection.fault for o in trials}),
+        able=sum(fault.in_family is not None for fault in CATALOGUE.values()),
         hours=sum(o.seconds for o in trials) / 3600,
         shown=_rows(models, in_sites),
         logits=_rows(models, in_logits),
