@@ -8,7 +8,6 @@ names that transformers uses, and most ports follow; others are in ``styles``.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
