@@ -127,7 +127,8 @@ def test_a_correct_cache_of_prompts_passes(law: str, same: Any) -> None:
 
 def by_its_own_tokens(size: int) -> Any:
     """A block is known by its own tokens and its place, whatever is before it."""
-    right, kept = plain(source=SOURCE), {}
+    right = plain(source=SOURCE)
+    kept: dict[Any, Any] = {}
 
     def logits(tokens: Any) -> Any:
         made = np.array(right.logits(tokens))

@@ -246,11 +246,15 @@ def test_what_is_returned_at_padding_is_not_looked_at() -> None:
 
 
 def test_every_mistake_is_another_one() -> None:
-    """No two ways of going wrong have the same positions and the same mask."""
+    """No two ways of going wrong have the same positions, the same mask, and the same scores."""
     batch = padded_batches(subject(port()))[0]
     n = batch.tokens.size
     found = {
-        (way.positions((), n).tobytes(), way.sources((), n).tobytes())
+        (
+            way.positions((), n).tobytes(),
+            way.sources((), n).tobytes(),
+            b"" if way.added is None else way.added((), n).tobytes(),
+        )
         for way in [batch.right, *ways(batch)]
     }
     assert len(found) == 1 + len(ways(batch))

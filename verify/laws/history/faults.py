@@ -64,7 +64,8 @@ def _position_of_refused(model: Any, layers: Sequence[int]) -> None:
 
 def _batch_left(port: Any, checkpoint: Checkpoint) -> None:
     """One row that follows a batch of rows as long as itself is added to it as its last."""
-    right, kept = port.logits, [None]
+    right = port.logits
+    kept: list[Any] = [None]
 
     def logits(tokens: Any) -> Any:
         made = np.array(right(tokens))
@@ -97,7 +98,8 @@ def _prompt_stale(port: Any, checkpoint: Checkpoint) -> None:
 
 
 def _same_memory(port: Any, checkpoint: Checkpoint) -> None:
-    right, kept = port.logits, [None, None]
+    right = port.logits
+    kept: list[Any] = [None, None]
 
     def logits(tokens: Any) -> Any:
         if tokens is not kept[0]:

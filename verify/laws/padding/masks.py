@@ -71,7 +71,7 @@ def shapes(subject: Subject) -> dict[str, Padded]:
     rows_of_shape = {"padding on both sides": sorted(rows, key=len, reverse=True)}
     filling = other.tokens[:, ::-1]
     masks = {"a mask of ones": np.ones((len(rows), width), np.bool_)}
-    layouts = {
+    layouts: dict[str, Callable[[int, int], list[bool]]] = {
         "padding on the right": lambda pads, n: [True] * n + [False] * pads,
         "padding on both sides": lambda pads, n: (
             [False] * (pads // 2) + [True] * n + [False] * (pads - pads // 2)

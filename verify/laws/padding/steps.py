@@ -117,7 +117,8 @@ def _cached_seen(batch: Padded, layout: Layout, n: int) -> Mask:
     """What is in the cache is seen, whatever it is; the first call is right."""
     if not layout.call[-1]:
         return right_seen(batch, layout, n)
-    return right_seen(batch, layout, n) | (layout.call < layout.call[-1])
+    seen: Mask = right_seen(batch, layout, n) | (layout.call < layout.call[-1])
+    return seen
 
 
 def _of_first_row(batch: Padded, layout: Layout, n: int) -> Mask:
