@@ -73,6 +73,10 @@ class _Pair:
 
 def check_symmetry_gradient(subject: Subject) -> Iterable[Finding]:
     """One finding, of all tensors."""
+    if subject.config.keys.experts is not None:
+        # How noisy a derivative is depends on how many tokens an expert has, which is measured
+        # with the weights as they are, and not as they are brought to what can be moved exactly.
+        raise NotExamined("which experts a token takes changes with the weights")
     reference = reference_gradient(subject)
     result = at_once(subject)
     if result.wrong:
