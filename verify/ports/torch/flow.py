@@ -34,6 +34,7 @@ _REDUCTIONS = {"mean", "sum", "linalg_vector_norm", "norm", "var", "std", "var_m
 _NORM_KERNELS = {"native_layer_norm", "_fused_rms_norm", "rms_norm"}
 #: These move numbers and change none.
 _MOVES = {"index_select", "repeat", "gather", "index", "expand_copy"}
+_UNDECIDED = "undecided"
 _PRODUCTS = {"mm", "bmm", "matmul"}
 _FUSED_ATTENTION = "_scaled_dot_product"
 
@@ -155,9 +156,10 @@ class Flow:
                 if multiple(name, arguments) is not None or self._times_constants(
                     name, waiting, tensors
                 ):
-                    continue  # the norm's own, or a scale of what reads it: nothing tells
-                if not self._goes_on(waiting, tensors):
-                    self._show(waiting)
+                    # The norm's own, or a scale of what reads it: nothing tells.
+                    self._is_undecided(waiting.tensor)
+                elif not self._goes_on(waiting, tensors) and not self._show(waiting):
+                    self._is_undecided(waiting.tensor)
         if name in _PRODUCTS or name.startswith(_FUSED_ATTENTION):
             self._look_at_attention([t for t in tensors if self.names(t)][:2])
         if self._experts is not None:
@@ -256,20 +258,26 @@ class Flow:
         others = [self.names(t) for t in tensors if address(t) != here]
         return any(names and names <= waiting.norm.parts for names in others)
 
-    def _show(self, waiting: _Waiting) -> None:
+    def _is_undecided(self, tensor: torch.Tensor) -> None:
+        """Nothing that is made of it is the output of this norm."""
+        self._names[address(tensor)] = self.names(tensor) | {_UNDECIDED}
+
+    def _show(self, waiting: _Waiting) -> bool:
         norm, tensor = waiting.norm, waiting.tensor
         order = None
         if norm.heads:
             at = [i for i, n in enumerate(tensor.shape[1:-1], 1) if n == self._length]
             if tensor.ndim > 3 and self._length > 1 and len(at) != 1:
-                return  # positions cannot be told from heads
+                return False  # positions cannot be told from heads
             if tensor.ndim > 3 and self._length > 1 and tensor.shape[0] == self._batch:
                 tensor = tensor.movedim(at[0], 1).flatten(2)
             if (begun := self._begun.get(norm.input)) is None:
-                return
+                return False
             order = begun.order
-        if self._hand_over(norm.site, tensor, order):
+        shown = self._hand_over(norm.site, tensor, order)
+        if shown:
             self.is_site(norm.site, waiting.tensor)
+        return shown
 
     # Turned queries and keys.
 
