@@ -16,6 +16,7 @@ from gpt_verify.errors import described
 from gpt_verify.port import LOSS, NotExamined, Parameter, Port
 from gpt_verify.ports.torch.copies import quietly
 from gpt_verify.ports.torch.outputs import logits_of, member
+from gpt_verify.ports.torch.parameter import parameter_of
 from gpt_verify.ports.torch.styles import takes_of
 from gpt_verify.ports.torch.trace import to_numpy
 from gpt_verify.process.memory import require
@@ -33,8 +34,6 @@ def resized(port: TorchModule, rows: int) -> Iterator[Port]:
     Raises:
         NotExamined: the module cannot be copied.
     """
-    from gpt_verify.ports.torch.module import parameter_of
-
     require(2 * sum(tensor.nbytes for tensor in port.module.parameters()))
     try:
         module: Any = copy.deepcopy(port.module)
@@ -44,7 +43,7 @@ def resized(port: TorchModule, rows: int) -> Iterator[Port]:
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         module.resize_token_embeddings(rows)
-    made = _Resized(port, module, parameter_of)
+    made = _Resized(port, module)
     try:
         yield made
     finally:
@@ -54,9 +53,9 @@ def resized(port: TorchModule, rows: int) -> Iterator[Port]:
 class _Resized(Port):
     """Whatever its parameters are, they are shown as they lie."""
 
-    def __init__(self, port: TorchModule, module: Any, parameter_of: Any) -> None:
+    def __init__(self, port: TorchModule, module: Any) -> None:
         self.name, self.dtype, self.device = port.name, port.dtype, port.device
-        self._module, self._parameter_of = module, parameter_of
+        self._module = module
         takes = takes_of(module)
         self._plain = {"use_cache": False} if "use_cache" in takes else {}
         if LOSS in port.offers() and "labels" in takes:
@@ -73,7 +72,7 @@ class _Resized(Port):
 
     def parameters(self) -> Iterator[Parameter]:
         for name, tensor in self._module.named_parameters(remove_duplicate=False):
-            yield self._parameter_of(name, tensor)
+            yield parameter_of(name, tensor)
 
     def close(self) -> None:
         self._module = None
