@@ -123,7 +123,7 @@ MISTAKES = {
         "qwen3", "rotary(self.norm_q(q))", "rotary(q)", "h.0.attn.mix"
     ),
     "normed after they are turned": Mistake(
-        "qwen3", "rotary(self.norm_k(k))", "self.norm_k(rotary(k))", "h.0.attn.k_norm"
+        "qwen3", "rotary(self.norm_k(k))", "self.norm_k(rotary(k))", "h.0.attn.mix"
     ),
     "keys of another layer": Mistake(
         "qwen3",

@@ -97,6 +97,7 @@ class Flow:
             if site.weights and site.operation in ("rms_norm", "layer_norm")
             if site.kind.endswith(("_norm", "_after"))
         }
+        self._normed_by_head = {norm.input for norm in self._norms.values() if norm.heads}
         #: What is turned → what it is then.
         self._turned = {s.inputs[0]: s for s in self._sites.values() if s.operation == "rope"}
         self._names: dict[int, Names] = {}
@@ -135,7 +136,7 @@ class Flow:
         """A site was shown, [B, T, …] in the checkpoint's order; ``order`` is the module's own."""
         if site in self._turned:
             self._begun[site] = Begun(value[:, 0].clone(), order)
-        elif site in {norm.input for norm in self._norms.values() if norm.heads}:
+        elif site in self._normed_by_head:
             self._begun[site] = Begun(value[:, :0], order)
 
     def names(self, tensor: torch.Tensor) -> Names:
@@ -178,6 +179,9 @@ class Flow:
         found = _NOTHING.union(*read)
         if name in _REDUCTIONS or name in _NORM_KERNELS:
             found |= {REDUCED + part for part in found if part in self._sites}
+        nameless = any(not n and t.ndim > 1 for n, t in zip(read, tensors, strict=True))
+        if name in ("mul", "mul_") and nameless and found & self._normed_by_head:
+            found |= {_UNDECIDED}  # turned before it is normed: no norm of what it was
         scaled = multiple(name, arguments)
         for output in outputs:
             at = address(output)
