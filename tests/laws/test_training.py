@@ -46,7 +46,9 @@ def test_a_fault_is_refuted_and_named(name: str) -> None:
     assert finding.fault == name, finding.message
 
 
-@pytest.mark.parametrize("name", ["checkpointing-no-causal-mask", "checkpointing-draws-anew"])
+@pytest.mark.parametrize(
+    "name", ["training-checkpointing-no-causal-mask", "training-checkpointing-draws-anew"]
+)
 def test_without_checkpointing_such_a_port_is_right(name: str) -> None:
     assert one("training.mode", faulty(name)).status is Status.PASSED
 

@@ -147,7 +147,7 @@ def _padding(
 
 def _cached(name: str, summary: str, in_model: Inject, seen: str = "") -> Fault:
     inject = InModel(in_model, layered=False)
-    return Fault(f"cache-padded-{name}", "padding", summary, seen, inject, law="cache.padded")
+    return Fault(f"padding-cache-{name}", "padding", summary, seen, inject, law="cache.padded")
 
 
 FAULTS = (

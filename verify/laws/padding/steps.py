@@ -132,9 +132,11 @@ def ways_of_steps(batch: Padded) -> Iterator[Way]:
     """Every mistake that can be made with this batch and a cache."""
     counted = "positions after a cache are its length, padding included"
     seen = "padding in the cache is attended to"
-    yield stepped(batch, counted, _by_length, fault="cache-padded-positions")
-    yield stepped(batch, seen, seen=_cached_seen, fault="cache-padded-attended")
-    yield stepped(batch, f"{counted}, and {seen}", _by_length, _cached_seen, "cache-padded-ignored")
+    yield stepped(batch, counted, _by_length, fault="padding-cache-positions")
+    yield stepped(batch, seen, seen=_cached_seen, fault="padding-cache-attended")
+    yield stepped(
+        batch, f"{counted}, and {seen}", _by_length, _cached_seen, "padding-cache-ignored"
+    )
     yield stepped(batch, "positions count the padding, with a cache and without", _counted)
     yield stepped(batch, "positions are counted in the mask of the call alone", _of_the_call)
     yield stepped(batch, "positions after a cache are one too far", _shifted(1))

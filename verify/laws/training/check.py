@@ -65,7 +65,7 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
     wrong = comparison.differences(what, got, expected, whole, every / total)
     if wrong:
         last = learn(subject, shares[1:])
-        fault = "gradients-zeroed-on-call" if last.along == got.along else None
+        fault = "training-gradients-zeroed" if last.along == got.along else None
         yield _failed(law, wrong, naming(fault), _WORDS.get(fault or "", ""))
         return
     try:
@@ -77,7 +77,7 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
     wrong = comparison.differences(what, divided, expected, whole, every / total)
     if wrong:
         means = learn(subject, parts)
-        fault = "accumulation-mean-of-means" if means.loss == divided.loss else None
+        fault = "training-accumulation-mean-of-means" if means.loss == divided.loss else None
         yield _failed(law, wrong, naming(fault), _WORDS.get(fault or "", ""))
         return
     yield _passed(law, f"{what}, and by their shares: as the whole batch", comparison)
@@ -85,9 +85,9 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
 
 #: What is said of a fault that one comparison recognises.
 _WORDS = {
-    "gradients-zeroed-on-call": "the gradients of all parts but the last are lost",
-    "accumulation-mean-of-means": "num_items_in_batch is ignored: each part's mean counts as much",
-    "freezing-unties": "names of one matrix have come to stand for several",
+    "training-gradients-zeroed": "the gradients of all parts but the last are lost",
+    "training-accumulation-mean-of-means": "num_items_in_batch is ignored: each part's mean counts as much",
+    "training-freezing-unties": "names of one matrix have come to stand for several",
 }
 
 
@@ -102,7 +102,7 @@ def check_freezing(subject: Subject) -> Iterator[Finding]:
         got = None if moved else learn(subject, [batch])
     if got is None:
         untied = len(set(after.values())) > len(set(before.values()))
-        fault = "freezing-unties" if untied else None
+        fault = "training-freezing-unties" if untied else None
         name = sorted(moved)[0]
         says = "new" if name not in before else "gone" if name not in after else "moved"
         more = f", and {len(moved) - 1} more" if len(moved) > 1 else ""
@@ -114,7 +114,9 @@ def check_freezing(subject: Subject) -> Iterator[Finding]:
     wrong = comparison.differences("the batch, frozen and unfrozen", got, expected, batch)
     if wrong:
         # A matrix that is no longer tied has the gradient of one of its two ends alone.
-        fault = "freezing-unties" if {t for d in wrong for t in d.tensors} == {"wte"} else None
+        fault = (
+            "training-freezing-unties" if {t for d in wrong for t in d.tensors} == {"wte"} else None
+        )
         yield _failed(law, wrong, naming(fault), _WORDS.get(fault or "", ""))
         return
     said = f"{len(before)} parameters, frozen and unfrozen: the same memory, the same gradients"
@@ -201,7 +203,7 @@ def _drops_the_same(
     if not wrong:
         return passed.saying(after="; what is dropped is dropped again")
     words = "the backward pass drops other numbers than the forward pass did"
-    return _failed(passed.id, wrong, naming("checkpointing-draws-anew"), words)
+    return _failed(passed.id, wrong, naming("training-checkpointing-draws-anew"), words)
 
 
 def _failed(law: str, wrong: Sequence[Difference], named: Named | None, words: str) -> Finding:

@@ -50,7 +50,7 @@ class Evidence:
 
     def __init__(self, subject: Subject, checkpointing: bool) -> None:
         self.subject = subject
-        self.mode = "checkpointing" if checkpointing else "training"
+        self.mode = "training-checkpointing" if checkpointing else "training"
         self.plain: Seen | None = None
         self.padded: Seen | None = None
 
@@ -84,7 +84,7 @@ class _Mistake:
     """One that is made in a mode.
 
     Attributes:
-        mode: ``training`` or ``checkpointing``.
+        mode: ``training`` or ``training-checkpointing``.
         name: of the fault, without the mode.
         words: what is said of it.
         does: whether a port that has it learns so.
@@ -95,7 +95,7 @@ class _Mistake:
     name: str
     words: str
     does: Callable[[Evidence], bool]
-    modes: tuple[str, ...] = ("training", "checkpointing")
+    modes: tuple[str, ...] = ("training", "training-checkpointing")
 
     @property
     def fault(self) -> str:
