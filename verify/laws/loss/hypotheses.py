@@ -184,7 +184,7 @@ def explained(cases: Sequence[Case]) -> Explained[Hypothesis[Sequence[Case]]]:
     if not found.fitting and len(cases) > 1:
         # These have a number to fit, which any one case would determine.
         fitted = (fit(cases) for fit in (_smoothing, _multiple, _clipping))
-        found = explain(cases, list(filter(None, fitted))[:1])
+        found = explain(cases, list(filter(None, fitted)))
     if not found.fitting:
         found = explain(cases, list(forms(cases))[:1])
     return found

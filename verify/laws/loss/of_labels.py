@@ -75,8 +75,8 @@ def _without_token(token: int, case: Case, divisor: bool = False) -> float | Non
 
 
 def _until_token(token: int, later: int, case: Case) -> float | None:
-    """The first token of a row begins it, and ends nothing."""
-    ends = (case.tokens == token) & (case.mask == 1 if case.mask is not None else True)
+    """Seen where it is a label. The first token of a row begins it, and ends nothing."""
+    ends = case.counted & (case.tokens == token)
     ends[:, 0] = False
     ended = np.cumsum(ends, axis=1) > 0
     if later:
