@@ -86,7 +86,9 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
 #: What is said of a fault that one comparison recognises.
 _WORDS = {
     "training-gradients-zeroed": "the gradients of all parts but the last are lost",
-    "training-accumulation-mean-of-means": "num_items_in_batch is ignored: each part's mean counts as much",
+    "training-accumulation-mean-of-means": (
+        "num_items_in_batch is ignored: each part's mean counts as much"
+    ),
     "training-freezing-unties": "names of one matrix have come to stand for several",
 }
 
