@@ -74,7 +74,7 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head, self.options = config.n_head, options
         #: Gathers scores and pattern while they are asked for.
-        self.kept: list[tuple[Tensor, Tensor]] | None = None
+        self.shown: list[tuple[Tensor, Tensor]] | None = None
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
@@ -124,8 +124,8 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=self.scale(q))
         scores = self.mask(self.scores(q, k), allowed)
         pattern = self.softmax(scores)
-        if self.kept is not None:
-            self.kept.append((scores, pattern))
+        if self.shown is not None:
+            self.shown.append((scores, pattern))
         return self.mix(pattern, v)
 
     def forward(
@@ -298,9 +298,9 @@ class Model(nn.Module):
         kept: list[tuple[Tensor, Tensor]] = []
         for layer, block in enumerate(self.h):
             past = None if past_key_values is None else past_key_values[layer]
-            block.attn.kept = kept if output_attentions else None
+            block.attn.shown = kept if output_attentions else None
             x, present = block(x, past, attention_mask)
-            block.attn.kept = None
+            block.attn.shown = None
             presents.append(present)
             streams += [x.clone()] if output_hidden_states else []
         normed = self.ln_f(x)
