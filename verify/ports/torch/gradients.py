@@ -102,7 +102,7 @@ class Differentiation:
             try:
                 return compute()
             except RuntimeError as error:
-                if "modified by an inplace operation" not in str(error):
+                if not overwrites(error):
                     raise
             # It overwrites what its backward pass needs, so that its users run it only forwards.
             # The function that it computes has derivatives all the same.
@@ -176,6 +176,11 @@ class Differentiation:
 
     def _shape(self) -> tuple[int, int]:
         return self._port.config.n_vocab, self._port.config.n_embd
+
+
+def overwrites(error: RuntimeError) -> bool:
+    """Whether a backward pass ended because what it needs was overwritten."""
+    return "modified by an inplace operation" in str(error)
 
 
 def mean_loss(logits: torch.Tensor, tokens: Tokens) -> torch.Tensor:

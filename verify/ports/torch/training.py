@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gpt_verify.errors import described
 from gpt_verify.port import IGNORED, Floats, GradientSink, Lesson, NotExamined, TrainingMode
-from gpt_verify.ports.torch.gradients import Arriving, Differentiation, wide
+from gpt_verify.ports.torch.gradients import Arriving, Differentiation, overwrites, wide
 from gpt_verify.ports.torch.outputs import logits_of, member
 from gpt_verify.ports.torch.state import kept
 from gpt_verify.ports.torch.styles import Targets, scalar_of, takes_of
@@ -77,7 +77,13 @@ class Training:
             drawn = not torch.equal(before, torch.get_rng_state())
             if drawn and self._port.module.training and not self._drops:
                 raise NotExamined("it draws at random although every dropout that it shows is 0")
-            (loss * lesson.share * scale).backward()
+            try:
+                (loss * lesson.share * scale).backward()
+            except RuntimeError as error:
+                if not overwrites(error):
+                    raise
+                why = "it overwrites what its backward pass needs: it is for inference"
+                raise NotExamined(f"no training: {why}") from error
         return float(loss.detach()), np.array(to_numpy(self._port.bare(logits.detach())))
 
     def _loss(self, lesson: Lesson) -> tuple[torch.Tensor, torch.Tensor]:
