@@ -23,9 +23,9 @@ def _position_left(model: Any, layers: Sequence[int]) -> None:
     def forward(self: Any, right: Any, ids: Any, *args: Any, **more: Any) -> Any:
         kept = more.get("past_key_values")
         if more.get("use_cache"):
-            self.ended = (0 if kept is None else kept[0][0].shape[-2]) + ids.shape[1]
+            self.tokens_so_far = (0 if kept is None else kept[0][0].shape[-2]) + ids.shape[1]
         elif more.get("position_ids") is None and more.get("attention_mask") is None:
-            begins = getattr(self, "ended", 0)
+            begins = getattr(self, "tokens_so_far", 0)
             at = torch.arange(begins, begins + ids.shape[1], device=ids.device)
             more["position_ids"] = (at % self.config.n_ctx)[None]
         return right(ids, *args, **more)
