@@ -116,8 +116,7 @@ def _much_alike(subject: Subject) -> Finding:
             prompts.words.removeprefix("another one ").removeprefix("two other ones, ")
             for prompts in every
         )
-        message = f"right after another prompt ({words}): {found.message}"
-        return Finding(LAW, Status.PASSED, message, None, found.score, found.limit)
+        return _as_own(found).saying(before=f"right after another prompt ({words}): ")
     return _refuted(subject, answers, found)
 
 
@@ -146,17 +145,19 @@ def _refuted(subject: Subject, answers: list[Answer], found: Finding) -> Finding
     if own.status is not Status.PASSED:
         if not subject.logits_right:
             raise NotExamined("the logits of a prompt are wrong whatever was before it")
-        message = f"unlike those of the inputs of the run: {own.message}"
-        return Finding(LAW, Status.FAILED, message, None, own.score, own.limit)
+        return _as_own(own).saying(before="unlike those of the inputs of the run: ")
     for prompts, _, second_V, at in answers:
         finding = _compared(subject, prompts.second_T, second_V, at)
         if finding.status is Status.FAILED:
             why, named = _why(subject, prompts, second_V, at)
-            message = f"right after {prompts.words}: {finding.message}; {why}"
-            return Finding(
-                LAW, Status.FAILED, message, None, finding.score, finding.limit, named=named
-            )
-    return Finding(LAW, Status.FAILED, found.message, None, found.score, found.limit)
+            made = replace(_as_own(finding), named=named)
+            return made.saying(before=f"right after {prompts.words}: ", after=f"; {why}")
+    return _as_own(found)
+
+
+def _as_own(finding: Finding) -> Finding:
+    """What a comparison of logits found, as a finding of this law."""
+    return replace(finding, id=LAW, site=None, named=None, details={})
 
 
 def _compared(subject: Subject, tokens_T: Tokens, got_V: Floats, at: list[int] | None) -> Finding:
