@@ -154,17 +154,18 @@ class TestWorse:
         assert "logits: 0.914 × at logits (1.75 of 8 → 0.2 of 1)" in terminal.render(compared)
 
     @pytest.mark.parametrize(
-        ("score", "limit"), [(None, 1.0), (0.2, None), (math.nan, 1.0), (0.2, 0.0)]
+        ("score", "limit", "ratio"),
+        [(None, 1.0, None), (0.2, None, None), (0.2, 0.0, math.inf), (math.nan, 1.0, math.inf)],
     )
-    def test_a_score_without_a_share_has_no_ratio(
-        self, score: float | None, limit: float | None
+    def test_a_score_without_a_share_of_its_limit(
+        self, score: float | None, limit: float | None, ratio: float | None
     ) -> None:
         before = Finding("logits", Status.PASSED, "", "logits", 1.75, 8.0)
         after = dataclasses.replace(before, score=score, limit=limit)
         compared = gv.compare(_with(good(), findings=(before,)), _with(good(), findings=(after,)))
         (pair,) = [p for p in compared.ports[0].pairs if p.finding.id == "logits"]
-        assert pair.ratio is None or math.isnan(pair.ratio)
-        assert "logits" in terminal.render(compared)
+        assert pair.ratio == ratio
+        assert ("logits: inf × at logits (1.75 of 8 → " in terminal.render(compared)) == bool(ratio)
 
     @pytest.mark.parametrize("old", [*Status, None])
     @pytest.mark.parametrize("new", [*Status, None])

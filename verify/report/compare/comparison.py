@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from gpt_verify import text
 from gpt_verify.errors import UsageError
 from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict
 from gpt_verify.report.compare.stored import as_written
@@ -73,7 +74,7 @@ class Pair:
             return None
         if self.same_limit:
             return ratio_of(self.before.score, self.after.score)
-        return ratio_of(_share(self.before), _share(self.after))
+        return ratio_of(text.ratio(self.before), text.ratio(self.after))
 
     @property
     def same_limit(self) -> bool:
@@ -84,13 +85,6 @@ class Pair:
 
 def _status(finding: Finding | None) -> Status | None:
     return None if finding is None else finding.status
-
-
-def _share(finding: Finding) -> float | None:
-    """Score ÷ limit; None without either."""
-    if finding.score is None or not finding.limit:
-        return None
-    return finding.score / finding.limit
 
 
 def ratio_of(before: float | None, after: float | None) -> float | None:
