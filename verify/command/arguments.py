@@ -396,7 +396,8 @@ def build_parser() -> argparse.ArgumentParser:
     synth.add_argument(
         "--family",
         metavar="NAME",
-        help="llama, gemma3_text, …: a small model of this family, or one of --size V,P,D,H,L",
+        help="llama, gemma3_text, …: a small model of this family, one of --size V,P,D,H,L, or of "
+        "a released size (0.6B of qwen3, 3.2-1B of llama)",
     )
     synth.add_argument("--seed", type=_natural, default=0, metavar="N")
     synth.add_argument("--format", choices=("openai", "huggingface", "both"), default="openai")

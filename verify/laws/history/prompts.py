@@ -39,6 +39,7 @@ LAW = "history.prompts"
 COMMON, LENGTH = (4, 8, 16, 64), 72
 #: Of a model whose reference takes long, that many tokens of the shorter ones.
 SHORTER = 24
+_WHATEVER = "the logits of a prompt are wrong whatever was before it"
 
 
 @dataclass(frozen=True)
@@ -138,20 +139,24 @@ def _refuted(subject: Subject, answers: list[Answer], found: Finding) -> Finding
     """Which prompt is wrong; and whether it is so because of the one before.
 
     Raises:
-        NotExamined: the first of all is wrong as well, as most are.
+        NotExamined: the logits are wrong elsewhere in the run, and here whatever was before.
     """
     prompts, first_V, _, at = answers[0]
     own = _compared(subject, prompts.first_T, first_V, at)
     if own.status is not Status.PASSED:
         if not subject.logits_right:
-            raise NotExamined("the logits of a prompt are wrong whatever was before it")
+            raise NotExamined(_WHATEVER)
         return _as_own(own).saying(before="unlike those of the inputs of the run: ")
     for prompts, _, second_V, at in answers:
         finding = _compared(subject, prompts.second_T, second_V, at)
         if finding.status is Status.FAILED:
             why, named = _why(subject, prompts, second_V, at)
+            if named is None and subject.logits_right is False:
+                raise NotExamined(_WHATEVER)
             made = replace(_as_own(finding), named=named)
             return made.saying(before=f"right after {prompts.words}: ", after=f"; {why}")
+    if subject.logits_right is False:
+        raise NotExamined(_WHATEVER)
     return _as_own(found)
 
 
@@ -190,10 +195,11 @@ def _why(
     other_T = subject.other_tokens(prompts.second_T, 116)
     _answer(subject, other_T)
     again_V, _ = _answer(subject, prompts.second_T)
-    agreement = Agreement(subject)
-    exact_TV = reference_logits(Widened(subject.weights), subject.config, prompts.second_T)
-    agreement.compare("", again_V, exact_TV[rows], prompts.second_T, int(rows[0]))
-    if agreement.holds():
+    # Held to the limit that the first answer is beyond, and not by a little: the answers differ.
+    apart = Agreement(subject)
+    apart.compare("", again_V, got_V, prompts.second_T, int(rows[0]))
+    own = _compared(subject, prompts.second_T, again_V, at)
+    if own.status is Status.PASSED and not apart.holds():
         return "it is right after a prompt that is unlike it", named
     if _right_when_new(subject, prompts, at):
         return "of a port that is built anew it is right", named

@@ -35,7 +35,8 @@ class Learnt:
 
     Attributes:
         loss: in nats, of each part of the batch times its share, added up.
-        logits_BTV: of all its rows.
+        logits_BTV: of all its rows; without the last position where a part has none of it: who
+            takes targets is not given the last token.
         along: tensor → ⟨gradient, v⟩.
         idle: tensor → the parts of it that get no gradient at all.
     """
@@ -107,7 +108,9 @@ def learn(
     if not along:
         raise NotExamined("no gradient of a parameter that was matched to a tensor")
     loss = sum(loss * lesson.share for (loss, _), lesson in zip(outcomes, lessons, strict=True))
-    return Learnt(loss, np.concatenate([logits for _, logits in outcomes]), along, idle)
+    fewest = min(logits_BTV.shape[1] for _, logits_BTV in outcomes)
+    logits = np.concatenate([logits_BTV[:, :fewest] for _, logits_BTV in outcomes])
+    return Learnt(loss, logits, along, idle)
 
 
 class Comparison:
@@ -135,13 +138,15 @@ class Comparison:
     def _logits(
         self, what: str, got_BTV: Floats, expected_BTV: Floats, lesson: Lesson
     ) -> list[Difference]:
+        length = lesson.tokens.shape[1]
+        if {got_BTV.shape[1], expected_BTV.shape[1]} == {length, length - 1}:
+            got_BTV, expected_BTV = got_BTV[:, : length - 1], expected_BTV[:, : length - 1]
         if got_BTV.shape != expected_BTV.shape:
             shapes = f"{list(got_BTV.shape)}, not {list(expected_BTV.shape)}"
             return [Difference("logits", f"logits of {what} have shape {shapes}", math.inf)]
         agreement = Agreement(self._subject)
         for row, tokens_T in enumerate(lesson.tokens):
             real = np.ones(len(tokens_T), bool) if lesson.mask is None else lesson.mask[row] == 1
-            # A loss that drops the last token returns no logits for it.
             real = real[: got_BTV.shape[1]]
             sequence = tokens_T[: len(real)][real]
             agreement.compare(

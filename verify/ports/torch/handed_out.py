@@ -39,16 +39,18 @@ def _of_library(port: TorchModule) -> bool:
 
 
 def _states(port: TorchModule, tokens: Tokens) -> list[tuple[tuple[str, ...], Floats]]:
-    """The embedding, then the stream after each block; the last one after the last norm, where
-    transformers hands it out, and where others do not say."""
+    """The embedding, then what each block makes: the sum, or its norm in a model that norms after
+    its sums. The last one after the last norm, where transformers hands it out, and where others
+    do not say."""
     found = _asked(port, tokens, _STATES, "hidden_states")
     table = sites(port.config)
     embedded = tuple(name for name in ("embed", "ln_embed") if name in table)
     last: tuple[str, ...] = ("ln_f",) if "ln_f" in table else ()
     documented: list[tuple[str, ...]] = [embedded]
+    made = "resid_post" if port.config.norm_first else "ln_2"
     for layer in range(port.config.n_layer):
         whole = layer == port.config.n_layer - 1
-        stream: tuple[str, ...] = (f"h.{layer}.resid_post",)
+        stream: tuple[str, ...] = (f"h.{layer}.{made}",)
         if whole and last:
             stream = last if _of_library(port) else (*stream, *last)
         documented.append(stream)
