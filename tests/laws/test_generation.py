@@ -129,3 +129,50 @@ def test_a_tie_may_go_either_way() -> None:
 
     made = plain(lambda model: wrap(model, "next_logits", last), source=source)
     assert one("generation.greedy", made, source).status is Status.PASSED
+
+
+def beyond(at: Any, tokens: Any) -> Any:
+    """Beyond the context it goes on from ``tokens(ids, n_ctx)``, whose positions ``at`` makes."""
+
+    def next_logits(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
+        n_ctx = self.config.n_ctx
+        if ids.shape[1] <= n_ctx:
+            return right(ids, mask, made)
+        kept = tokens(ids, n_ctx)
+        x = self.embed(kept, at(torch.arange(kept.shape[1]), n_ctx))
+        for block in self.h:
+            x, _ = block(x, None, None)
+        return self.head(self.ln_f(x))[:, -1]
+
+    return plain(lambda model: wrap(model, "next_logits", next_logits))
+
+
+WAYS: dict[str, tuple[Any, Any]] = {
+    "rolls": (lambda at, n: at, lambda ids, n: ids[:, -n:]),
+    "clipped": (lambda at, n: at.clamp(max=n - 1), lambda ids, n: ids),
+    "wrapped": (lambda at, n: at % n, lambda ids, n: ids),
+    "one too far": (lambda at, n: (at + 1).clamp(max=n - 1), lambda ids, n: ids[:, -n:]),
+    "first tokens alone": (lambda at, n: at, lambda ids, n: ids[:, :n]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_window_that_does_not_roll_is_refuted(way: str) -> None:
+    """Each of the wrong ones makes the right tokens of most prompts, as every model does that
+    repeats one token whatever was before it."""
+    finding = one("generation.limit", beyond(*WAYS[way]))
+    expected = Status.PASSED if way == "rolls" else Status.FAILED
+    assert finding.status is expected, finding.message
+    if way == "rolls":
+        assert "of which one token less would change" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("new", "status"), [(0, Status.NOT_EXAMINED), (1, Status.PASSED), (2, Status.PASSED)]
+)
+def test_a_port_that_stops_at_the_end_of_its_context(new: int, status: Status) -> None:
+    def generate(self: Any, right: Any, ids: Any, max_new_tokens: int, **more: Any) -> Any:
+        return right(ids, min(max_new_tokens, new), **more)
+
+    made = plain(lambda model: wrap(model, "generate", generate))
+    assert one("generation.limit", made).status is status

@@ -140,6 +140,12 @@ class Apart:
     floors: float
     first_wrong: int | None
 
+    def __str__(self) -> str:
+        return (
+            f"logits[{self.position}, {self.token}] = {self.got:.9g}, should be "
+            f"{self.expected:.9g} ({self.what}; {self.floors:.3g} noise floors)"
+        )
+
 
 class Agreement:
     """Gathers comparisons of one law."""
@@ -213,10 +219,7 @@ class Agreement:
         """The worst difference, where it first shows, and what it comes from."""
         apart = self.worst
         assert apart is not None, f"{law} failed without a difference"
-        message = (
-            f"logits[{apart.position}, {apart.token}] = {apart.got:.9g}, should be "
-            f"{apart.expected:.9g} ({apart.what}; {apart.floors:.3g} noise floors); {why}"
-        )
+        message = f"{apart}; {why}"
         details |= {"comparisons": self.compared, "first_wrong": apart.first_wrong}
         return Finding(
             law,

@@ -190,11 +190,11 @@ class Evidence:
     def name(self) -> str | None:
         """The one mistake that all of it fits; None where none does, or several."""
         with np.errstate(all="ignore"):  # what is not finite fits nothing
-            shown = dict.fromkeys((n for n, fits in _READ_OFF.items() if fits(self)), _FEWEST)
+            shown = dict.fromkeys((n for n, fits in READ_OFF.items() if fits(self)), _FEWEST)
             for name, moved in self._by_rule():
                 shown[name] = max(moved, shown.get(name, 0))
         # One that fits by chance, or because it changes little here, is no name, and denies others.
-        found = explain(shown, map(_Rule, (*_READ_OFF, *MISTAKES, *OTHERS)))
+        found = explain(shown, map(_Rule, (*READ_OFF, *MISTAKES, *OTHERS)))
         return found.by.fault if found.by and shown[found.by.rule] >= _FEWEST else None
 
     @cached_property
@@ -319,7 +319,7 @@ def _scaled(evidence: Evidence) -> bool:
 
 
 #: What is told by the port's numbers alone.
-_READ_OFF: Mapping[str, Callable[[Evidence], bool]] = {
+READ_OFF: Mapping[str, Callable[[Evidence], bool]] = {
     "frozen": _frozen,
     "counted-twice": _counted_twice,
     "scaled": _scaled,

@@ -19,7 +19,13 @@ from gpt_verify.laws.padding.check import LAW as LEFT
 from gpt_verify.laws.padding.check import TRAP
 from gpt_verify.laws.padding.hypotheses import Padded, counted
 from gpt_verify.laws.padding.masks import compared
-from gpt_verify.laws.padding.steps import Layout, Lengths, stepped, ways_of_steps
+from gpt_verify.laws.padding.steps import (
+    WITH_POSITIONS,
+    Layout,
+    Lengths,
+    stepped,
+    ways_of_steps,
+)
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.port import STEP_PADDED, STEP_PADDED_AT
 from gpt_verify.reference.weights import parameter_count
@@ -47,17 +53,20 @@ def check_cached(subject: Subject) -> Iterator[Finding]:
     alone = [logits_of(subject, row[None])[0] for row in batch.sequences]
     decoded = _Decoded(subject, batch, Agreement(subject))
     every, said = splits(batch), []
+    bare: Step | None = None
+    if step is not None:
+        bare = lambda tokens, cache, mask, at: step(tokens, cache, mask)  # noqa: E731
     if step_at is not None:
         for lengths in every:
             got = decoded.rows(step_at, lengths, batch.positions)
             if not compared(
                 decoded.agreement, f"{_words(lengths)}, positions given", batch, got, alone
             ):
-                yield decoded.failed(lengths, got, alone, step_at, batch.positions)
+                found = decoded.failed(lengths, got, alone, step_at, batch.positions)
+                yield _with_a_mask_alone(decoded, bare, lengths, alone, found)
                 return
         said.append("positions given")
-    if step is not None:
-        bare: Step = lambda tokens, cache, mask, at: step(tokens, cache, mask)  # noqa: E731
+    if bare is not None:
         whole = decoded.rows(bare, every[0], batch.positions)
         derives = compared(Agreement(subject), "", batch, whole, alone)
         if not derives and step_at is None:
@@ -81,6 +90,30 @@ def check_cached(subject: Subject) -> Iterator[Finding]:
         f"rows of {widths} tokens, padded on the left, in {len(every)} splits, {' and '.join(said)}"
     )
     yield decoded.agreement.passed(LAW, what)
+
+
+def _with_a_mask_alone(
+    decoded: _Decoded,
+    bare: Step | None,
+    lengths: Lengths,
+    alone: Sequence[Floats],
+    found: Finding,
+) -> Finding:
+    """A failure with positions given; where it is a part of what goes wrong with a mask alone,
+    that."""
+    if bare is None:
+        return found
+    subject, batch = decoded.subject, decoded.batch
+    whole = decoded.rows(bare, (batch.tokens.shape[1],), batch.positions)
+    if not compared(Agreement(subject), "", batch, whole, alone):
+        return found
+    other = _Decoded(subject, batch, Agreement(subject))
+    got = other.rows(bare, lengths, batch.positions)
+    if compared(other.agreement, f"{_words(lengths)}, a mask alone", batch, got, alone):
+        return found
+    more = other.failed(lengths, got, alone, bare, batch.positions)
+    part = WITH_POSITIONS.get(more.fault or "")
+    return more if part is not None and part == found.fault else found
 
 
 def padded_batch(subject: Subject) -> Padded:

@@ -125,6 +125,11 @@ def _cached_attended(model: Any, layers: Sequence[int]) -> None:
         wrap(block.attn, "forward", forward)
 
 
+def _cache_ignored(model: Any, layers: Sequence[int]) -> None:
+    _cached_positions(model, layers)
+    _cached_attended(model, layers)
+
+
 def _padding(
     name: str,
     summary: str,
@@ -243,5 +248,10 @@ FAULTS = (
         "attended",
         "attends to padding that is in the cache",
         _cached_attended,
+    ),
+    _cached(
+        "ignored",
+        "attends to padding that is in the cache, and counts it for positions",
+        _cache_ignored,
     ),
 )

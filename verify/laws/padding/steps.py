@@ -128,6 +128,10 @@ def _of_first_row(batch: Padded, layout: Layout, n: int) -> Mask:
     return np.broadcast_to(real, (n, real.size))
 
 
+#: Fault → what is left of it where positions are handed over with each call.
+WITH_POSITIONS = {"padding-cache-ignored": "padding-cache-attended"}
+
+
 def ways_of_steps(batch: Padded) -> Iterator[Way]:
     """Every mistake that can be made with this batch and a cache."""
     counted = "positions after a cache are its length, padding included"

@@ -228,13 +228,12 @@ def _what_it_does(subject: Subject, port: Port, tokens: Tokens, taken: Floats) -
     """What a port makes of the token that it should have refused; the fault, where it is known."""
     n_ctx, n_vocab = subject.config.n_ctx, subject.config.n_vocab
     if taken.shape == (1, n_ctx, n_vocab):
-        for kept, words, name in (
-            (tokens[:, 1:], "first", "oldest"),
-            (tokens[:, :-1], "last", "newest"),
+        for kept, words, fault in (
+            (tokens[:, 1:], "first", "positions-beyond-oldest-dropped"),
+            (tokens[:, :-1], "last", "positions-beyond-newest-dropped"),
         ):
             squares_T = mean_squares(port.logits(kept)[0], taken[0])
             if subject.position_floors(squares_T, kept[0]).max() <= LIMIT_FLOORS:
-                fault = f"positions-beyond-{name}-dropped"
                 return f"the {words} one is dropped without a word", fault
     if taken.shape != (1, n_ctx + 1, n_vocab):
         return f"logits of shape {list(taken.shape)} are returned", ""

@@ -210,7 +210,7 @@ def _drops_the_same(
 
 def _failed(law: str, wrong: Sequence[Difference], named: Named | None, words: str) -> Finding:
     first = wrong[0]
-    message = first.message + (f": {words}" if words else "")
+    message = first.words + (f": {words}" if words else "")
     kinds = ", ".join(dict.fromkeys(d.kind for d in wrong))
     return Finding(
         law,

@@ -45,6 +45,27 @@ def _each_block(call: Call) -> Inject:
     return inject
 
 
+def _each_trained_block(call: Call) -> Inject:
+    """The same whenever it trains, without a switch."""
+
+    def forward(self: Any, right: Any, x: Any, past: Any, real: Any) -> Any:
+        return call(self, right, x, past, real) if _trains(self) else right(x, past, real)
+
+    def inject(model: Any, layers: Sequence[int]) -> None:
+        for block in model.blocks(layers):
+            wrap(block, "forward", forward)
+
+    return inject
+
+
+def _both(*every: Inject) -> Inject:
+    def inject(model: Any, layers: Sequence[int]) -> None:
+        for one in every:
+            one(model, layers)
+
+    return inject
+
+
 def _all_seen(wanted: Callable[[Any], bool]) -> Inject:
     """No causal mask where it is wanted so."""
 
@@ -95,18 +116,23 @@ def _otherwise_again(block: Any, right: Any, x: Any, past: Any, real: Any) -> An
     return _again(run, x)
 
 
-def _positions_lost(model: Any, layers: Sequence[int]) -> None:
-    _each_block(lambda block, right, x, past, real: _again(lambda x: right(x, past, real), x))(
-        model, layers
-    )
+def _as_it_is(block: Any, right: Any, x: Any, past: Any, real: Any) -> Any:
+    return _again(lambda x: right(x, past, real), x)
+
+
+def _checkpoints(model: Any) -> bool:
+    return _trains(model) and any(block.gradient_checkpointing for block in model.h)
+
+
+def _positions_lost(wanted: Callable[[Any], bool]) -> Inject:
+    """Positions count the padding where it is wanted so."""
 
     def embed(self: Any, right: Any, ids: Any, at: Any) -> Any:
-        on = any(block.gradient_checkpointing for block in self.blocks(layers))
-        if on and _trains(self):
+        if wanted(self):
             at = torch.arange(ids.shape[1], device=ids.device)
         return right(ids, at)
 
-    wrap(model, "embed", embed)
+    return lambda model, layers: wrap(model, "embed", embed)
 
 
 def _drawn_anew(model: Any, layers: Sequence[int]) -> None:
@@ -121,11 +147,11 @@ def _drawn_anew(model: Any, layers: Sequence[int]) -> None:
         )
 
 
-def _loss_scaled(model: Any, layers: Sequence[int]) -> None:
+def _loss_scaled(wanted: Callable[[Any], bool]) -> Inject:
     def loss(self: Any, right: Any, logits: Any, labels: Any) -> Any:
-        return right(logits, labels) / (4 if _trains(self) else 1)
+        return right(logits, labels) / (4 if wanted(self) else 1)
 
-    wrap(model, "loss", loss)
+    return lambda model, layers: wrap(model, "loss", loss)
 
 
 def _embedding_detached(model: Any, layers: Sequence[int]) -> None:
@@ -184,7 +210,34 @@ FAULTS = (
         "training-loss-scaled",
         _MODE,
         "divides the loss by the number of steps of accumulation when it trains",
-        _loss_scaled,
+        _loss_scaled(_trains),
+    ),
+    _training(
+        "training-loses-padding",
+        _MODE,
+        "calls its blocks without the mask of padding when it trains",
+        _each_trained_block(lambda block, right, x, past, real: right(x, past, None)),
+    ),
+    _training(
+        "training-loses-positions",
+        _MODE,
+        "does not hand on positions when it trains",
+        _positions_lost(_trains),
+    ),
+    _training(
+        "training-loses-padding-and-positions",
+        _MODE,
+        "hands on neither positions nor the mask of padding when it trains",
+        _both(
+            _each_trained_block(lambda block, right, x, past, real: right(x, past, None)),
+            _positions_lost(_trains),
+        ),
+    ),
+    _training(
+        "training-recomputes-otherwise",
+        _MODE,
+        "always computes its blocks again in the backward pass, and then something else",
+        _each_trained_block(_otherwise_again),
     ),
     _training(
         "training-checkpointing-no-causal-mask",
@@ -203,7 +256,19 @@ FAULTS = (
         "training-checkpointing-loses-positions",
         _AGAIN,
         "does not hand on positions where it checkpoints",
-        _positions_lost,
+        _both(_each_block(_as_it_is), _positions_lost(_checkpoints)),
+    ),
+    _training(
+        "training-checkpointing-loses-padding-and-positions",
+        _AGAIN,
+        "hands on neither positions nor the mask of padding where it checkpoints",
+        _both(_each_block(_without_padding), _positions_lost(_checkpoints)),
+    ),
+    _training(
+        "training-checkpointing-loss-scaled",
+        _AGAIN,
+        "divides the loss by a number where it checkpoints",
+        _both(_each_block(_as_it_is), _loss_scaled(_checkpoints)),
     ),
     _training(
         "training-checkpointing-detached",

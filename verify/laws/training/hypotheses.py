@@ -23,7 +23,6 @@ from gpt_verify.port import Lesson
 _EVERYTHING = Way(
     "no causal mask",
     sources=lambda before, n: np.ones((n, sum(before) + n), np.bool_),
-    fault="no-causal-mask",
 )
 
 
@@ -50,7 +49,7 @@ class Evidence:
 
     def __init__(self, subject: Subject, checkpointing: bool) -> None:
         self.subject = subject
-        self.mode = "training-checkpointing" if checkpointing else "training"
+        self.checkpointing = checkpointing
         self.plain: Seen | None = None
         self.padded: Seen | None = None
 
@@ -73,7 +72,7 @@ class Evidence:
 
 def named_by(evidence: Evidence) -> tuple[Named | None, str]:
     """The fault, and what is said of it; nothing where none fits, or several do."""
-    found = explain(evidence, [_Mistake(evidence.mode, *row) for row in _MISTAKES])
+    found = explain(evidence, [_Mistake(evidence.checkpointing, *row) for row in _MISTAKES])
     if found.by is None:
         return None, found.description
     return naming(found.by.fault), found.by.description
@@ -84,30 +83,29 @@ class _Mistake:
     """One that is made in a mode.
 
     Attributes:
-        mode: ``training`` or ``training-checkpointing``.
-        name: of the fault, without the mode.
+        checkpointing: in the mode activations are computed again.
+        plain, again: the faults without checkpointing and with it.
         words: what is said of it.
         does: whether a port that has it learns so.
-        modes: in which it is known.
     """
 
-    mode: str
-    name: str
+    checkpointing: bool
+    plain: str
+    again: str
     words: str
     does: Callable[[Evidence], bool]
-    modes: tuple[str, ...] = ("training", "training-checkpointing")
 
     @property
     def fault(self) -> str:
-        return f"{self.mode}-{self.name}"
+        return self.again if self.checkpointing else self.plain
 
     @property
     def description(self) -> str:
-        where = "in training mode" if self.mode == "training" else "with checkpointing"
+        where = "with checkpointing" if self.checkpointing else "in training mode"
         return f"{where} {self.words}"
 
     def fits(self, evidence: Evidence) -> float | None:
-        return 0.0 if self.mode in self.modes and self.does(evidence) else None
+        return 0.0 if self.does(evidence) else None
 
 
 def _no_causal_mask(evidence: Evidence) -> bool:
@@ -203,16 +201,47 @@ def _scaled(evidence: Evidence) -> bool:
     return all(abs(factor - nearest) <= rounding * abs(nearest) for factor in factors)
 
 
-_MISTAKES: tuple[tuple[str, str, Callable[[Evidence], bool]], ...] = (
-    ("no-causal-mask", "each token sees those after it", _no_causal_mask),
-    ("loses-padding", "the mask of padding is not handed on", _as_without(without_mask)),
-    ("loses-positions", "positions count the padding", _as_without(_counted)),
+_MISTAKES: tuple[tuple[str, str, str, Callable[[Evidence], bool]], ...] = (
     (
-        "loses-padding-and-positions",
+        "training-no-causal-mask",
+        "training-checkpointing-no-causal-mask",
+        "each token sees those after it",
+        _no_causal_mask,
+    ),
+    (
+        "training-loses-padding",
+        "training-checkpointing-loses-padding",
+        "the mask of padding is not handed on",
+        _as_without(without_mask),
+    ),
+    (
+        "training-loses-positions",
+        "training-checkpointing-loses-positions",
+        "positions count the padding",
+        _as_without(_counted),
+    ),
+    (
+        "training-loses-padding-and-positions",
+        "training-checkpointing-loses-padding-and-positions",
         "mask and positions are not handed on",
         _as_without(_counted_without_mask),
     ),
-    ("detached", "gradients do not reach all tensors", _detached),
-    ("recomputes-otherwise", "the backward pass is not that of the forward pass", _recomputed),
-    ("loss-scaled", "the loss is multiplied by a number", _scaled),
+    (
+        "training-detached",
+        "training-checkpointing-detached",
+        "gradients do not reach all tensors",
+        _detached,
+    ),
+    (
+        "training-recomputes-otherwise",
+        "training-checkpointing-recomputes-otherwise",
+        "the backward pass is not that of the forward pass",
+        _recomputed,
+    ),
+    (
+        "training-loss-scaled",
+        "training-checkpointing-loss-scaled",
+        "the loss is multiplied by a number",
+        _scaled,
+    ),
 )

@@ -53,13 +53,13 @@ class Difference:
 
     Attributes:
         kind: ``logits``, ``loss`` or ``gradient``.
-        message: which number, and what it should be.
+        words: which number, and what it should be.
         floors: how far they are apart, in noise floors.
         tensors: whose derivatives differ.
     """
 
     kind: str
-    message: str
+    words: str
     floors: float
     tensors: tuple[str, ...] = ()
 
@@ -156,8 +156,7 @@ class Comparison:
         self.same_bits &= not agreement.unequal
         if agreement.holds():
             return []
-        finding = agreement.failed("", "")
-        return [Difference("logits", finding.message.removesuffix("; "), agreement.floors)]
+        return [Difference("logits", str(agreement.worst), agreement.floors)]
 
     def _loss(self, what: str, got: Learnt, expected: Learnt, lesson: Lesson) -> list[Difference]:
         if got.loss == expected.loss:
