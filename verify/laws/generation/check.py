@@ -25,6 +25,8 @@ Floats = NDArray[np.floating]
 
 #: Tokens of a prompt, and those that are generated, at most.
 PROMPT, NEW = 7, 6
+#: Prompts among which one is looked for whose rows generate different tokens.
+ATTEMPTS = 8
 #: A context of so many tokens is looked at in more rows.
 SHORT_CONTEXT = 128
 #: Tokens beyond the context that hang on what is read, after which no more prompts are tried.
@@ -93,13 +95,10 @@ def _finite(subject: Subject, prompt: Prompt) -> bool:
 
 @refuting("generation.end")
 def check_end(subject: Subject) -> Iterator[Finding]:
-    """The token that a row would generate in its middle ends it."""
-    law, prompt = "generation.end", _prompt(subject, 2)
-    free = subject.offers[GENERATE](prompt)
-    if free.shape != (2, prompt.new):
-        raise NotExamined("it does not generate as many tokens as it is asked for")
-    end = int(free[0, prompt.new // 2])
-    alone = replace(prompt, tokens=prompt.tokens[:1], end=end)
+    """A token that one row would generate, and the other would not, ends the one."""
+    law = "generation.end"
+    prompt, end, row = _ending(subject)
+    alone = replace(prompt, tokens=prompt.tokens[row : row + 1], end=end)
     for batch in (alone, replace(prompt, end=end)):
         got = subject.offers[GENERATE](batch)
         for row, tokens_T in enumerate(batch.tokens):
@@ -108,6 +107,27 @@ def check_end(subject: Subject) -> Iterator[Finding]:
                 yield what
                 return
     yield Finding(law, Status.PASSED, f"token {end} ends a row where it is generated, and no other")
+
+
+def _ending(subject: Subject) -> tuple[Prompt, int, int]:
+    """A prompt of two rows, a token, and the row that it ends before the last step.
+
+    Most models soon repeat one token, the same in both rows; then nothing shows who ends the other
+    row. Without a prompt that tells, the middle token of the first row.
+    """
+    found: tuple[Prompt, int, int] | None = None
+    for attempt in range(ATTEMPTS):
+        prompt = _prompt(subject, 2, attempt)
+        free = subject.offers[GENERATE](prompt)
+        if free.shape != (2, prompt.new):
+            raise NotExamined("it does not generate as many tokens as it is asked for")
+        for row, other in ((0, 1), (1, 0)):
+            for token in free[row, :-1]:
+                if token not in free[other]:
+                    return prompt, int(token), row
+        found = found or (prompt, int(free[0, prompt.new // 2]), 0)
+    assert found is not None, "there is one attempt at least"
+    return found
 
 
 def _ended(
@@ -210,12 +230,13 @@ def _beyond(subject: Subject, row: int, prompt_T: Tokens, got: Tokens) -> str | 
     return None
 
 
-def _prompt(subject: Subject, rows: int) -> Prompt:
+def _prompt(subject: Subject, rows: int, attempt: int = 0) -> Prompt:
     n_ctx = subject.config.n_ctx
     if n_ctx < 2:
         raise NotExamined("a context of one token has no prompt and no next token")
     length = min(PROMPT, max(1, n_ctx // 2))
-    return Prompt(subject.tokens(rows, length, 68), min(NEW, n_ctx - length))
+    key = (68, attempt) if attempt else (68,)
+    return Prompt(subject.tokens(rows, length, *key), min(NEW, n_ctx - length))
 
 
 def _judged(subject: Subject, law: str, prompt: Prompt, rows: list[Tokens]) -> Finding:
