@@ -47,6 +47,12 @@ def test_a_fault_is_refuted_and_named(name: str) -> None:
     assert finding.fault == name, finding.message
 
 
+def test_positions_that_count_the_padding_are_a_convention() -> None:
+    finding = one("generation.padded", faulty("padding-positions-counted"))
+    assert finding.status is Status.PASSED, finding.message
+    assert "see positions.padding" in finding.message
+
+
 class NanoGPT(torch.nn.Module):
     """Its ``generate``: sampled among the best, of a window of the last tokens."""
 

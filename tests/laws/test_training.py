@@ -12,10 +12,11 @@ from models import CONFIG, checkpoint
 from plain_ports import faulty, plain
 from subjects import hold, port
 
+from gpt_verify.faults.inject import wrap
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.laws.table import CHECKS
-from gpt_verify.port import MODES
+from gpt_verify.port import IGNORED, MODES
 from gpt_verify.reference import Config
 
 PARTS = [part.id for part in CHECKS if part.id.startswith("training.")]
@@ -44,6 +45,34 @@ def test_a_fault_is_refuted_and_named(name: str) -> None:
     finding = one(law, faulty(name))
     assert finding.status is Status.FAILED, finding.message
     assert finding.fault == name, finding.message
+
+
+def test_it_is_refuted_after_its_derivatives_were_taken() -> None:
+    """What took those away was once left behind: zeros were then compared with zeros."""
+    made = faulty("training-detached")
+    hold("gradient", made)
+    (finding,) = hold("training.mode", made)
+    assert finding.status is Status.FAILED, finding.message
+    assert finding.fault == "training-detached"
+    right = plain()
+    hold("gradient", right)
+    right.module(torch.tensor([[1, 2, 3]]))["logits"].sum().backward()
+    assert all(p.grad is not None for p in right.module.parameters())
+
+
+def test_a_wrong_loss_is_not_taken_for_lost_gradients() -> None:
+    """Where the loss of the parts is wrong already, gradients that are lost explain nothing."""
+
+    def build(model: Any) -> None:
+        def loss(self: Any, right: Any, logits: Any, labels: Any) -> Any:
+            return right(logits, labels) * (2 if (labels == IGNORED).any() else 1)
+
+        wrap(model, "loss", loss)
+        CATALOGUE["training-gradients-zeroed"].put_into(model, [0])
+
+    (finding,) = hold("training.accumulation", plain(build))
+    assert finding.status is Status.FAILED
+    assert finding.fault is None, finding.message
 
 
 @pytest.mark.parametrize(

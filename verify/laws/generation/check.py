@@ -18,7 +18,7 @@ from gpt_verify.laws.agreement import LIMIT_PAIR, logits_of, refuting
 from gpt_verify.laws.generation.hypotheses import Evidence, named_by
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.numerics.scores import limit_max
-from gpt_verify.port import GENERATE, PADDED, Prompt
+from gpt_verify.port import GENERATE, PADDED, PADDED_AT, Prompt
 
 Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
@@ -79,9 +79,37 @@ def check_padded(subject: Subject) -> Iterator[Finding]:
     prompt = replace(whole, tokens=tokens, mask=mask.astype(np.int64))
     rows = [row[real] for row, real in zip(tokens, mask, strict=True)]
     found = _judged(subject, "generation.padded", prompt, rows)
+    if found.status is Status.FAILED and PADDED_AT in subject.offers:
+        found = _as_its_mask_says(subject, prompt) or found
     if found.status is Status.FAILED and not _finite(subject, prompt):
         raise NotExamined("its logits of padded batches are not finite: see positions.padding")
     yield found
+
+
+def _as_its_mask_says(subject: Subject, prompt: Prompt) -> Finding | None:
+    """Whether it generates what its own logits with a mask alone say; None where it does not.
+
+    Of a port that takes positions, these may be counted from the first token where none are given,
+    which is no fault (``positions.padding``).
+    """
+    padded = subject.offers.get(PADDED)
+    assert prompt.mask is not None, "it is padded"
+    if padded is None:
+        return None
+    got = subject.offers[GENERATE](prompt)
+    if got.shape != (len(prompt.tokens), prompt.new):
+        return None
+    tokens, width = np.concatenate([prompt.tokens, got], axis=1), prompt.tokens.shape[1]
+    mask = np.concatenate([prompt.mask, np.ones_like(got)], axis=1)
+    logits = padded(tokens[:, :-1], mask[:, :-1])[:, width - 1 :]
+    for row, real in enumerate(mask[:, :-1] == 1):
+        sequence = tokens[row, :-1][real]
+        first = len(sequence) - prompt.new
+        if _unlikely(subject, row, sequence, first, logits[row], got[row]) is not None:
+            return None
+    said = f"{got.size} tokens, the likeliest by the port's own logits with a mask alone"
+    trap = "they are not those that each row has alone: see positions.padding"
+    return Finding("generation.padded", Status.PASSED, f"{said}; {trap}")
 
 
 def _finite(subject: Subject, prompt: Prompt) -> bool:
@@ -262,15 +290,24 @@ def _wrong(subject: Subject, row: int, before_T: Tokens, new: Tokens) -> Wrong |
     for step, token in enumerate(new):
         if not 0 <= token < n_vocab:
             return Wrong(row, step, int(token), -1, float("inf"), 0.0)
-    logits = logits_of(subject, whole[None, :-1])[0, len(before_T) - 1 :].astype(np.float64)
+    logits = logits_of(subject, whole[None, :-1])[0, len(before_T) - 1 :]
+    return _unlikely(subject, row, whole[:-1], len(before_T) - 1, logits, new)
+
+
+def _unlikely(
+    subject: Subject, row: int, tokens_T: Tokens, first: int, logits: Floats, new: Tokens
+) -> Wrong | None:
+    """The first of these tokens that is not the likeliest by these logits, float[N, V], of the
+    positions from ``first`` on; None where all are."""
+    logits = logits.astype(np.float64)
     if np.array_equal(logits.argmax(axis=-1), new):
         return None
-    measured = subject.measured(whole[:-1], len(before_T) - 1)
+    measured = subject.measured(tokens_T, first)
     for step, (token, logits_V) in enumerate(zip(new, logits, strict=True)):
         best = int(logits_V.argmax())
         margin = float(logits_V[best] - logits_V[token])
         noise = measured.rms_T[step] * (measured.token_V[best] + measured.token_V[token])
-        allowed = LIMIT_PAIR * limit_max(n_vocab) * float(noise)
+        allowed = LIMIT_PAIR * limit_max(subject.config.n_vocab) * float(noise)
         if margin > allowed:
             return Wrong(row, step, int(token), best, margin, allowed)
     return None

@@ -64,8 +64,11 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
     what = f"{len(parts[0].tokens)} + {len(parts[1].tokens)} rows, added up"
     wrong = comparison.differences(what, got, expected, whole, every / total)
     if wrong:
-        last = learn(subject, shares[1:])
-        fault = "training-gradients-zeroed" if last.along == got.along else None
+        fault = None
+        # Where a loss is wrong as well, or nothing is learnt at all, that is something else.
+        if all(d.kind == "gradient" for d in wrong) and any(got.along.values()):
+            last = learn(subject, shares[1:])
+            fault = "training-gradients-zeroed" if last.along == got.along else None
         yield _failed(law, wrong, naming(fault), _WORDS.get(fault or "", ""))
         return
     try:

@@ -37,7 +37,7 @@ FAULTS = (
         "head-hidden",
         "storage",
         "multiplies with a copy of wte that no list of parameters shows, in a buffer or a closure",
-        entails=("head-detached",),
+        entails=("head-detached", "resizing-leaves-head"),
     ),
     _tying(
         "head-part-hidden",

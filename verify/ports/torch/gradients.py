@@ -7,9 +7,10 @@ so nothing is put in the place of anything, and a part that was detached is seen
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -243,13 +244,15 @@ class Arriving:
         # Whoever trains while the backward pass runs must not do so now.
         self._before = [(p, p.grad, p._post_accumulate_grad_hooks) for p in leaves]
         for p in leaves:
-            p.grad = p._post_accumulate_grad_hooks = None
+            p.grad = None
+            set_hooks(p, None)
             if p.is_leaf and p.requires_grad:
                 p.register_post_accumulate_grad_hook(self._accumulated)
 
     def __exit__(self, *_: object) -> None:
         for p, grad, hooks in self._before:
-            p.grad, p._post_accumulate_grad_hooks = grad, hooks
+            p.grad = grad
+            set_hooks(p, hooks)
 
     def _accumulated(self, leaf: torch.Tensor) -> None:
         value, leaf.grad = leaf.grad, None
@@ -293,6 +296,17 @@ class Arriving:
         if self._scale != 1 and not np.isfinite(array).all():
             self.finite = False
         return array
+
+
+def set_hooks(parameter: torch.Tensor, hooks: Any) -> None:
+    """What is called when a derivative has been added up in a parameter; nothing where None.
+
+    None alone takes nothing away: torch goes on to call what was registered before. A dictionary
+    that is empty takes its place first.
+    """
+    if hooks is None:
+        parameter._post_accumulate_grad_hooks = OrderedDict()
+    parameter._post_accumulate_grad_hooks = hooks
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,13 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gpt_verify.errors import described
 from gpt_verify.port import IGNORED, Floats, GradientSink, Lesson, NotExamined, TrainingMode
-from gpt_verify.ports.torch.gradients import Arriving, Differentiation, overwrites, wide
+from gpt_verify.ports.torch.gradients import (
+    Arriving,
+    Differentiation,
+    overwrites,
+    set_hooks,
+    wide,
+)
 from gpt_verify.ports.torch.outputs import logits_of, member
 from gpt_verify.ports.torch.state import kept
 from gpt_verify.ports.torch.styles import Targets, scalar_of, takes_of
@@ -188,12 +194,14 @@ class Training:
         leaves = [p for p in self._port.module.parameters() if p.is_floating_point()]
         before = [(p, p.grad, p._post_accumulate_grad_hooks) for p in leaves]
         for p in leaves:
-            p.grad = p._post_accumulate_grad_hooks = None
+            p.grad = None
+            set_hooks(p, None)
         try:
             yield leaves
         finally:
             for p, grad, hooks in before:
-                p.grad, p._post_accumulate_grad_hooks = grad, hooks
+                p.grad = grad
+                set_hooks(p, hooks)
 
     def _tensor(self, ids: Any) -> torch.Tensor:
         return torch.as_tensor(np.ascontiguousarray(ids, np.int64), device=self._port.device)
