@@ -302,7 +302,7 @@ def _unlikely(
     logits = logits.astype(np.float64)
     if np.array_equal(logits.argmax(axis=-1), new):
         return None
-    measured = subject.measured(tokens_T, first)
+    measured = subject.measured(tokens_T.astype(np.int64), first)
     for step, (token, logits_V) in enumerate(zip(new, logits, strict=True)):
         best = int(logits_V.argmax())
         margin = float(logits_V[best] - logits_V[token])
