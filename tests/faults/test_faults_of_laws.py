@@ -59,7 +59,8 @@ def test_what_only_follows_from_a_fault_is_not_named_beside_it(name: str) -> Non
     if name in ("tying-head-hidden", "tying-lookup-hidden"):
         assert named == {name, *entailed}
         assert {"tying.storage", "tying.gradient"} <= set(cause.where)
-    assert left_over(report, None) == []
+    if CATALOGUE[name].law != "tying.value":  # what is wrong in the forward pass needs a proof
+        assert left_over(report, None) == []
 
 
 #: Every law of tying or of derivatives fails with one of these: a mistake in the backward pass in
