@@ -32,8 +32,8 @@ FOLLOW_TENSORS = frozenset(("weights.count", "weights.accounted", "tying.value")
 #: derivatives follows; a head of its own is found by each law of tying in its own way.
 GO_WITH: Mapping[str, frozenset[str]] = {
     "gradient": frozenset(("tying.gradient", "causality.gradient", "symmetry.gradient")),
-    "tying.value": frozenset(("tying.storage", "tying.graph", "tying.gradient")),
-    "tying.storage": frozenset(("tying.graph", "tying.gradient", "tying.persistence")),
+    "tying.value": frozenset(("tying.storage", "tying.graph", "tying.gradient", "resizing")),
+    "tying.storage": frozenset(("tying.graph", "tying.gradient", "tying.persistence", "resizing")),
     "tying.gradient": frozenset(("tying.graph",)),
 }
 #: Faults of one end of wte → where the law of the gradient sees them.

@@ -83,7 +83,7 @@ class Diagnosis:
         right = _right(findings, config)
         judged = right | {f.site for f in failed if f.site}
         denied = partial(_denied, right, judged, config)
-        found = causes(left, denied, partial(_elsewhere, right, config))
+        found = _taking(causes(left, denied, partial(_elsewhere, right, config)), named)
         explained = {site for cause in found for site in cause.sites}
         self.causes: list[Cause] = [
             *found,
@@ -133,6 +133,17 @@ def _without_entailed(named: Mapping[str, list[str]]) -> dict[str, list[str]]:
         for other in CATALOGUE[fault].entails if fault in CATALOGUE else ():
             left[fault] += left.pop(other, [])
     return left
+
+
+def _taking(found: Sequence[Cause], named: dict[str, list[str]]) -> list[Cause]:
+    """The causes that were found at sites; laws that name what only follows from one go with it,
+    and are taken out of ``named``."""
+    made = []
+    for cause in found:
+        entailed = CATALOGUE[cause.fault].entails if cause.fault in CATALOGUE else ()
+        laws = [law for other in entailed for law in named.pop(other, ())]
+        made.append(replace(cause, laws=(*cause.laws, *laws)) if laws else cause)
+    return made
 
 
 def _right(findings: Sequence[Finding], config: Config | None) -> set[str]:

@@ -112,7 +112,7 @@ def _pairs(before: _Run, after: _Run, every: Sequence[Derivative]) -> Iterator[_
         if not np.isfinite(one) or (before.arithmetic == "float16" and not np.isfinite(other)):
             continue  # the law of the gradient says so
         # Both are noisy.
-        error = float(np.sqrt(2) * known.noise(before.finer))
+        error = float(np.sqrt(2) * known.error(before.finer))
         yield _Pair(what_of(known), one, other, error)
 
 

@@ -72,6 +72,7 @@ FAULTS = (
         "by-data",
         "persistence",
         "ties by .data: two parameters in one memory, which copying and casting part",
+        entails=("resizing-leaves-head",),
     ),
     _tying(
         "parted-by-loading",
