@@ -6,5 +6,5 @@ numbers, so that neither is forgotten: ``tests/scripts/test_figures.py`` fails u
 said.
 """
 
-VERSION = 5
+VERSION = 6
 SOURCE = "b79bc53e54b3754670b11412b41fb4fb8b628486795d7d3de6e4693c323adef7"
