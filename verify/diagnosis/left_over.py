@@ -24,7 +24,21 @@ FOLLOW = frozenset(
 )
 #: The same where a fault rounds coarsely: two ways to the same logits differ by a bit before it,
 #: and by a step after it.
-FOLLOW_QUANTISING = frozenset(("cache", "batch", "calls", "lengths", "positions", "device"))
+FOLLOW_QUANTISING = frozenset(
+    (
+        "cache",
+        "batch",
+        "calls",
+        "lengths",
+        "positions",
+        "device",
+        "determinism",
+        "generation",
+        "history",
+        "resizing",
+        "training",
+    )
+)
 #: The same where what is wrong is a tensor.
 FOLLOW_TENSORS = frozenset(("weights.count", "weights.accounted", "tying.value"))
 #: Law of a fault of tying or of derivatives → laws that fail with it. A mistake in the backward
