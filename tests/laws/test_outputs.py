@@ -47,6 +47,13 @@ def test_the_last_state_may_be_either_where_nobody_says() -> None:
     assert finding.status is Status.PASSED, finding.message
 
 
+def test_what_may_be_a_site_that_was_not_seen_is_not_judged() -> None:
+    """Of a head that reads a hidden copy nobody sees ``ln_f``, which the last state is."""
+    (finding,) = hold("outputs.states", faulty("tying-head-hidden"))
+    assert finding.status is Status.PASSED, finding.message
+    assert finding.message.startswith("hidden_states[0] to hidden_states[2], ")
+
+
 def test_too_few_states() -> None:
     def fewer(self: Any, right: Any, streams: Any, normed: Any) -> Any:
         return right(streams, normed)[1:]
