@@ -74,6 +74,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Checkpoints": ("open_checkpoint", "Checkpoint"),
     "A port of your own": (
         *("Port", "Parameter", "Capability", "LOSS", "STEP", "PADDED", "PADDED_AT"),
+        *("MASKED", "STEP_PADDED", "STEP_PADDED_AT"),
         *("IGNORED", "NotExamined", "ProcessPort", "HttpPort"),
     ),
     "Errors": (

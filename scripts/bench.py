@@ -1,13 +1,12 @@
-"""Time and memory of a full verification, as ratios to what people do instead.
+"""Time and memory of a full verification, as ratios to the scripts that people write by hand.
 
-    python scripts/bench.py                       # 124M shape, 128 tokens, against a naive script
-    python scripts/bench.py --own huggingface-sdpa --size 1558M --rounds 1
+    python scripts/bench.py --json docs/results/bench-124M.json          # of OpenAI's 124M shape
+    python scripts/bench.py --family qwen3 --size 0.6B --json docs/results/bench-qwen3-0.6B.json
+    python scripts/bench.py --page docs/benchmarks.md                    # the table, from both
 
-The first form runs ``gpt-verify run`` on a pair (OpenAI's checkpoint and Hugging Face's directory;
-every weight, every site, float64 and float32), the same with OpenAI's graph in TensorFlow as a
-second port, and ``bench_naive.py``, which loads the two and compares the logits. The second form
-compares the peak memory of verifying one port with that of the port alone. All figures are of
-whole process trees; only ratios of one run mean anything on a shared machine.
+What is measured are the commands that the README gives, with every law, in turns with a script that
+loads both models and compares their logits (``bench_naive.py``, ``bench_naive_family.py``). All
+figures are of whole process trees; only ratios of one run mean anything on a shared machine.
 """
 
 from __future__ import annotations
@@ -22,14 +21,21 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from gpt_verify.checkpoint.synthetic import resolve_size, synthesize
+from gpt_verify.checkpoint.synthetic import resolve_size, synthesize, synthesize_family
 from gpt_verify.judging.run import environment
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "docs" / "results"
+#: Of the two comparisons by hand: tokens. The longer one is a whole context of GPT-2.
+SHORT, LONG = 128, 1024
+#: The results in the table.
+SHOWN = ("bench-124M.json", "bench-qwen3-0.6B.json")
 #: Between two looks at the memory, in seconds; and the part of the time that they may take.
 INTERVAL_S, LOOKING = 0.02, 0.02
 _OWN = """
@@ -67,6 +73,7 @@ def measure(command: list[str]) -> Figures:
         watcher = threading.Thread(target=_watch, args=(child.pid, peak, done))
         watcher.start()
         _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
         done.set()
         watcher.join()
         wall = time.perf_counter() - start
@@ -116,97 +123,133 @@ def write_between(page: Path, name: str, lines: Sequence[str]) -> None:
     page.write_text(text, encoding="utf-8")
 
 
-def compare(commands: dict[str, list[str]], rounds: int) -> dict[str, list[Figures]]:
-    """Run the commands in turn, after one round that is not counted where there are several."""
-    figures: dict[str, list[Figures]] = {name: [] for name in commands}
+@dataclass(frozen=True)
+class Verification:
+    """A command of ``gpt-verify``, and what it is measured against.
+
+    Attributes:
+        words: what stands in the table.
+        argv: the command.
+        naive: the script by hand.
+    """
+
+    words: str
+    argv: list[str]
+    naive: list[str]
+
+
+def verifications(where: Path, family: bool) -> list[Verification]:
+    """What is measured.
+
+    Args:
+        where: ``openai`` and ``huggingface`` below it; of a family, the checkpoint itself.
+    """
+    python = sys.executable
+    run = [python, "-m", "gpt_verify", "run", "--quiet", "--checkpoint"]
+    short = ["--length", str(SHORT)]
+    if family:
+        naive = [python, str(HERE / "bench_naive_family.py"), str(where), str(SHORT)]
+        words = f"`run --checkpoint DIR --port huggingface-sdpa --length {SHORT}`"
+        argv = [*run, str(where), "--port", "huggingface-sdpa", *short]
+        return [Verification(words, argv, naive)]
+    pair = [str(where / "openai"), str(where / "huggingface")]
+    by_hand = [python, str(HERE / "bench_naive.py"), *pair]
+    one = [*run, pair[0], "--port", f"huggingface-sdpa={pair[1]}"]
+    both = [*one, "--port", f"huggingface-eager={pair[1]}"]
+    words = "run --checkpoint openai --port huggingface-sdpa=DIR"
+    return [
+        Verification(f"`{words} --length {SHORT}`", [*one, *short], [*by_hand, str(SHORT)]),
+        Verification(f"`{words}`", one, [*by_hand, str(LONG)]),
+        Verification(f"`{words} --port huggingface-eager=DIR`", both, [*by_hand, str(LONG)]),
+    ]
+
+
+def compare(
+    commands: Sequence[Verification], rounds: int
+) -> dict[str, list[tuple[Figures, Figures]]]:
+    """Each command and its script in turn, after one round that is not counted where there are
+    several."""
+    found: dict[str, list[tuple[Figures, Figures]]] = {}
     for index in range(rounds + (rounds > 1)):
-        for name, command in commands.items():
-            result = measure(command)
+        for command in commands:
+            pair = measure(command.argv), measure(command.naive)
             if index or rounds == 1:
-                figures[name].append(result)
-                print(
-                    f"  {name}: {result.wall_s:.1f} s, {result.cpu_s:.1f} s CPU, "
-                    f"{result.peak_mb:,.0f} MB",
-                    flush=True,
+                found.setdefault(command.words, []).append(pair)
+                shown = " against ".join(
+                    f"{f.wall_s:.1f} s, {f.cpu_s:.1f} s CPU, {f.peak_mb:,.0f} MB" for f in pair
                 )
-    return figures
+                print(f"  {command.words}: {shown}", flush=True)
+    return found
 
 
-def ratio(ours: list[Figures], theirs: list[Figures]) -> dict[str, float]:
+def ratios(rounds: Sequence[tuple[Figures, Figures]]) -> dict[str, float]:
     """Median over the rounds of ours ÷ theirs, each pair from the same round."""
     return {
-        field: statistics.median(
-            getattr(a, field) / getattr(b, field) for a, b in zip(ours, theirs, strict=True)
-        )
+        field: statistics.median(getattr(a, field) / getattr(b, field) for a, b in rounds)
         for field in ("wall_s", "cpu_s", "peak_mb")
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="124M", help="124M, 355M, 774M, 1558M or V,P,D,H,L")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="directory made by `gpt-verify synth --format both`"
-    )
-    parser.add_argument("--length", type=int, default=128, help="tokens")
+def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line a command."""
+    lines = [
+        "| shape | command | rounds | time ÷ by hand | CPU ÷ by hand | peak memory ÷ by hand |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for result in results:
+        for words, of in result["ratios"].items():
+            times = " | ".join(f"{of[field]:.2f}" for field in ("wall_s", "cpu_s", "peak_mb"))
+            rounds = len(result["figures"][words])
+            lines.append(f"| {result['size']} | {words} | {rounds} | {times} |")
+    return lines
+
+
+@contextmanager
+def _checkpoint(size: str, family: str | None, where: Path | None) -> Iterator[Path]:
+    if where is not None:
+        yield where
+        return
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made) / "checkpoint"
+        if family is not None:
+            synthesize_family(path, family, size, 1)
+        else:
+            synthesize(path, resolve_size(size), 1, format="both")
+        yield path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", default="124M", help="as `gpt-verify synth --size` takes it")
+    parser.add_argument("--family", metavar="NAME", help="as `gpt-verify synth --family` takes it")
+    parser.add_argument("--checkpoint", type=Path, help="where the synthetic one of that size is")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--own", metavar="PORT", help="compare with this port alone")
+    parser.add_argument("--only", type=int, action="append", help="the first, second, … command")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    parser.add_argument("--page", type=Path, help="write its table from docs/results")
+    arguments = parser.parse_args(argv)
+    if arguments.page:
+        made = [json.loads((RESULTS / name).read_text()) for name in SHOWN]
+        write_between(arguments.page, "bench", table(made))
+        return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["HF_HUB_OFFLINE"] = "1"
-
-    with tempfile.TemporaryDirectory() as made:
-        where = arguments.checkpoint
-        if where is None:
-            where = Path(made) / "checkpoint"
-            synthesize(
-                where, resolve_size(arguments.size), 1, format="openai" if arguments.own else "both"
-            )
-        openai = where / "openai" if (where / "openai").is_dir() else where
-        python, length = sys.executable, str(arguments.length)
-        run = [
-            python,
-            "-m",
-            "verify",
-            "run",
-            "--quiet",
-            "--checkpoint",
-            str(openai),
-            "--length",
-            length,
-        ]
-        if arguments.own:
-            commands = {
-                "gpt-verify": [*run, "--port", arguments.own],
-                "port alone": [python, "-c", _OWN, str(openai), arguments.own, length],
-            }
-        else:
-            other = str(where / "huggingface")
-            pair = ["--port", f"huggingface-sdpa={other}"]
-            naive = [python, str(HERE / "bench_naive.py"), str(openai), other, length]
-            commands = {
-                "gpt-verify": [*run, *pair],
-                "gpt-verify and OpenAI's graph": [*run, *pair, "--port", "openai-tf"],
-                "naive": naive,
-            }
-        figures = compare(commands, arguments.rounds)
-
-    *ours, other_name = commands
-    ratios = {name: ratio(figures[name], figures[other_name]) for name in ours}
-    for name, of in ratios.items():
-        print(
-            f"{name} ÷ {other_name}, median of {arguments.rounds}: {of['wall_s']:.2f} × time, "
-            f"{of['cpu_s']:.2f} × CPU, {of['peak_mb']:.2f} × peak memory"
-        )
+    with _checkpoint(arguments.size, arguments.family, arguments.checkpoint) as where:
+        every = verifications(where, arguments.family is not None)
+        chosen = [c for i, c in enumerate(every, 1) if i in (arguments.only or range(1, 9))]
+        figures = compare(chosen, arguments.rounds)
+    size = " ".join(filter(None, (arguments.family, arguments.size)))
+    result = {
+        "size": size,
+        "figures": {
+            name: [[asdict(ours), asdict(theirs)] for ours, theirs in runs]
+            for name, runs in figures.items()
+        },
+        "ratios": {name: ratios(runs) for name, runs in figures.items()},
+        "environment": environment(),
+    }
+    print(*table([result]), sep="\n")
     if arguments.json:
-        result = {
-            "size": arguments.size,
-            "length": arguments.length,
-            "figures": {name: [asdict(f) for f in runs] for name, runs in figures.items()},
-            "ratios": ratios,
-            "environment": environment(),
-        }
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -3,6 +3,7 @@
     python scripts/correct_runs.py --run                  # 54 models, every variant on each: hours
     python scripts/correct_runs.py --run --models 10      # the first ten of them
     python scripts/correct_runs.py --run --size 124M --models 1 --out /tmp/here
+    python scripts/correct_runs.py --run --families       # four models of each family
     python scripts/instructions.py avx2 -- python scripts/correct_runs.py --run
     python scripts/correct_runs.py                        # the page alone
 
@@ -11,7 +12,8 @@ Each model is a synthetic checkpoint of sizes of its own, some of them degenerat
 every correct variant under every law: implementations, layouts, formats. A model whose runs the
 result has already, made with the laws of today, is not run again. The result and the page are
 correct-runs.json and .md, or correct-runs-avx2.json and .md, with the processor and the
-instructions that they were made on.
+instructions that they were made on. Of the families they are correct-runs-families.json and .md
+(``family_runs.py``).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import family_runs
 from figures import ROOT, marked
 from instructions import NAME, in_force
 
@@ -159,11 +162,19 @@ def _markdown(rows: list[list[str]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", action="store_true", help="make what the result lacks first")
-    parser.add_argument("--models", type=int, default=54)
+    parser.add_argument("--models", type=int, help="54; of each family 4")
+    parser.add_argument("--families", action="store_true", help="of families, not of GPT-2")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no model after these")
     parser.add_argument("--size", help="of every model: 124M … 1558M or V,P,D,H,L")
     parser.add_argument("--out", type=Path, default=OUT, help="the directory of the results")
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.families:
+        if arguments.run:
+            family_runs.run(arguments.out, arguments.models or 4, arguments.seconds)
+        false = family_runs.written(arguments.out, arguments.out.resolve() == OUT)
+        print(f"{arguments.out / family_runs.NAME}.md: {false} false alarms")
+        return 1 if false else 0
     path = arguments.out / f"{stem()}.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"reports": []}
     if arguments.run:
@@ -171,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The runs are in processes of their own, which this one's libraries say nothing of.
         result["instructions"] = in_force()
         known = {(report["size"], report["plan"]["seed"]) for report in result["reports"]}
-        for seed, drawn in enumerate(sizes(arguments.models)):
+        for seed, drawn in enumerate(sizes(arguments.models or 54)):
             size = arguments.size or drawn
             if (size, seed) not in known:
                 result["reports"].append(made(size, seed))

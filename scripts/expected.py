@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from figures import ROOT
 
 from gpt_verify import run
+from gpt_verify.diagnosis.forms.table import FORMS
 from gpt_verify.findings import PortReport, Status
 from gpt_verify.laws.catalogue import CATALOGUE
 
@@ -66,7 +67,7 @@ def summary(report: PortReport) -> dict[str, Any]:
             {
                 "fault": cause.fault,
                 "note": cause.note,
-                "sentence": CATALOGUE[cause.fault].summary if cause.fault in CATALOGUE else "",
+                "sentence": sentence(cause.fault),
                 "where": list(cause.where),
             }
             for cause in report.causes
@@ -74,6 +75,11 @@ def summary(report: PortReport) -> dict[str, Any]:
         "not_examined": sorted({f.id for f in report.findings if f.status is Status.NOT_EXAMINED}),
         "seconds": round(report.seconds, 1),
     }
+
+
+def sentence(name: str) -> str:
+    """What a report says of a name."""
+    return CATALOGUE[name].summary if name in CATALOGUE else FORMS.get(name, "")
 
 
 def chance(words: str) -> float:

@@ -49,8 +49,8 @@ In that checkpoint every feature of the family affects the output: windows, caps
 unequal numbers of heads, scalings. The counts are of findings. *Sites* are the
 kinds of intermediate tensors that were seen and compared, one by one, in the declared precision,
 and, where a second number stands, in a float64 copy of the module. The last column names those that
-were not seen in every layer. What lies between two that were seen is judged with the second; what
-follows experts, whose inside is not seen, is compared with the reference from the tokens on.
+were not seen in every layer. What lies between two that were seen is judged with the second; of
+experts, their weights and what they make together are seen.
 
 <!-- figures: {result} -->
 

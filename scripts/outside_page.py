@@ -15,6 +15,7 @@ kept from fault to fault, and never beside others that were made with other laws
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import time
@@ -28,6 +29,7 @@ from figures import RESULTS, ROOT, marked
 from outside.record import AREAS, Outside, every
 
 from gpt_verify.checkpoint.synthetic import resolve_size, synthesize
+from gpt_verify.diagnosis.forms.table import FORMS
 from gpt_verify.judging.made_with import made_with
 from gpt_verify.judging.run import environment
 
@@ -42,7 +44,7 @@ what it lists. {written} faults were written by somebody who had read neither th
 hypotheses, from mistakes that are made in porting models; what must fail, and which words a
 correct explanation has, was written down before the tool had judged them. They lie in
 [`tests/outside/`](../tests/outside) and are never put into the catalogue. {count} of them were
-judged for this page.
+judged for this page{older}.
 
 <!-- figures: {result} -->
 
@@ -81,6 +83,17 @@ def write(result: Mapping[str, Any]) -> None:
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
+def forms() -> str:
+    """A digest of what the tool could read off numbers when a fault was judged."""
+    return hashlib.sha256("\n".join(sorted(FORMS)).encode()).hexdigest()[:12]
+
+
+def older(result: Mapping[str, Any]) -> str:
+    """How many were judged when the tool could read off less."""
+    n = sum(made.get("forms") != forms() for made in result["faults"].values())
+    return f", {n} of them by an earlier version, which could read off less" if n else ""
+
+
 def spread(faults: Mapping[str, tuple[str, Outside]]) -> list[str]:
     """The first of each area, then the second of each: so that a part is one of all areas."""
     seen: dict[str, int] = {}
@@ -100,7 +113,10 @@ def measure(names: list[str], seconds: float) -> None:
         result = stored()
         if not names:
             names = [n for n in ("right", "logits-right") if n not in result["right"]]
-            names += [name for name in spread(faults) if name not in result["faults"]]
+            order, known = spread(faults), result["faults"]
+            names += [name for name in order if name not in known]
+            # What was judged when less could be read off is judged again, last.
+            names += [n for n in order if n in known and known[n].get("forms") != forms()]
         for name in names:
             if time.monotonic() - begun > seconds:
                 break
@@ -111,6 +127,7 @@ def measure(names: list[str], seconds: float) -> None:
                     "area": area,
                     "digest": fault.digest,
                     "chance": round(chance(fault.words), 4),
+                    "forms": forms(),
                     **made,
                 }
                 print(name, made["verdict"], *flags(fault, made), made["explained_by"], flush=True)
@@ -118,7 +135,8 @@ def measure(names: list[str], seconds: float) -> None:
                 result["right"][name] = made
                 print(name, made["verdict"], flush=True)
             write(result)
-    left = len(faults) - len(result["faults"])
+    now = [made for made in result["faults"].values() if made.get("forms") == forms()]
+    left = len(faults) - len(now)
     print(f"{left} left", flush=True)
 
 
@@ -174,6 +192,7 @@ def page() -> str:
     text = TEXT.format(
         written=len(every()),
         count=len(result["faults"]),
+        older=older(result),
         result=RESULT.name,
         areas=by_area(result),
         mended=words,

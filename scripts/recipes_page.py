@@ -3,6 +3,8 @@
     python scripts/recipes_page.py              # exit status 1 where the recipes are others
     python scripts/recipes_page.py --write      # those that there are
     python scripts/recipes_page.py --measure    # and what transformers' models do, here and now
+    python scripts/recipes_page.py --reports FILE.json …  # and what others do: of each engine what
+                                                # ``gpt-verify recipe --json`` wrote of it
 
 What engines do is measured by ``gpt-verify recipe`` on the default checkpoint, and of each family
 on the small checkpoint that ``gpt-verify synth --family`` writes.
@@ -11,11 +13,13 @@ on the small checkpoint that ``gpt-verify synth --family`` writes.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from figures import ROOT
 
@@ -119,6 +123,34 @@ def engines() -> Iterator[str]:
         yield from table(columns)
 
 
+def others(files: Sequence[Path]) -> Iterator[str]:
+    """What engines do of which there are reports: a column for each."""
+    columns: dict[str, dict[str, str]] = {}
+    for file in files:
+        for port in json.loads(file.read_text(encoding="utf-8"))["ports"]:
+            columns[f"{port['name']}, {port['dtype']}"] = _reported(port)
+    yield from table(columns)
+
+
+def _reported(port: Mapping[str, Any]) -> dict[str, str]:
+    """As ``cells``, of a report."""
+    by_noun: dict[str, list[str]] = {}
+    for group in port["groups"]:
+        name = " or ".join(f"`{one}`" for one in group["recipes"])
+        if group["not_examined"]:
+            name = "not examined"
+        elif not name:
+            nearest = group["tried"][0]
+            share = nearest["equal"] / nearest["elements"]
+            name = f"none; nearest `{nearest['recipe']}` ({share:.2f} equal)"
+        elif group["kept_in"] != port["dtype"]:
+            name += f", kept in {group['kept_in']}"
+        noun = NOUNS.get(group["operation"], group["operation"])
+        if name not in by_noun.setdefault(noun, []):
+            by_noun[noun].append(name)
+    return {noun: "; ".join(names) for noun, names in by_noun.items()}
+
+
 def example() -> Iterator[str]:
     asked = request(None, [EAGER], Options(dtype="bfloat16"), by_default=False)
     yield "```text"
@@ -134,12 +166,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--write", action="store_true", help="put the recipes where they belong")
     parser.add_argument("--measure", action="store_true", help="and what engines do")
+    parser.add_argument("--reports", type=Path, nargs="+", help="and what others do")
     arguments = parser.parse_args()
     text = PAGE.read_text(encoding="utf-8")
     made = written(text)
     if arguments.measure:
         made = put(put(made, "example", list(example())), "engines", list(engines()))
-    if arguments.write or arguments.measure:
+    if arguments.reports:
+        made = put(made, "others", list(others(arguments.reports)))
+    if arguments.write or arguments.measure or arguments.reports:
         PAGE.write_text(made, encoding="utf-8")
     elif made != text:
         raise SystemExit("docs/recipes.md: there are other recipes; see scripts/recipes_page.py")

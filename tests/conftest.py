@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from gpt_verify.checkpoint import open_checkpoint
 from gpt_verify.command.cli import main
+from gpt_verify.diagnosis.logits import deviations_kept
 from gpt_verify.laws.calls import check as calls
 from gpt_verify.process import pool
 
@@ -52,10 +54,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="not run: no CUDA device"))
 
 
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: the collector of garbage need not look through it again, which
+    takes half a second, some thousand times."""
+    gc.collect()
+    gc.freeze()
+
+
 def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_deviations() -> Iterator[None]:
+    """What every fault would do to the logits of a checkpoint is computed once: most ports that are
+    judged here are functions, and it is most of what such a judgement takes. Of what is not tiny
+    nothing stays in memory."""
+    with deviations_kept(100_000):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,11 @@ def judged(
     source: Checkpoint | None = None,
     inputs: list[Input] | None = None,
     dtype: str | None = None,
+    laws: Collection[str] | None = None,
 ) -> PortReport:
-    """The report of one port."""
-    return judge(spec, source or checkpoint(), inputs or INPUTS, dtype, "cpu", Silent())
+    """The report of one port, by these laws beside its weights, its sites and its logits; by all
+    where None."""
+    return judge(spec, source or checkpoint(), inputs or INPUTS, dtype, "cpu", Silent(), laws=laws)
 
 
 def failed(report: PortReport, *laws: str) -> set[str | None]:

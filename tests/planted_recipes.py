@@ -113,6 +113,12 @@ def softmax_steps(x: Tensor, m: Model) -> Tensor:
     return e / e.sum(-1, keepdim=True)
 
 
+def softmax_reciprocal(x: Tensor, m: Model) -> Tensor:
+    x = masked(x)
+    e = torch.exp(x - x.max(-1, keepdim=True).values)
+    return e * (1 / e.sum(-1, keepdim=True))
+
+
 def softmax_stored(x: Tensor, m: Model) -> Tensor:
     e = exponentials(x).to(x.dtype).float()
     return (e / e.sum(-1, keepdim=True)).to(x.dtype)
@@ -180,6 +186,9 @@ def scores(x: Tensor, m: Model, how: str) -> Tensor:
         return (q.float() @ k.float().mT * scale).to(half)
     if how == "query":
         return ((q * scale).float() @ k.float().mT).to(half)
+    if how == "truncated":
+        q = q * torch.tensor(scale, dtype=half)
+        return truncated(q.float() @ k.float().mT, x)
     if how == "both":
         q, k = q * math.sqrt(scale), k * math.sqrt(scale)
         return (q.float() @ k.float().mT).to(half)
@@ -276,12 +285,14 @@ PLANTED: dict[tuple[str, str, str], Way] = {
     ("gpt2", "h.0.attn.scores", "scaled-after"): lambda x, m: scores(x, m, "after"),
     ("gpt2", "h.0.attn.scores", "float32"): lambda x, m: scores(x, m, "float32"),
     ("gpt2", "h.0.attn.scores", "query-scaled"): lambda x, m: scores(x, m, "query"),
+    ("gpt2", "h.0.attn.scores", "query-scaled-truncated"): lambda x, m: scores(x, m, "truncated"),
     ("gpt2", "h.0.attn.scores", "both-scaled"): lambda x, m: scores(x, m, "both"),
     ("gpt2", "h.0.attn.pattern", "float32"): lambda x, m: torch.softmax(masked(x), -1),
     ("gpt2", "h.0.attn.pattern", "exponentials-stored"): softmax_stored,
     ("gpt2", "h.0.attn.pattern", "sum-stored"): softmax_sum_stored,
     ("gpt2", "h.0.attn.pattern", "shift-stored"): softmax_shift_stored,
     ("gpt2", "h.0.attn.pattern", "steps"): softmax_steps,
+    ("gpt2", "h.0.attn.pattern", "steps-reciprocal"): softmax_reciprocal,
     ("gpt2", "h.0.mlp.act", "float32"): lambda x, m: functional.gelu(x, approximate="tanh"),
     ("gpt2", "h.0.mlp.act", "steps"): lambda x, m: gelu(x),
     ("gpt2", "h.0.mlp.act", "steps-squares"): lambda x, m: gelu_squares(x),
@@ -293,6 +304,9 @@ PLANTED: dict[tuple[str, str, str], Way] = {
     ),
     ("gpt2", "h.0.mlp.pre", "bias-after"): lambda x, m: (
         of(x, x.float() @ m.tensors[0].float()) + m.tensors[1]
+    ),
+    ("gpt2", "h.0.mlp.pre", "truncated"): lambda x, m: (
+        truncated(x.float() @ m.tensors[0].float(), x) + m.tensors[1]
     ),
     ("gpt2", "h.0.mlp.pre", "halves"): lambda x, m: in_parts(x, *m.tensors, parts=2),
     ("gpt2", "h.0.mlp.pre", "quarters"): lambda x, m: in_parts(x, *m.tensors, parts=4),

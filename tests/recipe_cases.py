@@ -44,6 +44,14 @@ def ids(config: Config, length: int, seed: int) -> np.ndarray:
 def planted(name: str, site: str, way: Way, dtype: str, seed: int = 0) -> Found:
     """What is found out about a way of computing one site.
 
+    Args: as ``made``.
+    """
+    return shown(name, dtype, made(name, site, way, dtype, seed), seed)
+
+
+def made(name: str, site: str, way: Way, dtype: str, seed: int = 0) -> dict[str, Any]:
+    """What a port shows that computes one site so: that, the last, and what it reads.
+
     Args:
         name: of the model.
         site: what is made.
@@ -51,8 +59,8 @@ def planted(name: str, site: str, way: Way, dtype: str, seed: int = 0) -> Found:
         dtype: of half precision.
         seed: of what it reads.
     """
-    made, half = source(name), TORCH[dtype]
-    config, place = made.config, sites(made.config)[site]
+    of_model, half = source(name), TORCH[dtype]
+    config, place = of_model.config, sites(of_model.config)[site]
     length = config.n_ctx
     draw = torch.Generator().manual_seed(seed)
     reads = place.inputs
@@ -68,7 +76,7 @@ def planted(name: str, site: str, way: Way, dtype: str, seed: int = 0) -> Found:
         if of.is_sum or of.looks_up:  # a stream has channels that are larger than others
             x = x * torch.linspace(0.2, 5, shape[-1]) + 0.1
         values[read_site] = x.to(half)
-    full = tuple(torch.from_numpy(np.array(made.tensors[w])) for w in place.weights)
+    full = tuple(torch.from_numpy(np.array(of_model.tensors[w])) for w in place.weights)
     rope = None if place.layer is None else config.rope(place.layer)
     tokens = torch.from_numpy(ids(config, length, seed))
     model = Model(
@@ -84,4 +92,4 @@ def planted(name: str, site: str, way: Way, dtype: str, seed: int = 0) -> Found:
         model = Model(**{**vars(model), "heads": config.n_head})
     result = way(*values.values(), model)
     assert result.dtype is half
-    return shown(name, dtype, {**values, site: result}, seed)
+    return {**values, site: result}

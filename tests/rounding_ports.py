@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.graph.call import Call
 from gpt_verify.graph.run import run
-from gpt_verify.numerics.precision import PRECISIONS
+from gpt_verify.numerics.precision import PRECISIONS, Precision
 from gpt_verify.numerics.weights import DeclaredWeights, Widened
 from gpt_verify.port import Dtype, Port, Visit
+from gpt_verify.recipes.arithmetic import Span
 from gpt_verify.recipes.recipe import Read
 from gpt_verify.recipes.table import recipes_of
 
@@ -56,9 +57,13 @@ class RoundingPort(Port):
                 return np.asarray(self._precision.round(value), np.float64)
             name = next((self._recipes[p] for p in places if p in self._recipes), next(iter(known)))
             with np.errstate(all="ignore"):
-                return known[name].make(read).store(self._precision).mid
+                return self.made(site.name, known[name].make(read), self._precision)
 
         return dict(run(lookup, config, tokens_T, {}, alter=follow, keep=None))
+
+    def made(self, name: str, span: Span, p: Precision) -> Array:
+        """The number of each element, of those that a recipe allows."""
+        return span.store(p).mid
 
     def activations(self, tokens: Array, visit: Visit) -> Array:
         rows = [self.sites(row) for row in tokens]

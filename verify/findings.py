@@ -38,9 +38,11 @@ class Named:
     Attributes:
         faults: their names in the catalogue (``gpt-verify power`` lists them); several where what
             was measured does not tell them apart.
+        words: what was found out about it.
     """
 
     faults: tuple[str, ...]
+    words: str = field(default="", compare=False)
 
     @property
     def fault(self) -> str | None:
@@ -48,10 +50,10 @@ class Named:
         return self.faults[0] if len(self.faults) == 1 else None
 
 
-def naming(*faults: str | None) -> Named | None:
+def naming(*faults: str | None, words: str = "") -> Named | None:
     """These faults; None where there is none among them."""
     known = tuple(fault for fault in faults if fault)
-    return Named(known) if known else None
+    return Named(known, words) if known else None
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,61 @@ class Gradients:
         self.ends.clear()
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A batch that a port learns from.
+
+    Attributes:
+        tokens: int[B, T].
+        labels: int[B, T], not shifted; IGNORED where nothing is learnt.
+        mask: int[B, T], 1 real, 0 padding; None without padding.
+        positions: int[B, T], where there is a mask; None where the port finds them by itself.
+        share: factor of its loss, where gradients of several batches are added up.
+        items: how many predictions all these batches have together, where the port's own loss is
+            to be divided by that; None for the mean over the batch.
+    """
+
+    tokens: Tokens
+    labels: Tokens
+    mask: Tokens | None = None
+    positions: Tokens | None = None
+    share: float = 1.0
+    items: int | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a port is asked to continue, greedily.
+
+    Attributes:
+        tokens: int[B, T].
+        new: how many tokens at most.
+        mask: int[B, T], 1 real, 0 padding on the left; None without padding.
+        end: the token after which a row ends; None where nothing ends one.
+    """
+
+    tokens: Tokens
+    new: int
+    mask: Tokens | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainingMode:
+    """A way in which a port is made to learn.
+
+    Attributes:
+        name: ``train()``.
+        checkpointing: activations are computed a second time in the backward pass.
+        enter: a context in which the port is in that mode, and after which it is as it was, bit for
+            bit. With False no dropout drops anything; with True those drop that the port has.
+    """
+
+    name: str
+    checkpointing: bool
+    enter: Callable[[bool], AbstractContextManager[None]]
+
+
 class Tokenizer(Protocol):
     """Text to ids and back."""
 
@@ -209,6 +264,11 @@ class Port:
     def logits(self, tokens: Tokens) -> Floats:
         """tokens int[B, T] → logits float[B, T, V]."""
         raise NotImplementedError
+
+    def special_ids(self) -> Mapping[str, int]:
+        """Ids of tokens to which the port itself gives a meaning: its name for one
+        (``pad_token_id``) → the id."""
+        return {}
 
     def offers(self) -> Offers:
         """What this port can do besides its logits: its methods that have the name of a
@@ -296,19 +356,59 @@ CONSTANTS = Capability[Callable[[], list[float]]]("constants", "no graph")
 #: predicted tokens. Labels are the tokens themselves, not shifted, or IGNORED.
 LOSS = Capability[Callable[[Tokens, Tokens], float]]("loss", "no loss")
 
+#: The same of a padded batch. tokens int[B, T], mask int[B, T] (1 real, 0 padding), labels
+#: int[B, T] → nats; the port finds the positions by itself, as it does for ``padded``.
+MASKED_LOSS = Capability[Callable[[Tokens, Tokens, Tokens], float]](
+    "masked_loss", "no loss with an attention mask"
+)
+
 #: Decodes with a cache. tokens int[B, S] that follow those in the cache (None at the start) →
 #: logits float[B, S, V] and the cache with them added. A cache that was handed in is not used
 #: again.
 STEP = Capability[Callable[[Tokens, Any], tuple[Floats, Any]]]("step", "no cache")
 
-#: Logits float[B, T, V] of sequences that are padded on the left. tokens int[B, T], mask int[B, T]
-#: (1 real, 0 padding); the port finds the positions by itself. What it returns at padding is not
-#: looked at.
+#: Logits float[B, T, V] of sequences that are padded, on the left or anywhere else. tokens int[B,
+#: T], mask int[B, T] (1 real, 0 padding); the port finds the positions by itself. What it returns
+#: at padding is not looked at.
 PADDED = Capability[Callable[[Tokens, Tokens], Floats]]("padded", "no attention mask")
 
 #: The same with positions int[B, T] given (0 at padding).
 PADDED_AT = Capability[Callable[[Tokens, Tokens, Tokens], Floats]](
     "padded_at", "no attention mask with positions"
+)
+
+#: What training does with batches but for the update: for each, the loss in nats (by the port's own
+#: code, where it has one) and the logits, float[B, T, V]. The derivatives of the sum of the losses,
+#: each times its share, are handed to the sink when all is done. NotExamined where the port is not
+#: differentiable, does not take what a batch has, or draws at random although nothing drops.
+LEARN = Capability[Callable[[Sequence[Lesson], GradientSink], list[tuple[float, Floats]]]](
+    "learn", "no gradients"
+)
+
+#: The modes in which the port is trained, ``train()`` first.
+MODES = Capability[Callable[[], Sequence[TrainingMode]]]("modes", "no training mode")
+
+#: A context in which every parameter was frozen and is no longer.
+UNFROZEN = Capability[Callable[[], AbstractContextManager[None]]](
+    "unfrozen", "no parameters to freeze"
+)
+
+#: The same with masks of other types, bool[B, T] or float32[B, T]; positions int[B, T], or None
+#: where the port finds them by itself. It raises where it does not take such a mask.
+MASKED = Capability[Callable[[Tokens, NDArray[Any], Tokens | None], Floats]](
+    "masked", "no masks of other types than the tokens'"
+)
+
+#: Decodes padded sequences with a cache. tokens int[B, S], the cache (None at the start), mask
+#: int[B, past + S] of all tokens so far, those of the cache included → logits float[B, S, V] and
+#: the cache; the port finds the positions by itself. A cache that was handed in is not used again.
+STEP_PADDED = Capability[Callable[[Tokens, Any, Tokens], tuple[Floats, Any]]](
+    "step_padded", "no attention mask with a cache"
+)
+
+#: The same with positions int[B, S] of the tokens of the call given (0 at padding).
+STEP_PADDED_AT = Capability[Callable[[Tokens, Any, Tokens, Tokens], tuple[Floats, Any]]](
+    "step_padded_at", "no attention mask with a cache and positions"
 )
 
 #: Derivatives of the mean next-token loss of a batch, tokens int[B, T], T ≥ 2, in the precision
@@ -360,6 +460,25 @@ ELSEWHERE = Capability[Callable[[str], AbstractContextManager[Port]]](
 #: last norm and head. NotExamined where it turns out to hand out none.
 LENS = Capability[Callable[[Tokens], Iterator[tuple[str, Floats]]]]("lens", "no lens")
 
+#: Continues prompts by the likeliest token each time → the new tokens, int[B, N], N ≤ new; what
+#: stands in a row after its end is not looked at. NotExamined where it takes no mask, or no end.
+GENERATE = Capability[Callable[[Prompt], Tokens]]("generate", "nothing that generates")
+
+#: What the port hands out of its inside on request. tokens int[B, T] → ``(sites, value)`` for each
+#: hidden state, in its order: the sites one of which it is, as whoever offers it documents it.
+STATES = Capability[Callable[[Tokens], Sequence[tuple[tuple[str, ...], Floats]]]](
+    "states", "no hidden states handed out"
+)
+
+#: The same of the patterns of attention, [B, H, T, S], one for each layer.
+PATTERNS = Capability[Callable[[Tokens], Sequence[Floats]]]("patterns", "no attentions handed out")
+
+#: A copy of the port whose vocabulary has so many rows, which is closed afterwards. Its
+#: ``parameters`` have the names of the original, as far as they are there, and lie as they lie.
+RESIZED = Capability[Callable[[int], AbstractContextManager[Port]]](
+    "resized", "no vocabulary of another size"
+)
+
 #: The port's tokenizers by name.
 TOKENIZERS = Capability[Callable[[], Mapping[str, Tokenizer]]]("tokenizers", "no tokenizer")
 
@@ -371,9 +490,16 @@ CAPABILITIES: tuple[Capability[Any], ...] = (
     META_GRAPH,
     CONSTANTS,
     LOSS,
+    MASKED_LOSS,
     STEP,
     PADDED,
     PADDED_AT,
+    LEARN,
+    MODES,
+    UNFROZEN,
+    MASKED,
+    STEP_PADDED,
+    STEP_PADDED_AT,
     GRADIENTS,
     INPUT_GRADIENTS,
     TYING,
@@ -384,5 +510,9 @@ CAPABILITIES: tuple[Capability[Any], ...] = (
     PLAIN_CALL,
     ELSEWHERE,
     LENS,
+    STATES,
+    PATTERNS,
+    RESIZED,
+    GENERATE,
     TOKENIZERS,
 )

@@ -16,7 +16,7 @@ from oracle import assert_agrees, tokens_of
 
 from gpt_verify.checkpoint import open_checkpoint
 from gpt_verify.checkpoint.families import FAMILIES
-from gpt_verify.checkpoint.family_files import example
+from gpt_verify.checkpoint.family_files import example, released
 from gpt_verify.checkpoint.synthetic import synthetic_tensors
 from gpt_verify.errors import CheckpointError
 from gpt_verify.reference import forward, logits, parameter_count, tensor_table
@@ -362,6 +362,7 @@ def test_synth(tmp_path: Path) -> None:
         (["--family", "gpt3"], "'gpt3' is none of"),
         (["--family", "llama", "--format", "both"], "--family"),
         (["--family", "llama", "--size", "5,5,5,2,2"], "n_embd"),
+        (["--family", "llama", "--size", "7B"], "'7B' is no released size of llama that is known"),
         ([], "one of --size, --convert, --family"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -369,6 +370,19 @@ def test_synth(tmp_path: Path) -> None:
 def test_synth_refuses(tmp_path: Path, arguments: list[str], what: str) -> None:
     done = command("synth", *arguments, str(tmp_path / "it"))
     assert done.returncode == 2 and what in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "parameters"),
+    # As their authors count them: without the head, which is the table of tokens.
+    [("qwen3", "0.6B", 596_049_920), ("llama", "3.2-1B", 1_235_814_400)],
+)
+def test_a_released_size(family: str, size: str, parameters: int) -> None:
+    """The keys are read as any file's; its tensors are made when they are looked up."""
+    config = read(released(family, size))
+    assert parameter_count(config) == parameters and config.tied
+    tensors = synthetic_tensors(config, 1)
+    assert tensors["h0/ln_1/g"].shape == (config.n_embd,)
 
 
 def test_what_is_about_gpt2_alone_says_so(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_what_was_added_is_part_of_a_run(folder: Path) -> None:
         "from gpt_verify.laws.table import expected_checks\n"
         "from gpt_verify.reference import Config\n"
         "checks = expected_checks(Config(n_vocab=3, n_ctx=2, n_embd=2, n_head=1, n_layer=1))\n"
-        "assert checks[-1] == ('untouched', None), checks\n"
+        "assert ('untouched', None) in checks, checks\n"
         "from gpt_verify.laws.catalogue import CATALOGUE\n"
         "assert {'untouched-sorted', 'gelu-hard-swish'} <= set(CATALOGUE)\n"
     )

@@ -32,7 +32,7 @@ def test_a_law_that_the_page_does_not_have_is_seen() -> None:
     text = laws_page.PAGE.read_text()
     with pytest.raises(SystemExit):
         laws_page.written(text.replace("<!-- law: tying -->\n", ""))
-    assert laws_page.written(text.replace("bit for bit", "nearly")) == text
+    assert laws_page.written(text.replace("bit for bit", "nearly", 1)) == text
 
 
 EXAMPLES = sorted(p for p in (ROOT / "examples").rglob("*") if p.suffix in (".py", ".ipynb"))

@@ -49,6 +49,6 @@ def test_refuted(name: str, old: str, new: str, site: str | None, tmp_path: Path
     assert text.count(old) == 1
     altered = tmp_path / f"{name}.py"
     altered.write_text(text.replace(old, new))
-    report = judged(f"{altered}:factory", checkpoint())
+    report = judged(f"{altered}:factory", checkpoint(), laws=())
     assert report.verdict is Verdict.REFUTED
     assert report.first_divergence == (site or "logits")

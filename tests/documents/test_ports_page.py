@@ -25,6 +25,8 @@ ADDED = {
     "Activations": {"activations.local", "architecture", "causality.pattern", "precision"},
     "Loss": {"loss.value", "loss.ignored", "loss.batch", "loss.reference"},
     "Cached": {"cache"},
+    "Generating": {f"generation.{part}" for part in ("greedy", "padded", "end", "limit")},
+    "HandsOut": {"outputs.states", "outputs.patterns"},
     "Trained": {"gradient", "symmetry.gradient"},
     "Speaking": {"tokenizer.encode", "tokenizer.decode"},
     "Served": {"tying.value"},

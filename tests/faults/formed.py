@@ -572,7 +572,7 @@ FORMED = {
     "token-suppressed": Formed(
         heading(lambda x: x.index_fill(-1, torch.tensor([7]), -1e4)),
         "output-fixed",
-        "channel 7 is always -10000",
+        "the logit of token 7 is always -10000",
     ),
     "logits-capped": Formed(
         heading(lambda x: 2.5 * torch.tanh(x / 2.5)), "output-capped", "capped at ±2.5 by a tanh"

@@ -44,14 +44,23 @@ def test_it_is_refuted_by_its_law_and_named(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n, f in CATALOGUE.items() if f.entails])
 def test_what_only_follows_from_a_fault_is_not_named_beside_it(name: str) -> None:
-    """A hidden copy is never trained: the law by gradient sees an end that is detached."""
+    """A hidden copy is never trained: the law by gradient sees an end that is detached.
+
+    What resizes wte leaves a head of its own as it was.
+    """
     report = judged(ANY + name)
-    (fault,) = report.causes
-    assert fault.fault == name
-    assert {"tying.storage", "tying.gradient"} <= set(fault.where)
+    (cause,) = report.causes
+    assert cause.fault == name
     named = {f.fault for f in report.findings if f.fault}
-    assert named == {name, *CATALOGUE[name].entails}
-    assert left_over(report, None) == []
+    entailed = set(CATALOGUE[name].entails)
+    assert named & entailed and named <= {name, *entailed}
+    for law in (f.id for f in report.findings if f.fault in entailed):
+        assert law in cause.where
+    if name in ("tying-head-hidden", "tying-lookup-hidden"):
+        assert named == {name, *entailed}
+        assert {"tying.storage", "tying.gradient"} <= set(cause.where)
+    if CATALOGUE[name].law != "tying.value":  # what is wrong in the forward pass needs a proof
+        assert left_over(report, None) == []
 
 
 #: Every law of tying or of derivatives fails with one of these: a mistake in the backward pass in

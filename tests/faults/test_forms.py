@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import formed
+import formed_values
 import pytest
 from fault_ports import SHARED, SOURCE, injected
-from formed import FORMED, looked_up
 from models import CONFIG, INPUTS, TESTS, batch
 
 from gpt_verify.diagnosis.depends import NAME
@@ -18,8 +19,15 @@ from gpt_verify.findings import PortReport, Verdict
 from gpt_verify.inputs import default_inputs
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
+from gpt_verify.laws.cache.forms import NAMES as OF_CACHES
 from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.gradient.hypotheses import NAMES as OF_GRADIENTS
+from gpt_verify.laws.loss.forms import NAMES as OF_LOSSES
+from gpt_verify.laws.padding.forms import NAMES as OF_PADDING
+from gpt_verify.ports.callable import CallablePort
 from gpt_verify.ports.torch.module import TorchModule
+
+FORMED = {**formed.FORMED, **formed_values.FORMED}
 
 
 def judged(name: str) -> PortReport:
@@ -53,8 +61,51 @@ def test_no_form_has_the_name_of_a_fault() -> None:
 
 
 def test_every_form_was_planted() -> None:
-    elsewhere = {*NAMES, NAME} - {"weight-rearranged", "part-equal"}
+    of_laws = {*OF_CACHES, *OF_GRADIENTS, *OF_LOSSES, *OF_PADDING}
+    elsewhere = {*NAMES, NAME, *of_laws, "block-left-out"} - {
+        "weight-rearranged",
+        "part-equal",
+    }
     assert {planted.form for planted in FORMED.values()} == FORMS.keys() - elsewhere
+
+
+def _of(model: Any, name: str, laws: tuple[str, ...] = ()) -> PortReport:
+    return judge(
+        name,
+        SOURCE,
+        INPUTS,
+        None,
+        "cpu",
+        Silent(),
+        build=lambda: TorchModule(model, SOURCE, name),
+        laws=laws,
+        shared=SHARED,
+    )
+
+
+def test_branches_side_by_side_are_one_mistake_wherever_their_sums_are_seen() -> None:
+    """What attention adds is multiplied by one, after which nobody knows the first sum for one."""
+    model = build(SOURCE)
+    formed.wired(lambda block, x, attend, mlp: x + attend(x) * 1.0 + mlp(x))(model)
+    assert _of(model, "parallel").explained_by == ("residual-parallel",)
+
+
+def test_a_block_that_is_never_run_is_missed_in_the_logits() -> None:
+    model = build(SOURCE)
+    wrap(model.h[1], "wire", lambda block, right, x, attend: attend(x) * 0 + x)
+    report = judge(
+        "skipping",
+        SOURCE,
+        INPUTS,
+        None,
+        "cpu",
+        Silent(),
+        build=lambda: CallablePort(TorchModule(model, SOURCE, "skipping").logits, "skipping", None),
+        laws=(),
+        shared=SHARED,
+    )
+    assert report.explained_by == ("block-left-out",)
+    assert report.causes[0].note == "layer 1"
 
 
 def test_what_depends_on_other_rows_says_so() -> None:
@@ -92,7 +143,7 @@ def test_what_one_input_alone_shows_is_looked_for_there() -> None:
     assert has[-1]
     for item in inputs[:-1]:
         item.tokens[item.tokens == last] = 0
-    looked_up(lambda model, ids, at: (ids.clamp(max=last - 1), at))(model)
+    formed.looked_up(lambda model, ids, at: (ids.clamp(max=last - 1), at))(model)
     report = judge(
         "last",
         SOURCE,

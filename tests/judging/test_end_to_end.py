@@ -3,7 +3,10 @@ returned, whatever is shown beside them."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,12 +172,19 @@ def test_shown_logits_that_are_returned_are_compared_once(monkeypatch: pytest.Mo
     """The second comparison is for what the first has not seen; a correct module pays nothing."""
     from gpt_verify.laws.logits.check import LogitsComparison
 
-    again: list[object] = []
-    monkeypatch.setattr(LogitsComparison, "add_again", lambda *args: again.append(args))
+    compared: Counter[tuple[LogitsComparison, int, int]] = Counter()
+    add_row = LogitsComparison.add_row
+
+    def counted(self: LogitsComparison, row: int, *args: Any) -> Iterator[Any]:
+        compared[self, self._input, row] += 1
+        return add_row(self, row, *args)
+
+    monkeypatch.setattr(LogitsComparison, "add_row", counted)
     for dtype in ("float32", "bfloat16"):
+        compared.clear()
         report = judged("huggingface-eager", SOURCE, dtype=dtype)
         assert report.verdict is Verdict.VERIFIED, failed_laws(report)
-    assert again == []
+        assert set(compared.values()) == {1}
 
 
 PASSED = Finding("batch", Status.PASSED, "same bits")

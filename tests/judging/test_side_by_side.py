@@ -134,6 +134,23 @@ def test_every_check_is_made_once() -> None:
     assert "causality.bits" in {part.id for part in together}
 
 
+def test_two_processes_share_the_runs_of_the_port() -> None:
+    """What asks for the whole context, and what asks for the reference's derivatives."""
+    for processes in (2, 3):
+        found = groups(processes)
+        assert sorted(part.id for group in found for part in group) == sorted(
+            part.id for part in CHECKS if not part.history
+        )
+        for some in (
+            {"causality.bits", "lengths", "cache", "positions.limit", "positions.beyond"},
+            {"gradient", "symmetry.gradient"},
+        ):
+            holding = [group for group in found if some & {part.id for part in group}]
+            assert (len(holding) == 1) == (processes == 2)
+            for group in holding:  # in the order of the report, as what is shared is made
+                assert list(group) == sorted(group, key=CHECKS.index)
+
+
 LARGE = Config(n_vocab=1000, n_ctx=64, n_embd=512, n_head=8, n_layer=8)
 
 

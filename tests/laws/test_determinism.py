@@ -13,14 +13,14 @@ import pytest
 import torch
 from models import INPUTS, checkpoint, finding
 from plain_ports import faulty, plain
-from subjects import hold, port
+from subjects import hold, port, subject
 
 from gpt_verify.faults.model import build
 from gpt_verify.findings import Finding, PortReport, Status, Verdict
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.laws.catalogue import CATALOGUE
-from gpt_verify.laws.determinism.check import _SETS
+from gpt_verify.laws.determinism.check import _SETS, Determinism
 from gpt_verify.port import DROPOUT, Port
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.ports.torch.module import TorchModule
@@ -103,6 +103,63 @@ def test_only_logits() -> None:
 
 
 # The same bits
+
+
+def kept(first: Any, later: Any) -> Any:
+    """Logits alone, changed in the first call of each input, and in later ones."""
+    right, seen = plain(), set()
+
+    def logits(tokens: Any) -> Any:
+        known, made = tokens.tobytes() in seen, right.logits(tokens)
+        seen.add(tokens.tobytes())
+        return np.asarray((later if known else first)(made), made.dtype)
+
+    return lambda: CallablePort(logits, "kept", None)
+
+
+def one_unit(x: Any) -> Any:
+    return np.nextafter(x, x + 1)
+
+
+def test_whoever_keeps_something_may_round_otherwise_from_the_second_call_on() -> None:
+    report = judged(kept(one_unit, lambda x: x))
+    assert report.verdict is Verdict.VERIFIED
+    message = finding(report, "determinism").message
+    assert message.startswith("3 inputs run twice, same bits but for 3, whose first call is within")
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        (lambda x: x * (1 + 1e-3), lambda x: x),
+        (lambda x: x, lambda x: x + 1e-3),
+        (lambda x: x[..., :1] * 1.0, lambda x: x),
+    ],
+    ids=["first", "later", "shape"],
+)
+def test_but_not_by_more_than_rounding(first: Any, later: Any) -> None:
+    assert judged(kept(first, later)).verdict is not Verdict.VERIFIED
+    made = kept(first, later)()
+    tokens = INPUTS[2].tokens
+    one, other = made.logits(tokens), made.logits(tokens)
+    twice = Determinism(subject(plain()))
+    assert not twice.add("length 19", tokens, one, other, lambda: made.logits(tokens))
+    (found,) = twice.findings(made, tokens)
+    assert found.status is Status.FAILED
+
+
+def test_and_not_at_every_call() -> None:
+    rng, right = np.random.default_rng(0), plain()
+    tokens = INPUTS[2].tokens
+    exact = right.logits(tokens)
+
+    def some_units() -> Any:
+        return np.where(rng.random(exact.shape) < 0.5, exact, one_unit(exact))
+
+    twice = Determinism(subject(right))
+    assert not twice.add("length 19", tokens, some_units(), some_units(), some_units)
+    (found,) = twice.findings(right, tokens)
+    assert found.status is Status.FAILED
 
 
 @pytest.mark.parametrize(

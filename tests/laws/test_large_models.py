@@ -42,6 +42,8 @@ THRESHOLDS: dict[str, Any] = {
     "gpt_verify.laws.lens.check.BLOCK_ELEMENTS": 1,
     "gpt_verify.laws.lens.check.ELEMENTS": 1,
     "gpt_verify.laws.loss.check.LOGITS": 1,
+    "gpt_verify.laws.subject.LARGE": 0,
+    "gpt_verify.laws.symmetry.transforms.TILE": 5,
     "gpt_verify.laws.table_rows.TILE": 64,
     "gpt_verify.laws.unchanged.PIECE": 16,
     "gpt_verify.laws.worst.TILE": 8,

@@ -26,12 +26,12 @@ from gpt_verify.laws.table import CHECKS
 from gpt_verify.numerics.loss import losses, mean_budget
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, PRECISIONS
 from gpt_verify.numerics.scores import limit_max
-from gpt_verify.port import LOSS, Port
+from gpt_verify.port import LOSS, MASKED_LOSS, PADDED, Port
 from gpt_verify.reference import Config, logits
 from gpt_verify.reference.loss import loss_nats
 
 PARTS = [law.id for law in CHECKS if law.id.startswith("loss.")]
-OWN = ["loss.value", "loss.ignored", "loss.batch"]
+OWN = ["loss.value", "loss.ignored", "loss.labels", "loss.batch"]
 
 
 def status(findings: list[Finding]) -> Status:
@@ -134,7 +134,9 @@ class TwoPasses(Port):
         self.dtype = dtype
         self._eager, self._fused = (port(attention=a, dtype=dtype) for a in ("eager", "sdpa"))
         self.logits = self._eager.logits  # type: ignore[method-assign]
-        self.loss = self._fused.offers()[LOSS]
+        self.loss, self.masked_loss, self.padded = (
+            self._fused.offers()[how] for how in (LOSS, MASKED_LOSS, PADDED)
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -173,8 +175,9 @@ NAMED: dict[str, tuple[list[str], str]] = {
 
 def test_every_fault_of_the_catalogue_is_here() -> None:
     family = {name: fault for name, fault in CATALOGUE.items() if fault.family == "loss"}
-    assert family.keys() == NAMED.keys()
-    assert all(fault.law in NAMED[name][0] for name, fault in family.items())
+    of_others = {"loss.labels", "loss.masked"}  # below
+    assert {name for name, fault in family.items() if fault.law not in of_others} == NAMED.keys()
+    assert all(f.law in NAMED[name][0] for name, f in family.items() if f.law not in of_others)
     assert {mistake.fault for mistake in MISTAKES} < NAMED.keys()
 
 
@@ -232,7 +235,7 @@ def test_wrong_logits_are_no_wrong_loss() -> None:
     """Only the law that compares end to end says anything, and says where to look."""
     for name in ("exact_gelu", "embedding_scaled", "layers_exchanged", "no_final_norm"):
         altered = port(altered_ports.ALTERATIONS[name])
-        assert [status(hold(law, altered)) for law in OWN] == [Status.PASSED] * 3
+        assert {status(hold(law, altered)) for law in OWN} == {Status.PASSED}
         said = message(hold("loss.reference", altered), Status.FAILED)
         assert "it is the loss of the port's own logits, which are not the reference's" in said
 
@@ -298,3 +301,30 @@ def test_losses_in_tiles_are_the_losses(monkeypatch: pytest.MonkeyPatch) -> None
         assert found.nats_of[0][row] == near(-log_p[:, 0])
         assert found.uniform[row] == near(-log_p.mean(-1))
     assert np.isnan(found.nats[2][:, -2:]).all() and np.isnan(found.nats[-1][:, 0]).all()
+
+
+# What is a label, and what is padding
+
+
+@pytest.mark.parametrize("name", [n for n, f in CATALOGUE.items() if f.law == "loss.labels"])
+def test_a_token_that_is_taken_for_no_label(name: str) -> None:
+    (finding,) = hold("loss.labels", faulty(name))
+    assert finding.status is Status.FAILED
+    assert finding.fault == name, finding.message
+
+
+@pytest.mark.parametrize("name", [n for n, f in CATALOGUE.items() if f.law == "loss.masked"])
+def test_a_mask_and_labels_together(name: str) -> None:
+    (finding,) = hold("loss.masked", faulty(name))
+    assert finding.status is Status.FAILED
+    assert finding.fault == name, finding.message
+    (unmasked,) = hold("loss.batch", faulty(name))
+    assert unmasked.status is Status.PASSED
+
+
+def test_the_ids_that_a_module_names_are_tried() -> None:
+    made = plain()
+    made.module.pad_token_id, made.module.eos_token_id, made.module.unk_id = 7, 100, 900
+    (finding,) = hold("loss.labels", made)
+    assert finding.status is Status.PASSED
+    assert "6 calls" in finding.message  # 0, 100 and 7; 900 is no token

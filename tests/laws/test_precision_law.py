@@ -9,6 +9,7 @@ from models import CONFIG, checkpoint
 from plain_ports import faulty, plain
 from subjects import hold, port
 
+from gpt_verify.faults.inject import wrap
 from gpt_verify.findings import Status
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.port import ACTIVATIONS
@@ -74,6 +75,21 @@ def test_one_product_in_half_precision_is_named() -> None:
     (finding,) = hold("precision", altered)
     assert finding.status is Status.FAILED
     assert "computes in bfloat16 at h.1.mlp.pre of" in finding.message
+
+
+def test_float32_where_float64_is_declared_is_said_and_has_no_name() -> None:
+    def narrow(model: Any) -> None:
+        def forward(self: Any, right: Any, x: Any) -> Any:
+            return (x.float() @ self.weight.float() + self.bias.float()).to(x.dtype)
+
+        for block in model.h:
+            for part in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+                wrap(part, "forward", forward)
+
+    (finding,) = hold("precision", plain(narrow, dtype="float64"))
+    assert finding.status is Status.FAILED
+    assert "declared float64, computes in float32 at" in finding.message
+    assert finding.named is None
 
 
 def test_wider_than_declared_is_no_fault_and_is_said() -> None:

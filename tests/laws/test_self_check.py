@@ -13,6 +13,7 @@ from models import INPUTS, checkpoint
 from plain_ports import plain
 
 from gpt_verify.checkpoint import Checkpoint, bundle
+from gpt_verify.diagnosis.logits import deviations_kept
 from gpt_verify.findings import PortReport, Verdict
 from gpt_verify.graph import stored
 from gpt_verify.graph.floor import measure_floor
@@ -21,7 +22,7 @@ from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.numerics import scores
 from gpt_verify.numerics.precision import FLOAT64
-from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights
 from gpt_verify.port import Port
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.process.replaced import Watch
@@ -100,6 +101,31 @@ def test_and_when_it_is_called(name: str) -> None:
     assert self_check() is None
 
 
+def test_what_was_measured_meanwhile_is_not_kept_for_the_next_port() -> None:
+    source = checkpoint()
+    shared = SharedWeights(source.tensors, record=True)
+    right = plain(source=source)
+
+    def changing(tokens: Any) -> Any:
+        found = right.logits(tokens)
+        CHANGES["numpy.tanh"]()
+        return found
+
+    def report(logits: Any) -> PortReport:
+        port = CallablePort(logits, "port", None)
+        return judge(
+            *("port", source, INPUTS, None, "cpu", Silent()),
+            build=lambda: port,
+            laws=(),
+            shared=shared,
+        )
+
+    with deviations_kept():
+        assert refused(report(changing), "numpy.tanh")
+        following = report(right.logits)
+    assert following.verdict is Verdict.VERIFIED, following.findings
+
+
 def test_what_is_put_back_before_the_call_ends_is_noticed() -> None:
     """While the port shows its sites the reference computes, and the call is not over."""
 
@@ -169,6 +195,14 @@ def test_what_is_added_is_nobodys_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch()
     monkeypatch.setattr(np, "of_mine", lambda: 0, raising=False)
     assert watch.replaced() == []
+
+
+def test_what_was_added_before_is_watched_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Watch().replaced() == []
+    monkeypatch.setattr(ops, "of_mine", lambda: 0, raising=False)
+    watch = Watch()
+    monkeypatch.setattr(ops, "of_mine", lambda: 1)
+    assert watch.replaced() == ["gpt_verify.reference.ops.of_mine"]
 
 
 def test_long_lists_are_cut() -> None:

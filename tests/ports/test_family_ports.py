@@ -21,9 +21,11 @@ from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.sites import sites
 
-#: Families whose experts are stacked: every tensor is found, and what the experts compute is not
-#: seen.
+#: Families whose experts are stacked: every tensor is found, and what each expert computes by
+#: itself is not seen.
 STACKED = {"mixtral", "qwen3_moe", "gpt_oss"}
+#: Bloom adds the slopes in the product that makes the scores, in a form of its own.
+UNSEEN = {"sloped", "scores"}
 INSIDE = [name for name in FAMILIES if name not in STACKED]
 
 
@@ -50,23 +52,28 @@ Reports = Callable[[str, str, str], PortReport]
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_verified_under_every_law(reports: Reports, name: str, dtype: str) -> None:
-    for attention in FAMILIES[name].attention:
+    """In bfloat16 the attention that models come with; docs/families.md has the other, too."""
+    every = FAMILIES[name].attention
+    for attention in every if dtype == "float32" else every[-1:]:
         report = reports(name, attention, dtype)
         assert report.verdict is Verdict.VERIFIED, (report.error, failures(report))
         for law in ("logits", "determinism", "causality.bits", "loss.value", "batch", "cache"):
             assert Status.PASSED in statuses(report, law).values(), law
-        assert {f.message for f in report.findings if f.id == "lens"} == {
-            f"the lens does not read {name} yet"
-        }
-        for law in ("symmetry.heads", "causality.pattern"):
-            said = {f.message for f in report.findings if f.id == law}
-            assert said == {f"not judged of {name} yet"}, law
+        held = ["symmetry.neurons", "symmetry.rotate", "symmetry.scale"]
+        held += ["lens"] if name != "bloom" else []
+        held += ["causality.pattern"] if attention == "eager" else []
+        for law in held:
+            assert set(statuses(report, law).values()) == {Status.PASSED}, law
 
 
 @pytest.mark.parametrize("name", INSIDE)
 def test_the_inside_is_seen(sources: Sources, reports: Reports, name: str) -> None:
-    """Every product with a matrix, in float64 and in float32, and every tensor's derivative."""
+    """Every site, in float64 and in float32; of each product with a matrix the derivative."""
     report = reports(name, "eager", "float32")
+    every = {site for site in sites(sources(name).config) if site.rpartition(".")[2] not in UNSEEN}
+    for law in ("architecture", "activations.local"):
+        seen = {site for site, status in statuses(report, law).items() if status is Status.PASSED}
+        assert every <= seen, (law, sorted(every - seen)[:5])
     products = {s.name for s in sites(sources(name).config).values() if s.operation == "linear"}
     for law in ("architecture", "activations.local", "weights.values", "gradient"):
         seen = {site for site, status in statuses(report, law).items() if status is Status.PASSED}
@@ -80,7 +87,8 @@ def test_stacked_experts_are_found(reports: Reports, name: str) -> None:
     assert set(statuses(report, "weights.values").values()) == {Status.PASSED}
     local = statuses(report, "activations.local")
     assert local["h.0.attn.out"] is Status.PASSED
-    assert local["h.0.mlp.out"] is Status.NOT_EXAMINED
+    for kind in ("mlp.routing", "mlp.out", "resid_post", "attn.pattern"):
+        assert local[f"h.1.{kind}"] is Status.PASSED, kind
 
 
 def changed(source: Checkpoint, **keys: Any) -> Any:
@@ -104,7 +112,7 @@ def quiet() -> Iterator[None]:
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 #: Keys that are silently lost or mistaken, and where that first shows.
 MISTAKES = [
-    ("llama", {"rope_parameters": ROPE}, "h.0.attn.scores"),
+    ("llama", {"rope_parameters": ROPE}, "h.0.attn.q_rot"),
     ("llama", {"rms_norm_eps": 1e-6}, "h.0.ln_1"),
     ("llama", {"hidden_act": "gelu"}, "h.0.mlp.act"),
     ("mistral", {"sliding_window": None}, "h.0.attn.pattern"),
@@ -119,10 +127,10 @@ MISTAKES = [
     ("gpt_neo", {"window_size": 6}, "h.1.attn.pattern"),
     ("gpt_neox", {"use_parallel_residual": False}, "h.0.ln_2"),
     ("gpt_neox", {"hidden_act": "gelu_new"}, "h.0.mlp.act"),
-    # What the experts make is not shown; the norm after them is the first that is.
-    ("mixtral", {"num_experts_per_tok": 3}, "h.1.ln_1"),
-    ("qwen3_moe", {"norm_topk_prob": True}, "h.1.ln_1"),
-    ("gpt_oss", {"sliding_window": 6}, "h.0.attn.mix"),
+    # The weights of another number of experts are no routing of this model.
+    ("mixtral", {"num_experts_per_tok": 3}, "h.0.mlp.out"),
+    ("qwen3_moe", {"norm_topk_prob": True}, "h.0.mlp.routing"),
+    ("gpt_oss", {"sliding_window": 6}, "h.0.attn.pattern"),
 ]
 
 

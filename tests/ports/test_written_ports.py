@@ -41,13 +41,10 @@ PORTS = {
 }
 #: What lies between two sites that are seen, and is judged with the second of them.
 UNSEEN = {
-    "llama": {"attn.q_rot", "attn.k_rot"},
+    "llama": set(),
     # A fused kernel.
-    "qwen3": {f"attn.{part}_{made}" for part in "qk" for made in ("norm", "rot")}
-    | {"attn.scores", "attn.pattern"},
-    # No product with a matrix reads or makes the stream.
-    "gemma2": {"attn.q_rot", "attn.k_rot", "attn.scores", "embed", "resid_mid", "resid_post"}
-    | {"ln_1_after", "ln_2_after"},
+    "qwen3": {"attn.scores", "attn.pattern"},
+    "gemma2": set(),
 }
 #: Other ways to keep several matrices as one: the function in ``fused_ports`` → its family.
 FUSED = {
@@ -78,18 +75,18 @@ class Mistake:
 
 
 MISTAKES = {
-    "theta lost": Mistake("llama", 'keys["rope_theta"], keys', "10000.0, keys", "h.0.attn.scores"),
+    "theta lost": Mistake("llama", 'keys["rope_theta"], keys', "10000.0, keys", "h.0.attn.q_rot"),
     "scaling ignored": Mistake(
         "llama",
         "torch.outer(torch.arange(length).float(), stretched(frequencies, scaling))",
         "torch.outer(torch.arange(length).float(), frequencies)",
-        "h.0.attn.scores",
+        "h.0.attn.q_rot",
     ),
     "halves read as pairs": Mistake(
         "llama",
         "return weight.view(heads, 2, -1, width).transpose(1, 2).reshape(-1, width)",
         "return weight",
-        "h.0.attn.scores",
+        "h.0.attn.q_rot",
     ),
     "keys not in the order of queries": Mistake(
         "llama",
@@ -224,6 +221,99 @@ def test_refuted_at_its_site(sources: Sources, name: str, tmp_path: Path) -> Non
     assert finding(found, mistake.law, mistake.site).status is Status.FAILED
     if mistake.law != "weights.values":  # then every weight is what it was
         assert failed(found, "weights.values") == set()
+
+
+@dataclass(frozen=True)
+class Variation:
+    """Changes to a port's text that change nothing, and what is not seen of it then."""
+
+    family: str
+    changes: dict[str, str]
+    unseen: frozenset[str] = frozenset()
+
+
+_RMS = "F.rms_norm(x, (len(self.gain),), self.gain, self.epsilon)"
+_ROOT = "(x.square().mean(-1, keepdim=True) + self.epsilon).rsqrt()"
+_ROOT_OF_D, _FOURTH = "math.sqrt(self.words.shape[1])", "self.words.shape[1] ** 0.25"
+_TURNED = frozenset({"attn.q_rot", "attn.k_rot"})
+VARIATIONS = {
+    # Scores depend on distances alone; position 0 is turned, so that nothing tells the order.
+    "positions from one": Variation(
+        "llama", {"torch.arange(length).float()": "torch.arange(1, length + 1).float()"}, _TURNED
+    ),
+    "channels in halves afterwards": Variation(
+        "llama",
+        {
+            "torch.view_as_real(pairs * by[:, None]).flatten(3)": "torch.view_as_real("
+            "pairs * by[:, None]).transpose(3, 4).flatten(3)"
+        },
+    ),
+    "scaled after the turn": Variation(
+        "llama",
+        {
+            " / math.sqrt(q.shape[-1])": "",
+            "self.heads, -1), by)": "self.heads, -1), by) / math.sqrt(len(self.wq.weight) // 4)",
+        },
+    ),
+    "scaled before the turn": Variation(
+        "llama",
+        {
+            " / math.sqrt(q.shape[-1])": "",
+            "self.heads, -1), by)": "self.heads, -1) / math.sqrt(len(self.wq.weight) // 4), by)",
+        },
+        frozenset({"attn.q_rot"}),
+    ),
+    "gain before the root": Variation("qwen3", {_RMS: f"x * self.gain * {_ROOT}"}),
+    "gain and root as one": Variation("qwen3", {_RMS: f"x * (self.gain * {_ROOT})"}),
+    # The norm's own factor, or one of the scores: nothing tells.
+    "a factor after the gain": Variation(
+        "qwen3",
+        {_RMS: f"x / 4 * {_ROOT} * self.gain * 4"},
+        _TURNED | {"attn.q_norm", "attn.k_norm"},
+    ),
+    "queries and keys are turned at once": Variation(
+        "qwen3",
+        {
+            "q, k = rotary(self.norm_q(q)), rotary(self.norm_k(k))": (
+                "q, k = torch.cat([self.norm_q(q), self.norm_k(k)], 1), self.sizes[:2]\n"
+                "        q, k = rotary(q).split(k, 1)"
+            )
+        },
+        _TURNED,
+    ),
+    "embedding scaled in two steps": Variation("gemma2", {_ROOT_OF_D: f"{_FOURTH} * {_FOURTH}"}),
+    "embedding scaled by a vector": Variation(
+        "gemma2", {_ROOT_OF_D: f"torch.full(self.words.shape[1:], {_ROOT_OF_D})"}
+    ),
+    "embedding looked at before it is scaled": Variation(
+        "gemma2",
+        {
+            f"x = self.words[tokens] * {_ROOT_OF_D}": (
+                f"x = self.words[tokens]\n        x = torch.ones_like(x) * x * {_ROOT_OF_D}"
+            )
+        },
+        frozenset({"embed"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIATIONS)
+def test_what_changes_nothing_is_not_refuted(sources: Sources, name: str, tmp_path: Path) -> None:
+    variation = VARIATIONS[name]
+    file, _, factory = PORTS[variation.family].partition(":")
+    text, source = (TESTS / file).read_text(encoding="utf-8"), sources(variation.family)
+    for old, new in variation.changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    altered = tmp_path / f"altered_{file}"
+    altered.write_text(text, encoding="utf-8")
+    inputs = [seeded(source.config, 1, 0), batch(source.config, 2, 11)]
+    found = judge(f"{altered}:{factory}", source, inputs, None, "cpu", Silent(), laws=())
+    assert found.verdict is Verdict.VERIFIED, (found.error, failures(found))
+    local = statuses(found, "activations.local")
+    seen = {site for site, status in local.items() if status is Status.PASSED}
+    hidden = variation.unseen | UNSEEN[variation.family]
+    assert seen == {s.name for s in sites(source.config).values() if s.kind not in hidden}
 
 
 def test_what_is_found_nowhere_is_not_examined(sources: Sources, tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from gpt_verify.checkpoint import Checkpoint, default_checkpoint, open_checkpoin
 from gpt_verify.checkpoint.synthetic import synthesize
 from gpt_verify.command.cli import main
 from gpt_verify.errors import UsageError
-from gpt_verify.faults.fault import InModel
+from gpt_verify.faults.fault import InModel, InTransformers
 from gpt_verify.laws.catalogue import CATALOGUE, faults_of
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.port import Port
-from gpt_verify.power import baselines, summary
+from gpt_verify.power import baselines, family_variants, summary
 from gpt_verify.power.campaign import Campaign, Plan, chosen, run_campaign
 from gpt_verify.power.injection import (
     EVERYWHERE,
@@ -39,6 +39,9 @@ from gpt_verify.power.trial import Bench
 from gpt_verify.power.variants import VARIANTS, unavailable, variants_of
 from gpt_verify.process.state import changes, snapshot
 from gpt_verify.report import power as report
+
+#: What a name of a correct variant of a family ends in.
+FORMATS = ("", ", bfloat16", ", float16")
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +319,41 @@ class TestBaselines:
         bad[0, 0, 0] = np.nan
         assert self.caught(logits=[bad]) >= {"allclose 1e-3", "NMSE < 1e-2", "tensor means"}
 
+        assert self.caught(logits=[bad]) >= {"KL < 0.1"}
+        bad[0, -1, 0] = np.nan
+        assert self.caught(logits=[bad]) >= {"cosine ≥ 0.99", "mutual top-5"}
+
+    def test_the_cosine_is_of_the_last_position_and_blind_to_a_factor(self) -> None:
+        turned = self.logits.copy()
+        turned[:, :-1] *= -1
+        assert "cosine ≥ 0.99" not in self.caught(logits=[turned])
+        assert "cosine ≥ 0.99" not in self.caught(logits=[3 * self.logits])
+        turned[:, -1] *= -1
+        assert "cosine ≥ 0.99" in self.caught(logits=[turned])
+
+    def test_the_divergence_is_the_mean_over_positions_in_nats(self) -> None:
+        """Two tokens, 1/2 each: a port that has 1/2 + x diverges by -ln(1 - 4x²) / 2."""
+        right = baselines.Shown([np.zeros((1, 1, 2))], {}, {})
+        for x, refused in ((0.21, False), (0.22, True)):  # 0.097 and 0.107
+            port = replace(right, logits=[np.log([[[0.5 + x, 0.5 - x]]])])
+            assert baselines.caught(port, right)["KL < 0.1"] is refused
+            shifted = replace(port, logits=[port.logits[0] + 100])
+            assert baselines.caught(shifted, right)["KL < 0.1"] is refused
+
+    def test_mutual_top_five(self) -> None:
+        """The first token may be the other's fifth, not its sixth, and either way round."""
+        right = -np.arange(7.0)[None, None]
+        for places, refused in ((4, False), (5, True)):
+            moved = right.copy()
+            moved[..., 0] = -places - 0.5
+            assert ("mutual top-5" in self._against(moved, right)) is refused
+            assert ("mutual top-5" in self._against(right, moved)) is refused
+
+    @staticmethod
+    def _against(port: Any, right: Any) -> set[str]:
+        found = baselines.caught(baselines.Shown([port], {}, {}), baselines.Shown([right], {}, {}))
+        return {name for name, refused in found.items() if refused}
+
     def test_another_shape_is_refused(self) -> None:
         assert "top-1" in self.caught(logits=[self.logits[:, :4]])
 
@@ -334,7 +372,7 @@ class TestFamily:
 
     def test_the_command(self, capsys: pytest.CaptureFixture[str]) -> None:
         words = ["--family", "llama", "--fault", "rms-eps-1e-6", "--jobs", "1", "--json", "-"]
-        assert main(["power", *words]) == 0
+        assert main(["power", "--quick", *words]) == 0
         found = json.loads(capsys.readouterr().out)
         (row,) = found["faults"]
         assert (row["first_divergence"], row["explained_by"]) == ("h.0.ln_1", ["rms-eps-1e-6"])
@@ -350,10 +388,33 @@ class TestFamily:
         assert rotary == [name for name in names if CATALOGUE[name].family == "rotary"]
 
     def test_what_changes_nothing_must_pass(self, llama: Path) -> None:
-        found = campaign(llama, faults=("rotary-from-one",))
+        found = campaign(llama, faults=("rotary-from-one",), quick=True)
         (outcome,) = found.injected
         assert (outcome.law, outcome.verdict) == (None, "verified")
         assert summary.holds(found)
+
+    def test_every_form(self) -> None:
+        """In one layer where it can be in one, and in ports that show nothing but logits."""
+        config = family("llama")
+        forms = {
+            "rotary-theta-lost": [EVERYWHERE, LOGITS],
+            "gated-exchanged": [EVERYWHERE, ONE_LAYER, LOGITS],
+            "window-ignored": [],
+        }
+        for name, expected in forms.items():
+            assert [i.form for i in injections(CATALOGUE[name], config)] == expected
+        assert injections(CATALOGUE["cache-no-mask"], config) == []
+
+    def test_what_changes_nothing_here_is_not_expected_to_be_found(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whether a fault says that it needs something or not."""
+        fault = replace(CATALOGUE["rms-eps-1e-6"], in_family=InTransformers())
+        assert not fault.needs
+        monkeypatch.setitem(CATALOGUE, fault.name, fault)
+        source = open_checkpoint(written(tmp_path / "llama", "llama"))
+        outcome = Bench(source, 0).fault(Injection(fault.name, EVERYWHERE, (0, 1, 2)))
+        assert (outcome.detected, outcome.unlike, outcome.expected) == (False, False, False)
 
     def test_another_family_than_the_checkpoint_s(self, model: Path, llama: Path) -> None:
         for directory in (model, llama):
@@ -361,9 +422,8 @@ class TestFamily:
                 campaign(directory, families=("qwen3",))
 
     def test_correct_variants(self) -> None:
-        assert list(variants_of(family("llama"))) == [
-            *("huggingface-eager", "huggingface-eager, bfloat16"),
-            *("huggingface-sdpa", "huggingface-sdpa, bfloat16"),
-        ]
+        plain = [f"huggingface-{way}{dtype}" for way in ("eager", "sdpa") for dtype in FORMATS]
+        assert list(family_variants.plain(family("llama"))) == plain
+        assert list(variants_of(family("llama")))[: len(plain)] == plain
         assert [name for name in variants_of(family("gemma2")) if "sdpa" in name] == []
         assert all(unavailable(name) is None for name in variants_of(family("llama")))

@@ -219,13 +219,34 @@ def test_compare_says_what_makes_the_difference(
 ) -> None:
     out = tmp_path / "out.json"
     ports = ["--port", f"{PORTS}:plain", "--port", f"{PORTS}:other"]
+    page = tmp_path / "out.html"
     words = ["compare", "--checkpoint", str(tiny), *ports, "--length", "24", "--json", str(out)]
-    main(words)
+    main([*words, "--html", str(page)])
     said = capsys.readouterr().out
     assert "part at h.0.mlp.act: " in said and "KL(" in said
     found = json.loads(out.read_text())["attribution"]
     assert {pair["kind"] for pair in found["otherwise"]} == {"ln_1", "mlp.act"}
     assert found["accounted"] >= 0.9
+    assert {cause["kind"] for cause in found["causes"]} == {"ln_1", "mlp.act"}
+    assert abs(sum(cause["share"] for cause in found["causes"]) - 1) < 2.0**-24
+    shown = page.read_text(encoding="utf-8")
+    for cause in found["causes"]:
+        share = f"{100 * cause['share']:.1f} %"
+        assert f'<code>{cause["kind"]}</code></th><td class="n">{share}</td>' in shown
+    assert "in float32, cast before the gain" in shown
+
+
+def test_the_page_is_of_two_ports_in_half_precision(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", "--html", str(tmp_path / "out.html")]
+    report = tmp_path / "report.json"
+    report.write_text("{}")
+    assert main([*words, str(report), str(report)]) == 2
+    assert "--html shows why two ports differ" in complaint(capsys.readouterr().err)
+    ports = ["--port", f"{PORTS}:wide", "--port", f"{PORTS}:wide"]
+    assert main([*words, "--checkpoint", str(tiny), *ports, "--length", "3"]) == 2
+    assert "in half precision" in complaint(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", AUTHORS)

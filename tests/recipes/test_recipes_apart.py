@@ -18,6 +18,7 @@ from gpt_verify.recipes.identify import Identification, grouped
 from gpt_verify.recipes.recipe import Read
 from gpt_verify.recipes.summary import line
 from gpt_verify.recipes.table import recipes_of
+from gpt_verify.reference.experts import routing
 from gpt_verify.sites import sites
 
 HALVES = ("bfloat16", "float16")
@@ -29,6 +30,11 @@ EVERY = [
     ("gemma2", "h.0.attn.capped"),
     ("gemma2", "logits"),
     ("gpt2", "logits"),
+    ("bloom", "h.0.attn.sloped"),
+    ("mixtral", "h.0.mlp.routing"),
+    ("qwen3_moe", "h.0.mlp.routing"),
+    ("mixtral", "h.0.mlp.out"),
+    ("gpt_oss", "h.0.mlp.out"),
 ]
 #: Recipes that are one function of what is read here: a cast of what is in that format already, a
 #: table at every number of float16, vectors of 8 or 16 where a row is as many.
@@ -47,6 +53,8 @@ def test_every_recipe_is_told_from_the_others(name: str, site: str, dtype: str) 
     for of in [sites(config)[i] for i in place.inputs[site.endswith("attn.mix") :]]:
         shape = (len(tokens), of.width) if of.width else (config.n_head, *2 * (len(tokens),))
         x = rng.normal(size=shape) * 2
+        if config.keys.experts and of.operation == "routing":
+            x = routing(x, config.keys.experts)
         if of.is_sum or of.looks_up:
             x *= np.linspace(0.2, 5, shape[-1])
         values[of.name] = np.asarray(p.round(x), np.float64)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gpt_verify.checkpoint.family_keys import Keys
@@ -26,6 +26,8 @@ class Family:
         base: before the name of a tensor; files of the model without a head leave it out.
         attention: what transformers can compute attention with.
         unread: what older versions stored besides, and no version reads: a regular expression.
+        released: size → all keys of the ``config.json`` that its authors released, of the sizes
+            that ``gpt-verify synth --family`` can write.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Family:
     base: str = "model."
     attention: tuple[str, ...] = ("eager", "sdpa")
     unread: str = r".*\.rotary_emb\.inv_freq"
+    released: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def sizes(keys: Keys) -> dict[str, int]:

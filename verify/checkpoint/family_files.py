@@ -27,7 +27,7 @@ from gpt_verify.checkpoint.places import Piece, pieces
 from gpt_verify.checkpoint.record import Checkpoint
 from gpt_verify.checkpoint.safetensors_file import ToWrite, replacing, write_tensors
 from gpt_verify.checkpoint.tensors import READABLE, LazyTensors
-from gpt_verify.errors import CheckpointError
+from gpt_verify.errors import CheckpointError, UsageError
 from gpt_verify.reference import Config, ConfigError, tensor_table
 from gpt_verify.text import listing
 
@@ -186,6 +186,20 @@ def example(name: str, sizes: tuple[int, int, int, int, int]) -> dict[str, Any]:
         "pad_token_id": None,
         **{key: value(n) if callable(value) else value for key, value in family.example.items()},
     }
+
+
+def released(name: str, size: str) -> dict[str, Any]:
+    """Keys of a model of a family as its authors released it.
+
+    Raises:
+        UsageError: no such size is known.
+    """
+    family = FAMILIES[name]
+    if size not in family.released:
+        known = ", ".join(family.released) or "none"
+        raise UsageError(f"size {size!r} is no released size of {name} that is known ({known})")
+    stated = {"architectures": [family.model], "model_type": name, "pad_token_id": None}
+    return {**stated, **family.released[size]}
 
 
 def write_family(

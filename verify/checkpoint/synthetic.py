@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import open_checkpoint
 from gpt_verify.checkpoint.families import FAMILIES
-from gpt_verify.checkpoint.family_files import example, write_family
+from gpt_verify.checkpoint.family_files import example, released, write_family
 from gpt_verify.checkpoint.synthetic_family import FamilyTensors
 from gpt_verify.checkpoint.write import write_huggingface, write_openai
 from gpt_verify.errors import CheckpointError, UsageError
@@ -224,12 +224,14 @@ def synthesize(
 
 
 def synthesize_family(out_dir: str | Path, name: str, size: str | None, seed: int) -> str:
-    """Write a small model of a family, in which whatever the family has matters.
+    """Write a model of a family: a small one in which whatever the family has matters, or one of
+    a size that was released.
 
     Args:
         out_dir: the checkpoint's directory.
         name: of the family.
-        size: ``V,P,D,H,L``, as in ``resolve_size``; a small one where None.
+        size: ``V,P,D,H,L``, as in ``resolve_size``, or one that was released: ``0.6B`` of
+            ``qwen3``, ``3.2-1B`` of ``llama``; a small one where None.
         seed: see `synthetic_tensors`.
 
     Returns:
@@ -242,9 +244,12 @@ def synthesize_family(out_dir: str | Path, name: str, size: str | None, seed: in
     if name not in FAMILIES:
         raise UsageError(f"--family: {name!r} is none of {', '.join(FAMILIES)}")
     size = size or FAMILY_SIZE
-    sizes = resolve_size(size).as_dict()
-    v, p, d, h, n = (sizes[key] for key in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer"))
-    stated = example(name, (v, p, d, h, n))
+    if "," in size:
+        sizes = resolve_size(size).as_dict()
+        v, p, d, h, n = (sizes[key] for key in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer"))
+        stated = example(name, (v, p, d, h, n))
+    else:
+        stated = released(name, size)
     try:
         write_family(Path(out_dir), stated, lambda config: synthetic_tensors(config, seed))
     except OSError as error:

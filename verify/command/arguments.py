@@ -178,6 +178,11 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     )
     _add_inputs(compare)
     compare.add_argument("--json", metavar="OUT", help="write all of it; - is standard output")
+    compare.add_argument(
+        "--html",
+        metavar="OUT",
+        help="write one HTML page of why two ports in half precision differ",
+    )
     compare.add_argument("--quiet", action="store_true", help="print the last line alone")
 
 
@@ -391,7 +396,8 @@ def build_parser() -> argparse.ArgumentParser:
     synth.add_argument(
         "--family",
         metavar="NAME",
-        help="llama, gemma3_text, …: a small model of this family, or one of --size V,P,D,H,L",
+        help="llama, gemma3_text, …: a small model of this family, one of --size V,P,D,H,L, or of "
+        "a released size (0.6B of qwen3, 3.2-1B of llama)",
     )
     synth.add_argument("--seed", type=_natural, default=0, metavar="N")
     synth.add_argument("--format", choices=("openai", "huggingface", "both"), default="openai")

@@ -36,7 +36,9 @@ def compare(args: argparse.Namespace) -> int:
     if len(paths) < 2 and len(ports) != 2:
         which = "of one report" if paths else "without reports"
         raise UsageError(f"{which} two ports are compared: --port A --port B")
-    outputs = open_outputs({"json": args.json})
+    if args.html and paths:
+        raise UsageError("--html shows why two ports differ: without reports, --port A --port B")
+    outputs = open_outputs({"json": args.json, "html": args.html})
     spare_inputs(outputs, args.checkpoint, ports, [str(path) for path in paths])
     attributed: Attributed | None = None
     if paths:
@@ -50,8 +52,14 @@ def compare(args: argparse.Namespace) -> int:
         if {port.dtype for port in after.ports} & HALVES:
             attributed = _attributed(asked, args)
     compared = compare_reports(before, after, names, ports)
+    if args.html and attributed is None:
+        raise UsageError("--html shows why two ports differ in half precision (--dtype bfloat16)")
     accounted = None if attributed is None else attribution.as_dict(attributed)
-    unwritten = write_outputs(outputs, {"json": lambda: json.render(compared, accounted)})
+    texts = {
+        "json": lambda: json.render(compared, accounted),
+        "html": lambda: attribution.page(attributed) if attributed is not None else "",
+    }
+    unwritten = write_outputs(outputs, texts)
     to_stdout = args.json == "-"
     text = terminal.summary(compared) + "\n" if args.quiet else terminal.render(compared)
     if attributed is not None and not args.quiet:

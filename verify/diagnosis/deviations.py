@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.diagnosis.filter import Candidate, MatchedFilter
+from gpt_verify.diagnosis.wirings import WIRINGS
 from gpt_verify.faults.fault import Fault
 from gpt_verify.graph.call import Call, Override
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.operations.unembed import Head
 from gpt_verify.graph.run import right, run
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.numerics.precision import FLOAT32, Precision
@@ -49,7 +52,8 @@ class Deviations:
         n = min(COLUMNS, config.n_vocab)
         self.columns = np.sort(rng.choice(config.n_vocab, n, replace=False))
         self._order = list(sites(config))
-        self._candidates: dict[tuple[str, bool], list[Candidate]] = {}
+        self._routers = [s.name for s in sites(config).values() if s.kind == "mlp.router"]
+        self._candidates: dict[tuple[int, bool], tuple[Fault, list[Candidate]]] = {}
         self._filters: dict[str, MatchedFilter] = {}
         self._lookup = Widened(weights).__getitem__
         head = {"logits": self._sampled(right)}
@@ -79,32 +83,61 @@ class Deviations:
             self._filters[precision.name] = MatchedFilter(self._noise(precision, {}, 0.0))
         return self._filters[precision.name]
 
+    def decided(self, precision: Precision) -> NDArray[np.bool_]:
+        """Of each sequence, bool[S], whether rounding leaves every token with its experts.
+
+        A port may choose another expert where the last that is chosen and the first that is left
+        out lie nearer together than noise takes them, ``LIMIT_FLOORS`` times what it does on
+        average; from there on its logits are another model's. True where there are no experts.
+        """
+        found = np.ones(len(self._tokens_ST), np.bool_)
+        experts = self._config.keys.experts
+        if experts is None or experts.chosen == experts.count:
+            return found
+        scale = precision.u / _narrow(precision).u
+        for s, noisy in enumerate(self._rounded(precision, {})):
+            for name in self._routers:
+                exact_TE = self._right[s][name]
+                off = scale * float(np.sqrt(np.mean((noisy[name] - exact_TE) ** 2)))
+                ranked_TE = np.sort(exact_TE, axis=-1)[:, ::-1]
+                apart_T = ranked_TE[:, experts.chosen - 1] - ranked_TE[:, experts.chosen]
+                found[s] &= bool(np.min(apart_T) > LIMIT_FLOORS * off)
+        return found
+
     def floor(self, candidate: Candidate, precision: Precision) -> float:
         """RMS of what rounding does to the logits of a model with this fault; 0 where the model
         cannot be computed in that precision."""
-        overrides = CATALOGUE[candidate.fault].overrides(self._config, candidate.layers)
+        fault = WIRINGS.get(candidate.fault) or CATALOGUE[candidate.fault]
+        overrides = fault.overrides(self._config, candidate.layers)
         noise_SN = self._noise(precision, overrides, candidate.deviation_SN)
         return float(np.sqrt(np.mean(noise_SN**2))) if np.isfinite(noise_SN).all() else 0.0
 
     def _noise(
         self, precision: Precision, overrides: Mapping[str, Override], deviation_SN: Floats | float
     ) -> Floats:
-        narrow = FLOAT32 if precision.name == "float64" else precision
-        lookup, rows = self._weights.__getitem__, []
+        rows = [made["logits"].ravel() for made in self._rounded(precision, overrides)]
+        noise_SN = self._deviating(np.asarray(rows, np.float64)) - deviation_SN
+        return noise_SN * (precision.u / _narrow(precision).u)
+
+    def _rounded(
+        self, precision: Precision, overrides: Mapping[str, Override]
+    ) -> Iterator[dict[str, NDArray[np.floating]]]:
+        """Routers and logits of each sequence, where every site is rounded to a port's format."""
+        kept = {*self._routers, "logits"}
+        lookup, narrow = self._weights.__getitem__, _narrow(precision)
         rounded = {name: _rounding(narrow, overrides.get(name, right)) for name in self._order}
         rounded["logits"] = self._sampled(rounded["logits"])
         for tokens_T in self._tokens_ST:
-            rows.append(_last(run(lookup, self._config, tokens_T, rounded, np.float32)))
-        noise_SN = self._deviating(np.asarray(rows, np.float64)) - deviation_SN
-        return noise_SN * (precision.u / narrow.u)
+            made = run(lookup, self._config, tokens_T, rounded, np.float32)
+            yield {name: value for name, value in made if name in kept}
 
     def candidates(self, fault: Fault, single_layers: bool = False) -> list[Candidate]:
         """A fault of a site or of weights: in all layers, or in each by itself. Empty where it
         cannot be in these logits. Computed once for each."""
-        key = (fault.name, single_layers)
+        key = id(fault), single_layers  # of the record: it is kept, and no other has its id
         if key not in self._candidates:
-            self._candidates[key] = list(self._computed(fault, single_layers))
-        return self._candidates[key]
+            self._candidates[key] = fault, list(self._computed(fault, single_layers))
+        return self._candidates[key][1]
 
     def _computed(self, fault: Fault, single_layers: bool) -> Iterator[Candidate]:
         if not fault.predicted or (fault.tensors and fault.tensors.localised):
@@ -157,13 +190,15 @@ class Deviations:
 
         def logits(call: Call) -> NDArray[np.floating]:
             if act is right:
-                (head,) = call.site.weights
-                table_CD = np.asarray(call.lookup(head)[self.columns], call.dtype)
-                product: NDArray[np.floating] = call.x @ table_CD.T
-                return product
+                return Head(call.config, call.lookup).logits(call.x, self.columns)
             return act(call)[..., self.columns]
 
         return logits
+
+
+def _narrow(precision: Precision) -> Precision:
+    """What noise is drawn in: that of float64 is float32's, scaled."""
+    return FLOAT32 if precision.name == "float64" else precision
 
 
 def _last(computed: Iterator[tuple[str, NDArray[np.floating]]]) -> NDArray[np.floating]:

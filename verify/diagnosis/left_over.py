@@ -24,7 +24,21 @@ FOLLOW = frozenset(
 )
 #: The same where a fault rounds coarsely: two ways to the same logits differ by a bit before it,
 #: and by a step after it.
-FOLLOW_QUANTISING = frozenset(("cache", "batch", "calls", "lengths", "positions", "device"))
+FOLLOW_QUANTISING = frozenset(
+    (
+        "cache",
+        "batch",
+        "calls",
+        "lengths",
+        "positions",
+        "device",
+        "determinism",
+        "generation",
+        "history",
+        "resizing",
+        "training",
+    )
+)
 #: The same where what is wrong is a tensor.
 FOLLOW_TENSORS = frozenset(("weights.count", "weights.accounted", "tying.value"))
 #: Law of a fault of tying or of derivatives → laws that fail with it. A mistake in the backward
@@ -32,8 +46,8 @@ FOLLOW_TENSORS = frozenset(("weights.count", "weights.accounted", "tying.value")
 #: derivatives follows; a head of its own is found by each law of tying in its own way.
 GO_WITH: Mapping[str, frozenset[str]] = {
     "gradient": frozenset(("tying.gradient", "causality.gradient", "symmetry.gradient")),
-    "tying.value": frozenset(("tying.storage", "tying.graph", "tying.gradient")),
-    "tying.storage": frozenset(("tying.graph", "tying.gradient", "tying.persistence")),
+    "tying.value": frozenset(("tying.storage", "tying.graph", "tying.gradient", "resizing")),
+    "tying.storage": frozenset(("tying.graph", "tying.gradient", "tying.persistence", "resizing")),
     "tying.gradient": frozenset(("tying.graph",)),
 }
 #: Faults of one end of wte → where the law of the gradient sees them.

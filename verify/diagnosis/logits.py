@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import math
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -10,42 +12,70 @@ import numpy as np
 
 from gpt_verify.diagnosis.deviations import Deviations
 from gpt_verify.diagnosis.filter import Filtered, Match
+from gpt_verify.diagnosis.wirings import WIRINGS
 from gpt_verify.errors import GptVerifyError, Refused
 from gpt_verify.findings import Cause, Finding, Status
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.laws.catalogue import faults_of
 from gpt_verify.laws.subject import Floats, Subject, Tokens
+from gpt_verify.numerics.weights import DeclaredWeights
+from gpt_verify.reference.weights import parameter_count
 
 #: Sequences, and tokens of each: enough for a standard error, and for every distance that matters.
 SEQUENCES, LENGTH = 8, 24
+#: Of models of experts, those in which rounding chooses none: so many at least are needed.
+LEAST = 4
 LAW = "logits.faults"
 #: Faults that are tried in each layer by itself, at most.
 TRACES = 16
 
-_kept: dict[bytes, Deviations] | None = None
+_kept: dict[Hashable, Deviations] | None = None
+_most = math.inf
 
 
 @contextmanager
-def deviations_kept() -> Iterator[None]:
-    """Within, ports of one checkpoint share what the faults would do to its logits."""
-    global _kept
-    _kept = {}
+def deviations_kept(most: float = math.inf) -> Iterator[None]:
+    """Within, ports of one checkpoint share what the faults would do to its logits.
+
+    Args:
+        most: parameters; of a larger checkpoint nothing is kept.
+    """
+    global _kept, _most
+    before = _kept, _most
+    _kept, _most = {}, most
     try:
         yield
     finally:
-        _kept = None
+        _kept, _most = before
+
+
+def forget_deviations() -> None:
+    """Let go of what is kept: it may have been computed by a reference that was changed."""
+    if _kept is not None:
+        _kept.clear()
 
 
 def _deviations(subject: Subject, tokens_ST: Tokens) -> Deviations:
     made = partial(Deviations, subject.config, subject.weights, tokens_ST, subject.seed)
-    if _kept is None:
+    if _kept is None or parameter_count(subject.config) > _most:
         return made()
-    # The checkpoint is the same for as long as they are kept, but not the format of the port.
-    key = f"{id(subject.checkpoint)} {subject.precision.name}".encode() + tokens_ST.tobytes()
+    key = subject.config, digest(subject.weights), tokens_ST.tobytes(), subject.seed
     if key not in _kept:
         _kept.clear()  # one set is large
         _kept[key] = made()
     return _kept[key]
+
+
+def digest(weights: DeclaredWeights) -> bytes:
+    """Of all tensors as the port's format holds them; computed once."""
+    if "digest" not in weights.memo:
+        made = hashlib.sha256()
+        for name in sorted(weights):
+            made.update(f"{name} {weights[name].shape} ".encode())
+            made.update(np.ascontiguousarray(weights[name], np.float32).data)
+        weights.memo["digest"] = made.digest()
+    found: bytes = weights.memo["digest"]
+    return found
 
 
 def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
@@ -59,10 +89,6 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
         A finding, failed where a fault is there: also one that is far below the rounding noise, and
         so below what the comparison of logits can see. And the causes.
     """
-    if subject.config.own is not None:
-        # The catalogue is GPT-2's; and of experts, rounding alone may choose another one.
-        message = f"not judged of {subject.config.architecture} yet"
-        return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
     try:
         tokens_ST, logits = _run(subject, min(LENGTH, subject.config.n_ctx))
     except Exception as error:
@@ -75,6 +101,14 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
         return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
     with np.errstate(all="ignore"):
         deviations = _deviations(subject, tokens_ST)
+        if (left := deviations.decided(subject.precision)).sum() < LEAST:
+            message = (
+                f"rounding may choose other experts in {np.sum(~left)} of {len(left)} sequences"
+            )
+            return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
+        if not left.all():
+            tokens_ST, logits = tokens_ST[left], logits[left]
+            deviations = _deviations(subject, tokens_ST)
         if not deviations.distinguishable:
             message = "the reference's logits at a position are one number, which tells no fault"
             return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
@@ -83,7 +117,7 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
             message = "the logits are not finite"
             return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
         floor_of = partial(deviations.floor, precision=subject.precision)
-        faults = faults_of(subject.config)
+        faults = {**faults_of(subject.config), **WIRINGS}
         candidates = [c for fault in faults.values() for c in deviations.candidates(fault)]
         matched = deviations.filter(subject.precision)
         found = matched.find(error_SN, candidates, LIMIT_FLOORS, floor_of)

@@ -68,17 +68,22 @@ class Diagnosis:
         self.explanations = {explanation.where: explanation for explanation in explanations}
         # A law that knows its own faults says which one it was; what that explains needs no other.
         named: dict[str, list[str]] = {}
+        words: dict[str, str] = {}
         for finding in findings:
             if finding.status is Status.FAILED and finding.fault is not None:
                 named.setdefault(finding.fault, []).append(finding.id)
+                if finding.named is not None and finding.fault not in CATALOGUE:
+                    words.setdefault(finding.fault, finding.named.words)
         named = _without_entailed(named)
         of_laws: dict[str, list[Explanation]] = {fault: [] for fault in named}
         left: list[Explanation] = []
         for explanation in explanations:
             same = next((c.fault for c in explanation.accepted if c.fault in named), None)
             (left if same is None else of_laws[same]).append(explanation)
-        right = _right(findings)
-        found = causes(left, partial(_denied, right, config), partial(_elsewhere, right, config))
+        right = _right(findings, config)
+        judged = right | {f.site for f in failed if f.site}
+        denied = partial(_denied, right, judged, config)
+        found = _taking(causes(left, denied, partial(_elsewhere, right, config)), named)
         explained = {site for cause in found for site in cause.sites}
         self.causes: list[Cause] = [
             *found,
@@ -87,6 +92,7 @@ class Diagnosis:
             *(
                 Cause(
                     fault,
+                    words.get(fault, ""),
                     sites=tuple(e.where for e in of_laws[fault] if not e.of_tensor),
                     tensors=tuple(e.where for e in of_laws[fault] if e.of_tensor),
                     laws=tuple(laws),
@@ -129,13 +135,40 @@ def _without_entailed(named: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return left
 
 
-def _right(findings: Sequence[Finding]) -> set[str]:
-    """Sites that were judged and are right: in float64 where they were judged in that."""
+def _taking(found: Sequence[Cause], named: dict[str, list[str]]) -> list[Cause]:
+    """The causes that were found at sites; laws that name what only follows from one go with it,
+    and are taken out of ``named``."""
+    made = []
+    for cause in found:
+        entailed = CATALOGUE[cause.fault].entails if cause.fault in CATALOGUE else ()
+        laws = [law for other in entailed for law in named.pop(other, ())]
+        made.append(replace(cause, laws=(*cause.laws, *laws)) if laws else cause)
+    return made
+
+
+def _right(findings: Sequence[Finding], config: Config | None) -> set[str]:
+    """Sites that were judged and are right, in float64 where they were judged in that; and what is
+    hidden between them, which was judged with them."""
     for law in ("architecture", "activations.local"):
         statuses = {f.site: f.status for f in findings if f.id == law and f.site}
         if Status.PASSED in statuses.values():
-            return {site for site, status in statuses.items() if status is Status.PASSED}
+            right = {site for site, status in statuses.items() if status is Status.PASSED}
+            return right | (_hidden(right, findings, config) if config is not None else set())
     return set()
+
+
+def _hidden(right: set[str], findings: Sequence[Finding], config: Config) -> set[str]:
+    """Sites that the port does not show, through which right ones were computed from what it
+    shows."""
+    of_sites = ("architecture", "activations.local", "activations.cascaded")
+    judged = (f for f in findings if f.id in of_sites and f.status is not Status.NOT_EXAMINED)
+    shown, found, left = {f.site for f in judged}, set[str](), list(right)
+    while left:
+        site = sites(config).get(left.pop())
+        inputs = {*site.inputs} - shown - found if site is not None else set()
+        found |= inputs
+        left += inputs
+    return found
 
 
 def _without_forms(explanation: Explanation) -> Explanation:
@@ -143,9 +176,12 @@ def _without_forms(explanation: Explanation) -> Explanation:
     return replace(explanation, accepted=known)
 
 
-def _denied(right: set[str], config: Config | None, name: str, where: Collection[str]) -> int:
+def _denied(
+    right: set[str], judged: set[str], config: Config | None, name: str, where: Collection[str]
+) -> int:
     """How many sites are correct that a fault changes, in the layers where it was found; in all, of
-    a fault that a model has in all of them or in none.
+    a fault that a model has in all of them or in none. Of a site that the port does not show, those
+    that read it count.
 
     Of a fault of the weights nothing is expected: any tensor may be damaged alone.
     """
@@ -158,7 +194,17 @@ def _denied(right: set[str], config: Config | None, name: str, where: Collection
     # What was masked early is right afterwards.
     early = {site.layer for site in at if site.kind in fault.sites.early}
     changed = {name: act for name, act in changed.items() if sites(config)[name].layer not in early}
-    return len(right.intersection(changed))
+    seen = set(changed) | _readers(set(changed) - judged, judged, config)
+    return len(right.intersection(seen))
+
+
+def _readers(hidden: set[str], judged: set[str], config: Config) -> set[str]:
+    """The first judged sites that read these, through others that are hidden too."""
+    found: set[str] = set()
+    for site in sites(config).values():
+        if not hidden.isdisjoint(site.inputs):
+            (found if site.name in judged else hidden).add(site.name)
+    return found
 
 
 def _elsewhere(right: set[str], config: Config | None, name: str, where: Collection[str]) -> int:

@@ -165,10 +165,19 @@ class SiteDiagnosis:
                     if score is not None and score <= limit:
                         self._found[form.name] = form
                         self._look_back(form, fitted)
+                        self._by_the_same(form, fitted)
                         yield Candidate(fitted.fault or form.name, score, fitted.words)
                         return
             except (KeyError, ValueError, IndexError, np.linalg.LinAlgError):
                 continue  # it needs what was not shown, or does not fit these sizes
+
+    def _by_the_same(self, form: Form, fitted: Fitted) -> None:
+        """What was taken for something else, as long as this was not known."""
+        for name in fitted.explains:
+            if name in self.explanations:
+                found = (Candidate(fitted.fault or form.name, 0.0, fitted.words),)
+                self.explanations[name] = replace(self.explanations[name], accepted=found)
+                self._left.pop(name, None)
 
     def _look_back(self, form: Form, fitted: Fitted) -> None:
         """What is hidden was read before, by a site from which it could not be told."""

@@ -11,6 +11,7 @@ from gpt_verify.faults.fault import AtSites, Fault, InTransformers
 from gpt_verify.faults.inject import replace, wrap
 from gpt_verify.graph.call import Call
 from gpt_verify.reference.branches import norm
+from gpt_verify.reference.config import Config
 from gpt_verify.reference.ops import Array, linear
 
 
@@ -48,6 +49,16 @@ def _sequential(decoder: Decoder, layers: Sequence[int]) -> None:
             return act(type(first).forward(first, kept.entered + kept.attended))
 
         wrap(mlp, "forward", read)
+
+
+def _after(call: Call) -> Array:
+    """The second norm reads the stream with attention's part in it."""
+    return _norm(call, call.values[_entering(call)] + call.at("attn.out"), "ln_2")
+
+
+def _in_turn(decoder: Decoder, layers: Sequence[int]) -> None:
+    for layer in layers:
+        decoder.around("ln_1", layer).use_parallel_residual = False
 
 
 class _Kept:
@@ -159,6 +170,10 @@ def in_place(decoder: Decoder, layers: Sequence[int]) -> None:
         wrap(one, "forward", lambda _, act, x: x.copy_(act(x)))
 
 
+def _two_norms(config: Config) -> bool:
+    return config.keys.parallel == 2
+
+
 _READ_ATTENTION = ("attn.q", "attn.k", "attn.v")
 
 
@@ -171,6 +186,24 @@ FAULTS = (
         predict=AtSites({"mlp.pre": _after_attention}),
         in_family=InTransformers(module=_sequential),
         of=lambda config: config.keys.parallel == 1,
+    ),
+    Fault(
+        "block-in-turn",
+        "block",
+        "feeds the MLP's norm with the stream after attention, where both norms read the same",
+        "use_parallel_residual that is not read",
+        predict=AtSites({"ln_2": _after}),
+        in_family=InTransformers(module=_in_turn),
+        of=_two_norms,
+    ),
+    Fault(
+        "block-one-norm",
+        "block",
+        "feeds the MLP with what the norm before attention has made, where it has one of its own",
+        "the block of GPT-J, in code for GPT-NeoX",
+        predict=AtSites({"ln_2": lambda call: call.at("ln_1")}),
+        in_family=InTransformers(module=parallel_one_norm),
+        of=_two_norms,
     ),
     Fault(
         "block-norm-before",

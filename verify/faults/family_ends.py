@@ -49,6 +49,10 @@ def _offset(decoder: Decoder, layers: Sequence[int]) -> None:
     decoder.at("wpe").offset = 0
 
 
+def _drop_norm(decoder: Decoder, layers: Sequence[int]) -> None:
+    replace(decoder.at("ln_embed"), "forward", lambda _, x: x)
+
+
 def _logits(call: Call, table: str | None = None, bias: bool = True) -> Array:
     """The logits by another table, or without their bias."""
     keys = call.config.keys
@@ -125,6 +129,15 @@ FAULTS = (
         _offset,
         lambda config: config.keys.table_offset > 0,
         "OPT's weights in code for GPT-2",
+    ),
+    Fault(
+        "embeddings-norm-missing",
+        "embeddings",
+        "leaves out the norm after the embeddings",
+        "BLOOM's weights in code for a model without word_embeddings_layernorm",
+        predict=AtSites({"ln_embed": lambda call: call.x}),
+        in_family=InTransformers(module=_drop_norm, layered=False),
+        of=lambda config: config.keys.norm_embed,
     ),
     _fault(
         "head-tied",

@@ -231,7 +231,10 @@ class Fault:
 
     @property
     def layered(self) -> bool:
-        """It can be injected into one layer as well as into all."""
+        """It can be injected into one layer as well as into all; of a fault of families alone,
+        there."""
+        if self.inject is None:
+            return self.in_family is not None and self.in_family.by_layer
         return isinstance(self.inject, InModel) and self.inject.layered
 
     @property

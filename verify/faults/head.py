@@ -100,7 +100,9 @@ def _own(
 ) -> Fault:
     """A matrix of its own in place of wte."""
     inject = InModel(partial(_inject_own, change), layered=False)
-    return Fault(name, "head", summary, seen, inject, **more)
+    # What resizes wte knows nothing of it.
+    entails = ("resizing-leaves-head",)
+    return Fault(name, "head", summary, seen, inject, entails=entails, **more)
 
 
 def _fitted_bias(got_TV: Array, call: Call) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,8 @@ class Attention(nn.Module):
     def __init__(self, config: Config, options: Options) -> None:
         super().__init__()
         self.n_head, self.options = config.n_head, options
+        #: Gathers scores and pattern while they are asked for.
+        self.shown: list[tuple[Tensor, Tensor]] | None = None
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
@@ -120,7 +122,11 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
         if self.options.fused:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=self.scale(q))
-        return self.mix(self.softmax(self.mask(self.scores(q, k), allowed)), v)
+        scores = self.mask(self.scores(q, k), allowed)
+        pattern = self.softmax(scores)
+        if self.shown is not None:
+            self.shown.append((scores, pattern))
+        return self.mix(pattern, v)
 
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor] | None, real: Tensor | None
@@ -219,6 +225,55 @@ class Model(nn.Module):
         """Mean cross entropy of the next token, in nats."""
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
+    def states(self, streams: list[Tensor], normed: Tensor) -> list[Tensor]:
+        """What is handed out as hidden states."""
+        return [*streams[:-1], normed]
+
+    def patterns(self, scores: list[Tensor], patterns: list[Tensor]) -> list[Tensor]:
+        """What is handed out as attentions."""
+        return patterns
+
+    def resize_token_embeddings(self, rows: int) -> None:
+        """Another number of rows in the table; new ones are zeros."""
+        kept = self.wte.detach()[:rows]
+        self.wte = nn.Parameter(F.pad(kept, (0, 0, 0, rows - len(kept))))
+        self.config = replace(self.config, n_vocab=rows)
+
+    def next_logits(self, ids: Tensor, mask: Tensor | None, made: int) -> Tensor:
+        """Of the token after these, [B, V]; ``made`` of them were generated."""
+        logits: Tensor = self(ids, attention_mask=mask)["logits"][:, -1]
+        return logits
+
+    def ended(self, token: Tensor, end: int | None) -> Tensor:
+        """Which rows end with this token, bool[B]."""
+        return torch.zeros_like(token, dtype=torch.bool) if end is None else token == end
+
+    def generate(
+        self,
+        ids: Tensor,
+        max_new_tokens: int,
+        do_sample: bool = False,
+        attention_mask: Tensor | None = None,
+        eos_token_id: int | None = None,
+    ) -> Tensor:
+        """The likeliest token each time; rows that have ended are filled with token 0."""
+        done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        for made in range(max_new_tokens):
+            with torch.no_grad():
+                logits = self.next_logits(ids, attention_mask, made)
+            token = logits.argmax(-1).masked_fill(done, 0)
+            done |= self.ended(token, eos_token_id)
+            ids = torch.cat([ids, token[:, None]], dim=1)
+            if attention_mask is not None:
+                attention_mask = F.pad(attention_mask, (0, 1), value=1)
+            if done.all():
+                break
+        return ids
+
+    def divided(self, loss: Tensor, labels: Tensor, items: Tensor) -> Tensor:
+        """The sum over the predictions of this batch, divided by those of all batches of a step."""
+        return loss * (labels[:, 1:] != -100).sum() / items
+
     def forward(
         self,
         ids: Tensor,
@@ -227,6 +282,9 @@ class Model(nn.Module):
         use_cache: bool = False,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
     ) -> dict[str, Any]:
         length = 0 if past_key_values is None else past_key_values[0][0].shape[-2]
         if length + ids.shape[1] > self.config.n_ctx:
@@ -235,16 +293,30 @@ class Model(nn.Module):
             position_ids = self.positions(ids, length, attention_mask)
         x = self.embed(ids, position_ids)
         presents: Cache = []
+        # A block may write to what it is handed.
+        streams = [x.clone()] if output_hidden_states else []
+        kept: list[tuple[Tensor, Tensor]] = []
         for layer, block in enumerate(self.h):
             past = None if past_key_values is None else past_key_values[layer]
+            block.attn.shown = kept if output_attentions else None
             x, present = block(x, past, attention_mask)
+            block.attn.shown = None
             presents.append(present)
-        logits = self.head(self.ln_f(x))
+            streams += [x.clone()] if output_hidden_states else []
+        normed = self.ln_f(x)
+        logits = self.head(normed)
         output: dict[str, Any] = {"logits": logits}
+        if output_hidden_states:
+            output["hidden_states"] = self.states(streams, normed)
+        if output_attentions and kept:
+            scores, patterns = (list(parts) for parts in zip(*kept, strict=True))
+            output["attentions"] = self.patterns(scores, patterns)
         if use_cache:
             output["past_key_values"] = presents
         if labels is not None:
             output["loss"] = self.loss(logits, labels)
+            if num_items_in_batch is not None:
+                output["loss"] = self.divided(output["loss"], labels, num_items_in_batch)
         return output
 
 

@@ -209,6 +209,32 @@ def _narrow_all_angles(decoder: Decoder, layers: Sequence[int]) -> None:
         wrap(module, "forward", _torch_narrow_angles)
 
 
+def _narrow_frequencies(call: Call) -> Array:
+    rope = rope_of(call)
+    f_R = BFLOAT16.round(frequencies(rope)).astype(call.dtype)
+    angle_TR = places_of(call).astype(call.dtype)[:, None] * f_R
+    gain = 1.0 if rope.scaling is None else rope.scaling.attention
+    tables = gain * np.cos(angle_TR), gain * np.sin(angle_TR)
+    return side_by_side(rotate(heads_of(call.x, call.site.heads), *tables, rope))
+
+
+def _torch_narrow_frequencies(
+    module: Any, act: Any, x: Any, position_ids: Any, *kind: Any, **more: Any
+) -> Any:
+    prefix = f"{kind[0]}_" if kind else ""
+    inv_freq = getattr(module, f"{prefix}inv_freq")
+    module.__dict__[f"{prefix}inv_freq"] = _rounded(inv_freq)  # before the buffer of that name
+    try:
+        return act(x, position_ids, *kind, **more)
+    finally:
+        del module.__dict__[f"{prefix}inv_freq"]
+
+
+def _narrow_all_frequencies(decoder: Decoder, layers: Sequence[int]) -> None:
+    for module in _tables(decoder):
+        wrap(module, "forward", _torch_narrow_frequencies)
+
+
 def _late(module: Any, act: Any, x: Any, position_ids: Any, *kind: Any, **more: Any) -> Any:
     return act(x, position_ids + 1, *kind, **more)
 
@@ -274,6 +300,14 @@ FAULTS = (
         lambda rope: not rope.pairs and rope.size > 2,
         "inv_freq that is cast with the model's weights",
         quantising=True,
+    ),
+    rotary(
+        "rotary-frequencies-bfloat16",
+        "keeps the frequencies of the rotary positions in bfloat16",
+        _narrow_frequencies,
+        InTransformers(module=_narrow_all_frequencies, layered=False),
+        lambda rope: not rope.pairs and rope.size > 2,
+        "model.to(torch.bfloat16), which casts the buffer inv_freq as well",
     ),
     rotary(
         "rotary-from-one",

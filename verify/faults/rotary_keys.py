@@ -49,6 +49,11 @@ def _linear(rope: Rope) -> Rope:
     return replace(rope, scaling=replace(rope.scaling, kind="linear", attention=1.0))
 
 
+def _unscaled(rope: Rope) -> Rope:
+    assert rope.scaling is not None, "tables that are scaled"
+    return replace(rope, scaling=replace(rope.scaling, attention=1.0))
+
+
 def _everywhere(call: Call) -> Array:
     """Scores of a layer whose queries and keys are not turned, as if they were."""
     rope = next(rope for rope in call.config.keys.ropes if rope is not None)
@@ -116,6 +121,15 @@ FAULTS = (
         _only_factor,
         lambda rope: rope.scaling is not None and rope.scaling.kind == "llama3",
         "rope_scaling of Llama 3 of which only the factor is read",
+    ),
+    _changed(
+        "rotary-attention-lost",
+        "does not multiply cosine and sine by YaRN's factor of attention",
+        _unscaled,
+        lambda said: {**said, "attention_factor": 1.0},
+        lambda rope: rope.scaling is not None and rope.scaling.attention != 1.0,
+        "YaRN of which the frequencies alone are written (the same factor of DeepSeek-V2 and "
+        "Mistral 4: transformers PR 47435)",
     ),
     Fault(
         "rotary-whole",

@@ -109,6 +109,7 @@ class Lockstep:
             exact, noisy = both(
                 partial(head.logits, exact_TD, rows),
                 partial(_noisy_logits, noisy_RTD, head, rows, store),
+                exact_TD.size * (rows.stop - rows.start),
             )
             yield rows.start, exact, (noisy - exact) * self.scale
 
@@ -149,8 +150,9 @@ def _run(
     exact_run = forward(Widened(weights), config, tokens_T)
     store, rows = rounding(), np.tile(tokens_T, (count, 1))
     noisy_runs = side_by_side(config, weights, rows, np.float32, lambda call, x: store(x))
+    work = len(tokens_T) * parameter_count(config) // len(sites(config))
     while True:
-        (site, exact), (_, noisy) = both(lambda: next(exact_run), lambda: next(noisy_runs))
+        (site, exact), (_, noisy) = both(lambda: next(exact_run), lambda: next(noisy_runs), work)
         yield site, exact, noisy.reshape(count, *exact.shape)
 
 

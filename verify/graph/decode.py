@@ -50,6 +50,11 @@ class HowDecoded(Protocol):
         layer: the layer whose cached keys and values a layer reads.
         kept: what becomes of keys and values, those of all tokens so far, when a call ends.
         normalise: a layer norm without gain and bias, [n, D]; None is the reference's.
+        empty: how many slots that nobody has filled are seen besides, as zeros.
+        embedded: by what the embedding of each token of a piece is multiplied; None leaves them.
+        scaled: what the scores are multiplied with, broadcast to [H, n, past + n]; None is nothing.
+        added: what is added to the scores, broadcast to [H, n, past + n]; None is nothing.
+        in_layer: whether ``sources`` and ``kept`` are those of a layer; the others are right.
     """
 
     @property
@@ -62,6 +67,16 @@ class HowDecoded(Protocol):
     def kept(self) -> Callable[[KeysValues], KeysValues]: ...
     @property
     def normalise(self) -> Callable[[Array], Array] | None: ...
+    @property
+    def empty(self) -> Callable[[Before, int], int]: ...
+    @property
+    def embedded(self) -> Callable[[Before, int], Array] | None: ...
+    @property
+    def scaled(self) -> Callable[[Before, int], Array] | None: ...
+    @property
+    def added(self) -> Callable[[Before, int], Array] | None: ...
+    @property
+    def in_layer(self) -> Callable[[int], bool]: ...
 
 
 def decode(
@@ -82,7 +97,7 @@ def decode(
         positions = how.positions(before, len(tokens_n))
         if positions.min() < 0 or positions.max() >= config.n_ctx:
             return None
-        piece = _Piece(positions, how.sources(before, len(tokens_n)), past, how)
+        piece = _Piece(positions, how.sources(before, len(tokens_n)), past, how, before)
         overrides = piece.overrides(config)
         *_, (_, made) = run(weights.__getitem__, config, tokens_n, overrides)
         logits.append(made)
@@ -99,6 +114,7 @@ class _Piece:
         seen: which tokens each of them sees, bool[n, past + n].
         past: keys and values of the tokens before it, by layer; empty for the first piece.
         how: what is done otherwise.
+        before: lengths of the pieces before it.
         own: its own keys and values, by layer.
     """
 
@@ -106,6 +122,7 @@ class _Piece:
     seen: NDArray[np.bool_]
     past: Sequence[KeysValues]
     how: HowDecoded
+    before: Before
     own: dict[int, KeysValues] = field(default_factory=dict)
 
     def overrides(self, config: Config) -> dict[str, Override]:
@@ -127,21 +144,37 @@ class _Piece:
     def kept(self, layer: int) -> KeysValues:
         """What the next piece finds in the cache."""
         own = self.own[layer]
-        return self.how.kept(_joined(self.past[layer], own) if self.past else own)
+        every = _joined(self.past[layer], own) if self.past else own
+        return self.how.kept(every) if self.how.in_layer(layer) else every
 
     def _embed(self, call: Call) -> Array:
         wte_VD, wpe_PD = (call.lookup(name) for name in call.site.weights)
         tokens_nD, positions_nD = wte_VD[call.tokens_T], wpe_PD[self.positions]
         value: Array = tokens_nD.astype(call.dtype) + positions_nD.astype(call.dtype)
-        return value
+        if self.how.embedded is None:
+            return value
+        return value * self.how.embedded(self.before, len(value)).astype(call.dtype)[:, None]
 
     def _scores(self, call: Call) -> Array:
         q_HnK, k_HnK, v_HnK = call.heads()
         self.own[call.layer] = k_HnK, v_HnK
-        return ops.attention_scores(q_HnK, self._read(call.layer)[0])
+        scores = ops.attention_scores(q_HnK, self._read(call.layer)[0])
+        n = len(self.positions)
+        if self.how.scaled is not None:
+            scores = scores * self.how.scaled(self.before, n)
+        if self.how.added is not None:
+            scores = scores + self.how.added(self.before, n)
+        return scores
 
     def _pattern(self, call: Call) -> Array:
-        return ops.softmax(np.where(self.seen, call.x, -np.inf))
+        n = len(self.positions)
+        seen = self.seen if self.how.in_layer(call.layer) else right_sources(self.before, n)
+        x = np.where(seen, call.x, -np.inf)
+        if not (empty := self.how.empty(self.before, n)):
+            return ops.softmax(x)
+        return ops.softmax(np.concatenate([x, np.zeros_like(x[..., :1]).repeat(empty, -1)], -1))[
+            ..., :-empty
+        ]
 
     def _mix(self, call: Call) -> Array:
         return ops.attention_mix(call.x, self._read(call.layer)[1])

@@ -29,6 +29,10 @@ from gpt_verify.reference.weights import parameter_count
 #: in between half of what its weights take. Another number, other noise, but of the same size.
 ROOM_BYTES, LEAST_ROOM_BYTES = 640 << 20, 64 << 20
 _FLOAT32_BYTES = 4
+#: As often as many the noise is observed before something is refuted by it alone. A softmax between
+#: two scores that are nearly as large takes either side by chance, and both sides are correct:
+#: errors are then of one size or of another, much larger one, which few draws may miss.
+MORE_OBSERVATIONS = 32 * OBSERVATIONS
 #: Mean square of a direction's factor, uniform between 1/2 and 1.
 _FACTOR_SQUARE = 7 / 12
 
@@ -46,12 +50,14 @@ class Derivative:
         value: of the backward pass in float64.
         rounding: what rounding in float64 does to ``value``.
         floor: what rounding in the declared precision does to the same derivative.
+        reach: the most that it was seen to do; 0 where it was not looked at.
     """
 
     direction: Direction
     value: float
     rounding: float
     floor: float
+    reach: float = 0.0
 
     def error(self, finer: float = 1.0) -> float:
         """Scale of what a correct port may be off, the reference's own error included.
@@ -59,7 +65,18 @@ class Derivative:
         Args:
             finer: unit roundoff of the port's arithmetic ÷ that of the precision of ``floor``.
         """
-        return float(np.hypot(self.rounding, finer * self.floor))
+        return float(np.hypot(self.rounding, self.noise(finer)))
+
+    def noise(self, finer: float = 1.0) -> float:
+        """The same, without the reference's own error.
+
+        What noise was seen to do refutes nobody: a correct port is further off than all of n noisy
+        runs with probability 1 / (n + 1), however its errors are distributed.
+        """
+        if finer == 1.0:
+            return max(self.floor, self.reach / LIMIT_FLOORS)
+        # ``reach`` is not to be scaled: with less noise nothing may take another side.
+        return finer * self.floor
 
     def floors(self, got: float, finer: float = 1.0) -> float:
         """|got - value| in units of ``error``.
@@ -83,6 +100,7 @@ def derivatives(
     tokens_BT: NDArray[np.integer],
     directions: Sequence[Direction],
     precision: Precision,
+    observations: int = OBSERVATIONS,
 ) -> list[Derivative]:
     """Derivatives of the mean next-token loss of a batch along each direction.
 
@@ -92,6 +110,8 @@ def derivatives(
         tokens_BT: int[B, T], T ≥ 2, every row of the same length.
         directions: any number.
         precision: of the port's arithmetic, for ``Derivative.floor``.
+        observations: of its noise, at least; with more than the fewest, the largest error among
+            them is kept as well.
 
     Raises:
         Inconsistent: the backward pass and the differences of the loss disagree.
@@ -101,15 +121,18 @@ def derivatives(
         values = exact_DB.sum(axis=-1)
         # Rounding noise is proportional to u, so float64's floor is float32's, scaled.
         narrow = FLOAT32 if precision.name == "float64" else precision
-        noise = _noise(config, weights, tokens_BT, directions, narrow, exact_DB)
-        single = noise
+        seen = _noise(config, weights, tokens_BT, directions, narrow, exact_DB, observations)
+        single = seen
         if narrow is not FLOAT32:
             single = _noise(config, weights, tokens_BT, directions, FLOAT32, exact_DB)
-        floors = noise * (precision.u / narrow.u)
-        rounding = single * (FLOAT64.u / FLOAT32.u)
+        scale = precision.u / narrow.u
+        floors, reaches = scale * seen.rms_D, scale * seen.largest_D
+        if observations <= OBSERVATIONS:
+            reaches = np.zeros_like(reaches)
+        rounding = single.rms_D * (FLOAT64.u / FLOAT32.u)
         _check(config, weights, tokens_BT, directions, values, rounding)
-    numbers = zip(directions, values, rounding, floors, strict=True)
-    return [Derivative(d, float(v), float(r), float(f)) for d, v, r, f in numbers]
+    numbers = zip(values, rounding, floors, reaches, strict=True)
+    return [Derivative(d, *map(float, n)) for d, n in zip(directions, numbers, strict=True)]
 
 
 def noise_bytes(config: Config, length: int) -> int:
@@ -143,6 +166,15 @@ def _along(
     return np.array([found[i] for i in each]), np.array([squares[i] for i in each])
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What rounding does to each derivative: its root mean square, and the most among all draws,
+    both [directions]."""
+
+    rms_D: NDArray[np.float64]
+    largest_D: NDArray[np.float64]
+
+
 def _noise(
     config: Config,
     weights: DeclaredWeights,
@@ -150,17 +182,19 @@ def _noise(
     directions: Sequence[Direction],
     precision: Precision,
     exact_DB: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """What rounding does to each derivative, [directions].
+    observations: int = OBSERVATIONS,
+) -> _Seen:
+    """What rounding does to each derivative.
 
     The backward pass is run in the port's precision, with everything that a port keeps perturbed at
     random by as much as its rounding may do. Rows of a batch are observations, too; their errors
     may have one cause, so they are added up as if they had.
     """
     batch, length = tokens_BT.shape
-    draws = max(2, -(-OBSERVATIONS // batch))
+    draws = max(2, -(-observations // batch))
     at_once = max(1, _room_bytes(config) // (batch * run_bytes(config, length, _FLOAT32_BYTES)))
     squares, sizes = np.zeros(len(directions)), np.zeros(len(directions))
+    largest = np.zeros(len(directions))
     for first in range(0, draws, at_once):
         some = min(at_once, draws - first)
         noise = Noise(precision, np.random.default_rng([first, draws]))
@@ -168,12 +202,13 @@ def _noise(
         noisy, size = _along(Backward(config, weights, rows_RT, noise, batch), directions)
         off = noisy.reshape(len(directions), some, batch) - exact_DB[:, None]
         squares += batch * np.sum(off**2, axis=(1, 2)) / draws
+        largest = np.maximum(largest, np.abs(off).sum(axis=2).max(axis=1))
         sizes += size.sum(axis=-1) / draws
     # Each element of the gradient is a sum over the positions, and rounded when it is kept.
     each = precision.u**2 + batch * length * precision.u_sum**2
     squares += _FACTOR_SQUARE * each * sizes
     squares += precision.tiny**2 * np.array([d.square for d in directions])
-    return np.asarray(np.sqrt(squares))
+    return _Seen(np.sqrt(squares), largest)
 
 
 def _check(

@@ -80,6 +80,24 @@ def measure_floor(
         return Floor(np.sqrt(noise_T + budget_T), np.concatenate(last), _by_token(noise))
 
 
+def least_floor(config: Config, precision: Precision, squares_T: Floats) -> Floats:
+    """What the floor of a position is at least, [T]: what the last product alone may do.
+
+    Of its budget n u_sum² (Σ x² w² + (x w)²) + u² (…), which is part of every floor
+    (``_unembedding``), the term in (x w)² needs nothing but the logits. So whatever is within it is
+    within the floor, which need not be measured then.
+
+    Args:
+        config: sizes.
+        precision: as of ``measure_floor``.
+        squares_T: mean over the vocabulary of the squared logits, for each position.
+    """
+    twice = 2.0 if precision.name == "float64" else 1.0
+    unit = config.n_embd * precision.u_sum**2 + precision.u**2
+    least_T: Floats = np.sqrt(twice * unit * squares_T)
+    return least_T
+
+
 def _mean_squares(config: Config, weights: DeclaredWeights) -> Floats:
     """Of each column of the head, [D]: computed once, and kept with the weights."""
     key = "mean squares of the head"

@@ -9,6 +9,7 @@ computed before it, so that wrong wiring can be written as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from gpt_verify.graph.call import Array, Call, Override
 from gpt_verify.graph.table import made_by
 from gpt_verify.numerics.weights import DeclaredWeights, Widened
 from gpt_verify.reference.config import Config
-from gpt_verify.sites import sites
+from gpt_verify.sites import Site, sites
 
 #: The operation and its value as computed → the value that is used from there on.
 Alter = Callable[[Call, Array], Array]
@@ -55,19 +56,31 @@ def run(
         alter: what is done to each value before anything reads it.
     """
     values: dict[str, Array] = dict(start or {})
-    order = list(sites(config).values())
-    place = {site.name: i for i, site in enumerate(order)}
-    last_read = {name: i for i, site in enumerate(order) for name in site.inputs}
-    for i, site in enumerate(order):
+    gone: list[str] = []
+    for site, needed_until_now in _in_turn(config, keep):
+        gone += needed_until_now
         if start is not None and site.name in start:
             continue
         call = Call(config, site, tokens_T, values, lookup, dtype, rows)
         value = alter(call, np.asarray(overrides.get(site.name, right)(call), dtype))
         values[site.name] = value
         yield site.name, value
-        if keep is not None:
-            for name in [n for n in values if place[n] <= i - keep and last_read.get(n, 0) <= i]:
-                del values[name]
+        for name in gone:
+            values.pop(name, None)
+        gone.clear()
+
+
+@cache
+def _in_turn(config: Config, keep: int | None) -> list[tuple[Site, tuple[str, ...]]]:
+    """Every site, and the sites that nobody looks at once it is computed."""
+    order = list(sites(config).values())
+    last_read = {name: i for i, site in enumerate(order) for name in site.inputs}
+    gone: list[list[str]] = [[] for _ in order]
+    for i, site in enumerate(order):
+        last = max(last_read.get(site.name, 0), len(order) if keep is None else i + keep)
+        if last < len(order):
+            gone[last].append(site.name)
+    return [(site, tuple(names)) for site, names in zip(order, gone, strict=True)]
 
 
 def side_by_side(

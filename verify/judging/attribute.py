@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +15,11 @@ from gpt_verify.judging.selection import Request
 from gpt_verify.numerics.precision import PRECISIONS
 from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights
 from gpt_verify.port import ACTIVATIONS, Dtype, NotExamined, Visit
-from gpt_verify.recipes.attribution import Attribution, Shown, attribute
-from gpt_verify.recipes.identify import Found, Identification
+from gpt_verify.recipes.attribution import Attribution, Numbers, Shown, attribute, roundings
+from gpt_verify.recipes.causes import Causes, causes, told
+from gpt_verify.recipes.emulation import Between, Engine
+from gpt_verify.recipes.identify import Identification
+from gpt_verify.recipes.pairs import Pair, pairs
 from gpt_verify.reference.config import Config
 from gpt_verify.text import one_line
 
@@ -31,6 +33,7 @@ class Attributed:
         dtype: that both declare.
         tokens: how many they ran on.
         found: the difference; None where it could not be accounted for.
+        causes: what makes it; None likewise.
         recipes: of each port.
         error: why it could not be.
         exception: what ``error`` words; not part of any file.
@@ -40,6 +43,7 @@ class Attributed:
     dtype: str
     tokens: int = 0
     found: Attribution | None = None
+    causes: Causes | None = None
     recipes: tuple[PortRecipe, ...] = ()
     error: str | None = None
     exception: BaseException | None = field(default=None, compare=False, repr=False)
@@ -56,51 +60,14 @@ class Attributed:
 
     @property
     def accounted(self) -> float:
-        """The share of the difference that arises where the two compute otherwise, or where both
-        follow one recipe, so that nothing but what came before can make a difference."""
-        assert self.found is not None, "a difference"
-        untold = {pair.kind for pair in self.untold}
-        return sum(part.share for part in self.found.parts if part.kind not in untold)
+        """The share of the difference that arises where the two compute otherwise, each by a
+        recipe that is known."""
+        assert self.causes is not None, "a difference"
+        return told(self.causes, [pair.kind for pair in self.untold])
 
     @property
     def _pairs(self) -> list[Pair]:
-        kinds: dict[str, tuple[list[Found], list[Found]]] = {}
-        for i, port in enumerate(self.recipes):
-            for one in port.found:
-                kinds.setdefault(one.kind, ([], []))[i].append(one)
-        # What one of them hides is judged where it is next seen.
-        return [_pair(kind, a, b) for kind, (a, b) in kinds.items() if a and b]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One kind of site in both ports.
-
-    Attributes:
-        kind: ``mlp.act``.
-        how: the two compute it ``otherwise``, ``alike``, or it is ``untold``.
-        a, b: a site of each, at which they differ if they do.
-    """
-
-    kind: str
-    how: Literal["otherwise", "alike", "untold"]
-    a: Found
-    b: Found
-
-
-def _pair(kind: str, a: list[Found], b: list[Found]) -> Pair:
-    pairs = list(zip(a, b, strict=False))
-    for one, other in pairs:
-        if not (_told(one) and _told(other)):
-            return Pair(kind, "untold", one, other)
-    for one, other in pairs:
-        if not one.same(other):
-            return Pair(kind, "otherwise", one, other)
-    return Pair(kind, "alike", *pairs[0])
-
-
-def _told(found: Found) -> bool:
-    return bool(found.named) or found.exact
+        return pairs(*(port.found for port in self.recipes)) if self.recipes else []
 
 
 def attribute_run(asked: Request) -> Attributed:
@@ -133,7 +100,53 @@ class _Both:
             visit(site, value, narrowest)
 
 
+@dataclass(frozen=True)
+class _Ran:
+    """Both ports, after they ran on one sequence.
+
+    Attributes:
+        tokens_T: the sequence.
+        config, weights: sizes, and the tensors in the format that both declare.
+        shown: what each has shown.
+        recipes: of each.
+    """
+
+    tokens_T: NDArray[np.integer]
+    config: Config
+    weights: DeclaredWeights
+    shown: tuple[Numbers, Numbers]
+    recipes: tuple[PortRecipe, PortRecipe]
+
+    def between(self) -> Between:
+        of = self.config, self.weights, self.tokens_T
+        a, b = (
+            Engine(shown, {one.sites[0]: one for one in port.found}, roundings(*of, shown))
+            for shown, port in zip(self.shown, self.recipes, strict=True)
+        )
+        return Between(*of, a, b, PRECISIONS[self.recipes[0].dtype])
+
+
+def between_ports(asked: Request) -> Between:
+    """The engines between two ports, which can be run.
+
+    Raises:
+        PortError, UsageError, NotExamined: they cannot be compared.
+    """
+    ran = _run_both(asked)
+    with one_blas_thread():
+        return ran.between()
+
+
 def _attributed(asked: Request, made: Attributed) -> Attributed:
+    ran = _run_both(asked)
+    with one_blas_thread():
+        found = attribute(ran.config, ran.weights, ran.tokens_T, *ran.shown)
+        caused = causes(ran.between())
+    a, _ = ran.recipes
+    return Attributed(made.names, a.dtype, ran.tokens_T.size, found, caused, ran.recipes)
+
+
+def _run_both(asked: Request) -> _Ran:
     tokens_1T = one_input(asked).tokens[:1]
     shared = SharedWeights(asked.checkpoint.tensors, record=False)
     shown: list[Shown] = []
@@ -163,6 +176,5 @@ def _attributed(asked: Request, made: Attributed) -> Attributed:
         raise PortError(f"{a.name} computes in {a.dtype}, {b.name} in {b.dtype}")
     if used[0][0] != used[1][0]:
         raise PortError(f"{a.name} and {b.name} are not of one architecture: norms are folded")
-    with one_blas_thread():
-        difference = attribute(*used[0], tokens_1T[0], shown[0].values, shown[1].values)
-    return Attributed(made.names, a.dtype, tokens_1T.size, difference, (a, b))
+    of_a, of_b = (one.values for one in shown)
+    return _Ran(tokens_1T[0], *used[0], (of_a, of_b), (a, b))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,7 +46,8 @@ def again(
     second, at = returned(port, item.tokens), None
     if port.by_prefixes:
         at = [item.tokens.shape[1] - 1]
-    if not repeats.add(item.name, first, second):
+    once_more = partial(returned, port, item.tokens)
+    if not repeats.add(item.name, item.tokens, first, second, once_more):
         logits.add_again(item.tokens, second, at=at)
 
 

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.diagnosis.logits import forget_deviations
 from gpt_verify.diagnosis.port import Diagnosis, diagnose
 from gpt_verify.errors import (
     described,
 )
-from gpt_verify.findings import Finding, Place, Status, concerns
+from gpt_verify.findings import END_TO_END, Finding, Place, Status, concerns
 from gpt_verify.inputs import Input
 from gpt_verify.judging.calls import again, kept, returned, visited
 from gpt_verify.judging.checking import Elsewhere, Here, check_laws
@@ -99,6 +100,7 @@ class Examination:
         glance: called at every site: has anybody replaced the reference?
         fail_fast: nothing is examined after the first failure.
         waived: laws whose failures the port has excused: they stop nothing.
+        build: builds another port as this one was built; None where nobody knows how.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Examination:
         self.glance: Callable[[], None] = lambda: None
         self.fail_fast = self._told = False
         self.waived: Collection[str] = ()
+        self.build: Callable[[], Port] | None = None
         self._comparisons: dict[str, SiteComparison] = {}
         self._why: dict[str, str] = {}
 
@@ -144,8 +147,11 @@ class Examination:
             self.findings[before:] = [replace(finding, seconds=spent) for finding in new]
 
     def forget(self) -> None:
-        """What was found by a reference that was changed is worth nothing."""
+        """What was found by a reference that was changed is worth nothing, to this port and to
+        the next."""
         self.findings, self.logits_floors, self.diagnosis = [], None, Diagnosis()
+        self.shared.forget()
+        forget_deviations()
 
     def _on_site(self, site: str) -> None:
         self.glance()
@@ -195,16 +201,18 @@ class Examination:
         give_back()
         with self._timed():
             try:
-                self._numbers(port, weights)
+                self._numbers(port, weights, subject)
             except LastPositionOnly:
-                self._numbers(port, weights)
+                self._numbers(port, weights, subject)
         if prepared.matching is not None:
             self.findings = with_unplaced(
                 self.findings, prepared.parameters, prepared.matching, self.checkpoint.config
             )
         self._go_on()
         give_back()
-        subject.first_call = self._first_call
+        subject.first_call, subject.build = self._first_call, self.build
+        ends = [found.status for found in self.findings if found.id == END_TO_END]
+        subject.logits_right = bool(ends) and set(ends) == {Status.PASSED}
         held = Weights(port.name, prepared.parameters)
         if self.laws is not None:
             self._why |= {part.id: NOT_ASKED for part in CHECKS if part.id not in self.laws}
@@ -295,8 +303,8 @@ class Examination:
             comparison.local_findings(law), port.odd_constants, self.checkpoint.config
         )
 
-    def _numbers(self, port: Port, weights: DeclaredWeights) -> None:
-        repeats, raising = Determinism(), Raising(partial(returned, port))
+    def _numbers(self, port: Port, weights: DeclaredWeights, subject: Subject) -> None:
+        repeats, raising = Determinism(subject), Raising(partial(returned, port))
         activations = port.offers().get(ACTIVATIONS)
         if activations is None or not self.sites:
             shown = "the port shows nothing but logits"

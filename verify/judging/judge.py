@@ -97,6 +97,7 @@ def judge(
         require_itself(watch, "before the port was built")
         before = snapshot()
         made = build or partial(registry.build, spec, checkpoint, dtype, device)  # type: ignore[arg-type]
+        work.build = made
         port = made()
         name, declared, where, source = port.name, port.dtype, port.device, port.provenance()
         waivers, remarks = {**waivers, **port.waivers}, tuple(port.remarks)

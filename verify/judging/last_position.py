@@ -17,9 +17,12 @@ from gpt_verify.port import (
     LAST,
     LAST_ONLY,
     LENS,
+    MASKED,
     PADDED,
     PADDED_AT,
     STEP,
+    STEP_PADDED,
+    STEP_PADDED_AT,
     Floats,
     NotExamined,
     Port,
@@ -85,6 +88,7 @@ def ask_by_prefixes(port: Port) -> None:
     port.offer(LAST, last)
     port.logits = logits  # type: ignore[method-assign]
     port.withdraw(GRADIENTS, INPUT_GRADIENTS, STEP, LENS, PADDED, PADDED_AT)
+    port.withdraw(MASKED, STEP_PADDED, STEP_PADDED_AT)
 
 
 def after(last: LastLogits, tokens: Tokens, positions: Sequence[int]) -> Floats:

@@ -136,6 +136,8 @@ def lens_run(
     """
     asked = request(checkpoint, ports, options, by_default=False)
     opened = asked.checkpoint
+    if opened.config.own is not None:
+        raise UsageError(f"the lens does not read {opened.config.architecture} yet")
     if why := if_read_through_ln_f(opened.config):
         raise UsageError(why)
     (item,) = chosen_inputs(opened, options)

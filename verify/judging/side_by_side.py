@@ -38,7 +38,7 @@ LIBRARIES, EACH_PARAMETER = 10**9, 6
 #: From so many parameters on, the laws of one port take longer than another process takes to start.
 WORTHWHILE = 1 << 24
 #: Laws in the order in which other processes take them, the longest first; the others follow.
-LONGEST = ("cache", "gradient", "causality", "tying", "symmetry", "lens", "positions", "batch")
+LONGEST = ("cache", "causality", "gradient", "tying", "symmetry", "lens", "positions", "batch")
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,17 @@ def _shares(asked: Request, config: Config) -> int:
     return len(groups()) if in_torch and parameter_count(config) >= WORTHWHILE else 1
 
 
-def groups() -> list[tuple[Part, ...]]:
+def groups(processes: int | None = None) -> list[tuple[Part, ...]]:
     """The checks that may be made elsewhere, those of a law together, and with them those of a law
-    that asks for the outcome of another; the longest first."""
+    that asks for the outcome of another; the longest first.
+
+    Args:
+        processes: where there are two, what uses the same runs of the port is kept together as
+            well, which is less work; more than two would wait for the longest of these.
+    """
     found: dict[str, list[Part]] = {}
     for name, law in folders():
-        leader = law.follows or name
+        leader = law.follows or (law.shares if processes == 2 else "") or name
         found.setdefault(leader, []).extend(
             part for part in law.parts if part.check is not None and not part.history
         )
@@ -106,9 +111,9 @@ def groups() -> list[tuple[Part, ...]]:
 class Beside:
     """The laws of one port, in other processes meanwhile (``checking.Elsewhere``)."""
 
-    def __init__(self, executor: Executor, task: Task) -> None:
+    def __init__(self, executor: Executor, task: Task, processes: int) -> None:
         self._tasks: dict[str, Future[dict[str, Checked | None]]] = {}
-        for group in groups():
+        for group in groups(processes):
             ids = tuple(p.id for p in group if task.checks is None or p.id in task.checks)
             if ids:
                 future = executor.submit(check_group, task, ids)
@@ -139,7 +144,7 @@ def laws_beside(jobs: int, task: Task) -> Iterator[Elsewhere]:
         yield Here()
         return
     with pool.pool(jobs - 1) as executor:
-        beside = Beside(executor, task)
+        beside = Beside(executor, task, jobs)
         try:
             yield beside
         finally:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Named, Status
 from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.floor import least_floor
 from gpt_verify.graph.tiles import TILE_ELEMENTS
 from gpt_verify.laws.subject import Subject, same_bits
 from gpt_verify.numerics.scores import limit_max
@@ -139,6 +140,12 @@ class Apart:
     floors: float
     first_wrong: int | None
 
+    def __str__(self) -> str:
+        return (
+            f"logits[{self.position}, {self.token}] = {self.got:.9g}, should be "
+            f"{self.expected:.9g} ({self.what}; {self.floors:.3g} noise floors)"
+        )
+
 
 class Agreement:
     """Gathers comparisons of one law."""
@@ -156,13 +163,7 @@ class Agreement:
         if same_bits(got_TV, expected_TV):
             return np.zeros(len(got_TV))
         self.unequal += 1
-        squares_T = mean_squares(got_TV, expected_TV)
-        floors_T = self._subject.position_floors(squares_T, tokens_T, first)
-        if squares_T.any():
-            by_token_V = self._subject.measured(tokens_T, first).token_V
-            largest_T = _largest(got_TV, expected_TV, by_token_V) / limit_max(got_TV.size)
-            alone_T = self._subject.position_floors(largest_T**2, tokens_T, first)
-            floors_T = np.maximum(floors_T, alone_T)
+        floors_T = self._floors(got_TV, expected_TV, tokens_T, first)
         at = int(np.argmax(floors_T))
         if self.worst is None or floors_T[at] > self.worst.floors:
             got, expected = got_TV[at].astype(np.float64), expected_TV[at].astype(np.float64)
@@ -178,6 +179,21 @@ class Agreement:
                 first + int(wrong[0]) if len(wrong) else None,
             )
         return floors_T
+
+    def _floors(self, got_TV: Floats, expected_TV: Floats, tokens_T: Tokens, first: int) -> Floats:
+        """The same of two that are not equal; of a large model ``at_most``, if that is enough."""
+        if self._subject.large:
+            floors_T = at_most(self._subject, got_TV, expected_TV)
+            if floors_T.max() <= LIMIT_PAIR:
+                return floors_T
+        squares_T = mean_squares(got_TV, expected_TV)
+        floors_T = self._subject.position_floors(squares_T, tokens_T, first)
+        if not squares_T.any():
+            return floors_T
+        by_token_V = self._subject.measured(tokens_T, first).token_V
+        largest_T = _largest(got_TV, expected_TV, by_token_V) / limit_max(got_TV.size)
+        alone_T = self._subject.position_floors(largest_T**2, tokens_T, first)
+        return np.maximum(floors_T, alone_T)
 
     @property
     def floors(self) -> float:
@@ -203,10 +219,7 @@ class Agreement:
         """The worst difference, where it first shows, and what it comes from."""
         apart = self.worst
         assert apart is not None, f"{law} failed without a difference"
-        message = (
-            f"logits[{apart.position}, {apart.token}] = {apart.got:.9g}, should be "
-            f"{apart.expected:.9g} ({apart.what}; {apart.floors:.3g} noise floors); {why}"
-        )
+        message = f"{apart}; {why}"
         details |= {"comparisons": self.compared, "first_wrong": apart.first_wrong}
         return Finding(
             law,
@@ -220,8 +233,28 @@ class Agreement:
         )
 
 
-def mean_squares(a_TV: Floats, b_TV: Floats) -> Floats:
-    """Mean over the vocabulary of the squared difference, [T], a few rows at a time."""
+def at_most(subject: Subject, got_TV: Floats, expected_TV: Floats) -> Floats:
+    """How many floors two versions of the same logits are apart at most, [T].
+
+    Each floor is taken for no more than the rounding of the last product of logits of this size,
+    which it is never below (``gpt_verify.graph.floor.least_floor``).
+    """
+    apart = [
+        (np.mean(d**2, axis=-1), np.max(np.abs(d), axis=-1))
+        for d in _differences(got_TV, expected_TV)
+    ]
+    squares_T, largest_T = (np.concatenate(found) for found in zip(*apart, strict=True))
+    furthest_T = np.maximum(np.sqrt(squares_T), largest_T / limit_max(got_TV.size))
+    # The smaller of the two: one that is wrong may be of any size.
+    size_T = np.minimum(mean_squares(got_TV), mean_squares(expected_TV))
+    least_T = least_floor(subject.config, subject.precision, size_T)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(furthest_T > 0, furthest_T / least_T, 0.0)
+
+
+def mean_squares(a_TV: Floats, b_TV: Floats | None = None) -> Floats:
+    """Mean over the vocabulary of the squared difference, [T], a few rows at a time; without a
+    second version of the logits, of their own squares."""
     return np.concatenate([np.mean(d**2, axis=-1) for d in _differences(a_TV, b_TV)])
 
 
@@ -231,7 +264,10 @@ def _largest(a_TV: Floats, b_TV: Floats, by_token_V: Floats) -> Floats:
     return np.concatenate(parts)
 
 
-def _differences(a_TV: Floats, b_TV: Floats) -> Iterator[Floats]:
+def _differences(a_TV: Floats, b_TV: Floats | None) -> Iterator[Floats]:
     step = max(1, TILE_ELEMENTS // a_TV.shape[-1])
     for i in range(0, len(a_TV), step):
-        yield a_TV[i : i + step].astype(np.float64) - b_TV[i : i + step]
+        part = a_TV[i : i + step].astype(np.float64)
+        if b_TV is not None:
+            part -= b_TV[i : i + step]
+        yield part

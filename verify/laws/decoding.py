@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.graph.decode import (
+    Before,
     KeysValues,
     Positions,
     Sources,
@@ -45,6 +46,11 @@ class Way:
         layer: the layer whose cached keys and values a layer reads.
         kept: what becomes of keys and values, those of all tokens so far, when a call ends.
         normalise: a layer norm without gain and bias, [n, D]; None is right.
+        empty: how many slots that nobody has filled are seen besides, as zeros.
+        embedded: by what the embedding of each token of a piece is multiplied; None leaves them.
+        scaled: what the scores are multiplied with; None is nothing.
+        added: what is added to the scores; None is nothing.
+        in_layer: whether ``sources`` and ``kept`` are those of a layer; the others are right.
         fault: the name of this mistake in the catalogue of faults, where it has one.
         quantising: it rounds in steps that are far above the noise, not always to the same side.
     """
@@ -55,6 +61,11 @@ class Way:
     layer: Callable[[int], int] = lambda layer: layer
     kept: Callable[[KeysValues], KeysValues] = lambda kept: kept
     normalise: Callable[[Floats], Floats] | None = None
+    empty: Callable[[Before, int], int] = lambda before, n: 0
+    embedded: Callable[[Before, int], Floats] | None = None
+    scaled: Callable[[Before, int], Floats] | None = None
+    added: Callable[[Before, int], Floats] | None = None
+    in_layer: Callable[[int], bool] = lambda layer: True
     fault: str = ""
     quantising: bool = False
 
@@ -89,9 +100,10 @@ class Decoding:
     """What a port decoded, as evidence for a ``Way``."""
 
     def __init__(self, subject: Subject, cases: Sequence[Case], right_way: Way) -> None:
-        self._subject, self._cases = subject, cases
+        # The fewest calls first: what departs otherwise nearly always does so there already.
+        self._subject, self._cases = subject, sorted(cases, key=lambda case: len(case.pieces))
         self._weights, self._config = Widened(subject.weights), subject.config
-        self._rights = [self._decode(case, right_way) for case in cases]
+        self._rights = [self._decode(case, right_way) for case in self._cases]
         self._predicted: set[bytes] = set()
 
     def left_by(self, way: Way) -> float | None:
@@ -100,9 +112,11 @@ class Decoding:
 
         As the port does: to within the noise of the correct run, or to within that of the mistaken
         one, whose softmax may hang on the last bit where the correct one's does not, and whose
-        coarse rounding on which side of a step a number falls.
+        coarse rounding on which side of a step a number falls: of a quantising way, at least half
+        of the cases that depart are met, and the others in part.
         """
         left, predicted = 0.0, hashlib.sha256()
+        met, partly = 0, 0
         for case, right in zip(self._cases, self._rights, strict=True):
             with np.errstate(all="ignore"):  # a token that sees nothing has no softmax
                 wrong = self._decode(case, way)
@@ -113,10 +127,17 @@ class Decoding:
             if remainder is None and _near(predicted_RV, case, way.quantising):
                 floor_R = np.hypot(case.floor_R, _noise(self._subject, case, way, wrong))
                 remainder = _remainder(predicted_RV, replace(case, floor_R=floor_R), way.quantising)
+            if remainder is not None:
+                met += _departs(case)
+            elif way.quantising:
+                # A number on the other side of a step is enough for that, in one sequence.
+                partly, remainder = partly + 1, _left_in_part(predicted_RV, case)
             if remainder is None:
                 return None
             left += remainder
             predicted.update(predicted_RV.tobytes())
+        if partly > met:
+            return None
         known = predicted.digest() in self._predicted
         self._predicted.add(predicted.digest())
         return None if known else left
@@ -145,14 +166,32 @@ def _remainder(predicted_RV: Floats, case: Case, quantising: bool) -> float | No
         return None
     measured_RV = case.got_RV.astype(np.float64) - case.expected_RV
     left_R = _floors(measured_RV - predicted_RV, case)
-    steps_R = NEAR * _floors(measured_RV, case) if quantising else np.zeros_like(left_R)
+    measured_R = _floors(measured_RV, case)
+    steps_R = NEAR * measured_R if quantising else np.zeros_like(left_R)
     if (left_R > np.maximum(LIMIT_PAIR, steps_R)).any():
         return None
-    if max(_floors(measured_RV, case).max(), _floors(predicted_RV, case).max()) > LIMIT_PAIR:
+    if max(measured_R.max(), _floors(predicted_RV, case).max()) > LIMIT_PAIR:
         size = float((predicted_RV**2).sum())
         if not size or abs(float((measured_RV * predicted_RV).sum()) / size - 1) > NEAR:
             return None
     return float(np.sqrt(np.mean(left_R**2)))
+
+
+def _departs(case: Case) -> bool:
+    """Whether the port departs from what is right by more than noise."""
+    return bool(_floors(case.got_RV.astype(np.float64) - case.expected_RV, case).max() > LIMIT_PAIR)
+
+
+def _left_in_part(predicted_RV: Floats, case: Case) -> float | None:
+    """What a prediction leaves, in noise floors (RMS), that points where the port departs to and
+    leaves less than there was; None of another one."""
+    measured_RV = case.got_RV.astype(np.float64) - case.expected_RV
+    size, common = float((predicted_RV**2).sum()), float((measured_RV * predicted_RV).sum())
+    left = float(((measured_RV - predicted_RV) ** 2).sum())
+    near = 0.5 * size < common < 1.5 * size
+    if not (np.isfinite(left) and near and left < float((measured_RV**2).sum())):
+        return None
+    return float(np.sqrt(np.mean(_floors(measured_RV - predicted_RV, case) ** 2)))
 
 
 def _near(predicted_RV: Floats, case: Case, quantising: bool) -> bool:

@@ -60,7 +60,7 @@ class Explained(Generic[Tried]):
     @property
     def named(self) -> Named | None:
         """The fault, for a finding."""
-        return None if self.by is None else naming(self.by.fault)
+        return None if self.by is None else naming(self.by.fault, words=self.by.description)
 
     def __bool__(self) -> bool:
         return self.by is not None

@@ -64,7 +64,6 @@ class Part:
         needs: what a port must offer; without it the check is not examined.
         sites: where it has a finding.
         free: why models of this kind are free of it; None of those that it binds.
-        families: it is checked for models of any family, and not of GPT-2 and GPT alone.
         writes: whether it writes to the port's weights, and so must put them back.
         history: whether it asks what the port was asked before, or what building it has done: it is
             checked in the process that has run the port on the inputs.
@@ -79,7 +78,6 @@ class Part:
     needs: tuple[Capability[Any], ...] = ()
     sites: Sites = nowhere
     free: Callable[[Config], str | None] = every_model
-    families: bool = True
     writes: bool = False
     history: bool = False
     in_one_call: bool = False
@@ -98,8 +96,6 @@ class Part:
         """Why it cannot be checked for this port: what the port lacks, or the model's kind."""
         if why := self.free(subject.config):
             return why
-        if subject.config.own is not None and not self.families:
-            return f"not judged of {subject.config.architecture} yet"
         if self.in_one_call and subject.port.by_prefixes:
             return LAST_ONLY
         offers = subject.offers
@@ -116,6 +112,8 @@ class Law:
         parts: in the order in which they are judged.
         faults: which it must refute, and by which ``gpt-verify power`` measures it.
         follows: the folder of a law whose outcome it asks for: both are checked in one process.
+        shares: the folder of a law whose runs it uses again: both are checked in one process where
+            there are no more than two.
     """
 
     title: str
@@ -123,3 +121,4 @@ class Law:
     parts: tuple[Part, ...]
     faults: tuple[Fault, ...] = ()
     follows: str = ""
+    shares: str = ""

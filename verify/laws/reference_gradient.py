@@ -14,9 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.graph.backward import Backward
-from gpt_verify.graph.derivatives import Derivative, Inconsistent, derivatives
+from gpt_verify.graph.derivatives import (
+    MORE_OBSERVATIONS,
+    Derivative,
+    Inconsistent,
+    derivatives,
+)
 from gpt_verify.graph.directions import WTE_READERS, Direction, draw
 from gpt_verify.laws.subject import NotExamined, Subject
+from gpt_verify.numerics.draws import OBSERVATIONS
 from gpt_verify.numerics.precision import Precision
 
 #: Predictions in all, and at most in one sequence. Short contexts make up for it with more
@@ -52,6 +58,7 @@ class ReferenceGradient:
                 # Their errors may have one cause.
                 rounding=first.rounding + last.rounding,
                 floor=first.floor + last.floor,
+                reach=first.reach + last.reach,
             )
         ]
 
@@ -67,19 +74,21 @@ class ReferenceGradient:
         return [d for d in self.known if d.direction.tensor != "wte"] + self.both_ends
 
 
-def reference_gradient(subject: Subject) -> ReferenceGradient:
+def reference_gradient(subject: Subject, surely: bool = False) -> ReferenceGradient:
     """Measured when first asked for.
+
+    Args:
+        surely: its noise is observed so often that what is further off is refuted by it alone.
 
     Raises:
         NotExamined: there is no loss, or nothing to learn.
     """
-    if subject.config.n_ctx < 2:
-        raise NotExamined("nothing is predicted: the context is one token")
+    batch_of(subject)
     if subject.config.n_vocab < 2:
         raise NotExamined("nothing is learnt: the vocabulary is one token")
-    measured, key = subject.weights.memo, ("gradient", subject.precision.name, subject.seed)
+    measured, key = subject.weights.memo, ("gradient", subject.precision.name, subject.seed, surely)
     if key not in measured:
-        measured[key] = _measure(subject)
+        measured[key] = _measure(subject, MORE_OBSERVATIONS if surely else OBSERVATIONS)
     found: ReferenceGradient = measured[key]
     return found
 
@@ -99,6 +108,7 @@ def known_derivatives(
     tokens: NDArray[np.int64],
     directions: Sequence[Direction],
     precision: Precision,
+    observations: int = OBSERVATIONS,
 ) -> list[Derivative]:
     """The reference's, along each direction.
 
@@ -106,16 +116,29 @@ def known_derivatives(
         NotExamined: its backward pass and its differences disagree, and neither is believed.
     """
     try:
-        return derivatives(subject.config, subject.weights, tokens, directions, precision)
+        return derivatives(
+            subject.config, subject.weights, tokens, directions, precision, observations
+        )
     except Inconsistent as error:
         raise NotExamined(str(error)) from error
 
 
-def _measure(subject: Subject) -> ReferenceGradient:
-    config = subject.config
-    length = min(config.n_ctx, LENGTH)
+def batch_of(subject: Subject) -> NDArray[np.int64]:
+    """int64[B, T], the batch whose mean loss is derived.
+
+    Raises:
+        NotExamined: there is no loss.
+    """
+    if subject.config.n_ctx < 2:
+        raise NotExamined("nothing is predicted: the context is one token")
+    length = min(subject.config.n_ctx, LENGTH)
     rows = -(-_PREDICTIONS // (length - 1))
-    tokens = subject.tokens(rows, length, *b"gradient")
+    return subject.tokens(rows, length, *b"gradient")
+
+
+def _measure(subject: Subject, observations: int) -> ReferenceGradient:
+    config, tokens = subject.config, batch_of(subject)
     drawn = draw(config, subject.rng(*b"gradient"))
     ends = [d for d in drawn if d.sites != WTE_READERS]
-    return ReferenceGradient(tokens, known_derivatives(subject, tokens, ends, subject.precision))
+    known = known_derivatives(subject, tokens, ends, subject.precision, observations)
+    return ReferenceGradient(tokens, known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.checkpoint.files import read_json
 from gpt_verify.checkpoint.vocabulary import load
-from gpt_verify.graph.floor import Floor, measure_floor
+from gpt_verify.errors import CheckpointError
+from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.graph.floor import Floor, least_floor, measure_floor
 from gpt_verify.matching.match import Matching
 from gpt_verify.numerics.precision import PRECISIONS, Precision
 from gpt_verify.numerics.weights import DeclaredWeights
@@ -22,9 +25,14 @@ from gpt_verify.process.memory import give_back
 from gpt_verify.process.state import Loading
 from gpt_verify.reference.bpe import BPE
 from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import parameter_count
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
+
+#: From so many parameters on, a floor takes seconds. It is not measured where two versions of the
+#: same logits are so close that they are within any.
+LARGE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,9 @@ class Subject:
         loading: the state of the process before and after the port was built; None where nobody
             looked.
         first_call: what the run began with; None where it began with nothing.
+        logits_right: whether the logits of the inputs of the run are the reference's; None where
+            they were not compared in this process.
+        build: builds another port as this one was built; None where nobody knows how.
         memo: what a law has measured of the port, for the next law; each has keys of its own.
     """
 
@@ -65,6 +76,8 @@ class Subject:
     matching: Matching | None = None
     loading: Loading | None = None
     first_call: FirstCall | None = None
+    logits_right: bool | None = None
+    build: Callable[[], Port] | None = None
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -91,10 +104,27 @@ class Subject:
         return np.random.default_rng([self.seed, *key])
 
     def tokens(self, rows: int, length: int, *key: int) -> Tokens:
-        """Random ids int64[rows, length], rows that differ."""
-        return self.rng(rows, length, *key).integers(
-            0, self.config.n_vocab, (rows, length), dtype=np.int64
-        )
+        """Random ids int64[rows, length], rows that differ.
+
+        Where there is room, the ids that mean something to somebody are among them, in any place,
+        and one token stands twice in a row.
+        """
+        rng = self.rng(rows, length, *key)
+        drawn = rng.integers(0, self.config.n_vocab, (rows, length), dtype=np.int64)
+        if length > 2:
+            at = int(rng.integers(1, length))
+            drawn[-1, at] = drawn[-1, at - 1]
+        # No more than a half: what is drawn at random is what tells two sequences apart.
+        special = self.special[: drawn.size // 2]
+        drawn.reshape(-1)[rng.permutation(drawn.size)[: len(special)]] = special
+        return drawn
+
+    @cached_property
+    def special(self) -> list[int]:
+        """The first id and the last one, which is the end of text where nobody says otherwise, and
+        those that ``config.json`` beside the weights calls the beginning, the end and padding."""
+        last = self.config.n_vocab - 1
+        return [i for i in dict.fromkeys((0, last, *named_ids(self.checkpoint))) if 0 <= i <= last]
 
     def other_tokens(self, tokens: Tokens, *key: int) -> Tokens:
         """Random ids of the same shape, each different from the given one (where V > 1)."""
@@ -152,6 +182,51 @@ class Subject:
             return float("inf")
         squares_T = np.mean(np.asarray(difference_TV, np.float64) ** 2, axis=-1)
         return float(np.sqrt(np.mean(self.position_floors(squares_T, tokens_T, first) ** 2)))
+
+    def floors_off(
+        self,
+        difference_TV: Floats,
+        exact_TV: Floats,
+        tokens_T: Tokens,
+        first: int = 0,
+        finer: float = 1.0,
+    ) -> float:
+        """How many floors a port is from the reference, RMS over the positions from ``first`` on;
+        of a large model no more than that, where it is within the limit (``least_floor``).
+
+        Args:
+            difference_TV: the port's logits less the reference's; infinite where not finite.
+            exact_TV: the reference's.
+            tokens_T: the whole sequence.
+            first: position of the first row.
+            finer: unit roundoff of the declared precision ÷ that of the arithmetic.
+        """
+        if self.large:
+            squares_T = np.mean(np.asarray(difference_TV, np.float64) ** 2, axis=-1)
+            least_T = least_floor(self.config, self.precision, np.mean(exact_TV**2, axis=-1))
+            with np.errstate(all="ignore"):
+                bound = finer * float(np.sqrt(np.mean(squares_T / least_T**2)))
+            if bound <= LIMIT_FLOORS:
+                return bound
+        return finer * self.floors(difference_TV, tokens_T, first)
+
+    @property
+    def large(self) -> bool:
+        """Whether a noise floor of the model takes long."""
+        return parameter_count(self.config) >= LARGE
+
+
+def named_ids(checkpoint: Checkpoint) -> list[int]:
+    """What ``config.json`` calls the beginning of text, its end, and padding; often nothing."""
+    try:
+        said = read_json(checkpoint.path / "config.json")
+    except CheckpointError:
+        return []
+    named: list[int] = []
+    for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        found = said.get(key)
+        named += [i for i in (found if isinstance(found, list) else [found]) if type(i) is int]
+    return named
 
 
 def same_bits(a: Floats, b: Floats) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.lens.states import place
-from gpt_verify.reference.branches import Layer
+from gpt_verify.reference.branches import Layer, norm
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.model import block
 from gpt_verify.reference.ops import gelu, layer_norm, linear
@@ -44,12 +44,20 @@ class LnF:
 
     name = "ln_f"
 
-    def __init__(self, weights: Weights) -> None:
-        self._g_D, self._b_D = (np.asarray(weights[f"ln_f/{p}"], np.float64) for p in "gb")
+    def __init__(self, weights: Weights, config: Config | None = None) -> None:
+        """``config``: of a family, whose norm is another one."""
+        self._config = None if config is None or config.own is None else config
+        parts = "g" if self._config is not None and self._config.keys.norm.rms else "gb"
+        self._own = {f"ln_f/{p}": np.asarray(weights[f"ln_f/{p}"], np.float64) for p in parts}
 
     def decode(self, site: str, x_TD: Floats) -> Floats:
         parts = range(0, len(x_TD), ROWS)
-        return np.concatenate([layer_norm(x_TD[i : i + ROWS], self._g_D, self._b_D) for i in parts])
+        return np.concatenate([self._normed(x_TD[i : i + ROWS]) for i in parts])
+
+    def _normed(self, x_TD: Floats) -> Floats:
+        if self._config is not None:
+            return norm(x_TD, "ln_f", self._config, self._own.__getitem__)
+        return layer_norm(x_TD, self._own["ln_f/g"], self._own["ln_f/b"])
 
 
 class WithoutLnF:

@@ -13,6 +13,7 @@ from gpt_verify.reference.branches import Weights
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.lens import RESIDUAL
 from gpt_verify.reference.model import forward
+from gpt_verify.sites import sites
 
 #: Sites that say how much each token attends to each before it.
 PATTERN = ".attn.pattern"
@@ -25,10 +26,7 @@ def is_state(site: str) -> bool:
 
 def state_sites(config: Config) -> list[str]:
     """Every state of a model of this size, in order of computation."""
-    blocks = [
-        f"h.{i}.{half}" for i in range(config.n_layer) for half in ("resid_mid", "resid_post")
-    ]
-    return ["embed", *blocks]
+    return [site for site in sites(config) if is_state(site)]
 
 
 def place(site: str) -> tuple[int, bool]:

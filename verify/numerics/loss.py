@@ -32,6 +32,11 @@ class Losses:
         uniform: mean loss over the whole vocabulary, the other half of label smoothing.
         budget: of ``nats[1]``, in the arithmetic of one precision.
         slope: ‖d loss / d logits‖ of ``nats[1]``: what noise of 1 in every logit does to it.
+        log_total: the logarithm of the partition sum, log Σ exp(x).
+        across: [B], at the last position of each row, the loss of the next row's first token; NaN
+            of the last row.
+        around: [B], there, that of the row's own first token.
+        n_vocab: of the logits.
     """
 
     nats: dict[int, Floats]
@@ -39,6 +44,10 @@ class Losses:
     uniform: Floats
     budget: Floats
     slope: Floats
+    log_total: Floats
+    across: Floats
+    around: Floats
+    n_vocab: int
 
 
 def losses(
@@ -56,7 +65,8 @@ def losses(
     shape = tokens_BT.shape
     nats = {shift: np.full(shape, np.nan) for shift in shifts}
     nats_of = {token: np.full(shape, np.nan) for token in ids}
-    uniform, budget, slope = (np.full(shape, np.nan) for _ in range(3))
+    uniform, budget, slope, log_total = (np.full(shape, np.nan) for _ in range(4))
+    across, around = (np.full(shape[0], np.nan) for _ in range(2))
     for row, rows in _tiles(logits_BTV):
         x_TV = np.asarray(logits_BTV[row, rows], np.float64)
         log_p_TV = log_softmax(x_TV)
@@ -72,7 +82,13 @@ def losses(
         for token in ids:
             nats_of[token][row, at] = -log_p_TV[:, token]
         uniform[row, at] = -log_p_TV.mean(axis=-1)
-    return Losses(nats, nats_of, uniform, budget, slope)
+        log_total[row, at] = x_TV[:, 0] - log_p_TV[:, 0]
+        if at[-1] == shape[1] - 1:
+            around[row] = -log_p_TV[-1, tokens_BT[row, 0]]
+            if row + 1 < shape[0]:
+                across[row] = -log_p_TV[-1, tokens_BT[row + 1, 0]]
+    n_vocab = logits_BTV.shape[-1]
+    return Losses(nats, nats_of, uniform, budget, slope, log_total, across, around, n_vocab)
 
 
 def mean_budget(p: Precision, nats: Floats, budget: Floats) -> float:

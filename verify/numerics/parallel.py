@@ -17,6 +17,9 @@ from typing import TypeVar
 A = TypeVar("A")
 B = TypeVar("B")
 
+#: Multiplications from which on the other thread is asked. Below, handing over takes longer than
+#: what is handed over: this interpreter runs one thread at a time between two products.
+WORTH = 1 << 22
 
 _alone = False
 
@@ -44,12 +47,16 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="gpt-verify")
 
 
-def both(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
+def both(first: Callable[[], A], second: Callable[[], B], work: int = WORTH) -> tuple[A, B]:
     """The results of two functions that share nothing; ``first`` runs in another thread.
 
     NumPy's error state goes along. Neither function may call ``both``: there is one other thread.
+
+    Args:
+        first, second: no arguments.
+        work: multiplications, about, that each takes; one after the other where they are few.
     """
-    if _alone:
+    if _alone or work < WORTH:
         return first(), second()
     other = _pool().submit(contextvars.copy_context().run, first)
     try:
@@ -65,5 +72,5 @@ def by_twos(jobs: Sequence[Callable[[], A]]) -> list[A]:
     found: list[A] = []
     for i in range(0, len(jobs), 2):
         some = jobs[i : i + 2]
-        found += both(*some) if len(some) == 2 else [some[0]()]
+        found += both(some[0], some[1]) if len(some) == 2 else [some[0]()]
     return found

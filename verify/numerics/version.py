@@ -6,5 +6,5 @@ numbers, so that neither is forgotten: ``tests/scripts/test_figures.py`` fails u
 said.
 """
 
-VERSION = 5
-SOURCE = "0fdc6088e0686e450a4e2f65e8b724eacee70a9018b592524b71fd9a786966e0"
+VERSION = 6
+SOURCE = "7f65c0acea3e411f5a47581fc6079b562db93b142db90abb0a669485ddaaf75b"

@@ -134,6 +134,10 @@ class SharedWeights:
             made.recording = Recording() if self._record else None
         return made
 
+    def forget(self) -> None:
+        """Let go of what was measured: the next port has it measured anew."""
+        self._made.clear()
+
 
 class Widened(Mapping[str, Array]):
     """View of ``DeclaredWeights`` for the oracle: matrices in float64, tables as they are.

@@ -122,6 +122,9 @@ def huggingface(
         else:
             model = _load(model_class, source, options)
             _same_sizes(model.config, checkpoint, source)
+    for parameter in model.parameters():
+        # Not the tables: rotary frequencies are float32 whatever the weights are.
+        parameter.data = parameter.data.to(options["dtype"])
     if getattr(model, "loss_type", "") is None:
         # What it takes by itself as well, after a line on the screen: its class's name has no loss.
         model.loss_type = "ForCausalLM"
@@ -130,7 +133,6 @@ def huggingface(
         model,
         checkpoint,
         name=altered.name if altered is not None else name,
-        dtype=dtype or "float32",
         device=device,
         weights_from="checkpoint" if source is None else source,
         call=lambda module, ids: module(ids, use_cache=False),

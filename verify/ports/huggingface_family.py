@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from gpt_verify.checkpoint.families import FAMILIES
 from gpt_verify.checkpoint.family_files import stored_tensors
 from gpt_verify.errors import PortError
 from gpt_verify.reference.config import Config
+
+#: What transformers' configurations call the way in which experts are computed.
+_EXPERTS = "_experts_implementation"
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,12 @@ def family_model(
 
 
 def again(model: Any, altered: Altered | None) -> Any:
-    """Another model of the same kind, whatever its weights."""
-    made = type(model)(model.config)
+    """Another model of the same kind, whatever its weights; it asks one expert after the other,
+    because the kernel for all of them at once does not take float64."""
+    config = copy.deepcopy(model.config)
+    if getattr(config, _EXPERTS, None) is not None:
+        setattr(config, _EXPERTS, "eager")
+    made = type(model)(config)
     if altered is not None:
         altered.module(made)
     return made

@@ -3,8 +3,9 @@
 Two implementations are compared in float32; the other one is right. A comparison *catches* a port
 that it would not let pass. Each of them is in use: allclose with a tolerance by hand in most tests
 of ports; a normalised mean squared error, equal top tokens, and means of tensors in conversion
-scripts; the signed mean of the difference of layer-normed states in others, which is zero whatever
-the states are.
+scripts; a cosine, a divergence and top tokens that each finds among the other's five in those of
+today's families; the signed mean of the difference of layer-normed states in others, which is zero
+whatever the states are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ Floats = NDArray[np.floating]
 #: torch.allclose's own relative tolerance, which nobody sets.
 _RELATIVE = 1e-5
 _LARGEST_NMSE = 1e-2
+_LEAST_COSINE = 0.99
+_LARGEST_KL_NATS = 0.1
+#: Of the tokens of one model, the first must be among so many of the other's.
+_TOP = 5
 #: Means that agree to four decimals are taken for equal.
 _MEAN = 5e-5
 
@@ -92,6 +97,39 @@ def _top_1(a: Floats, b: Floats) -> bool:
     return bool(np.array_equal(a.argmax(axis=-1), b.argmax(axis=-1)))
 
 
+def _cosine(a: Floats, b: Floats) -> bool:
+    """Of the logits of the last position, in every row."""
+    a_BV, b_BV = a[:, -1], b[:, -1]
+    sizes_B = np.linalg.norm(a_BV, axis=-1) * np.linalg.norm(b_BV, axis=-1)
+    return bool(np.all(np.sum(a_BV * b_BV, axis=-1) / sizes_B >= _LEAST_COSINE))
+
+
+def _divergence(a: Floats, b: Floats) -> bool:
+    """KL(right ‖ port), the mean over all positions."""
+    log_a, log_b = _log_softmax(a), _log_softmax(b)
+    return bool(np.mean(np.sum(np.exp(log_b) * (log_b - log_a), axis=-1)) < _LARGEST_KL_NATS)
+
+
+def _log_softmax(x: Floats) -> Floats:
+    shifted = x - x.max(axis=-1, keepdims=True)
+    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def _mutual_top(a: Floats, b: Floats) -> bool:
+    """At the last position of every row: the first token of each is among the other's first
+    five."""
+    return _first_among(a[:, -1], b[:, -1]) and _first_among(b[:, -1], a[:, -1])
+
+
+def _first_among(a_BV: Floats, b_BV: Floats) -> bool:
+    if not np.isfinite(a_BV).all():
+        return False
+    first_B1 = a_BV.argmax(axis=-1)[:, None]
+    higher_B = np.sum(b_BV > np.take_along_axis(b_BV, first_B1, axis=-1), axis=-1)
+    return bool(np.all(higher_B < _TOP))
+
+
 def _means(port: Shown, right: Shown) -> bool:
     """The means of every tensor of the port, and of the logits, are close."""
     pairs = [
@@ -124,6 +162,9 @@ COMPARISONS: dict[str, Callable[[Shown, Shown], bool]] = {
     "allclose 1e-3": _logits(_close(1e-3)),
     "allclose 1e-4": _logits(_close(1e-4)),
     "NMSE < 1e-2": _logits(_nmse),
+    "cosine ≥ 0.99": _logits(_cosine),
+    "KL < 0.1": _logits(_divergence),
+    "mutual top-5": _logits(_mutual_top),
     "top-1": _logits(_top_1),
     "tensor means": _means,
     "signed mean": _signed_mean,

@@ -18,6 +18,7 @@ from gpt_verify.diagnosis.logits import deviations_kept
 from gpt_verify.errors import MissingDependency, UsageError, install
 from gpt_verify.laws.catalogue import CATALOGUE, faults_of
 from gpt_verify.laws.table import CHECKS
+from gpt_verify.power import family_variants
 from gpt_verify.power.injection import (
     EVERYWHERE,
     LOGITS,
@@ -27,7 +28,8 @@ from gpt_verify.power.injection import (
     injections,
     why_not_injected,
 )
-from gpt_verify.power.trial import Bench, CorrectOutcome, FaultOutcome
+from gpt_verify.power.outcome import CorrectOutcome, FaultOutcome
+from gpt_verify.power.trial import Bench
 from gpt_verify.power.variants import unavailable, variants_of
 from gpt_verify.process.errand import errand
 from gpt_verify.process.pool import affordable, asked_for, cores, pool, scheduler
@@ -270,8 +272,10 @@ def _not_tried(injection: Injection, plan: Plan) -> str | None:
 
 def _names(plan: Plan, config: Config) -> tuple[str, ...]:
     """The correct variants that a plan judges."""
-    if config.own is not None or plan.correct:
+    if plan.correct:
         return tuple(variants_of(config))
+    if config.own is not None:
+        return tuple(family_variants.plain(config))
     return QUICK_VARIANTS if plan.quick else CORRECT
 
 

@@ -63,7 +63,7 @@ def injections(fault: Fault, config: Config) -> list[Injection]:
 
 
 def _in_family(fault: Fault, config: Config, every: tuple[int, ...]) -> list[Injection]:
-    """Those of a family: what shows nothing but logits is not diagnosed there yet."""
+    """Those of a family."""
     if fault.in_family is None or not fault.of(config):
         return []
     found = [Injection(fault.name, EVERYWHERE, every)]
@@ -73,6 +73,8 @@ def _in_family(fault: Fault, config: Config, every: tuple[int, ...]) -> list[Inj
     ]
     if fault.in_family.by_layer and config.n_layer > 1 and some:
         found.append(Injection(fault.name, ONE_LAYER, (some[0],)))
+    if fault.predicted:
+        found.append(Injection(fault.name, LOGITS, every))
     return found
 
 

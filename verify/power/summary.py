@@ -9,7 +9,7 @@ from typing import Any
 from gpt_verify.power.baselines import COMPARISONS
 from gpt_verify.power.campaign import Campaign, distinct
 from gpt_verify.power.injection import EVERYWHERE, LOGITS, ONE_LAYER, TENSORFLOW
-from gpt_verify.power.trial import CorrectOutcome, FaultOutcome
+from gpt_verify.power.outcome import CorrectOutcome, FaultOutcome
 
 #: Least part that must be explained, where the sites are shown and where only logits are.
 EXPLAINED, EXPLAINED_LOGITS = 0.95, 0.80

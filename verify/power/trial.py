@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.diagnosis.forms.table import FORMS
 from gpt_verify.engines import tensorflow
 from gpt_verify.errors import GptVerifyError
 from gpt_verify.faults.fault import Fault
-from gpt_verify.findings import Finding, PortReport, Status, Verdict, concerns
+from gpt_verify.findings import Finding, PortReport, Status, concerns
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.graph.floor import measure_floor
 from gpt_verify.inputs import Input, default_inputs, seeded
@@ -27,6 +26,7 @@ from gpt_verify.numerics.precision import FLOAT32
 from gpt_verify.numerics.weights import DeclaredWeights, SharedWeights, Widened
 from gpt_verify.port import FLOAT64_COPY, TOKENIZERS
 from gpt_verify.power import baselines
+from gpt_verify.power.alike import same_function
 from gpt_verify.power.injection import (
     EVERYWHERE,
     LOGITS,
@@ -36,6 +36,7 @@ from gpt_verify.power.injection import (
     damaged,
     port_with,
 )
+from gpt_verify.power.outcome import CorrectOutcome, FaultOutcome
 from gpt_verify.power.reading import reads_otherwise
 from gpt_verify.power.variants import variants_of
 from gpt_verify.process.restored import restored
@@ -58,104 +59,6 @@ _BOTH_ENDS = 8
 _LARGEST = 512
 
 
-@dataclass(frozen=True)
-class FaultOutcome:
-    """The suite's judgement of one fault in one form.
-
-    Attributes:
-        injection: which fault, and how it was injected.
-        family: of the fault.
-        law: the check that must refute it; None where the fault changes nothing.
-        inputs: ``short``, or ``default`` where the short ones did not show everything.
-        verdict: of the suite.
-        by_law: its own law was among those that failed.
-        sites: where it acts, in order; empty where it has no site or hides all of them.
-        first_divergence: where the suite says that it is.
-        explained_by: the names that were given.
-        instead: names that explain the same failures as well.
-        unlike: the port computed something else than the correct one does, to the last bit.
-        floors: of a port that shows only logits: how far the fault moves them, in noise floors.
-        baselines: the usual comparisons → whether each catches it; empty where they were not made.
-        message: the first failure, or what went wrong.
-        seconds: wall time.
-    """
-
-    injection: Injection
-    family: str
-    law: str | None
-    inputs: str
-    verdict: str
-    by_law: bool
-    sites: tuple[str, ...]
-    first_divergence: str | None
-    explained_by: tuple[str, ...]
-    instead: tuple[str, ...]
-    unlike: bool
-    floors: float | None
-    baselines: dict[str, bool]
-    message: str
-    seconds: float
-
-    @property
-    def detected(self) -> bool:
-        return self.verdict == Verdict.REFUTED.value
-
-    @property
-    def localised(self) -> bool | None:
-        """None where there is no site to name."""
-        if not self.sites:
-            return None
-        return self.first_divergence in self.sites
-
-    @property
-    def explained(self) -> bool:
-        """The fault is named, and nothing beside it. From logits alone it may be one of several
-        that do the same to them, as far as noise lets see."""
-        if self.injection.form == LOGITS and self.injection.fault in self.instead:
-            return len(self.explained_by) == 1
-        return self.explained_by == (self.injection.fault,)
-
-    @property
-    def wrong_names(self) -> tuple[str, ...]:
-        """Names of faults that were given and are not the fault's; if it is said that the fault
-        itself explains the same as well, they are not wrong, only not told apart. What was read off
-        the numbers names no fault."""
-        if self.injection.fault in self.instead:
-            return ()
-        known = {self.injection.fault, *FORMS}
-        return tuple(name for name in self.explained_by if name not in known)
-
-    @property
-    def expected(self) -> bool:
-        """It must be refuted: it is a fault, and it changes something here."""
-        return self.law is not None and self.unlike
-
-
-@dataclass(frozen=True)
-class CorrectOutcome:
-    """The suite's judgement of one correct port.
-
-    Attributes:
-        variant: its name.
-        seed: of the inputs.
-        verdict: ``verified``, unless it is a false alarm.
-        failures: what failed.
-        explained_by: faults that were seen in it.
-        baselines: the usual comparisons → whether each refuses it.
-    """
-
-    variant: str
-    seed: int
-    verdict: str
-    failures: tuple[str, ...]
-    explained_by: tuple[str, ...]
-    baselines: dict[str, bool] = field(default_factory=dict)
-
-    @property
-    def false_alarm(self) -> bool:
-        return self.verdict != Verdict.VERIFIED.value
-
-
 class Bench:
     """One checkpoint, on which faults and variants are tried one after another, in a process that
     is put back as it was after each: some faults are that they change it.
@@ -176,6 +79,8 @@ class Bench:
         self._shared: tuple[int, SharedWeights] | None = None
         self._exact: list[tuple[Input, list[Floats], list[Floats]]] = []
         self._tensorflow: Worker | None = None
+        #: Whether the port that was compared last moves a bit of the logits.
+        self._moves = False
 
     def fault(self, injection: Injection) -> FaultOutcome:
         """A short input first; what it does not show in full is tried on the default ones."""
@@ -259,6 +164,7 @@ class Bench:
             caught,
             first,
             report.seconds + (before.seconds if before else 0.0),
+            same_function(checkpoint, short_inputs(checkpoint, self.seed), injection, report),
         )
 
     def _process(self, injection: Injection) -> Worker | None:
@@ -293,9 +199,16 @@ class Bench:
         table, early = sites(self.checkpoint.config), fault.sites.early
         found |= {at for at in order if table[at].kind in early and table[at].layer in concerned}
         shown_right = found.isdisjoint(f.site for f in local if f.status is Status.FAILED)
+        # What follows experts is judged from the tokens on alone.
+        cascaded = {
+            f.site
+            for f in report.findings
+            if f.id == "activations.cascaded" and f.status is not _UNSEEN
+        }
         for hidden in found - (set() if shown_right else judged):
             after = order[order.index(hidden) + 1 :]
-            found |= {next((site for site in after if site in judged), hidden)}
+            for seen in (judged, cascaded):
+                found |= {next((site for site in after if site in seen), hidden)}
         return tuple(at for at in order if at in found)
 
     def _measured(
@@ -311,7 +224,8 @@ class Bench:
         port = port_with(fault, injection, self.checkpoint)
         caught = self._caught(port, self.seed)
         port.close()
-        return not fault.needs or self._unlike(fault, injection), None, caught
+        sure = not fault.needs and self.checkpoint.config.own is None
+        return sure or self._moves or self._unlike(fault, injection), None, caught
 
     def _damages(self, fault: Fault, injection: Injection) -> bool:
         """Some tensor is not as it was."""
@@ -345,13 +259,16 @@ class Bench:
         """How far the fault moves the logits, in float64, in noise floors of float32.
 
         A fault of the arithmetic is not there in float64: it counts where it moves them further
-        than rounding does.
+        than rounding does. So does any fault in a port that cannot be run in float64.
         """
         port = port_with(
             fault, Injection(fault.name, EVERYWHERE, injection.layers), self.checkpoint
         )
-        with _float64(port) as float64_copy:
-            floors = self._moved(float64_copy)
+        try:
+            with _float64(port) as float64_copy:
+                floors = self._moved(float64_copy)
+        except (KeyError, RuntimeError):  # there is none, or its kernels have no float64
+            floors = 0.0
         if floors <= _BLIND and (own := self._moved(port)) > LIMIT_FLOORS:
             floors = own
         return floors > _BLIND, floors, {}
@@ -385,11 +302,14 @@ class Bench:
         return self._exact
 
     def _caught(self, port: Port, seed: int) -> dict[str, bool]:
-        items = short_inputs(self.checkpoint, seed)
+        items, self._moves = short_inputs(self.checkpoint, seed), False
         try:
             if seed not in self._right:
                 self._right = {seed: baselines.show(correct_port(self.checkpoint), items)}
-            return baselines.caught(baselines.show(port, items), self._right[seed])
+            right, shown = self._right[seed], baselines.show(port, items)
+            pairs = zip(shown.logits, right.logits, strict=True)
+            self._moves = any(a.tobytes() != b.tobytes() for a, b in pairs)
+            return baselines.caught(shown, right)
         except (GptVerifyError, RuntimeError, ValueError, IndexError):
             return dict.fromkeys(
                 baselines.COMPARISONS, True

@@ -16,10 +16,9 @@ from functools import partial
 from typing import Any
 
 from gpt_verify.checkpoint import Checkpoint
-from gpt_verify.checkpoint.families import FAMILIES
 from gpt_verify.port import Dtype, Port
 from gpt_verify.ports import registry
-from gpt_verify.power import calls, rewrites
+from gpt_verify.power import calls, family_variants, rewrites
 from gpt_verify.reference.config import Config
 
 
@@ -99,9 +98,6 @@ _CALLS: dict[str, Callable[[Any, Any], Any]] = {
 }
 _BUILTIN = ("huggingface-eager", "huggingface-sdpa")
 
-#: Formats in which a family's model is judged.
-_DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
-
 #: Every correct variant of GPT-2, by name.
 VARIANTS: dict[str, Callable[[Checkpoint], Port]] = {
     **{name: partial(_module, name=name, **how) for name, how in _MODULES.items()},
@@ -111,21 +107,10 @@ VARIANTS: dict[str, Callable[[Checkpoint], Port]] = {
 }
 
 
-def _of_family(attention: str, dtype: Dtype) -> Callable[[Checkpoint], Port]:
-    return lambda checkpoint: registry.build(f"huggingface-{attention}", checkpoint, dtype, "cpu")
-
-
 def variants_of(config: Config) -> dict[str, Callable[[Checkpoint], Port]]:
-    """Those of such a model: of a family, transformers' own, in every attention that it has."""
-    if config.own is None:
-        return VARIANTS
-    found: dict[str, Callable[[Checkpoint], Port]] = {}
-    for attention in FAMILIES[config.architecture].attention:
-        for dtype in _DTYPES:
-            name = f"huggingface-{attention}"
-            name = name if dtype == "float32" else f"{name}, {dtype}"
-            found[name] = _of_family(attention, dtype)
-    return found
+    """Those of such a model: of a family, transformers' own, in every attention that it has, with
+    steps written otherwise, and called otherwise."""
+    return VARIANTS if config.own is None else family_variants.every(config)
 
 
 def unavailable(name: str) -> str | None:

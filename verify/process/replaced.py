@@ -11,7 +11,9 @@ the methods of the package's own classes, and its numbers. What is added is nobo
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter, is_
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -22,19 +24,81 @@ _CORE = (
     *(f"{PACKAGE}.reference.{name}" for name in ("ops", "activations", "positions")),
     *(f"{PACKAGE}.reference.{name}" for name in ("experts", "branches", "model")),
 )
+_OF_A_FUNCTION = ("__code__", "__defaults__", "__kwdefaults__")
+_PARTS = tuple(attrgetter(name) for name in _OF_A_FUNCTION)
 _CONSTANTS = (int, float, str, tuple, frozenset)
 #: ``(what has the attribute, its name, how it is called in a message)``, and what it was.
 Place = tuple[Any, str, str]
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A module, as it was when it was listed.
+
+    Attributes:
+        kept: its watched places, and what each was.
+        named: it and its classes, each with the values of all its attributes.
+        functions: of it and of its classes.
+    """
+
+    kept: tuple[tuple[Place, Any], ...]
+    named: tuple[tuple[Any, tuple[Any, ...]], ...]
+    functions: tuple[FunctionType, ...]
+
+
+class _Group:
+    """Modules that are looked at together: some ten thousand places, nearly always what they were.
+
+    Attributes:
+        modules: each as it was.
+    """
+
+    def __init__(self, modules: Iterable[_Listed]) -> None:
+        self.modules = tuple(modules)
+        self._named = [(vars(owner).values(), v) for m in self.modules for owner, v in m.named]
+        self._functions = tuple(f for m in self.modules for f in m.functions)
+        self._parts = [tuple(map(part, self._functions)) for part in _PARTS]
+
+    def holds(self) -> bool:
+        """Whether nothing was replaced; what was added since stands behind what was there."""
+        for now, values in self._named:
+            if len(now) < len(values) or not all(map(is_, now, values)):
+                return False
+        for part, values in zip(_PARTS, self._parts, strict=True):
+            if not all(map(is_, map(part, self._functions), values)):
+                return False
+        return True
+
+    def is_complete(self) -> bool:
+        """Whether nothing was added either."""
+        return self.holds() and all(len(now) == len(values) for now, values in self._named)
+
+
+@dataclass(frozen=True)
+class _Last:
+    """What there was when a watch was last made.
+
+    Attributes:
+        modules: by name.
+        all: every one of them, as it was.
+        core: those that compute the values.
+    """
+
+    modules: dict[str, ModuleType]
+    all: _Group
+    core: _Group
+
+
+#: The newest one. In a list, since this module is watched as well.
+_last: list[_Last] = []
 
 
 class Watch:
     """A record of what the reference is made of now."""
 
     def __init__(self) -> None:
-        modules = list(_modules())
-        self._kept = [(place, value) for module in modules for place, value in _of(module)]
-        core = {id(sys.modules[name]) for name in _CORE if name in sys.modules}
-        self._core = [(place, value) for place, value in self._kept if id(place[0]) in core]
+        known = _as_it_is()
+        self._all, self._core = known.all, known.core
         self._seen: dict[str, None] = {}
 
     def glance(self) -> None:
@@ -44,18 +108,50 @@ class Watch:
 
     def replaced(self) -> list[str]:
         """Names of all that was replaced since; they are put back."""
-        for owner, name, value in self._look(self._kept):
+        for owner, name, value in self._look(self._all):
             setattr(owner, name, value)
         found, self._seen = list(self._seen), {}
         return found
 
-    def _look(self, kept: list[tuple[Place, Any]]) -> list[tuple[Any, str, Any]]:
-        found = []
-        for (owner, name, called), value in kept:
-            if _now(owner, name) is not value:
-                found.append((owner, name, value))
-                self._seen.setdefault(called)
+    def _look(self, group: _Group) -> list[tuple[Any, str, Any]]:
+        found: list[tuple[Any, str, Any]] = []
+        if group.holds():
+            return found
+        for module in group.modules:
+            for (owner, name, called), value in module.kept:
+                if _now(owner, name) is not value:
+                    found.append((owner, name, value))
+                    self._seen.setdefault(called)
         return found
+
+
+def _as_it_is() -> _Last:
+    """What there is now: what there was the last time, where that is complete."""
+    modules = dict(_modules())
+    if not _last or _last[0].modules != modules or not _last[0].all.is_complete():
+        listed = {name: _list(name, module) for name, module in modules.items()}
+        core = _Group(listed[name] for name in _CORE if name in listed)
+        _last[:] = [_Last(modules, _Group(listed.values()), core)]
+    return _last[0]
+
+
+def _list(name: str, module: ModuleType) -> _Listed:
+    kept = tuple(_of(name, module))
+    owners = {id(owner): owner for (owner, _, _), _ in kept}
+    classes = (value for value in vars(module).values() if _is_own_class(value, name))
+    return _Listed(
+        kept,
+        tuple((owner, tuple(vars(owner).values())) for owner in (module, *classes)),
+        tuple(owner for owner in owners.values() if isinstance(owner, FunctionType)),
+    )
+
+
+def _is_own_class(value: Any, where: str) -> bool:
+    return isinstance(value, type) and _is_ours(where) and value.__module__ == where
+
+
+def _is_ours(where: str) -> bool:
+    return where.partition(".")[0] == PACKAGE
 
 
 def _now(owner: Any, name: str) -> Any:
@@ -71,10 +167,9 @@ def _modules() -> Iterator[tuple[str, ModuleType]]:
             yield name, module
 
 
-def _of(named: tuple[str, ModuleType]) -> Iterator[tuple[Place, Any]]:
+def _of(where: str, module: ModuleType) -> Iterator[tuple[Place, Any]]:
     """Every attribute of a module that is watched, and its value."""
-    where, module = named
-    ours = where.partition(".")[0] == PACKAGE
+    ours = _is_ours(where)
     for name, value in list(vars(module).items()):
         called = f"{where}.{name}"
         constant = ours and name.isupper() and isinstance(value, _CONSTANTS)
@@ -87,7 +182,7 @@ def _of(named: tuple[str, ModuleType]) -> Iterator[tuple[Place, Any]]:
 
 def _inside(value: Any, called: str) -> Iterator[tuple[Place, Any]]:
     if isinstance(value, FunctionType):
-        for name in ("__code__", "__defaults__", "__kwdefaults__"):
+        for name in _OF_A_FUNCTION:
             yield (value, name, called), getattr(value, name)
     elif isinstance(value, type):
         for name, method in list(vars(value).items()):

@@ -20,8 +20,11 @@ Function = Callable[[Span, Read], Span]
 HALF, ONE = exact(0.5), exact(1.0)
 
 
-def _gelu(x: Span, read: Read) -> Span:
-    inner = (x + constant(GELU_CUBIC) * x * x * x) * constant(root_of(read.config))
+def gelu(x: Span, read: Read, constants: Precision | None = None) -> Span:
+    cubic, root = constant(GELU_CUBIC), constant(root_of(read.config))
+    if constants is not None:
+        cubic, root = cubic.store(constants), root.store(constants)
+    inner = (x + cubic * x * x * x) * root
     return HALF * x * (ONE + inner.loose(3).map(np.tanh))
 
 
@@ -65,16 +68,16 @@ def _gelu_exact_steps(x: Span, read: Read) -> Span:
     return (HALF * x).store(p) * (ONE + inner).store(p)
 
 
-def _sigmoid(x: Span) -> Span:
+def sigmoid(x: Span) -> Span:
     return x.map(activations.sigmoid, 20)
 
 
 def _silu(x: Span, read: Read) -> Span:
-    return x * _sigmoid(x)
+    return x * sigmoid(x)
 
 
 def _silu_steps(x: Span, read: Read) -> Span:
-    return x * _sigmoid(x).store(read.declared)
+    return x * sigmoid(x).store(read.declared)
 
 
 def _recipes(whole: Function, *more: tuple[str, str, Function]) -> tuple[Recipe, ...]:
@@ -93,7 +96,7 @@ def _alone(read: Read, function: Function) -> Span:
 
 
 GELU = _recipes(
-    _gelu,
+    gelu,
     ("steps", "with every step stored in {half}", _gelu_steps),
     (
         "steps-squares",
@@ -108,7 +111,12 @@ def _steps_with_constants(read: Read, cube_of_squares: bool) -> Span:
     return _gelu_steps(read.input(), read, cube_of_squares, read.declared)
 
 
+def _with_constants(read: Read) -> Span:
+    return gelu(read.input(), read, read.declared)
+
+
 GELU += (
+    Recipe("float32-constants", "in float32, with the constants in {half}", _with_constants),
     Recipe(
         "steps-constants",
         "with every step and the constants in {half}",
@@ -121,24 +129,31 @@ GELU += (
     ),
 )
 GELU_EXACT = _recipes(_gelu_exact, ("steps", "with every step stored in {half}", _gelu_exact_steps))
+
+
+def _relu(x: Span, read: Read) -> Span:
+    return x.each(lambda x: np.maximum(x, 0.0))
+
+
+RELU = (Recipe("exact", "with nothing to round", partial(_alone, function=_relu)),)
 SILU = _recipes(_silu, ("steps", "with σ stored in {half}", _silu_steps))
 
 
 def _gate(read: Read, stepwise: bool, stored: bool) -> Span:
     """act(gate) · up, where the first may be stored before the product is made."""
-    found = _GATES[read.config.keys.activation][stepwise](read.input(0), read)
+    found = GATES[read.config.keys.activation][stepwise](read.input(0), read)
     return (found.store(read.declared) if stored else found.loose(1)) * read.input(1)
 
 
-_GATES: dict[str, tuple[Function, Function]] = {
-    "gelu": (_gelu, _gelu_steps),
+GATES: dict[str, tuple[Function, Function]] = {
+    "gelu": (gelu, _gelu_steps),
     "gelu_exact": (_gelu_exact, _gelu_exact_steps),
     "silu": (_silu, _silu_steps),
 }
 
 
 def _known_gate(config: Config) -> bool:
-    return config.keys.activation in _GATES
+    return config.keys.activation in GATES
 
 
 GLU = (

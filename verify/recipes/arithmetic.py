@@ -93,6 +93,10 @@ class Span:
             )
         return _closed(low, mid, high)
 
+    def cut(self, p: Precision) -> Span:
+        """The same, rounded towards zero: the digits that the format does not have are left out."""
+        return _closed(*(_towards_zero(x, p) for x in (self.low, self.mid, self.high)))
+
     def map(self, function: Callable[[Array], Array], units: float | Array = FUNCTION_ULP) -> Span:
         """A rising function of a library, which errs by so many units of float32."""
         if self.known:
@@ -182,6 +186,15 @@ def _register(low: Array, mid: Array, high: Array) -> Span:
             return Span(low, low, low)
         return Span(np.minimum(low, rounded), rounded, np.maximum(low, rounded))
     return Span(np.minimum(low, _float32(low)), _float32(mid), np.maximum(high, _float32(high)))
+
+
+def _towards_zero(x: Array, p: Precision) -> Array:
+    near = np.asarray(p.round(x), np.float64)
+    if p.name == "float16":
+        less = (near.astype(np.float16).view(np.int16) - np.int16(1)).view(np.float16)
+    else:
+        less = (near.astype(np.float32).view(np.int32) - np.int32(1 << 16)).view(np.float32)
+    return np.where(np.abs(near) > np.abs(x), less.astype(np.float64), near)
 
 
 def _closed(low: Array, mid: Array, high: Array) -> Span:

@@ -26,9 +26,11 @@ def _scaled(x: Span, scale: float) -> Span:
     return made if math.frexp(scale)[0] == 0.5 else made.loose(1)
 
 
-def unstored(read: Read) -> Span:
-    """q·k s, before anything is rounded."""
+def unstored(read: Read, scale_stored: bool = False) -> Span:
+    """q·k s, before anything is rounded; of a scale that is stored, or not."""
     made = product(read.part("q"), read.part("k").mid.transpose(0, 2, 1))
+    if scale_stored:
+        return made * constant(scale_of(read)).store(read.declared)
     return _scaled(made, scale_of(read))
 
 
@@ -40,6 +42,14 @@ def _scaled_after(read: Read) -> Span:
 def _query_scaled(read: Read) -> Span:
     q = _scaled(read.part("q"), scale_of(read)).store(read.declared)
     return product(q, read.part("k").mid.transpose(0, 2, 1))
+
+
+def _query_scaled_truncated(read: Read) -> Span:
+    """The scale is stored as well: keras ``layers/attention/multi_head_attention.py``,
+    ``_compute_attention``, on TensorFlow."""
+    p = read.declared
+    q = (read.part("q") * constant(scale_of(read)).store(p)).store(p)
+    return product(q, read.part("k").mid.transpose(0, 2, 1)).cut(p)
 
 
 def _both_scaled(read: Read) -> Span:
@@ -59,6 +69,11 @@ SCORES = (
         "are of queries that were scaled and stored",
         _query_scaled,
         plain="scaled-after",
+    ),
+    Recipe(
+        "query-scaled-truncated",
+        "are of queries times the scale in {half}, stored, and cut to {half}",
+        _query_scaled_truncated,
     ),
     Recipe(
         "both-scaled",
@@ -81,6 +96,10 @@ def _float32(read: Read) -> Span:
     return _mixed(read, read.input())
 
 
+def _truncated(read: Read) -> Span:
+    return _float32(read).cut(read.declared)
+
+
 def _scores(read: Read) -> Read:
     """The scores, of an attention that is looked at as a whole.
 
@@ -94,10 +113,10 @@ def _scores(read: Read) -> Read:
     return read.of(found.name)
 
 
-def _fused(read: Read, stored: bool, lanes: int = 0) -> Span:
+def _fused(read: Read, stored: bool, lanes: int = 0, scale_stored: bool = False) -> Span:
     """Weights of one kernel, as they are or stored, divided by their sum at the end."""
-    scores = _scores(read)
-    made, divisor = fused(read, unstored(scores), stored, lanes)
+    scores = unstored(_scores(read), scale_stored)
+    made, divisor = fused(read, scores, stored, lanes)
     mixed = product(made, read.part("v").mid)
     return (mixed / divisor).each(side_by_side)
 
@@ -124,7 +143,15 @@ MIX = (
         _weights_stored,
         plain="float32",
     ),
+    Recipe("truncated", "accumulates in float32, cut to {half}", _truncated),
     Recipe("fused", "is of one kernel in float32", partial(_fused, stored=False), whole=True),
+    Recipe(
+        "fused-scale-stored",
+        "is of one kernel in float32, with the scale in {half}",
+        partial(_fused, stored=False, scale_stored=True),
+        whole=True,
+        plain="fused",
+    ),
     Recipe(
         "fused-stored",
         "is of one kernel in float32, of exponentials cast to {half}",

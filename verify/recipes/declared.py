@@ -159,6 +159,8 @@ _GPT_OSS = _authors(
     rms_norm="float32",
     rope="tables-stored",
     scores="scaled-after",
+    routing="float32",
+    experts="once-bias-after",
 )
 #: Architecture → what its authors' own code does in half precision.
 AUTHORS: dict[str, Declaration] = {

@@ -39,6 +39,14 @@ def _bias_after(read: Read) -> Span:
     return made if bias is None else made + exact(bias)
 
 
+def _truncated(read: Read) -> Span:
+    """As TensorFlow on the CPU, which multiplies copies in float32 and converts the result by
+    leaving out digits: ``core/kernels/matmul_op_impl.h`` and ``FloatToBFloat16``."""
+    w, bias = tensors(read)
+    made = product(read.input(), w).cut(read.declared)
+    return made if bias is None else made + exact(bias)
+
+
 def _features(x: Array, some: slice) -> Array:
     found: Array = x[..., some]
     return found
@@ -81,6 +89,7 @@ LINEAR = (
     Recipe(
         "bias-after", "accumulate in float32, cast before the bias", _bias_after, plain="float32"
     ),
+    Recipe("truncated", "accumulate in float32 and are cut to {half}", _truncated),
     Recipe(
         "halves", "are summed in two halves, each stored in {half}", partial(_in_parts, parts=2)
     ),

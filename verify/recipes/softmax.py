@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.numerics.precision import FLOAT32
-from gpt_verify.recipes.arithmetic import Span, total
+from gpt_verify.recipes.arithmetic import Span, exact, total
 from gpt_verify.recipes.recipe import Read, Recipe
 from gpt_verify.reference import ops
 
@@ -104,6 +104,13 @@ def _steps(scores: Span, counts: Seen, read: Read) -> Span:
     return made / total(made).store(p)
 
 
+def _steps_reciprocal(scores: Span, counts: Seen, read: Read) -> Span:
+    """As Eigen's: times the reciprocal of the sum, which is stored as well."""
+    p = read.declared
+    made = shifted(scores, counts).store(p).map(np.exp, FLOAT32.exp_ulp).store(p).select(counts)
+    return made * (exact(1.0) / total(made).store(p)).store(p)
+
+
 def _sum_stored(scores: Span, counts: Seen, read: Read) -> Span:
     made = weights(scores, counts)
     return made.store(read.declared) / total(made).store(read.declared)
@@ -142,6 +149,11 @@ _WAYS: tuple[tuple[str, str, Way], ...] = (
     ("exponentials-stored", "with exponentials in {half}, their sum in float32", _weights_stored),
     ("sum-stored", "with exponentials and their sum in {half}", _sum_stored),
     ("steps", "with every step stored in {half}", _steps),
+    (
+        "steps-reciprocal",
+        "with every step stored in {half}, times the reciprocal of the sum",
+        _steps_reciprocal,
+    ),
 )
 
 PATTERN = (

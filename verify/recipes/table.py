@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gpt_verify.recipes.activations import GELU, GELU_EXACT, GLU, SILU, SOFT_CAP
+from gpt_verify.recipes.activations import (
+    GELU,
+    GELU_EXACT,
+    GLU,
+    RELU,
+    SILU,
+    SOFT_CAP,
+)
 from gpt_verify.recipes.attention import MIX, SCORES
+from gpt_verify.recipes.epilogues import GELU_OF_PRODUCT
+from gpt_verify.recipes.experts import EXPERTS, ROUTING
 from gpt_verify.recipes.norms import LAYER_NORM, RMS_NORM
 from gpt_verify.recipes.products import LINEAR, UNEMBED
 from gpt_verify.recipes.recipe import Recipe
 from gpt_verify.recipes.rotary import ROPE
+from gpt_verify.recipes.slopes import ALIBI
 from gpt_verify.recipes.softmax import PATTERN
 from gpt_verify.recipes.sums import ADD, EMBED
 from gpt_verify.reference.config import Config
@@ -25,12 +35,16 @@ RECIPES: Mapping[str, tuple[Recipe, ...]] = {
     "rope": ROPE,
     "scores": SCORES,
     "soft_cap": SOFT_CAP,
+    "alibi": ALIBI,
     "pattern": PATTERN,
     "mix": MIX,
-    "gelu": GELU,
+    "gelu": (*GELU, *GELU_OF_PRODUCT),
     "gelu_exact": GELU_EXACT,
     "silu": SILU,
+    "relu": RELU,
     "glu": GLU,
+    "routing": ROUTING,
+    "experts": EXPERTS,
     "add": ADD,
     "unembed": UNEMBED,
 }
@@ -44,12 +58,16 @@ NOUNS = {
     "rope": "rotation",
     "scores": "scores",
     "soft_cap": "soft cap",
+    "alibi": "slopes",
     "pattern": "softmax",
     "mix": "mix",
     "gelu": "GELU",
     "gelu_exact": "GELU",
     "silu": "SiLU",
+    "relu": "ReLU",
     "glu": "gate",
+    "routing": "routing",
+    "experts": "experts",
     "add": "residual sum",
     "unembed": "logits",
 }

@@ -15,13 +15,13 @@ from gpt_verify.power import summary as sums
 from gpt_verify.power.baselines import COMPARISONS
 from gpt_verify.power.campaign import Campaign, distinct
 from gpt_verify.power.injection import EVERYWHERE, why_no_tensorflow
-from gpt_verify.power.trial import CorrectOutcome, FaultOutcome
+from gpt_verify.power.outcome import CorrectOutcome, FaultOutcome
 from gpt_verify.report.json import plain
 from gpt_verify.report.terminal import WIDTH
 from gpt_verify.text import one_line
 
 #: ``major.minor``, as in ``gpt_verify.report.json``.
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 Rows = list[list[str]]
 
 _POWER = ["family", "faults", "detected", "localised", "explained", "wrong names"]
@@ -385,6 +385,7 @@ def _fault(o: FaultOutcome) -> dict[str, Any]:
         "localised": o.localised,
         "explained_by": o.explained_by,
         "instead": o.instead,
+        "same": o.same,
         "explained": o.explained,
         "wrong_names": o.wrong_names,
         "floors": o.floors,

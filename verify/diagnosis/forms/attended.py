@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gpt_verify.diagnosis.forms.form import Array
+from gpt_verify.diagnosis.forms.form import Array, Evidence
 from gpt_verify.graph.call import Call
 from gpt_verify.graph.run import right
 from gpt_verify.sites import sites
@@ -25,6 +26,13 @@ def scores(call: Call) -> Array:
     computed: Array = right(replace(call, site=made))
     below = np.tri(*shown.shape[-2:], dtype=np.bool_)
     return np.where(below & (shown > HIDDEN), shown, computed)
+
+
+def visible(e: Evidence) -> NDArray[np.bool_]:
+    """Of scores that the port shows, those that are not masked, [H, T, S]."""
+    below = np.tri(*e.got.shape[-2:], dtype=np.bool_)
+    seen: NDArray[np.bool_] = below & (e.got > HIDDEN) & np.isfinite(e.got)
+    return seen
 
 
 def by_head(x_TX: Array, n_head: int) -> Array:

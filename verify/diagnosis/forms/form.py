@@ -37,6 +37,7 @@ class Fitted:
         quantising: as of ``AtSites``.
         also: what other operations read in the place of a site that was shown.
         fault: the fault of the catalogue that this is, where there is one that a law alone knows.
+        explains: sites before this one that are wrong by the same, whatever else would do that.
     """
 
     overrides: Mapping[str, Override]
@@ -44,6 +45,7 @@ class Fitted:
     quantising: bool = False
     also: Mapping[str, Override] = field(default_factory=dict)
     fault: str = ""
+    explains: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

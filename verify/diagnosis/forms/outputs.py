@@ -68,6 +68,9 @@ def _factor_words(factors: Array, unit: str) -> str:
     other = np.flatnonzero(np.abs(factors - 1.0) > ALIKE)
     if len(other) <= MOST:
         return ", ".join(f"{unit} {at} × {said(float(factors[at]))}" for at in other)
+    stretch = np.array_equal(other, np.arange(other[0], other[-1] + 1))
+    if stretch and np.ptp(factors[other]) <= ALIKE:
+        return f"{unit}s {other[0]} … {other[-1]} × {said(float(factors[other[0]]))}"
     return f"× a number of each {unit}: {listed(map(said, factors), 4)}"
 
 
@@ -91,15 +94,21 @@ def _vector_words(more: Array) -> str:
 
 
 def clamped(pair: Pair) -> Iterator[Change]:
-    """Held between two ends."""
+    """Held below one end, above one, or between two."""
     if not np.isfinite(pair.got).all():
         return
     low, high = float(pair.got.min()), float(pair.got.max())
     below, above = float(pair.should.min()) < low, float(pair.should.max()) > high
-    ends = [f"no less than {said(low)}"] * below + [f"no more than {said(high)}"] * above
-    if ends:
-        low, high = (low if below else -np.inf), (high if above else np.inf)
-        yield Change(lambda x: np.clip(x, low, high).astype(x.dtype), f"{' and '.join(ends)}")
+    # Rounding puts an end that is none a little within the numbers: one end is tried first.
+    for lowest, highest in ((False, True), (True, False), (True, True)):
+        if lowest <= below and highest <= above:
+            ends = [f"no less than {said(low)}"] * lowest + [f"no more than {said(high)}"] * highest
+            between = (low if lowest else -np.inf), (high if highest else np.inf)
+            yield Change(partial(_held, *between), " and ".join(ends))
+
+
+def _held(low: float, high: float, x: Array) -> Array:
+    return np.clip(x, low, high).astype(x.dtype)
 
 
 def fixed(pair: Pair) -> Iterator[Change]:
@@ -111,8 +120,9 @@ def fixed(pair: Pair) -> Iterator[Change]:
     at = np.flatnonzero(constant)
     if 0 < len(at) < got.shape[-1]:
         values = got[0, at]
+        unit = "the logit of token" if got.shape[-1] == pair.config.n_vocab else "channel"
         listing = ", ".join(
-            f"channel {c} is always {said(float(v))}"
+            f"{unit} {c} is always {said(float(v))}"
             for c, v in zip(at[:MOST], values, strict=False)
         )
         more = f", and {len(at) - MOST} more" if len(at) > MOST else ""
@@ -128,7 +138,7 @@ def fixed(pair: Pair) -> Iterator[Change]:
 def capped(pair: Pair) -> Iterator[Change]:
     """c tanh(x / c)."""
     got, should = pair.got.ravel(), pair.should.ravel()
-    if pair.got.ndim != 2 or not np.isfinite(got).all() or not np.abs(got).max() > 0:
+    if pair.got.ndim > 2 or not np.isfinite(got).all() or not np.abs(got).max() > 0:
         return
     cap = 1.5 * float(np.abs(got).max())
     for _ in range(60):

@@ -15,12 +15,10 @@ import numpy as np
 
 from gpt_verify.diagnosis.forms.attended import HIDDEN, by_head
 from gpt_verify.diagnosis.forms.form import (
-    FEWEST,
     Array,
     Evidence,
     Fitted,
     Form,
-    listed,
     said,
     snapped,
 )
@@ -183,25 +181,4 @@ def _words(c_H: Array, m_H: Array) -> str:
     return "; ".join(words[:4]) + (" …" if len(words) > 4 else "")
 
 
-def by_distance(e: Evidence) -> Iterator[Fitted]:
-    """A number for each distance, of each head, is added to scores that the port shows."""
-    if e.site.kind != "attn.scores" or e.got.shape[-1] < FEWEST:
-        return
-    back = -_distance(*e.got.shape[-2:]).astype(np.int64)
-    below = (back >= 0) & (e.got > HIDDEN).all(axis=0)
-    more = np.zeros((len(e.got), e.got.shape[-1]))
-    for distance in range(e.got.shape[-1]):
-        at = below & (back == distance)
-        if at.any():
-            more[:, distance] = np.mean((e.got - e.right)[:, at], axis=-1)
-
-    def act(call: Call) -> Array:
-        made: Array = right(call) + more.astype(call.dtype)[:, np.abs(back)]
-        return made
-
-    words = "; ".join(f"head {h}: {listed(map(said, m_S), 4)}" for h, m_S in enumerate(more[:3]))
-    yield e.alone(act, f"added at distance 0, 1, 2 …: {words}")
-
-
-BIASED = Form("scores-biased", "adds a number for each distance to the scores", by_distance)
 FORM = Form("scores-scaled", "scales the scores of attention", fits)

@@ -17,6 +17,7 @@ import numpy as np
 from gpt_verify.diagnosis.forms.form import Array, Evidence, Fitted, Form, said, snapped
 from gpt_verify.diagnosis.forms.terms import Term, other_sites, shown, summed, terms
 from gpt_verify.graph.call import Call
+from gpt_verify.graph.run import right
 
 #: A coefficient of this part of the largest is none.
 NONE = 1e-7
@@ -28,9 +29,33 @@ def fits(e: Evidence) -> Iterator[Fitted]:
     own = terms(e)
     if not own or not np.isfinite(e.got).all():
         return
+    yield from _parallel(e)
     yield _fitted(e, own, own)
     for some in _others(e, own):
         yield _fitted(e, own, some)
+
+
+def _parallel(e: Evidence) -> Iterator[Fitted]:
+    """Attention is added with the MLP, and not before it: what is shown between the two is the
+    stream as it entered the block, which the MLP has read."""
+    middle, attention = e.beside("resid_mid"), e.beside("attn.out")
+    if e.site.kind != "resid_post" or e.config.own is not None or middle is None:
+        return
+    entered = e.at(middle).site.inputs[0]
+    if not {middle, attention, entered} <= e.shown.keys():
+        return
+    if np.array_equal(e.shown[middle], e.shown[entered]):
+        yield Fitted(
+            {e.site.name: _with_attention},
+            f"{attention} is added after the MLP, which reads the stream as it entered the block",
+            fault="residual-parallel",
+            explains=(middle,),
+        )
+
+
+def _with_attention(call: Call) -> Array:
+    made: Array = right(call) + call.at("attn.out")
+    return made
 
 
 def _fitted(e: Evidence, own: Sequence[Term], some: Sequence[Term]) -> Fitted:

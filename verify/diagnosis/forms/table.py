@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-from gpt_verify.diagnosis import depends
+from gpt_verify.diagnosis import depends, wirings
 from gpt_verify.diagnosis.forms import (
     activation,
+    blocks,
+    gates,
     grid,
     heads,
     instead,
     norm,
     outputs,
+    pattern,
     positions,
+    queries,
     rearranged,
     scaled,
+    scored,
     sums,
     support,
+    through,
+    waves,
 )
 from gpt_verify.diagnosis.forms.form import Form
 from gpt_verify.diagnosis.forms.tensors import NAMES
+from gpt_verify.laws.cache.forms import NAMES as OF_CACHES
+from gpt_verify.laws.gradient.hypotheses import NAMES as OF_GRADIENTS
+from gpt_verify.laws.loss.forms import NAMES as OF_LOSSES
+from gpt_verify.laws.padding.forms import NAMES as OF_PADDING
 
 #: Tried in this order at a site that is wrong, where no fault of the catalogue fits.
 OF_SITES: tuple[Form, ...] = (
     sums.FORM,
     positions.POSITIONS,
     positions.TOKENS,
+    waves.FORM,
+    pattern.CUT,
     support.FORM,
     scaled.FORM,
-    scaled.BIASED,
+    scored.BIASED,
+    scored.CLAMPED,
+    scored.CAPPED,
+    queries.NORMED,
+    pattern.DIVIDED,
     activation.FORM,
+    gates.FORM,
     norm.FORM,
+    blocks.FORM,
     instead.INPUTS,
     instead.TENSORS,
     instead.PARTS,
@@ -38,7 +57,9 @@ OF_SITES: tuple[Form, ...] = (
     outputs.FIXED,
     outputs.CLAMPED,
     outputs.CAPPED,
+    through.FORM,
     grid.FORM,
+    queries.ROUNDED,
     outputs.SCALED,
     outputs.SHIFTED,
 )
@@ -47,4 +68,9 @@ FORMS: dict[str, str] = {
     **NAMES,
     **{form.name: form.summary for form in OF_SITES},
     depends.NAME: depends.SUMMARY,
+    **wirings.NAMES,
+    **OF_CACHES,
+    **OF_GRADIENTS,
+    **OF_LOSSES,
+    **OF_PADDING,
 }

@@ -44,7 +44,11 @@ def rounding(
         narrow_io: W in float32, where it is at hand: the budget needs no more.
     """
     squared_io = w_io if narrow_io is None else narrow_io
-    variance, product_To = both(lambda: sum_of_squares(x.value, squared_io), lambda: x.value @ w_io)
+    variance, product_To = both(
+        lambda: sum_of_squares(x.value, squared_io),
+        lambda: x.value @ w_io,
+        x.value.size * w_io.shape[1],
+    )
     value_To = product_To + b_o
     n = w_io.shape[0]
     operands_To = 2 * p.u_operand**2 * variance if p.u_operand else None

@@ -27,6 +27,9 @@ def value(call: Call) -> Array:
     return logits_NV
 
 
+Ids = NDArray[np.integer]
+
+
 class Head:
     """The last product, any slice of the vocabulary at a time, with its bias and its cap.
 
@@ -40,15 +43,15 @@ class Head:
         self._bias = lookup("lm_head/b") if config.keys.bias_head else None
         self._cap = config.keys.cap_logits
 
-    def logits(self, x_ND: Array, rows: slice) -> Array:
+    def logits(self, x_ND: Array, rows: slice | NDArray[np.integer]) -> Array:
         """The logits of these tokens, in the arithmetic of x."""
         made: Array = ops.unembed(x_ND, self._table[rows].astype(x_ND.dtype, copy=False))
         if self._bias is not None:
             made = made + self._bias[rows].astype(x_ND.dtype)
         return made if self._cap is None else ops.soft_cap(made, self._cap)
 
-    def rounding(self, p: Precision, x: Measured, rows: slice = EVERY) -> Measured:
-        """The same, with the budgets."""
+    def rounding(self, p: Precision, x: Measured, rows: slice | Ids = EVERY) -> Measured:
+        """The same, with the budgets; also of some tokens, by their ids."""
         bias = 0.0 if self._bias is None else np.asarray(self._bias[rows], np.float64)
         made = rounding(p, x, self._table[rows], bias)
         return made if self._cap is None else soft_cap.rounding(p, made, self._cap)

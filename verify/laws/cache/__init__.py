@@ -22,4 +22,5 @@ LAW = Law(
         ),
     ),
     FAULTS,
+    shares="causality",
 )

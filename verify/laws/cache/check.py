@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
@@ -20,7 +20,9 @@ from gpt_verify.laws.agreement import (
     refuting,
     whole_context,
 )
+from gpt_verify.laws.cache.forms import forms
 from gpt_verify.laws.cache.hypotheses import last_clipped, ways, window
+from gpt_verify.laws.cache.positions_used import positions_used
 from gpt_verify.laws.decoding import Case, Way, recognise
 from gpt_verify.laws.explain import Explained
 from gpt_verify.laws.subject import NotExamined, Subject
@@ -37,9 +39,11 @@ LAW = "cache"
 SHORT, SHORTEST = 8, 4
 #: How many parameters are read at most (a step reads all of them) while a short sequence is split
 #: in every way, and while a long one is decoded one by one, of which so many tokens are at least.
-SPLIT_READS, READS, FEWEST = 8_000_000_000, 8_000_000_000, 32
+SPLIT_READS, READS, FEWEST = 4_000_000_000, 4_000_000_000, 32
 
 
+#: Of two rows, the one whose cache each reads, where each reads the other's.
+EXCHANGED = (1, 0)
 #: Where the cache of a whole context is left for the law of the positions.
 _FULL = "a full cache"
 
@@ -77,17 +81,22 @@ def check_cache(subject: Subject) -> Iterator[Finding]:
         return
     said = [f"{len(splits)} splits of {short} tokens"]
     del splits  # all their logits
-    exchanged = _two_rows(subject, agreement, short)
+    read = _two_rows(subject, agreement, short)
     if not agreement.holds():
         words = "one row alone is decoded as it should be: rows are mixed up"
-        if exchanged:
+        named = None
+        if read == EXCHANGED:
             words += ", each reads the other's cache"
+            named = naming("cache-rows-exchanged")
+        elif read is not None:
+            other = f"row {1 - read[0]} reads the cache of row {read[0]}"
+            words += f", {other}"
+            named = naming("cache-rows", words=other)
         elif not _alone_again(subject, short):
             words = (
                 "what was decoded alone as it should be is not any more: it depends on what was "
             )
             words += "computed before"
-        named = naming("cache-rows-exchanged") if exchanged else None
         yield agreement.failed(LAW, words, named)
         return
     said.append("two rows at once")
@@ -104,7 +113,7 @@ def check_cache(subject: Subject) -> Iterator[Finding]:
     if count < n_ctx:
         last = _last_positions(subject, agreement)
         if not agreement.holds():
-            yield agreement.failed(LAW, *_clipped(subject, last))
+            yield agreement.failed(LAW, *_clipped(subject, last()))
             return
         said.append(f"the last two of {n_ctx}")
     yield agreement.passed(LAW, ", ".join(said))
@@ -173,8 +182,9 @@ def _compare(
     return Decoded(lengths, tokens[0], got_TV, whole_TV, floors_T)
 
 
-def _two_rows(subject: Subject, agreement: Agreement, n: int) -> bool:
-    """Whether each row is decoded as if the tokens before the second call were the other's."""
+def _two_rows(subject: Subject, agreement: Agreement, n: int) -> tuple[int, int] | None:
+    """Two rows at once. Where they are wrong: by which rows' caches they are decoded, if the tokens
+    before the second call are those of one of the two; None where they are not."""
     tokens = subject.tokens(2, n)
     whole_BTV = logits_of(subject, tokens)
     halves = (n - n // 2, n // 2)
@@ -186,13 +196,16 @@ def _two_rows(subject: Subject, agreement: Agreement, n: int) -> bool:
         if lengths == halves:
             halved_BTV = got_BTV
     if agreement.holds():
-        return False
+        return None
     first = halves[0]
-    mixed = np.concatenate([tokens[::-1, :first], tokens[:, first:]], axis=1)
-    expected_BTV = logits_of(subject, mixed)
-    squares = (mean_squares(halved_BTV[b, first:], expected_BTV[b, first:]) for b in range(2))
-    floors = [subject.position_floors(s, mixed[b], first).max() for b, s in enumerate(squares)]
-    return bool(max(floors) <= LIMIT_PAIR)
+    for read in (EXCHANGED, (0, 0), (1, 1)):
+        mixed = np.concatenate([tokens[list(read), :first], tokens[:, first:]], axis=1)
+        expected_BTV = logits_of(subject, mixed)
+        squares = (mean_squares(halved_BTV[b, first:], expected_BTV[b, first:]) for b in range(2))
+        floors = [subject.position_floors(s, mixed[b], first).max() for b, s in enumerate(squares)]
+        if max(floors) <= LIMIT_PAIR:
+            return read
+    return None
 
 
 def _alone_again(subject: Subject, n: int) -> bool:
@@ -205,8 +218,9 @@ def _alone_again(subject: Subject, n: int) -> bool:
     return agreement.holds()
 
 
-def _last_positions(subject: Subject, agreement: Agreement) -> Case:
-    """Most of a whole context in one call, then its last two tokens."""
+def _last_positions(subject: Subject, agreement: Agreement) -> Callable[[], Case]:
+    """Most of a whole context in one call, then its last two tokens; for recognising what went
+    wrong, which takes the floors."""
     n_ctx = subject.config.n_ctx
     tokens, lengths = subject.tokens(1, n_ctx), (n_ctx - 2, 1, 1)
     _, whole_TV = whole_context(subject)
@@ -216,8 +230,12 @@ def _last_positions(subject: Subject, agreement: Agreement) -> Case:
         del piece_BTV  # the first is as large as the whole
     got_TV = np.stack(ends[-2:])
     agreement.compare(_describe(lengths), got_TV, whole_TV, tokens[0], n_ctx - 2)
-    rows = np.array([n_ctx - 2, n_ctx - 1])
-    return Case([tokens[0]], rows, got_TV, whole_TV, subject.floor(tokens[0], n_ctx - 2))
+
+    def case() -> Case:
+        rows = np.array([n_ctx - 2, n_ctx - 1])
+        return Case([tokens[0]], rows, got_TV, whole_TV, subject.floor(tokens[0], n_ctx - 2))
+
+    return case
 
 
 def _clipped(subject: Subject, last: Case) -> tuple[str, Named | None]:
@@ -233,6 +251,10 @@ def _named(subject: Subject, splits: Sequence[Decoded]) -> tuple[str, Named | No
     telling = {(n // 2, n - n // 2), (1, n - 1), (n - 1, 1), (1, n - 2, 1), (1,) * n}
     cases = [split.case(subject) for split in splits if split.lengths in telling]
     found = recognise(subject, cases, ways(subject.config.n_layer, n))
+    if not found.fitting:
+        found = recognise(subject, cases, positions_used(subject, cases))
+    if not found.fitting:
+        found = recognise(subject, cases, forms(subject.config.n_layer, subject.config.n_ctx))
     wrong = [split for split in splits if split.floors_T.max() > LIMIT_PAIR]
     where = _displaced(found.by, wrong) if found.by else ""
     return _explained(found, f"{len(wrong)} of {len(splits)} splits are wrong", where)

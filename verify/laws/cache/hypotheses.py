@@ -130,11 +130,11 @@ SOURCES = (
 )
 
 
-def _rounded(precision: Precision) -> Way:
+def _rounded(precision: Precision, fault: str) -> Way:
     return Way(
         f"keys and values are kept in {precision.name}",
         kept=lambda kept: (precision.round(kept[0]), precision.round(kept[1])),
-        fault=f"cache-{precision.name}",
+        fault=fault,
         quantising=True,
     )
 
@@ -146,8 +146,8 @@ KEPT = (
         kept=lambda kept: (kept[1], kept[0]),
         fault="cache-keys-as-values",
     ),
-    _rounded(BFLOAT16),
-    _rounded(FLOAT16),
+    _rounded(BFLOAT16, "cache-bfloat16"),
+    _rounded(FLOAT16, "cache-float16"),
 )
 
 

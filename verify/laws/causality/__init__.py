@@ -23,11 +23,11 @@ LAW = Law(
         Part(
             "causality.pattern",
             check_pattern,
-            "attention is exactly zero above the diagonal, in every layer and head, and rows sum "
-            "to one within the budget of a softmax",
+            "attention is exactly zero above the diagonal and before a window, in every layer and "
+            "head, and rows sum to one within the budget of a softmax, to less where there is a "
+            "sink",
             needs=(ACTIVATIONS,),
             sites=patterns,
-            families=False,
         ),
         Part(
             "causality.gradient",

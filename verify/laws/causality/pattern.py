@@ -1,7 +1,9 @@
 """The law of causality, seen inside: no weight of attention lies on what comes later.
 
 Above the diagonal every weight is exactly zero, in every layer and head, and each row sums to one,
-to within what rounding does to it. Layers are looked at as they pass, one head at a time.
+to within what rounding does to it. Where a layer has a window, what lies before it is zero as well;
+where a head has a sink, which takes its share and is dropped, a row sums to no more than one.
+Layers are looked at as they pass, one head at a time.
 """
 
 from __future__ import annotations
@@ -35,10 +37,11 @@ def check_pattern(subject: Subject) -> Iterator[Finding]:
     config, length = subject.config, subject.config.n_ctx
     limit = limit_max(config.n_layer * config.n_head * length)
     seen: dict[str, Finding] = {}
+    layers = {site: layer for layer, site in enumerate(patterns(config))}
 
     def visit(site: str, value: Floats, narrowest: object = None) -> None:
         if site.endswith(".attn.pattern"):
-            seen[site] = _finding(subject, site, value, limit)
+            seen[site] = _finding(subject, site, value, limit, config.window(layers[site]))
 
     subject.offers[ACTIVATIONS](subject.tokens(1, length), visit)
     for site in patterns(config):
@@ -76,6 +79,7 @@ class _Layer:
         total, budget, score: its sum, what that may be off by, and by how much of that it is.
         skewed: for each head, which rows are beyond the limit, and in which direction.
         over_targets: every column of every head sums to one.
+        before: how many weights lie before the window, and of the largest the index and the value.
     """
 
     sees: NDArray[np.bool_]
@@ -88,9 +92,12 @@ class _Layer:
     score: float = 0.0
     skewed: dict[int, NDArray[np.signedinteger]] = field(default_factory=dict)
     over_targets: bool = True
+    before: tuple[int, tuple[int, int, int], float] = (0, (0, 0, 0), 0.0)
 
 
-def _finding(subject: Subject, site: str, value: Floats, limit: float) -> Finding:
+def _finding(
+    subject: Subject, site: str, value: Floats, limit: float, window: int | None
+) -> Finding:
     """Of one layer, [1, H, T, S]."""
     n_head, length = subject.config.n_head, subject.config.n_ctx
     if value.shape != (1, n_head, length, length):
@@ -98,13 +105,23 @@ def _finding(subject: Subject, site: str, value: Floats, limit: float) -> Findin
         return Finding(LAW, Status.FAILED, words, site)
     layer = _Layer(np.zeros((length, length), np.bool_))
     future = np.triu(np.ones((length, length), np.bool_), 1)
+    sinks = subject.config.keys.sinks
     for head, pattern_TS in enumerate(value[0]):
         _look_above(layer, head, pattern_TS, future)
-        _look_at_sums(layer, head, pattern_TS, subject.precision, limit)
-    said = [*_above(layer, site, n_head), *_sums(layer, site, limit)]
+        if window is not None:
+            _look_before(layer, head, pattern_TS, window)
+        _look_at_sums(layer, head, pattern_TS, subject.precision, limit, sinks)
+    said = [
+        *_above(layer, site, n_head),
+        *_before(layer, site, window),
+        *_sums(layer, site, limit, sinks),
+    ]
     status = Status.FAILED if said else Status.PASSED
+    outside = "" if window is None else f" and before a window of {window}"
+    total = "to no more than 1" if sinks else "to 1"
     words = "; ".join(said) or (
-        f"{n_head} heads, {length} tokens: zero above the diagonal, rows sum to 1 within rounding"
+        f"{n_head} heads, {length} tokens: zero above the diagonal{outside}, rows sum {total} "
+        "within rounding"
     )
     details = {"above_diagonal": layer.elements, "heads": layer.leaking}
     return Finding(LAW, status, words, site, layer.score, limit, details)
@@ -123,11 +140,27 @@ def _look_above(layer: _Layer, head: int, pattern_TS: Floats, future_TS: NDArray
         layer.above = ((head, target, source), float(pattern_TS[target, source]))
 
 
-def _look_at_sums(layer: _Layer, head: int, pattern_TS: Floats, p: Precision, limit: float) -> None:
+def _look_before(layer: _Layer, head: int, pattern_TS: Floats, window: int) -> None:
+    """Weights on what is no longer in the window."""
+    past_TS = np.tri(len(pattern_TS), k=-window, dtype=np.bool_)
+    sizes_TS = np.where(past_TS, np.nan_to_num(np.abs(pattern_TS), nan=np.inf), 0.0)
+    if not sizes_TS.any():
+        return
+    target, source = (int(i) for i in np.unravel_index(int(np.argmax(sizes_TS)), sizes_TS.shape))
+    count, place, largest = layer.before
+    if sizes_TS[target, source] > abs(largest):
+        place, largest = (head, target, source), float(pattern_TS[target, source])
+    layer.before = (count + int(np.count_nonzero(sizes_TS)), place, largest)
+
+
+def _look_at_sums(
+    layer: _Layer, head: int, pattern_TS: Floats, p: Precision, limit: float, sinks: bool
+) -> None:
     totals_T = pattern_TS.sum(axis=-1, dtype=np.float64)
     budgets_T = row_budget(p, pattern_TS)
     with np.errstate(all="ignore"):  # infinities are judged, not computed with
-        scores_T = np.abs(totals_T - 1) / budgets_T
+        off_T = np.maximum(totals_T - 1, -totals_T) if sinks else np.abs(totals_T - 1)
+        scores_T = np.maximum(off_T, 0.0) / budgets_T
         sides_T = np.nan_to_num(np.sign(totals_T - 1)).astype(np.int64)
     scores_T = np.where(np.isfinite(totals_T), scores_T, np.inf)
     at = int(np.argmax(scores_T))
@@ -155,15 +188,28 @@ def _above(layer: _Layer, site: str, n_head: int) -> Iterator[str]:
     )
 
 
-def _sums(layer: _Layer, site: str, limit: float) -> Iterator[str]:
-    """Rows that do not sum to one."""
+def _before(layer: _Layer, site: str, window: int | None) -> Iterator[str]:
+    """Weights on tokens that have left the window."""
+    count, (head, target, source), got = layer.before
+    if count:
+        yield (
+            f"{site}[0, {head}, {target}, {source}] = {got:.9g}, should be 0: {count} weights lie "
+            f"before a window of {window}"
+        )
+
+
+def _sums(layer: _Layer, site: str, limit: float, sinks: bool) -> Iterator[str]:
+    """Rows that do not sum to one, or with a sink to more than that."""
     if not layer.skewed:
         return
     head, target = layer.row
     words = (
-        f"row {site}[0, {head}, {target}] sums to {layer.total:.9g}, should be 1 ± "
-        f"{layer.budget * limit:.2g}"
+        f"row {site}[0, {head}, {target}] sums to {layer.total:.9g}, should be "
+        f"{'between 0 and ' * sinks}1 ± {layer.budget * limit:.2g}"
     )
+    if sinks:
+        yield words
+        return
     rows = np.stack(list(layer.skewed.values()))
     if layer.over_targets:
         words += "; every column does: the softmax is taken over the targets"

@@ -49,6 +49,13 @@ def _slope_of_erf(x: Array) -> Array:
     return value
 
 
+def _slope_of_sigmoid(x: Array, c: float) -> Array:
+    """d x σ(c x) / d x."""
+    s = 1.0 / (1.0 + np.exp(-c * x))
+    value: Array = s + c * x * s * (1.0 - s)
+    return value
+
+
 def _norm(onward: Callable[[Array, Array, Array], Array]) -> Rule:
     """``onward(d, gain, deviation)`` is what goes back to the input of a layer norm."""
 
@@ -132,6 +139,20 @@ MISTAKES: Mapping[str, Mapping[str, Rule]] = {
     },
     "bias-averaged": dict.fromkeys(_LINEAR, _bias_averaged),
 }
+#: The same of what is in no catalogue: the slope of another activation than the one that is run.
+OTHERS: Mapping[str, Mapping[str, Rule]] = {
+    "of-sigmoid-gelu": {"mlp.act": _times(lambda x: _slope_of_sigmoid(x, 1.702))},
+    "of-silu": {"mlp.act": _times(lambda x: _slope_of_sigmoid(x, 1.0))},
+    "of-relu": {"mlp.act": _times(lambda x: np.asarray(x > 0, x.dtype))},
+    "of-tanh": {"mlp.act": _times(lambda x: 1.0 - np.tanh(x) ** 2)},
+}
+#: Name → sentence that completes "the port …", of those.
+NAMES = {
+    "gradient-of-sigmoid-gelu": "takes the derivative of x sigmoid(1.702 x) for that of GELU",
+    "gradient-of-silu": "takes the derivative of x sigmoid(x) for that of GELU",
+    "gradient-of-relu": "takes the derivative of ReLU for that of GELU",
+    "gradient-of-tanh": "takes the derivative of tanh for that of GELU",
+}
 #: Those that have several rules at once; of the others each rule is a mistake by itself as well.
 _TOGETHER = ("blocks-apart", "mask-missing")
 
@@ -169,11 +190,11 @@ class Evidence:
     def name(self) -> str | None:
         """The one mistake that all of it fits; None where none does, or several."""
         with np.errstate(all="ignore"):  # what is not finite fits nothing
-            shown = dict.fromkeys((n for n, fits in _READ_OFF.items() if fits(self)), _FEWEST)
+            shown = dict.fromkeys((n for n, fits in READ_OFF.items() if fits(self)), _FEWEST)
             for name, moved in self._by_rule():
                 shown[name] = max(moved, shown.get(name, 0))
         # One that fits by chance, or because it changes little here, is no name, and denies others.
-        found = explain(shown, map(_Rule, (*_READ_OFF, *MISTAKES)))
+        found = explain(shown, map(_Rule, (*READ_OFF, *MISTAKES, *OTHERS)))
         return found.by.fault if found.by and shown[found.by.rule] >= _FEWEST else None
 
     @cached_property
@@ -197,7 +218,7 @@ class Evidence:
         GPT-2 and GPT alone."""
         if self.config.own is not None:
             return
-        for name, kinds in MISTAKES.items():
+        for name, kinds in {**MISTAKES, **OTHERS}.items():
             versions = [kinds]
             if name not in _TOGETHER and len(kinds) > 1:
                 versions += [{kind: rule} for kind, rule in kinds.items()]
@@ -298,7 +319,7 @@ def _scaled(evidence: Evidence) -> bool:
 
 
 #: What is told by the port's numbers alone.
-_READ_OFF: Mapping[str, Callable[[Evidence], bool]] = {
+READ_OFF: Mapping[str, Callable[[Evidence], bool]] = {
     "frozen": _frozen,
     "counted-twice": _counted_twice,
     "scaled": _scaled,

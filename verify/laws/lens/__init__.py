@@ -15,8 +15,8 @@ def of_the_stream(config: Config) -> list[str | None]:
 
 def if_read_through_ln_f(config: Config) -> str | None:
     """The lens puts ln_f between a state and the head; without it a state is no stream of sums."""
-    if config.own is not None:
-        return f"the lens does not read {config.architecture} yet"
+    if config.keys.norm_embed:
+        return f"the stream of {config.architecture} begins behind a norm of the embedding"
     if config.norm_last:
         return None
     return f"the lens reads states through ln_f, which {config.architecture} does not have"

@@ -205,7 +205,7 @@ def _compare_block(exact: Oracle, lens: PortLens, at: slice, found: Sequence[_St
     other = None if lens.decoded_NTD is None else lens.decoded_NTD[:, at]
     with np.errstate(all="ignore"):  # what is not finite is reported
         decoded = exact.decoded(lens.precision, lens.sites, at)
-        y_NPV, budget_NPV, got_NPV = unembedded(lens.precision, decoded, exact.wte_VD, other)
+        y_NPV, budget_NPV, got_NPV = unembedded(lens.precision, decoded, exact.head, n_vocab, other)
         if got_NPV is None:
             assert lens.logits_NTV is not None, "a lens has states or logits"
             got_NPV = lens.logits_NTV[:, at].astype(np.float64)

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.graph.cascade import LIMIT_FLOORS
-from gpt_verify.graph.operations import layer_norm as op_layer_norm
 from gpt_verify.graph.operations import unembed as op_unembed
 from gpt_verify.laws.explain import explain
 from gpt_verify.laws.lens.oracle import Oracle
 from gpt_verify.numerics.budgets import Measured
 from gpt_verify.numerics.precision import Precision
+from gpt_verify.reference.weights import tensor_table
 from gpt_verify.sites import sites
 
 Floats = NDArray[np.floating]
@@ -61,9 +61,8 @@ def recognised(
     ids_S = sampled(len(oracle.wte_VD))
 
     def tried() -> Iterator[_Decoded]:
-        wte_SD = oracle.wte_VD[ids_S].astype(np.float64)
         for message, state in _decodings(oracle, p, site):
-            yield _Decoded(message, op_unembed.rounding(p, state, wte_SD))
+            yield _Decoded(message, oracle.head.rounding(p, state, ids_S))
         right, right_head = oracle.norm(p, _state(oracle, site)), oracle.subject.config.head
         for name, head_VD in heads.items():
             head_SD = np.asarray(head_VD[ids_S], np.float64)
@@ -110,9 +109,9 @@ def _decodings(oracle: Oracle, p: Precision, site: str) -> Iterator[tuple[str, M
         oracle.norm(p, once),
     )
     yield "ln_f is missing", state
-    yield "ln_f is without its gain and bias", _plain(p, state)
+    yield "ln_f is without its gain and bias", oracle.plain(p, state)
     for layer in range(oracle.subject.config.n_layer):
-        for norm in ("ln_1", "ln_2"):
+        for norm in _norms(oracle, layer):
             words = f"the layer norm is h.{layer}.{norm}, not ln_f"
             yield words, oracle.norm(p, state, f"h{layer}/{norm}")
     for other, known in zip(oracle.sites, oracle.states, strict=True):
@@ -124,9 +123,10 @@ def _decodings(oracle: Oracle, p: Precision, site: str) -> Iterator[tuple[str, M
                 yield words + _shift(oracle, site, other), oracle.norm(p, normed)
 
 
-def _plain(p: Precision, state: Measured) -> Measured:
-    width = state.value.shape[-1]
-    return op_layer_norm.rounding(p, state, np.ones(width), np.zeros(width))
+def _norms(oracle: Oracle, layer: int) -> list[str]:
+    """Those of a block that read the stream."""
+    table = tensor_table(oracle.subject.config)
+    return [norm for norm in ("ln_1", "ln_2") if f"h{layer}/{norm}/g" in table]
 
 
 def _shift(oracle: Oracle, site: str, other: str) -> str:

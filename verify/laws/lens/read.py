@@ -57,7 +57,7 @@ def seen(subject: Subject, tokens_T: Tokens) -> PortLens:
         if state.shape != shape:
             words = f"{site} has shape {list(state.shape)}, should be {list(shape)}"
             raise Malformed(site, words)
-    decoder = LnF(subject.weights)
+    decoder = LnF(subject.weights, subject.config)
     with np.errstate(all="ignore"):  # what is not finite is reported
         decoded = [decoder.decode(site, np.asarray(x, np.float64)) for site, x in states]
     return PortLens("the port's states", sites, FLOAT64, decoded_NTD=np.stack(decoded))
@@ -65,6 +65,8 @@ def seen(subject: Subject, tokens_T: Tokens) -> PortLens:
 
 def own(subject: Subject, tokens_T: Tokens) -> PortLens:
     """The port's own lens."""
+    if subject.config.keys.cap_logits is not None:
+        raise NotExamined("its own lens reads the head, behind which the logits are capped")
     lens = subject.offers[LENS]
     known, last = state_sites(subject.config), _ends(subject)[-1]
     shape = (1, len(tokens_T), subject.config.n_vocab)

@@ -30,7 +30,8 @@ LAW = Law(
         Part(
             "determinism",
             None,
-            "the same input twice, the same bits",
+            "the same input twice, the same bits; or bits that are within rounding of the first, "
+            "and that all later calls have",
         ),
         Part(
             "graph.meta",

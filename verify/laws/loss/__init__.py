@@ -7,10 +7,12 @@ from gpt_verify.laws.loss.check import (
     check_loss,
     check_loss_batch,
     check_loss_ignored,
+    check_loss_labels,
+    check_loss_masked,
     check_loss_reference,
 )
 from gpt_verify.laws.loss.faults import FAULTS
-from gpt_verify.port import LOSS
+from gpt_verify.port import LOSS, MASKED_LOSS, PADDED
 
 LAW = Law(
     "Loss",
@@ -30,10 +32,24 @@ LAW = Law(
             needs=(LOSS,),
         ),
         Part(
+            "loss.labels",
+            check_loss_labels,
+            "−100 and nothing else is ignored: token 0, end of text, and the ids that the port "
+            "takes for padding or an end are labels like others",
+            needs=(LOSS,),
+        ),
+        Part(
             "loss.batch",
             check_loss_batch,
             "over rows of unequal length, the mean over tokens, not the mean of means",
             needs=(LOSS,),
+        ),
+        Part(
+            "loss.masked",
+            check_loss_masked,
+            "mask and labels together: of batches padded on the right and on the left, the loss of "
+            "the port's own padded logits over the labels that are not −100",
+            needs=(LOSS, MASKED_LOSS, PADDED),
         ),
         Part(
             "loss.reference",

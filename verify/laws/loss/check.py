@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,32 +18,29 @@ from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status
 from gpt_verify.graph.cascade import LIMIT_FLOORS, Lockstep
-from gpt_verify.laws.loss.hypotheses import SHIFTS, Case, aligned, explained, mean_loss
+from gpt_verify.laws.loss.case import Case, aligned, mean_loss
+from gpt_verify.laws.loss.hypotheses import SHIFTS, explained
+from gpt_verify.laws.loss.labels import (
+    SHORT,
+    Labelled,
+    meaning,
+    padded_batches,
+    with_special_labels,
+)
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.numerics.loss import Losses, loss_noise, losses, mean_budget
 from gpt_verify.numerics.precision import FLOAT32, Precision
 from gpt_verify.numerics.scores import limit_max
-from gpt_verify.port import FLOAT64_COPY, IGNORED, LOSS, Port
+from gpt_verify.port import FLOAT64_COPY, IGNORED, LOSS, MASKED_LOSS, PADDED, Capability, Port
 from gpt_verify.reference.loss import log_softmax, loss_nats
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
 
-#: Tokens of a sequence whose every prediction is looked at alone.
-SHORT = 9
 #: Tokens of the sequence that is compared end to end.
 ORACLE = 17
 #: Logits of the longest sequence: all of n_ctx for a small model, 333 tokens for a released one.
 LOGITS = 1 << 24
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """What a port's loss is asked of."""
-
-    name: str
-    tokens: Tokens
-    labels: Tokens
 
 
 def check_loss(subject: Subject) -> list[Finding]:
@@ -53,9 +50,9 @@ def check_loss(subject: Subject) -> list[Finding]:
     inputs = []
     for length in sorted({n for n in (2, 3, SHORT, longest) if n <= n_ctx}):
         tokens = subject.tokens(1, length, 31)
-        inputs.append(_Labelled(f"length {length}", tokens, tokens))
+        inputs.append(Labelled(f"length {length}", tokens, tokens))
     tokens = subject.tokens(3, min(n_ctx, 5), 31)
-    inputs.append(_Labelled(f"3 × {tokens.shape[1]}", tokens, tokens))
+    inputs.append(Labelled(f"3 × {tokens.shape[1]}", tokens, tokens))
     return _judge(subject, "loss.value", inputs)
 
 
@@ -68,13 +65,13 @@ def check_loss_ignored(subject: Subject) -> list[Finding]:
     for kept in range(1, length):
         labels = np.full_like(tokens, IGNORED)
         labels[:, kept] = tokens[:, kept]
-        inputs.append(_Labelled(f"only label {kept} of {length}", tokens, labels))
+        inputs.append(Labelled(f"only label {kept} of {length}", tokens, labels))
     first, other = tokens.copy(), tokens.copy()
     first[:, 0] = IGNORED
     other[:, 0::2] = IGNORED
-    inputs.append(_Labelled(f"label 0 of {length} ignored", tokens, first))
+    inputs.append(Labelled(f"label 0 of {length} ignored", tokens, first))
     if length > 3:
-        inputs.append(_Labelled(f"every other of {length} labels", tokens, other))
+        inputs.append(Labelled(f"every other of {length} labels", tokens, other))
     return _judge(subject, "loss.ignored", inputs)
 
 
@@ -90,8 +87,19 @@ def check_loss_batch(subject: Subject) -> list[Finding]:
             labels[row, length:] = IGNORED
             # As GPT-2 is padded: with its end of text, the last id.
             tokens[row, length:] = subject.config.n_vocab - 1
-        inputs.append(_Labelled(f"rows of {', '.join(map(str, order))}", tokens, labels))
+        inputs.append(Labelled(f"rows of {', '.join(map(str, order))}", tokens, labels))
     return _judge(subject, "loss.batch", inputs)
+
+
+def check_loss_labels(subject: Subject) -> list[Finding]:
+    """Labels that some code takes for none."""
+    return _judge(subject, "loss.labels", list(with_special_labels(subject)))
+
+
+def check_loss_masked(subject: Subject) -> list[Finding]:
+    """A mask and labels together: padded batches."""
+    _something_predicted(subject)
+    return _judge(subject, "loss.masked", list(padded_batches(subject)), MASKED_LOSS)
 
 
 def check_loss_reference(subject: Subject) -> list[Finding]:
@@ -99,7 +107,7 @@ def check_loss_reference(subject: Subject) -> list[Finding]:
     _something_predicted(subject)
     tokens = subject.tokens(1, min(subject.config.n_ctx, ORACLE), 35)
     (case,) = _measure(
-        subject.port, [_Labelled(f"length {tokens.shape[1]}", tokens, tokens)], subject.precision
+        subject.port, [Labelled(f"length {tokens.shape[1]}", tokens, tokens)], subject.precision
     )
     exact, noise = _oracle(subject, tokens[0])
     allowed = case.allowed + LIMIT_FLOORS * noise
@@ -114,12 +122,14 @@ def check_loss_reference(subject: Subject) -> list[Finding]:
     return [Finding("loss.reference", Status.FAILED, message, None, score, LIMIT_FLOORS)]
 
 
-def _judge(subject: Subject, law: str, inputs: Sequence[_Labelled]) -> list[Finding]:
+def _judge(
+    subject: Subject, law: str, inputs: Sequence[Labelled], needs: Capability[Any] = LOSS
+) -> list[Finding]:
     _something_predicted(subject)
     port = subject.port
     float64_copy = None
     if subject.precision.u > FLOAT32.u and FLOAT64_COPY in subject.offers:
-        float64_copy = _in_float64(subject, law, inputs)
+        float64_copy = _in_float64(subject, law, inputs, needs)
         if float64_copy is not None and float64_copy.status is Status.FAILED:
             return [float64_copy]
     cases = _measure(port, inputs, subject.precision)
@@ -134,7 +144,9 @@ def _something_predicted(subject: Subject) -> None:
         raise NotExamined("one position: nothing is predicted")
 
 
-def _in_float64(subject: Subject, law: str, inputs: Sequence[_Labelled]) -> Finding | None:
+def _in_float64(
+    subject: Subject, law: str, inputs: Sequence[Labelled], needs: Capability[Any]
+) -> Finding | None:
     """The same in float64, where the rounding of the declared format hides nothing.
 
     A loss is often computed in float32 there too. One whose every value is a number of the
@@ -142,7 +154,7 @@ def _in_float64(subject: Subject, law: str, inputs: Sequence[_Labelled]) -> Find
     """
     try:
         with subject.offers[FLOAT64_COPY]() as float64_copy:
-            if LOSS not in float64_copy.offers():
+            if needs not in float64_copy.offers():
                 return None
             cases = _measure(float64_copy, inputs, FLOAT32)
     except Exception:
@@ -153,9 +165,8 @@ def _in_float64(subject: Subject, law: str, inputs: Sequence[_Labelled]) -> Find
     return _finding(law, _with_noise(subject, inputs, cases, FLOAT32), cases, " in float64")
 
 
-def _measure(port: Port, inputs: Sequence[_Labelled], p: Precision) -> list[Case]:
+def _measure(port: Port, inputs: Sequence[Labelled], p: Precision) -> list[Case]:
     """Ask for each loss, and what it should be from the port's own logits."""
-    loss = port.offers()[LOSS]
     # Nobody computes a loss in more than float32, whatever the logits are kept in.
     p = p if p.u > FLOAT32.u else FLOAT32
     cases: list[Case] = []
@@ -163,26 +174,41 @@ def _measure(port: Port, inputs: Sequence[_Labelled], p: Precision) -> list[Case
     own: Losses | None = None
     for item in inputs:
         if own is None or item.tokens is not tokens:
-            tokens, own = item.tokens, _own_losses(port, item.tokens, p)
+            tokens, own = item.tokens, _own_losses(port, item, p)
         counted = item.labels != IGNORED
         expected = mean_loss(own, counted)
-        measured = float(loss(item.tokens, item.labels))
+        if item.mask is not None and not math.isfinite(expected):
+            raise NotExamined("its logits of padded batches are not finite: see positions.padding")
+        measured = _asked(port, item)
         of = counted & ~np.isnan(aligned(own.nats[1], 1))
         nats, budget = aligned(own.nats[1], 1)[of], aligned(own.budget, 1)[of]
         allowed = limit_max(len(inputs)) * mean_budget(p, nats, budget)
-        cases.append(Case(item.name, own, counted, measured, expected, allowed))
+        found = Case(item.name, own, counted, measured, expected, allowed, item.tokens, item.mask)
+        found = replace(found, special=tuple(meaning(port, own.n_vocab)))
+        if item.mask is not None and not found.right:
+            bare = _own_losses(port, replace(item, mask=None), p)
+            found = replace(found, unmasked=bare)
+        cases.append(found)
     return cases
 
 
-def _own_losses(port: Port, tokens: Tokens, p: Precision) -> Losses:
-    logits = port.logits(tokens)
+def _asked(port: Port, item: Labelled) -> float:
+    """The port's loss."""
+    if item.mask is None:
+        return float(port.offers()[LOSS](item.tokens, item.labels))
+    return float(port.offers()[MASKED_LOSS](item.tokens, item.mask, item.labels))
+
+
+def _own_losses(port: Port, item: Labelled, p: Precision) -> Losses:
+    tokens, mask = item.tokens, item.mask
+    logits = port.logits(tokens) if mask is None else port.offers()[PADDED](tokens, mask)
     ids = (0, IGNORED) if logits.shape[-1] >= -IGNORED else (0,)
     with np.errstate(all="ignore"):  # what is not finite is reported, not warned about
         return losses(logits, tokens, p, SHIFTS, ids)
 
 
 def _with_noise(
-    subject: Subject, inputs: Sequence[_Labelled], cases: Sequence[Case], p: Precision
+    subject: Subject, inputs: Sequence[Labelled], cases: Sequence[Case], p: Precision
 ) -> list[Case]:
     """The loss may be computed in a pass of its own, whose logits differ by their noise.
 
@@ -191,13 +217,22 @@ def _with_noise(
     found = []
     for item, case in zip(inputs, cases, strict=True):
         if not case.right and math.isfinite(case.error):
-            floor_BT = np.array([subject.floor(row) for row in item.tokens])
+            floor_BT = _floors(subject, item)
             floor_BT *= max(p.u, FLOAT32.u) / subject.precision.u
             of = case.counted & ~np.isnan(aligned(case.losses.nats[1], 1))
             noise = aligned(floor_BT * case.losses.slope, 1)[of]
             case = replace(case, allowed=case.allowed + LIMIT_FLOORS * float(np.mean(noise)))
         found.append(case)
     return found
+
+
+def _floors(subject: Subject, item: Labelled) -> Floats:
+    """Noise floors, [B, T]; 0 at padding."""
+    real = np.ones(item.tokens.shape, np.bool_) if item.mask is None else item.mask == 1
+    floor_BT = np.zeros(item.tokens.shape)
+    for row, (tokens_T, real_T) in enumerate(zip(item.tokens, real, strict=True)):
+        floor_BT[row, real_T] = subject.floor(tokens_T[real_T])
+    return floor_BT
 
 
 def _finding(law: str, cases: Sequence[Case], exact: Sequence[Case], where: str) -> Finding:

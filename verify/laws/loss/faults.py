@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from gpt_verify.faults.fault import Fault, InModel
-from gpt_verify.faults.inject import replace
+from gpt_verify.faults.fault import Fault, Inject, InModel
+from gpt_verify.faults.inject import replace, wrap
 from gpt_verify.faults.later import torch
 
 #: logits [B, T, V] in float32, labels [B, T] → the loss.
@@ -69,6 +69,60 @@ def _mask_not_shifted(x: Any, y: Any, tokens: Any) -> Any:
     return (right(x, tokens, reduction="none") * counted).sum() / counted.sum()
 
 
+def _without(wanted: Callable[[Any], Any], x: Any, y: Any) -> Any:
+    """Labels of some kind are ignored as well: ``wanted(labels)`` are not."""
+    return right(x, torch.where(wanted(y), y, -100))
+
+
+def _inject_end_of_text(model: Any, layers: Sequence[int]) -> None:
+    last = model.config.n_vocab - 1
+    inject_loss(partial(_without, lambda y: y != last), model)
+
+
+def _inject_padding_id(model: Any, layers: Sequence[int]) -> None:
+    """The port says which id it pads with."""
+    model.pad_token_id = model.config.n_vocab // 2
+    inject_loss(partial(_without, lambda y: y != model.pad_token_id), model)
+
+
+def _inject_from_end_of_text(model: Any, layers: Sequence[int]) -> None:
+    last = model.config.n_vocab - 1
+
+    def before(y: Any) -> Any:
+        ended = (y == last).long()
+        ended[:, 0] = 0
+        return ended.cumsum(1) - ended == 0  # the first one itself counts
+
+    inject_loss(partial(_without, before), model)
+
+
+def _inject_with_mask(loss: Callable[[Any, Any, Any], Any], model: Any, _: Sequence[int]) -> None:
+    """A loss that reads the mask, where there is one."""
+
+    def keep(module: Any, args: Any, kwargs: Any) -> None:
+        module.mask_seen = kwargs.get("attention_mask")
+
+    def of_both(self: Any, logits: Any, y: Any) -> Any:
+        x = logits.float()
+        return right(x, y) if self.mask_seen is None else loss(x, y, self.mask_seen)
+
+    model.register_forward_pre_hook(keep, with_kwargs=True)
+    replace(model, "loss", of_both)
+
+
+def _mask_in_divisor(x: Any, y: Any, mask: Any) -> Any:
+    return right(x, y, reduction="sum") / mask[:, 1:].sum()
+
+
+def _mask_dropped(model: Any, layers: Sequence[int]) -> None:
+    def forward(self: Any, right: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("labels") is not None:
+            kwargs |= {"attention_mask": None, "position_ids": None}
+        return right(*args, **kwargs)
+
+    wrap(model, "forward", forward)
+
+
 def _loss(name: str, summary: str, law: str, loss: Loss, seen: str = "", needs: str = "") -> Fault:
     return Fault(
         f"loss-{name}",
@@ -79,6 +133,11 @@ def _loss(name: str, summary: str, law: str, loss: Loss, seen: str = "", needs: 
         law=law,
         needs=needs,
     )
+
+
+def _of_labels(name: str, summary: str, inject: Inject, seen: str = "") -> Fault:
+    how = InModel(inject, layered=False)
+    return Fault(f"loss-{name}", "loss", summary, seen, how, law="loss.labels")
 
 
 FAULTS = (
@@ -210,5 +269,41 @@ FAULTS = (
         "padding in labels that are a copy of the inputs (huggingface/transformers#7135)",
         InModel(partial(_inject_with_tokens, lambda x, y, tokens: right(x, tokens)), layered=False),
         law="loss.ignored",
+    ),
+    _of_labels(
+        "end-of-text-ignored",
+        "ignores labels that are end of text, the last token, which it takes for padding",
+        _inject_end_of_text,
+        "huggingface/transformers#23530",
+    ),
+    _loss(
+        "token-0-ignored",
+        "ignores labels that are token 0, which it takes for padding",
+        "loss.labels",
+        partial(_without, lambda y: y != 0),
+    ),
+    _of_labels(
+        "padding-id-ignored",
+        "ignores labels that are the token by which it pads",
+        _inject_padding_id,
+    ),
+    _of_labels(
+        "ignored-from-end-of-text",
+        "ignores all labels after the first end of text",
+        _inject_from_end_of_text,
+    ),
+    Fault(
+        "loss-mask-in-divisor",
+        "loss",
+        "divides the sum by the length of the mask, in which ignored labels (-100) count",
+        inject=InModel(partial(_inject_with_mask, _mask_in_divisor), layered=False),
+        law="loss.masked",
+    ),
+    Fault(
+        "loss-mask-dropped",
+        "loss",
+        "computes the logits without the mask where it is handed labels",
+        inject=InModel(_mask_dropped, layered=False),
+        law="loss.masked",
     ),
 )

@@ -11,53 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gpt_verify.laws.explain import Explained, explain
+from gpt_verify.laws.explain import Explained, Hypothesis, explain
+from gpt_verify.laws.loss.case import Case, Counted, aligned, mean_loss, mean_of, total
+from gpt_verify.laws.loss.forms import forms
+from gpt_verify.laws.loss.of_labels import MASK_MISTAKES, ignoring
 from gpt_verify.numerics.loss import Losses
-
-Floats = NDArray[np.floating]
-Counted = NDArray[np.bool_]
 
 #: How far ahead of its logits a token may lie: 1 is right.
 SHIFTS = (-1, 0, 1, 2)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call of the port's loss.
-
-    Attributes:
-        name: for messages.
-        losses: of its logits.
-        counted: bool[B, T], whether the label of a token is not ignored.
-        measured: what the port returned, nats.
-        expected: what it should have.
-        allowed: by how much the two may differ.
-    """
-
-    name: str
-    losses: Losses
-    counted: Counted
-    measured: float
-    expected: float
-    allowed: float
-
-    @property
-    def error(self) -> float:
-        return self.measured - self.expected
-
-    @property
-    def right(self) -> bool:
-        """To within what is allowed; nothing that is not finite is right."""
-        return math.isfinite(self.error) and abs(self.error) <= self.allowed
-
-    def fits(self, other: float) -> bool:
-        """Whether a mistake that gives this loss is what the port made, to within rounding."""
-        if math.isnan(other) and math.isnan(self.measured):
-            return True
-        size = abs(other / self.expected) if self.expected else 1.0
-        return abs(self.measured - other) <= self.allowed * max(1.0, size)
 
 
 #: The loss that a mistake gives.
@@ -86,30 +48,6 @@ class Mistake:
         return 0.0 if all(given) else None
 
 
-def aligned(nats_BT: Floats, shift: int) -> Floats:
-    """[B, T] by where the logits are → [B, T] by which token is predicted; NaN for none."""
-    found = np.full(nats_BT.shape, np.nan)
-    length = nats_BT.shape[1]
-    for token in range(length):
-        if 0 <= token - shift < length:
-            found[:, token] = nats_BT[:, token - shift]
-    return found
-
-
-def mean_loss(losses: Losses, counted: Counted, shift: int = 1) -> float:
-    """The loss; or with another shift than 1, a mistake."""
-    return _mean(aligned(losses.nats[shift], shift), counted)
-
-
-def _mean(nats_BT: Floats, counted: Counted) -> float:
-    used = nats_BT[counted & ~np.isnan(nats_BT)]
-    return float(np.mean(used)) if used.size else math.nan
-
-
-def _sum(losses: Losses, counted: Counted) -> float:
-    return float(np.nansum(np.where(counted, aligned(losses.nats[1], 1), 0.0)))
-
-
 def _without(column: int) -> Compute:
     def mistake(losses: Losses, counted: Counted) -> float:
         fewer = counted.copy()
@@ -121,12 +59,12 @@ def _without(column: int) -> Compute:
 
 def _mean_of_rows(losses: Losses, counted: Counted) -> float:
     nats_BT = aligned(losses.nats[1], 1)
-    return float(np.mean([_mean(r, c) for r, c in zip(nats_BT, counted, strict=True)]))
+    return float(np.mean([mean_of(r, c) for r, c in zip(nats_BT, counted, strict=True)]))
 
 
 def _over_all_labels(losses: Losses, counted: Counted) -> float:
     batch, length = counted.shape
-    return _sum(losses, counted) / float(batch * (length - 1))
+    return total(losses, counted) / float(batch * (length - 1))
 
 
 def _ignored_as(token: int) -> Compute:
@@ -136,7 +74,7 @@ def _ignored_as(token: int) -> Compute:
         if token not in losses.nats_of:
             return math.nan
         right, wrong = aligned(losses.nats[1], 1), aligned(losses.nats_of[token], 1)
-        return _mean(np.where(counted, right, wrong), np.ones_like(counted))
+        return mean_of(np.where(counted, right, wrong), np.ones_like(counted))
 
     return mistake
 
@@ -148,11 +86,11 @@ def _mask_not_shifted(losses: Losses, counted: Counted) -> float:
 
 
 MISTAKES = (
-    Mistake("loss-sum", "it is the sum over the predicted tokens, not their mean", _sum),
+    Mistake("loss-sum", "it is the sum over the predicted tokens, not their mean", total),
     Mistake(
         "loss-sum-over-rows",
         "it is summed over each sequence and averaged over the batch only",
-        lambda losses, counted: _sum(losses, counted) / len(counted),
+        lambda losses, counted: total(losses, counted) / len(counted),
     ),
     Mistake(
         "loss-not-shifted",
@@ -199,7 +137,7 @@ MISTAKES = (
     Mistake(
         "loss-positions-in-divisor",
         "the sum is divided by all positions, also the last, which predicts nothing",
-        lambda losses, counted: _sum(losses, counted) / counted.size,
+        lambda losses, counted: total(losses, counted) / counted.size,
     ),
     Mistake(
         "loss-ignored-as-token-0", "ignored labels (-100) are taken for token 0", _ignored_as(0)
@@ -238,19 +176,23 @@ class Fitted:
         return 0.0
 
 
-def explained(cases: Sequence[Case]) -> Explained[Mistake | Fitted]:
+def explained(cases: Sequence[Case]) -> Explained[Hypothesis[Sequence[Case]]]:
     """What a port may have done: every mistake that by itself gives all of its losses."""
-    found: Explained[Mistake | Fitted] = explain(cases, MISTAKES)
+    found: Explained[Hypothesis[Sequence[Case]]] = explain(
+        cases, [*MISTAKES, *MASK_MISTAKES, *ignoring(cases)]
+    )
     if not found.fitting and len(cases) > 1:
         # These have a number to fit, which any one case would determine.
         fitted = (fit(cases) for fit in (_smoothing, _multiple, _clipping))
-        found = explain(cases, list(filter(None, fitted))[:1])
+        found = explain(cases, list(filter(None, fitted)))
+    if not found.fitting:
+        found = explain(cases, list(forms(cases))[:1])
     return found
 
 
 def _smoothing(cases: Sequence[Case]) -> Fitted | None:
     """Label smoothing: the same share of the uniform loss in every case."""
-    uniform = [_mean(aligned(c.losses.uniform, 1), c.counted) for c in cases]
+    uniform = [mean_of(aligned(c.losses.uniform, 1), c.counted) for c in cases]
     share = _fit([u - c.expected for u, c in zip(uniform, cases, strict=True)], cases)
     if not 0.0 < share < 1.0:
         return None

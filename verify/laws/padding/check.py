@@ -7,7 +7,7 @@ easily used wrongly: the finding says so, and proves that it is this and nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -24,7 +24,9 @@ from gpt_verify.laws.agreement import (
 )
 from gpt_verify.laws.decoding import Case, Way, recognise
 from gpt_verify.laws.explain import Explained
+from gpt_verify.laws.padding.forms import forms
 from gpt_verify.laws.padding.hypotheses import COUNTED, Padded, ways
+from gpt_verify.laws.padding.hypotheses import counted as positions_counted
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
 from gpt_verify.port import PADDED, PADDED_AT
 
@@ -34,6 +36,9 @@ Floats = NDArray[np.floating]
 LAW = "positions.padding"
 #: Tokens of a padded row at most.
 WIDTH = 17
+#: What other laws of padding find in the memo: positions follow the mask, or are given; they count
+#: the padding where they are not given. None where padding on the left is wrong.
+RIGHT, TRAP = "right", "trap"
 
 
 @refuting(LAW)
@@ -50,17 +55,20 @@ def check_padding(subject: Subject) -> Iterator[Finding]:
     if padded_at is not None:
         given = _Runs(subject, batches, lambda b: padded_at(b.tokens, b.mask, b.positions))
         if not given.agreement.holds():
+            subject.memo[LAW] = None
             yield given.failed()
             return
         said += ", mask and positions given"
     if padded is None:
         assert given is not None, "one of the two is there"
+        subject.memo[LAW] = RIGHT
         yield given.agreement.passed(LAW, said, derives_positions=None)
         return
     bare = _Runs(subject, batches, lambda b: padded(b.tokens, b.mask))
     if bare.agreement.holds():
         worse = max(filter(None, (given, bare)), key=lambda runs: runs.agreement.floors)
         said += " and a mask alone" if given else ", a mask alone"
+        subject.memo[LAW] = RIGHT
         yield worse.agreement.passed(LAW, said, derives_positions=True)
         return
     # A port that takes positions says itself what it does without them, whatever else is wrong with
@@ -68,14 +76,10 @@ def check_padding(subject: Subject) -> Iterator[Finding]:
     if padded_at is None:
         counted = bare.explained_by(COUNTED)
     else:
-        counted = bare.agrees_with(lambda b: padded_at(b.tokens, b.mask, _counted(b.tokens)))
+        counted = bare.agrees_with(lambda b: padded_at(b.tokens, b.mask, positions_counted(b)))
+    trap = counted and given is not None
+    subject.memo[LAW] = TRAP if trap else None
     yield _without_positions(given, bare, counted, said)
-
-
-def _counted(tokens: Tokens) -> Tokens:
-    """Positions from the left, padding included."""
-    positions: Tokens = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int64), tokens.shape)
-    return positions
 
 
 def _without_positions(given: _Runs | None, bare: _Runs, counted: bool, said: str) -> Finding:
@@ -155,6 +159,8 @@ class _Runs:
     def failed(self, where: str = "") -> Finding:
         """What is wrong, by the mistake that the oracle would have to make as well."""
         found = self._recognised(ways(self._batches[0]))
+        if not found.fitting:
+            found = self._recognised(forms(self._batches[0], self._subject.config.n_head))
         message = found.description if found else f"{self._described()}: {found.description}"
         return self.agreement.failed(LAW, where + message, found.named)
 
@@ -166,7 +172,7 @@ class _Runs:
             return "the tokens of the padding matter: it is attended to"
         return "whatever tokens the padding has: it is the mask or the positions"
 
-    def _recognised(self, mistakes: Sequence[Way], batches: int | None = None) -> Explained[Way]:
+    def _recognised(self, mistakes: Iterable[Way], batches: int | None = None) -> Explained[Way]:
         """The mistake that the first ``batches`` of them show; all where None."""
         return recognise(self._subject, self._cases[:batches], mistakes, self._batches[0].right)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,7 @@ COUNTED = "positions count the padding"
 
 @dataclass(frozen=True)
 class Padded:
-    """Sequences that are padded on the left.
+    """Sequences that are padded, on the left or anywhere else.
 
     Attributes:
         tokens: int[B, T].
@@ -53,6 +53,7 @@ class Padded:
         mask: NDArray[np.integer | np.bool_] | None = None,
         causal: bool = True,
         fault: str = "",
+        added: NDArray[np.floating] | None = None,
     ) -> Way:
         """The batch laid out as one sequence, in which each row sees itself alone.
 
@@ -60,6 +61,7 @@ class Padded:
             positions, mask: int[B, T], in place of the correct ones.
             causal: a token does not see later ones.
             fault: its name in the catalogue of faults.
+            added: to the scores of these sources, float[B, T].
         """
         length = self.tokens.shape[1]
         at = (self.positions if positions is None else positions).reshape(-1)
@@ -69,26 +71,73 @@ class Padded:
         if causal:
             seen &= np.tri(real.size, dtype=np.bool_)
         seen |= np.eye(real.size, dtype=np.bool_)  # what sees nothing else sees itself
-        return Way(words, lambda before, n: at, lambda before, n: seen, fault=fault)
+        made = Way(words, lambda before, n: at, lambda before, n: seen, fault=fault)
+        if added is None:
+            return made
+        added_1N = added.reshape(1, -1)
+        return replace(made, added=lambda before, n: added_1N)
+
+
+def counted(batch: Padded) -> Tokens:
+    """Positions from the left, padding included."""
+    shape = batch.tokens.shape
+    at: Tokens = np.broadcast_to(np.arange(shape[1], dtype=np.int64), shape)
+    return at
+
+
+def from_first(batch: Padded) -> Tokens:
+    """Positions from the first token that is no padding, whatever is masked after it."""
+    at: Tokens = np.maximum(counted(batch) - batch.mask.argmax(axis=1)[:, None], 0)
+    return at
+
+
+def of_count(batch: Padded) -> Tokens:
+    """The mask of as many tokens, were all padding on the left."""
+    width = batch.mask.shape[1]
+    of: Tokens = (np.arange(width) >= width - batch.mask.sum(axis=1)[:, None]).astype(np.int64)
+    return of
+
+
+def ways_of_shapes(batch: Padded) -> list[Way]:
+    """What goes wrong with a mask that is none of padding on the left."""
+    left = of_count(batch)
+    at = np.maximum(np.cumsum(left, axis=1) - 1, 0)
+    words = "the mask is reduced to a count, and padding is taken to be on the left"
+    fault = "padding-mask-count"
+    return [
+        batch.way(words, mask=left, fault=fault),
+        batch.way(words, at, left, fault=fault),
+        batch.way(
+            "positions are counted as if all padding were on the left",
+            at,
+            fault="padding-positions-count",
+        ),
+        batch.way(
+            "only what is before the first real token is masked",
+            mask=np.maximum.accumulate(batch.mask, axis=1),
+            fault="padding-between-seen",
+        ),
+        *ways(batch),
+    ]
 
 
 def ways(batch: Padded) -> list[Way]:
     """Every mistake that can be made with this batch."""
     shape, mask = batch.tokens.shape, batch.mask
-    counted = np.broadcast_to(np.arange(shape[1]), shape)
+    every = counted(batch)
     everything = np.ones(shape, np.bool_)
     first_mask = np.broadcast_to(mask[0], shape)
     first_at = np.broadcast_to(batch.positions[0], shape)
     late, early = np.roll(mask, 1, axis=1), np.roll(mask, -1, axis=1)
     late[:, 0], early[:, -1] = mask[:, 0], 1
     return [
-        batch.way(COUNTED, counted, fault="padding-positions-counted"),
+        batch.way(COUNTED, every, fault="padding-positions-counted"),
         batch.way(
             "the mask is ignored: padding is attended to",
             mask=everything,
             fault="padding-attended",
         ),
-        batch.way("mask and positions are ignored", counted, everything),
+        batch.way("mask and positions are ignored", every, everything),
         batch.way(
             "the mask of the first row is used for all",
             mask=first_mask,
@@ -124,6 +173,12 @@ def ways(batch: Padded) -> list[Way]:
             "no causal mask where there is a mask of padding",
             causal=False,
             fault="padding-no-causal-mask",
+        ),
+        batch.way(
+            "the mask of zeros and ones is added to the scores as it is",
+            mask=everything,
+            added=mask.astype(np.float64),
+            fault="padding-mask-added",
         ),
         batch.way(
             "positions begin at 1 after padding",

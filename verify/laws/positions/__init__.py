@@ -33,4 +33,5 @@ LAW = Law(
         ),
     ),
     FAULTS,
+    shares="causality",
 )

@@ -40,11 +40,19 @@ _WIDTH = {p.name: i for i, p in enumerate(FORMATS)}
 LENGTH = 16
 #: Different values of a product from which a format is told: 8^-16 is one in 10^14.
 DISTINCT = 16
+#: What to do about a format that is narrower than the declared one.
 _REMEDY = {
+    "float32": "look for a cast to float32",
     "tf32": "set torch.backends.cuda.matmul.allow_tf32 = False "
     "(torch.set_float32_matmul_precision('highest'))",
     "float16": "look for autocast or a cast to half precision",
     "bfloat16": "look for autocast or a cast to half precision",
+}
+#: The fault of most products in one of them, where the catalogue has one.
+_FAULTS = {
+    "tf32": "precision-tf32",
+    "float16": "precision-autocast-float16",
+    "bfloat16": "precision-autocast-bfloat16",
 }
 
 
@@ -171,8 +179,7 @@ def _finding(declared: Precision, products: dict[str, _Product]) -> Finding:
         )
         limit = limit_rms(products[worst].rows)
         # Where it is not most of them, the sites say what it is.
-        fault = f"precision-{'' if name == 'tf32' else 'autocast-'}{name}" if most else None
-        named = naming(fault)
+        named = naming(_FAULTS.get(name) if most else None)
         return Finding(
             "precision", Status.FAILED, message, None, score, limit, named=named, details=details
         )

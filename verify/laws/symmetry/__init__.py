@@ -23,7 +23,6 @@ LAW = Law(
             "the heads are put into another order: the output stays the same",
             needs=(PARAMETERS,),
             writes=True,
-            families=False,
         ),
         Part(
             "symmetry.neurons",
@@ -31,7 +30,6 @@ LAW = Law(
             "the neurons of every MLP are put into another order: the same",
             needs=(PARAMETERS,),
             writes=True,
-            families=False,
         ),
         Part(
             "symmetry.scale",
@@ -39,15 +37,13 @@ LAW = Law(
             "queries are multiplied, channel by channel, by what keys are divided by: the same",
             needs=(PARAMETERS,),
             writes=True,
-            families=False,
         ),
         Part(
             "symmetry.rotate",
             check_rotate,
-            "values are rotated within a head, and the rows of c_proj with them: the same",
+            "values are rotated within a head, and the rows of the next matrix with them: the same",
             needs=(PARAMETERS,),
             writes=True,
-            families=False,
         ),
         Part(
             "symmetry.shift",
@@ -56,7 +52,6 @@ LAW = Law(
             "embeddings, which its first block reads as they are): the same",
             needs=(PARAMETERS,),
             writes=True,
-            families=False,
         ),
         Part(
             "symmetry.gradient",
@@ -65,8 +60,8 @@ LAW = Law(
             needs=(PARAMETERS, GRADIENTS),
             writes=True,
             takes=derivatives,
-            families=False,
             in_one_call=True,
         ),
     ),
+    shares="gradient",
 )

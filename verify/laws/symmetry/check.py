@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from gpt_verify.findings import Finding, Status
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.laws.subject import NotExamined, Subject
+from gpt_verify.laws.symmetry.families import family_symmetries
 from gpt_verify.laws.symmetry.transforms import (
     Symmetry,
     heads,
@@ -25,6 +26,7 @@ from gpt_verify.laws.symmetry.transforms import (
     rotate,
     scale,
     shift,
+    written,
 )
 from gpt_verify.laws.symmetry.trial import Change, Prepared, Trial, prepare, whole
 from gpt_verify.laws.symmetry.writes import Stored
@@ -59,12 +61,16 @@ def check_shift(subject: Subject) -> Iterable[Finding]:
 def symmetries(subject: Subject) -> dict[str, Symmetry | str]:
     """By name; in the place of one that a model of this size does not have, why."""
     config, precision = subject.config, subject.precision
+    if config.own is not None:
+        names = (b"scale", b"rotate", b"heads", b"neurons")
+        rng = {name.decode(): subject.rng(*name) for name in names}
+        return family_symmetries(config, subject.weights, precision, rng)
     found: dict[str, Symmetry | str] = {
         "scale": scale(config, precision, subject.rng(*b"scale")),
         "rotate": rotate(config, precision, subject.rng(*b"rotate")),
         "heads": heads(config, subject.rng(*b"heads")),
         "neurons": neurons(config, subject.rng(*b"neurons")),
-        "shift": shift(config, subject.weights, precision),
+        "shift": shift(subject.weights, precision, written(config)),
     }
     if config.n_ctx == 1:
         found["scale"] = "one position attends to itself, whatever its query and key"

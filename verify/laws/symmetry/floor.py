@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.graph.floor import measure_floor
+from gpt_verify.graph.floor import least_floor, measure_floor
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.laws.symmetry.transforms import Symmetry, kind_of
 from gpt_verify.numerics.precision import FLOAT32, Precision
@@ -36,8 +36,7 @@ def symmetry_floor(
     Raises:
         NotExamined: the reference overflows in it.
     """
-    # Rounding noise is proportional to u, so float64's floor is float32's, scaled.
-    narrow = FLOAT32 if arithmetic.name == "float64" else arithmetic
+    narrow = _narrow(arithmetic)
     name = "original" if symmetry.name in _REORDERED else symmetry.name
     held, seed = subject.precision.name, subject.seed
     key = ("symmetry", name, held, narrow.name, seed, tokens_T.tobytes())
@@ -52,6 +51,23 @@ def symmetry_floor(
     if not np.isfinite(rms_T).all():
         raise NotExamined(f"the reference overflows in {narrow.name}")
     return rms_T * (arithmetic.u / narrow.u)
+
+
+def least_symmetry_floor(subject: Subject, squares_T: Floats, arithmetic: Precision) -> Floats:
+    """What ``symmetry_floor`` is at least, [T], whatever was rewritten.
+
+    Args:
+        subject: the port.
+        squares_T: mean over the vocabulary of the squared logits, the same before and after.
+        arithmetic: the precision that is computed in.
+    """
+    narrow = _narrow(arithmetic)
+    return least_floor(subject.config, narrow, squares_T) * (arithmetic.u / narrow.u)
+
+
+def _narrow(arithmetic: Precision) -> Precision:
+    """Rounding noise is proportional to u, so float64's floor is float32's, scaled."""
+    return FLOAT32 if arithmetic.name == "float64" else arithmetic
 
 
 class _Rewritten(Mapping[str, Floats]):

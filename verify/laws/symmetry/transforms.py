@@ -29,13 +29,32 @@ Act = Callable[[Array], Array]
 
 #: Of a queries' channel, and one over it for the keys': exact in any format that has two bits to
 #: spare. Three moves every bit of the significand, and two none.
-_FACTORS = (3.0, 2.0, 1 / 2.0, 1 / 3.0)
+FACTORS = (3.0, 2.0, 1 / 2.0, 1 / 3.0)
+#: Elements that are rewritten at a time.
+TILE = 1 << 16
+#: The bits of a float64's significand, and of its exponent.
+_SIGNIFICAND, _EXPONENT = (1 << 52) - 1, 0x7FF << 52
 #: Channels that a rotation mixes: a reflection with entries ± 1/2 needs four.
-_MIXED = 4
+MIXED = 4
 
 
-def _same(x: Array) -> Array:
+def same(x: Array) -> Array:
     return x
+
+
+def _tiled(act: Act, x: Array) -> Array:
+    """What ``act`` makes of a matrix, a few rows at a time, so that what it needs on the way stays
+    in the processor's cache."""
+    step = max(1, TILE // max(1, x.shape[-1]))
+    if act is same or x.ndim < 2 or len(x) <= step:
+        return act(x)
+    tiles = [slice(i, i + step) for i in range(0, len(x), step)]
+    first = act(x[tiles[0]])
+    made = np.empty(x.shape, first.dtype)
+    made[tiles[0]] = first
+    for rows in tiles[1:]:
+        made[rows] = act(x[rows])
+    return made
 
 
 @dataclass(frozen=True)
@@ -47,18 +66,25 @@ class Step:
         moved: moves those.
         rows: both act on the first axis, and not on the last.
         linear: what ``moved`` does to a direction, where it is more than an added constant.
+        along: what is done to a direction where ``moved`` adds a constant and does more than that.
     """
 
     base: Act
     moved: Act
     rows: bool = False
     linear: bool = True
+    along: Act | None = None
+
+    @property
+    def turns(self) -> Act | None:
+        """What is done to a direction; None where nothing is."""
+        return self.along or (self.moved if self.linear else None)
 
     def based(self, value: Array) -> Array:
-        return self.base(value.T).T if self.rows else self.base(value)
+        return self.base(value.T).T if self.rows else _tiled(self.base, value)
 
     def after(self, value: Array) -> Array:
-        return self.moved(value.T).T if self.rows else self.moved(value)
+        return self.moved(value.T).T if self.rows else _tiled(self.moved, value)
 
 
 @dataclass(frozen=True)
@@ -82,12 +108,12 @@ class Symmetry:
     def direction(self, d: Direction) -> Direction:
         """The direction in which the same tensor moves after the rewriting."""
         step = self.steps.get(kind_of(d.tensor))
-        if step is None or not step.linear:
+        if step is None or (turns := step.turns) is None:
             return d
         if not step.rows:
-            return replace(d, right=step.moved(d.right))
+            return replace(d, right=turns(d.right))
         assert d.left is not None, "rows are those of a matrix"
-        return replace(d, left=step.moved(d.left))
+        return replace(d, left=turns(d.left))
 
 
 def kind_of(tensor: str) -> str:
@@ -112,7 +138,13 @@ def _then(first: Step, second: Step) -> Step:
         moved=lambda x: second.moved(first.moved(x)),
         rows=first.rows,
         linear=first.linear and second.linear,
+        along=None if first.along is second.along is None else _along(first, second),
     )
+
+
+def _along(first: Step, second: Step) -> Act:
+    one, other = first.turns or same, second.turns or same
+    return lambda x: other(one(x))
 
 
 def heads(config: Config, rng: np.random.Generator) -> Symmetry:
@@ -125,9 +157,9 @@ def heads(config: Config, rng: np.random.Generator) -> Symmetry:
         "the heads of every layer were put into another order",
         "heads are not treated alike",
         {
-            "attn/c_attn/w": Step(_same, lambda x: x[..., three]),
-            "attn/c_attn/b": Step(_same, lambda x: x[..., three]),
-            "attn/c_proj/w": Step(_same, lambda x: x[..., channels], rows=True),
+            "attn/c_attn/w": Step(same, lambda x: x[..., three]),
+            "attn/c_attn/b": Step(same, lambda x: x[..., three]),
+            "attn/c_proj/w": Step(same, lambda x: x[..., channels], rows=True),
         },
     )
 
@@ -140,9 +172,9 @@ def neurons(config: Config, rng: np.random.Generator) -> Symmetry:
         "the neurons of every MLP were put into another order",
         "neurons are not treated alike",
         {
-            "mlp/c_fc/w": Step(_same, lambda x: x[..., order]),
-            "mlp/c_fc/b": Step(_same, lambda x: x[..., order]),
-            "mlp/c_proj/w": Step(_same, lambda x: x[..., order], rows=True),
+            "mlp/c_fc/w": Step(same, lambda x: x[..., order]),
+            "mlp/c_fc/b": Step(same, lambda x: x[..., order]),
+            "mlp/c_proj/w": Step(same, lambda x: x[..., order], rows=True),
         },
     )
 
@@ -150,7 +182,7 @@ def neurons(config: Config, rng: np.random.Generator) -> Symmetry:
 def scale(config: Config, precision: Precision, rng: np.random.Generator) -> Symmetry:
     """Each channel of the queries times a factor, the same channel of the keys divided by it."""
     d = config.n_embd
-    drawn_D, sign_D = rng.choice(_FACTORS, d), rng.choice([-1.0, 1.0], d)
+    drawn_D, sign_D = rng.choice(FACTORS, d), rng.choice([-1.0, 1.0], d)
     # What is divided by 3 and what is multiplied by it: a number of few bits, and 3 times that.
     integers = np.concatenate([np.round(np.maximum(drawn_D, 1 / drawn_D))] * 2)
     enlarged = np.concatenate([drawn_D > 1, drawn_D < 1])
@@ -181,8 +213,8 @@ def rotate(config: Config, precision: Precision, rng: np.random.Generator) -> Sy
     """Values are reflected within each head, four channels at a time, and c_proj takes it back."""
     d, size = config.n_embd, config.head_size
     order = rng.permutation(size)
-    fours = size // _MIXED * _MIXED
-    quads, rest = order[:fours].reshape(-1, _MIXED), order[fours:]
+    fours = size // MIXED * MIXED
+    quads, rest = order[:fours].reshape(-1, MIXED), order[fours:]
     sign = rng.choice([-1.0, 1.0], quads.shape)
 
     def base(x: Array) -> Array:
@@ -220,11 +252,29 @@ def rotate(config: Config, precision: Precision, rng: np.random.Generator) -> Sy
     )
 
 
-def shift(config: Config, weights: DeclaredWeights, precision: Precision) -> Symmetry:
+def written(config: Config) -> tuple[str, ...]:
+    """What GPT-2 and GPT write into the residual stream, with constants of their own."""
+    embedded = ("wpe",) if normed(config, "embed") else ()
+    return (*embedded, "attn/c_proj/b", "mlp/c_proj/b")
+
+
+def shift(
+    weights: DeclaredWeights,
+    precision: Precision,
+    written: Sequence[str],
+    tables: Sequence[str] = ("wte", "wpe"),
+) -> Symmetry:
     """A constant for all channels in everything that is written into the residual stream, of the
     size of what is embedded; layer norms take it away. Not in the embeddings where the first block
-    reads them as they are."""
-    squares = sum(float(np.mean(weights[name].astype(np.float64) ** 2)) for name in ("wte", "wpe"))
+    reads them as they are.
+
+    Args:
+        weights: of the checkpoint.
+        precision: the port's.
+        written: the tensors that it is added to.
+        tables: what is embedded.
+    """
+    squares = sum(float(np.mean(weights[name].astype(np.float64) ** 2)) for name in tables)
     constant = float(2.0 ** np.round(np.log2(squares) / 2)) if squares > 0 else 1.0
 
     def added(sign: float) -> Step:
@@ -242,11 +292,7 @@ def shift(config: Config, weights: DeclaredWeights, precision: Precision) -> Sym
         "a constant was added to everything that is written into the residual stream",
         "something reads the mean of the residual stream, which layer norm takes away",
         # In turns, so that it does not grow with the depth.
-        {
-            **({"wpe": added(1)} if normed(config, "embed") else {}),
-            "attn/c_proj/b": added(1),
-            "mlp/c_proj/b": added(-1),
-        },
+        {name: added(-1 if name.startswith("mlp") else 1) for name in written},
         seen="; it shows when the constant is added in",
     )
 
@@ -281,9 +327,21 @@ def common_grid(x: Array, precision: Precision) -> Array:
 def on_grid(x: Array, bound: Array, precision: Precision) -> Array:
     """Rounded to multiples of the spacing of the format's numbers just below ``bound``, rounded up
     to a power of two; nothing is left between zero and the smallest number that can be halved."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        power = np.ceil(np.log2(bound))
+    with np.errstate(invalid="ignore", over="ignore"):
         # 2 u times a power of two is the spacing below twice that power.
-        spacing = np.exp2(np.maximum(power, -1000)) * precision.u
-        spacing = np.maximum(spacing, 4 * precision.tiny)
-        return np.asarray(np.round(x / spacing) * spacing)
+        spacing = _power_above(bound)
+        spacing *= precision.u
+        np.maximum(spacing, 4 * precision.tiny, out=spacing)
+        y = x / spacing
+        np.round(y, out=y)
+        y *= spacing
+        return y
+
+
+def _power_above(bound: Array) -> Array:
+    """The smallest power of two that is no less, of numbers ≥ 0: zero of zero, infinity where
+    float64 has none. Read off the bits: where any of the significand is set, the exponent grows."""
+    bits = np.array(bound, np.float64, order="C").view(np.uint64)
+    bits += np.uint64(_SIGNIFICAND)
+    bits &= np.uint64(_EXPONENT)
+    return bits.view(np.float64)

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.graph.cascade import LIMIT_FLOORS
+from gpt_verify.laws.agreement import mean_squares
 from gpt_verify.laws.float64_copy import throughout
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
-from gpt_verify.laws.symmetry.floor import symmetry_floor
+from gpt_verify.laws.symmetry.floor import least_symmetry_floor, symmetry_floor
 from gpt_verify.laws.symmetry.transforms import Symmetry, kind_of, together
 from gpt_verify.laws.symmetry.writes import Stored
-from gpt_verify.numerics.precision import PRECISIONS
+from gpt_verify.numerics.precision import FLOAT32, PRECISIONS
 from gpt_verify.port import FLOAT64_COPY, Floats
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import tensor_table
@@ -122,14 +123,17 @@ class Trial:
                 result is handed on.
 
         Raises:
-            NotExamined: the logits are not finite.
+            NotExamined: the logits are not finite, or rounding alone may change them.
         """
         self.base(prepared)
         before = self.logits()
         result = between(before[self._subject.port.dtype])
         self.moved(prepared, prepared.places)
         after = self.logits()
-        every = {name: self.change(prepared, name, before[name], after[name]) for name in before}
+        judged = [name for name in before if not self._chooses_by_rounding(name)]
+        if not judged:
+            raise NotExamined(f"rounding alone may choose other experts in {before.popitem()[0]}")
+        every = {name: self.change(prepared, name, before[name], after[name]) for name in judged}
         changes = {name: c for name, c in every.items() if not np.isnan(c.floors)}
         if not changes:
             raise NotExamined("its logits are not finite")
@@ -179,14 +183,13 @@ class Trial:
         )
 
     def moved(self, prepared: Prepared, tensors: Iterable[str]) -> None:
-        """Write what that was moved to."""
+        """Write what that was moved to; it is what the port holds of them now (``base``)."""
         steps = prepared.symmetry.steps
 
-        def move(tensor: str, original: Array) -> Array:
-            step = steps[kind_of(tensor)]
-            return step.after(step.based(original))
+        def move(tensor: str, held: Array) -> Array:
+            return steps[kind_of(tensor)].after(held)
 
-        self._stored.rewrite(tensors, move)
+        self._stored.rewrite(tensors, move, self._stored.held)
 
     def logits(self) -> dict[str, Floats]:
         """By arithmetic, [T, V]."""
@@ -203,6 +206,11 @@ class Trial:
                 self._in_float64 = False
         return every
 
+    def _chooses_by_rounding(self, arithmetic: str) -> bool:
+        """Whether a sum in another order may give a token to another expert, every now and then."""
+        experts = self._subject.config.keys.experts
+        return experts is not None and PRECISIONS[arithmetic].u > FLOAT32.u
+
     def _declared(self) -> Floats:
         logits_TV: Floats = np.array(self._subject.port.logits(self._tokens)[0])
         return logits_TV
@@ -218,20 +226,38 @@ class Trial:
             floors = float("nan") if arithmetic == "float16" else float("inf")
             return Change(floors, "logits are not finite")
         difference_TV = after_TV.astype(np.float64) - before_TV
-        # Before and after are noisy, both.
-        floor_T = np.sqrt(2) * symmetry_floor(
-            self._subject, prepared.symmetry, self._tokens[0], PRECISIONS[arithmetic]
-        )
-        squares_T = np.mean(difference_TV**2, axis=-1) / floor_T**2
+        squares_T = np.mean(difference_TV**2, axis=-1)
+        size_T = np.minimum(mean_squares(before_TV), mean_squares(after_TV))
+        floor_T = self._floor(prepared, arithmetic, squares_T, size_T)
+        floors = _over(squares_T, floor_T)
         t, v = np.unravel_index(int(np.argmax(np.abs(difference_TV))), difference_TV.shape)
-        floors = float(np.sqrt(np.mean(squares_T)))
         message = (
             f"logits[{t}, {v}] = {after_TV[t, v]:.9g}, should be {before_TV[t, v]:.9g} "
             f"± {floor_T[t]:.2g} ({floors:.3g} noise floors in {arithmetic})"
         )
         return Change(floors, message)
 
+    def _floor(
+        self, prepared: Prepared, arithmetic: str, squares_T: Floats, size_T: Floats
+    ) -> Floats:
+        """The noise of a difference, [T]: of a large model no more than that where a change with
+        these squares is within it, given logits of this mean square."""
+        # Before and after are noisy, both.
+        both, used = float(np.sqrt(2)), PRECISIONS[arithmetic]
+        if self._subject.large:
+            least_T = both * least_symmetry_floor(self._subject, size_T, used)
+            if _over(squares_T, least_T) <= LIMIT_FLOORS:
+                return least_T
+        floor_T = symmetry_floor(self._subject, prepared.symmetry, self._tokens[0], used)
+        return both * floor_T
+
     def _other(self, tensor: str, original: Array) -> Array:
         """Quite another tensor, none of whose numbers is the same."""
         size = float(np.sqrt(np.mean(np.square(original, dtype=np.float64)))) or 1.0
         return self._subject.precision.round(3 * size - original)
+
+
+def _over(squares_T: Floats, floor_T: Floats) -> float:
+    """RMS over the positions, in floors; NaN where nothing is measured by nothing."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.sqrt(np.mean(squares_T / floor_T**2)))

@@ -71,17 +71,31 @@ class Stored:
         finally:
             self._restore()
 
-    def rewrite(self, tensors: Iterable[str], how: Rewrite) -> None:
+    def held(self, tensor: str) -> Array:
+        """What the port holds now, in the checkpoint's shape."""
+        pieces = [
+            self._laid(parameter.read(), placement) for parameter, placement in self._places(tensor)
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
+
+    def rewrite(
+        self, tensors: Iterable[str], how: Rewrite, of: Callable[[str], Array] | None = None
+    ) -> None:
         """Write to the port what ``how`` makes of what it held at first.
+
+        Args:
+            tensors: which are written.
+            how: as above.
+            of: what ``how`` is given of each, in place of that.
 
         Raises:
             NotExamined: a parameter does not hold what was written to it.
         """
-        remaining = list(tensors)
+        remaining, of = list(tensors), of or self.original
         while remaining:
             # What two are to hold is computed side by side; a port is read and written by one.
             some, remaining = remaining[:2], remaining[2:]
-            jobs = [partial(how, tensor, self.original(tensor)) for tensor in some]
+            jobs = [partial(how, tensor, of(tensor)) for tensor in some]
             for tensor, value in zip(some, by_twos(jobs), strict=True):
                 places = self._places(tensor)
                 parts = np.split(value, len(places), axis=-1)
@@ -126,11 +140,13 @@ class Stored:
         return places
 
     def _piece(self, parameter: Parameter, placement: Placement) -> Array:
+        return self._laid(self._original(parameter, placement), placement)
+
+    def _laid(self, value: Array, placement: Placement) -> Array:
+        """A parameter's value as the checkpoint has it."""
         spec = self._table[placement.tensor]
         shape = spec.shape if placement.part is None else spec.part_shape
-        return placement.layout.to_checkpoint_layout(self._original(parameter, placement)).reshape(
-            shape
-        )
+        return placement.layout.to_checkpoint_layout(value).reshape(shape)
 
     def _original(self, parameter: Parameter, placement: Placement) -> Array:
         """In the port's layout and format."""

@@ -71,14 +71,16 @@ def explain_ids(bpe: BPE, calls: Sequence[Call[str, list[int]]]) -> Described:
 def _added(bpe: BPE, calls: Iterable[Call[str, list[int]]]) -> Described | None:
     """The same token before or after every text."""
     plain = _plain(calls)
-    for where, of in (("before", slice(1)), ("after", slice(-1, None))):
-        rest = slice(1, None) if where == "before" else slice(-1)
+    for where, of, rest, fault in (
+        ("before", slice(1), slice(1, None), "tokenizer-token-before"),
+        ("after", slice(-1, None), slice(-1), "tokenizer-token-after"),
+    ):
         added = {tuple((call.got or [])[of]) for call in plain}
         if len(added) == 1 and all((c.got or [])[rest] == c.expected for c in plain):
             (token,) = added
             if token:
                 words = f"{token_words(bpe, token[0])} is added {where} every text"
-                return Described(words, f"tokenizer-token-{where}")
+                return Described(words, fault)
     return None
 
 

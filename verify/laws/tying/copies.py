@@ -129,7 +129,7 @@ def _compare(subject: Subject, copy: Port, tables: Tables) -> _Copied:
     judged = Subject(copy, subject.checkpoint, trained or weights, subject.seed)
     layout = transposed(wte, tables, parameters, subject.config)
     # What the reference reads off the copy is not to be what was written to it.
-    ends = ends_of(judged, wte, layout, restore=trained is not None)
+    ends = ends_of(judged, wte, layout, restore=trained is not None, copied=True)
     if ends.unseen and not ends.problems:
         raise NotExamined(f"no write can show in {' and '.join(ends.unseen)}")
     return _Copied(ends.problems)

@@ -28,8 +28,10 @@ Bits = NDArray[np.bool_]
 #: Overwrites some rows with zeros and others with one row of signs, and returns the logits.
 Write = Callable[[Tokens, Tokens], Floats]
 
-#: Positions of the inputs, and how many of the overwritten tokens are looked up.
+#: Positions of the inputs, and how many of the overwritten tokens are looked up; of a copy of a
+#: large model, of which there are many.
 _LENGTH, _LOOKED_UP = 8, 3
+_FEW = 2, 1
 
 
 @dataclass
@@ -51,7 +53,13 @@ class Ends:
         self.faults.append(fault)
 
 
-def ends_of(subject: Subject, parameter: Parameter, transposed: bool, restore: bool = True) -> Ends:
+def ends_of(
+    subject: Subject,
+    parameter: Parameter,
+    transposed: bool,
+    restore: bool = True,
+    copied: bool = False,
+) -> Ends:
     """Overwrite rows of a table and see which ends of the port follow.
 
     Args:
@@ -59,11 +67,13 @@ def ends_of(subject: Subject, parameter: Parameter, transposed: bool, restore: b
         parameter: the table; it can be written to.
         transposed: it is [D, V].
         restore: afterwards every bit is as before, and that is tested.
+        copied: the port is one of many copies.
 
     Raises:
         NotExamined: the logits are not finite, or not the same twice.
     """
-    trial = _Trial(subject, parameter, transposed, restore)
+    few = copied and subject.large
+    trial = _Trial(subject, parameter, transposed, restore, few)
     return trial.only_token() if subject.config.n_vocab == 1 else trial.many_tokens()
 
 
@@ -71,12 +81,13 @@ class _Trial:
     """One table, overwritten."""
 
     def __init__(
-        self, subject: Subject, parameter: Parameter, transposed: bool, restore: bool
+        self, subject: Subject, parameter: Parameter, transposed: bool, restore: bool, few: bool
     ) -> None:
         self._subject, self._port, self._parameter = subject, subject.port, parameter
         self._transposed, self._restore = transposed, restore
         self._shape_VD = (subject.config.n_vocab, subject.config.n_embd)
-        self._length = min(subject.config.n_ctx, _LENGTH)
+        length, self._looked_up = _FEW if few else (_LENGTH, _LOOKED_UP)
+        self._length = min(subject.config.n_ctx, length)
         self._signs_D = self._signs()
         self._ends = Ends()
 
@@ -88,7 +99,7 @@ class _Trial:
         half = self._shape_VD[0] // 2
         written, kept = order[:half], np.sort(order[half:])
         if half > 1:
-            few = min(half - 1, _LOOKED_UP)
+            few = min(half - 1, self._looked_up)
             zeroed, signed = np.sort(written[few:]), written[:few]
             steps = [(zeroed, signed)]
         else:  # one row, in two steps
@@ -225,6 +236,16 @@ class _Trial:
     def _signs(self) -> Floats:
         """A row that no table has: ± the largest power of two in either table, so that a sum with
         a position is another direction, and every format holds it."""
+        memo, key = self._subject.weights.memo, "largest of the tables"
+        if key not in memo:
+            memo[key] = self._largest()
+        largest = memo[key]
+        scale = 2.0 ** np.floor(np.log2(largest)) if largest > 0 else 1.0
+        signs_D = self._subject.rng(*b"signs").choice([-1.0, 1.0], self._shape_VD[1])
+        return np.asarray(scale * signs_D, np.float32)
+
+    def _largest(self) -> float:
+        """The largest magnitude in either table."""
         weights, config = self._subject.weights, self._subject.config
         tiles = (
             weights.rows(name, rows)
@@ -232,10 +253,7 @@ class _Trial:
             if name == "wte" or config.keys.table
             for rows in row_tiles((n_rows, config.n_embd))
         )
-        largest = max(float(max(tile.max(), -tile.min())) for tile in tiles)
-        scale = 2.0 ** np.floor(np.log2(largest)) if largest > 0 else 1.0
-        signs_D = self._subject.rng(*b"signs").choice([-1.0, 1.0], self._shape_VD[1])
-        return np.asarray(scale * signs_D, np.float32)
+        return max(float(max(tile.max(), -tile.min())) for tile in tiles)
 
     def _run(self, tokens: Tokens) -> Floats:
         """The first row, which holds no token that is overwritten, comes from a call of its own:

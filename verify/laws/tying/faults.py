@@ -37,7 +37,7 @@ FAULTS = (
         "head-hidden",
         "storage",
         "multiplies with a copy of wte that no list of parameters shows, in a buffer or a closure",
-        entails=("head-detached",),
+        entails=("head-detached", "resizing-leaves-head"),
     ),
     _tying(
         "head-part-hidden",
@@ -72,6 +72,7 @@ FAULTS = (
         "by-data",
         "persistence",
         "ties by .data: two parameters in one memory, which copying and casting part",
+        entails=("resizing-leaves-head",),
     ),
     _tying(
         "parted-by-loading",

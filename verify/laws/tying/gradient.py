@@ -295,8 +295,8 @@ def _same_function(subject: Subject, tokens: NDArray[np.int64], measured: _Measu
     for logits_TV, tokens_T in zip(measured.logits, tokens, strict=True):
         x_TD = last_state(Widened(subject.weights), subject.config, tokens_T)
         exact_TV = unembed(x_TD, np.asarray(subject.weights["wte"], np.float64))
-        floors = subject.floors(logits_TV - exact_TV, tokens_T)
-        floors *= subject.precision.u / measured.precision.u
+        finer = subject.precision.u / measured.precision.u
+        floors = subject.floors_off(logits_TV - exact_TV, exact_TV, tokens_T, finer=finer)
         if floors > LIMIT_FLOORS:
             raise NotExamined(
                 f"its logits are not the reference's ({floors:.3g} noise floors), and so its "

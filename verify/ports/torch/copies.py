@@ -83,7 +83,7 @@ class Copies:
         return reason
 
     def _running(self, way: _Way, skeleton: Skeleton, stack: ExitStack) -> TorchModule:
-        with _quiet():
+        with quietly():
             made = self._port.like(way.copy(skeleton))
         formats = skeleton.lend(made.module)
         if formats:
@@ -252,7 +252,7 @@ def _blocks(module: Any) -> list[tuple[str, Any]]:
     return found
 
 
-def _quiet() -> AbstractContextManager[None]:
+def quietly() -> AbstractContextManager[None]:
     """No progress bars of transformers, where that is what copies."""
     transformers = sys.modules.get("transformers")
     if transformers is None:

@@ -7,9 +7,10 @@ so nothing is put in the place of anything, and a part that was detached is seen
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ class Differentiation:
             try:
                 return compute()
             except RuntimeError as error:
-                if "modified by an inplace operation" not in str(error):
+                if not overwrites(error):
                     raise
             # It overwrites what its backward pass needs, so that its users run it only forwards.
             # The function that it computes has derivatives all the same.
@@ -114,9 +115,9 @@ class Differentiation:
                 return compute()
 
     def _gradients(self, tokens: Tokens, sink: GradientSink) -> bool:
-        for scale in self._scales():
+        for scale in self.scales():
             sink.restart()
-            arriving = _Arriving(self._port, sink, scale)
+            arriving = Arriving(self._port, sink, scale)
             with self._port.differentiable(arriving.at_leaf):
                 logits = self._port.run(tokens)
                 graph = self.graph(logits)
@@ -130,15 +131,15 @@ class Differentiation:
     def _input_gradients(self, tokens: Tokens, position: int) -> Floats:
         shape = (tokens.shape[1], self._port.config.n_embd)
         positions = self._placed(lambda tensor: tensor == "wpe")
-        for scale in self._scales():
+        for scale in self.scales():
             gradients = Gradients()
-            arriving = _Arriving(self._port, gradients, scale)
+            arriving = Arriving(self._port, gradients, scale)
             with self._port.differentiable(arriving.at_leaf):
                 logits = self._port.run(tokens)
                 graph = self.graph(logits)
                 seen = Outputs(_embedding_nodes(graph, positions), shape)
                 target = torch.as_tensor(tokens[:, position + 1], device=logits.device)
-                loss = functional.cross_entropy(_wide(logits)[:, position], target)
+                loss = functional.cross_entropy(wide(logits)[:, position], target)
                 # All of the graph is walked; what arrives at the other tensors is let go of.
                 arriving.only = {id(tensor) for tensor in positions}
                 with seen, arriving:
@@ -149,7 +150,7 @@ class Differentiation:
                 break
         return array
 
-    def _scales(self) -> Sequence[float]:
+    def scales(self) -> Sequence[float]:
         half = any(p.dtype == torch.float16 for p in self._named().values())
         return _HALF_SCALES if half else (1.0,)
 
@@ -178,12 +179,17 @@ class Differentiation:
         return self._port.config.n_vocab, self._port.config.n_embd
 
 
+def overwrites(error: RuntimeError) -> bool:
+    """Whether a backward pass ended because what it needs was overwritten."""
+    return "modified by an inplace operation" in str(error)
+
+
 def mean_loss(logits: torch.Tensor, tokens: Tokens) -> torch.Tensor:
     """Radford et al. 2018 (GPT), equation 1, divided by the number of predictions; in nats."""
     if logits.shape[:2] != tokens.shape:
         raise RuntimeError(f"logits {list(logits.shape)} for tokens {list(tokens.shape)}")
     targets = torch.as_tensor(tokens[:, 1:].reshape(-1), device=logits.device)
-    return functional.cross_entropy(_wide(logits)[:, :-1].flatten(0, 1), targets)
+    return functional.cross_entropy(wide(logits)[:, :-1].flatten(0, 1), targets)
 
 
 def _embedding_nodes(graph: Graph, positions: Sequence[torch.Tensor]) -> list[Node]:
@@ -208,7 +214,7 @@ def _unscaled(tensor: torch.Tensor, scale: float) -> Floats:
     return to_numpy(tensor if scale == 1 else tensor / scale)
 
 
-class _Arriving:
+class Arriving:
     """Hands on what arrives at the parameters during a backward pass, and lets go of it.
 
     Attributes:
@@ -238,13 +244,15 @@ class _Arriving:
         # Whoever trains while the backward pass runs must not do so now.
         self._before = [(p, p.grad, p._post_accumulate_grad_hooks) for p in leaves]
         for p in leaves:
-            p.grad = p._post_accumulate_grad_hooks = None
+            p.grad = None
+            set_hooks(p, None)
             if p.is_leaf and p.requires_grad:
                 p.register_post_accumulate_grad_hook(self._accumulated)
 
     def __exit__(self, *_: object) -> None:
         for p, grad, hooks in self._before:
-            p.grad, p._post_accumulate_grad_hooks = grad, hooks
+            p.grad = grad
+            set_hooks(p, hooks)
 
     def _accumulated(self, leaf: torch.Tensor) -> None:
         value, leaf.grad = leaf.grad, None
@@ -290,6 +298,17 @@ class _Arriving:
         return array
 
 
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
+def set_hooks(parameter: torch.Tensor, hooks: Any) -> None:
+    """What is called when a derivative has been added up in a parameter; nothing where None.
+
+    None alone takes nothing away: torch goes on to call what was registered before. A dictionary
+    that is empty takes its place first.
+    """
+    if hooks is None:
+        parameter._post_accumulate_grad_hooks = OrderedDict()
+    parameter._post_accumulate_grad_hooks = hooks
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float32, or in float64 where it is that."""
     return tensor.to(wide_dtype(tensor.dtype))

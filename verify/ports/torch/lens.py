@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from gpt_verify.port import LENS, NotExamined
-from gpt_verify.ports.torch.calls import member
+from gpt_verify.ports.torch.outputs import member
 from gpt_verify.ports.torch.trace import to_numpy
 
 if TYPE_CHECKING:

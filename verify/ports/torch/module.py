@@ -21,8 +21,8 @@ from gpt_verify.matching.pieced import pieced
 from gpt_verify.matching.pieces import Piece, pieces
 from gpt_verify.numerics.precision import FLOAT32, PRECISIONS
 from gpt_verify.numerics.weights import DeclaredWeights
-from gpt_verify.port import Dtype, Floats, Index, Parameter, Port, Tokens, Visit
-from gpt_verify.ports.torch.calls import add_capabilities, logits_of
+from gpt_verify.port import Dtype, Floats, Parameter, Port, Tokens, Visit
+from gpt_verify.ports.torch.calls import add_capabilities
 from gpt_verify.ports.torch.channels import Channels, Readings, channels_of
 from gpt_verify.ports.torch.constants import WidenedConstants
 from gpt_verify.ports.torch.copies import Copies
@@ -31,6 +31,8 @@ from gpt_verify.ports.torch.families import show_what_is_known
 from gpt_verify.ports.torch.float64 import converted, converted_whole
 from gpt_verify.ports.torch.lens import add_lens
 from gpt_verify.ports.torch.mode import dropout_of, watched_draws
+from gpt_verify.ports.torch.outputs import logits_of, special_ids
+from gpt_verify.ports.torch.parameter import parameter_of
 from gpt_verify.ports.torch.roles import fused, role_of, shares
 from gpt_verify.ports.torch.state import elsewhere
 from gpt_verify.ports.torch.trace import SiteTrace, to_numpy
@@ -118,7 +120,7 @@ class TorchModule(Port):
         """One for each piece, before any are put together."""
         named = dict(self.module.named_parameters(remove_duplicate=False))
         return [
-            _parameter(piece.name, piece.of(named[piece.parameter]), piece.padding)
+            parameter_of(piece.name, piece.of(named[piece.parameter]), piece.padding)
             for piece in self.pieces
         ]
 
@@ -127,7 +129,7 @@ class TorchModule(Port):
         """The tensors of which its parameters are made: a stack over the layers is several."""
         if self._pieces is None:
             whole = [
-                _parameter(name, tensor)
+                parameter_of(name, tensor)
                 for name, tensor in self.module.named_parameters(remove_duplicate=False)
             ]
             self._pieces = pieces(whole, self.config, self._weights())
@@ -144,6 +146,9 @@ class TorchModule(Port):
         with watched_draws(self.module) as found:
             self.logits(tokens)
         return found
+
+    def special_ids(self) -> dict[str, int]:
+        return special_ids(self.module)
 
     def copies(self) -> Iterator[tuple[str, Port | str]]:
         return Copies(self).copies()
@@ -334,35 +339,6 @@ class TorchModule(Port):
             bias = self.module.get_parameter(folding.head_bias).detach()
             logits = logits - bias.to(logits.dtype)
         return logits
-
-
-def _parameter(name: str, tensor: torch.Tensor, padding: bool = False) -> Parameter:
-    return Parameter(
-        name,
-        tuple(tensor.shape),
-        lambda: to_numpy(tensor),
-        (tensor.untyped_storage().data_ptr(), tensor.storage_offset()),
-        write=lambda value: _write(tensor, value),
-        padding=padding,
-        read_at=lambda index: to_numpy(tensor[_torch(index)]),
-        write_at=lambda index, value: _write_at(tensor, index, value),
-    )
-
-
-def _write(tensor: torch.Tensor, value: Floats) -> None:
-    with torch.no_grad():
-        tensor.copy_(torch.from_numpy(np.array(value)))
-
-
-def _write_at(tensor: torch.Tensor, index: Index, value: Floats) -> None:
-    with torch.no_grad():
-        tensor[_torch(index)] = torch.from_numpy(np.array(value)).to(tensor)
-
-
-def _torch(index: Index) -> tuple[torch.Tensor | slice, ...]:
-    return tuple(
-        at if isinstance(at, slice) else torch.from_numpy(np.ascontiguousarray(at)) for at in index
-    )
 
 
 def _declared(module: torch.nn.Module) -> Dtype:

@@ -25,7 +25,7 @@ def elsewhere(port: TorchModule, device: str) -> Iterator[Port]:
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise NotExamined("no CUDA device")
-    put_back, here = _remember(port.module), port.device
+    put_back, here = remember(port.module), port.device
     try:
         port.module.to(device)
         port.device = device
@@ -39,7 +39,7 @@ def elsewhere(port: TorchModule, device: str) -> Iterator[Port]:
         put_back()
 
 
-def _remember(module: torch.nn.Module) -> Callable[[], None]:
+def remember(module: torch.nn.Module) -> Callable[[], None]:
     """Returns what undoes ``.to``: a parameter gets its data back, a buffer is put back itself."""
     held: list[tuple[dict[str, Any], str, torch.Tensor]] = []
     data: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -60,3 +60,44 @@ def _remember(module: torch.nn.Module) -> Callable[[], None]:
             tensor.data = value
 
     return put_back
+
+
+@contextmanager
+def kept(module: torch.nn.Module, values: bool) -> Iterator[None]:
+    """What is done to a module meanwhile is undone: modes, numbers, flags, what its configuration
+    says, which tensors it has and where they lie, and what its buffers hold.
+
+    Args:
+        module: any.
+        values: whether what the parameters hold is copied, and put back, too.
+    """
+    put_back = remember(module)
+    parts = list(module.modules())
+    configs = [getattr(part, name, None) for part in parts for name in ("config", "cfg")]
+    held = [*parts, *(c for c in configs if hasattr(c, "__dict__") and not isinstance(c, type))]
+    settings = [(each, _settings(each)) for each in {id(each): each for each in held}.values()]
+    wanted = {id(p): (p, p.requires_grad) for p in module.parameters()}.values()
+    copied = [*module.buffers(), *(module.parameters() if values else ())]
+    copies = [(tensor, tensor._version, tensor.detach().clone()) for tensor in copied]
+    try:
+        yield
+    finally:
+        for each, (own, inside) in settings:
+            each.__dict__.clear()
+            each.__dict__.update(own)
+            for name, contents in inside.items():
+                own[name].clear()
+                own[name].update(contents)
+        put_back()
+        for parameter, requires in wanted:
+            parameter.requires_grad = requires
+        with torch.no_grad():
+            for tensor, version, value in copies:
+                if tensor._version != version:
+                    tensor.copy_(value)
+
+
+def _settings(held: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An object's attributes, and what those that are mappings contain."""
+    own = dict(vars(held))
+    return own, {name: dict(v) for name, v in own.items() if isinstance(v, dict)}

@@ -154,11 +154,26 @@ class OtherCache:
         Raises:
             NotExamined: it does not take what it returns, or returns none.
         """
-        start, held = cache or (0, None)
-        more: dict[str, Any] = dict(self._use)
-        end = start + tokens.shape[1]
+        start = cache[0] if cache else 0
+        more: dict[str, Any] = {}
         if self._placed:
-            more["position_ids"] = np.arange(start, end)[None].repeat(len(tokens), axis=0)
+            at = np.arange(start, start + tokens.shape[1])
+            more["position_ids"] = at[None].repeat(len(tokens), axis=0)
+        return self._step(tokens, cache, more)
+
+    def step_padded(
+        self, tokens: Tokens, cache: Any, mask: Tokens, positions: Tokens | None = None
+    ) -> tuple[Floats, Any]:
+        """``Port.step_padded`` and ``Port.step_padded_at``."""
+        more: dict[str, Any] = {"attention_mask": mask}
+        if positions is not None:
+            more["position_ids"] = positions
+        return self._step(tokens, cache, more)
+
+    def _step(self, tokens: Tokens, cache: Any, more: dict[str, Any]) -> tuple[Floats, Any]:
+        start, held = cache or (0, None)
+        more |= self._use
+        end = start + tokens.shape[1]
         if held is not None:
             more[self._name] = held
         try:

@@ -19,6 +19,7 @@ order is simply not shown, and what lies between two shown sites is judged as on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gpt_verify.ports.torch.flow import Flow, follows, multiple
 from gpt_verify.ports.torch.layout import Layout
 from gpt_verify.ports.torch.roles import Memory, Role, Side, address, sums
 from gpt_verify.reference.config import Config
@@ -59,7 +61,8 @@ class _Pending:
     ``columns``: the channels that it has, where these are not all in the checkpoint's order.
     ``missing``: of a product with some rows of a matrix, the rows that it is still to be summed
     over. ``sides``: of a product with several tensors at once, what it makes; ``site`` is then one
-    of these.
+    of these. ``to_scale``: what numbers are still to multiply it with, in whatever format;
+    ``scaled``: one has.
     """
 
     site: str
@@ -69,10 +72,29 @@ class _Pending:
     wants_bias: bool = True
     missing: int = 0
     sides: tuple[Side, ...] = ()
+    to_scale: float | None = None
+    scaled: bool = False
 
     @property
     def complete(self) -> bool:
         return (self.bias or not self.wants_bias) and not self.missing
+
+    def scaled_by(self, factor: float) -> bool:
+        """Whether it waited for this number, or one that leads there; within two of the format's
+        units it is still the number that it waited for."""
+        if self.to_scale is None or factor <= 0:
+            return False
+        left = self.to_scale / factor
+        if abs(math.log(left)) >= abs(math.log(self.to_scale)):
+            return False
+        done = abs(left - 1) <= 2 * torch.finfo(self.tensor.dtype).eps
+        self.to_scale, self.scaled = (None if done else left), True
+        return True
+
+    @property
+    def unscaled(self) -> bool:
+        """Rows of a table that are to be multiplied, and were put to some other use."""
+        return self.to_scale is not None and not self.scaled
 
 
 class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follow torch
@@ -98,7 +120,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
     ) -> None:
         super().__init__()
         self._channels = channels
-        self._config = config
+        self._config, self._table = config, tensor_table(config)
         self._batch, self._length = batch, length
         self._visit = visit
         self._sites, self._sums = sites(config), sums(config)
@@ -116,6 +138,9 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         self._parts: dict[str, dict[tuple[int, ...], Any]] = {}
         self._layer = -1
         self._narrowest = torch.float64
+        self._flow = (
+            Flow(config, batch, length, self._layout, self._follow) if follows(config) else None
+        )
 
     # A module that is cast to float64 while it runs tells where its new parameters lie.
     def stands_for(self, copy: torch.Tensor, original: torch.Tensor) -> None:
@@ -150,11 +175,13 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         if name in _COPIES:
             return self._copy(func, args, kwargs, tensors, roles)
 
-        continued = self._continues(name, tensors, roles)
+        continued = self._continues(name, args, tensors, roles)
         for tensor in tensors:
             waiting = self._pending.get(address(tensor))
             if waiting is not None and waiting is not continued:
                 self._complete(waiting)
+        if self._flow is not None:
+            self._flow.before(name, args, tensors)
         self._before(name, tensors, roles)
         # A sum with a projection's output is the residual stream: see before it is overwritten.
         summed = self._summed(name, tensors) if continued is None else None
@@ -164,6 +191,9 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         if isinstance(output, torch.Tensor):
             self._note_width(tensors, output)
             self._layout.note(tensors, output)
+            if self._flow is not None:
+                made = [output, *_tensors(result[1:])] if isinstance(result, tuple) else [output]
+                self._flow.after(name, args, tensors, roles, made)
             if continued is not None:
                 self._continue(continued, output, roles)
             elif summed is not None:
@@ -171,6 +201,13 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             else:
                 self._after(name, tensors, roles, output)
         return result
+
+    def _follow(self, site: str, tensor: torch.Tensor, order: tuple[int, ...] | None) -> bool:
+        """A site that is told by what it was made from; the sum that it enters is told by it."""
+        self._hand_over(site, tensor, order)
+        if site in self._sums:
+            self._outputs = {address(tensor): (site, tensor)}
+        return site in self._done
 
     def _copy(
         self, func: Any, args: Any, kwargs: Any, tensors: Sequence[torch.Tensor], roles: Any
@@ -188,6 +225,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             whole = waiting.tensor.numel() == result.numel() and result.dtype == source.dtype
             whole = whole and source.is_contiguous()
             held = any(self._sums[site] == waiting.site for site in self._held)
+            if waiting.to_scale is not None and waiting.tensor.numel() == result.numel():
+                whole = held = True
             if whole and (held or not waiting.complete):
                 self._pending.pop(address(source))
                 waiting.tensor = result.reshape(waiting.tensor.shape)
@@ -197,12 +236,28 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                 if whole and (known := self._outputs.get(address(source))):
                     self._outputs[address(result)] = (known[0], result)
         self._note_width(tensors, result)
+        if self._flow is not None:
+            self._flow.copied(source, result, roles[0])
         return result
 
     def _continues(
-        self, name: str, tensors: Sequence[torch.Tensor], roles: Sequence[Role | None]
+        self,
+        name: str,
+        args: Sequence[Any],
+        tensors: Sequence[torch.Tensor],
+        roles: Sequence[Role | None],
     ) -> _Pending | None:
-        """The waiting value that this operation completes: the addition of its own bias."""
+        """The waiting value that this operation completes: the addition of its own bias, or the
+        factor of an embedding."""
+        if self._config.embed_scale is not None and (scaled := multiple(name, args)) is not None:
+            pending = self._pending.get(address(scaled[0]))
+            if pending is not None and pending.scaled_by(scaled[1]):
+                return pending
+        if self._config.embed_scale is not None and name in ("mul", "mul_", "div"):
+            for pending in [p for t in tensors if (p := self._pending.get(address(t)))]:
+                if pending.unscaled and self._is_one_number(pending, tensors, roles):
+                    pending.to_scale, pending.scaled = None, True
+                    return pending
         if name not in _SUM_OPS:
             return None
         waiting = [p for t in tensors if (p := self._pending.get(address(t)))]
@@ -318,6 +373,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                 self._pending[address(output)] = made
         elif name == "_softmax" and self._is_pattern(output):
             self._hand_over(f"h.{self._layer}.attn.pattern", output)
+        elif name == "_softmax" and self._has_a_sink(output):
+            self._hand_over(f"h.{self._layer}.attn.pattern", output[..., :-1])
 
     def _summed(self, name: str, tensors: Sequence[torch.Tensor]) -> str | None:
         """Site of the residual stream that this addition makes."""
@@ -329,6 +386,19 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                 return self._sums.get(known[0])
         return None
 
+    def _is_one_number(
+        self, pending: _Pending, tensors: Sequence[torch.Tensor], roles: Sequence[Role | None]
+    ) -> bool:
+        """Whether what multiplies the rows of a table is a number in a tensor, or one for each
+        channel."""
+        others = [
+            (t, role)
+            for t, role in zip(tensors, roles, strict=True)
+            if address(t) != address(pending.tensor)
+        ]
+        sizes = (1, self._config.n_embd)
+        return len(others) == 1 and others[0][0].numel() in sizes and others[0][1] is None
+
     def _chooses_rows(self, x: torch.Tensor) -> bool:
         """Whether what a table is multiplied with is one-hot. Only of a table with as many rows as
         columns the shapes do not say so."""
@@ -337,11 +407,12 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         return bool(((x == 0) | (x == 1)).all() and (x.sum(-1) == 1).all())
 
     def _looked_up(self, output: torch.Tensor) -> None:
-        """A row of each table, which are then added; of one alone nothing is awaited. What is
-        scaled afterwards is not the site."""
+        """A row of each table, which are then added; of one alone nothing is awaited. Where they
+        are scaled, the site is what a number has multiplied."""
         keys = self._config.keys
-        if not keys.scale_embed:
-            self._pending[address(output)] = _Pending("embed", output, bias=not keys.table)
+        made = _Pending("embed", output, bias=not keys.table)
+        made.to_scale = self._config.embed_scale
+        self._pending[address(output)] = made
 
     def _softmax_reads(self) -> str | None:
         """The site that a softmax over T × T has read, or None where it read something else as
@@ -362,7 +433,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
 
     def _rows(self, site: str) -> int:
         """The rows of the matrix that makes a site: the features that are summed over."""
-        return tensor_table(self._config)[self._sites[site].weights[0]].shape[0]
+        return self._table[self._sites[site].weights[0]].shape[0]
 
     def _missing(
         self, tensors: Sequence[torch.Tensor], roles: Sequence[Role | None], site: str
@@ -378,7 +449,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         if pending.sides:
             self._emit_each(pending)
             return
-        if pending.site == "embed" and not pending.bias:
+        if pending.site == "embed" and (not pending.bias or pending.unscaled):
             return  # one table alone, put to some other use: the sum shows where it is read
         if pending.wants_bias and not pending.bias and pending.site in self._sums:
             # Either the bias is missing, or it will be added to the residual sum. Wait and see.
@@ -401,6 +472,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             return
         of = sum(len(places) for _, places, _ in pending.sides)
         whole = pending.tensor
+        if self._flow is not None:
+            self._flow.is_several(whole, pending.sides)
         if whole.shape[-1] != of and whole.ndim > 2:  # heads, or the tensors, have an axis
             whole = whole.flatten(2)
         if whole.shape[-1] != of:
@@ -415,6 +488,9 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         """Some channels of a site: it is handed over when all have been seen."""
         value = self._layout.shaped(pending.tensor, pending.site, len(columns))
         if value is None:
+            return
+        if len(columns) == self._sites[pending.site].width:
+            self._hand_over(pending.site, pending.tensor, columns)
             return
         parts = self._parts.setdefault(pending.site, {})
         parts[columns] = value.clone()
@@ -452,6 +528,9 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         if self._channels is not None and site.endswith("attn.qkv"):
             value = self._channels.to_checkpoint_layout(value)
         self._done.add(site)
+        if self._flow is not None:
+            self._flow.is_site(site, tensor)
+            self._flow.begins(site, value, order)
         narrowest, self._narrowest = self._narrowest, torch.float64
         if value.dtype == torch.float64:
             value = value.clone()  # nothing else copies it, and the module may write over it
@@ -460,6 +539,17 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
     def _is_pattern(self, x: torch.Tensor) -> bool:
         size = self._batch * self._config.n_head * self._length**2
         return self._layer >= 0 and x.numel() == size and x.shape[-1] == self._length
+
+    def _has_a_sink(self, x: torch.Tensor) -> bool:
+        """Whether it is a pattern with one more source, the last: what the first target has, which
+        sees itself alone, tells where that is."""
+        size = self._batch * self._config.n_head * self._length * (self._length + 1)
+        if not self._config.keys.sinks or self._layer < 0 or x.numel() != size:
+            return False
+        if x.shape[-2:] != (self._length, self._length + 1) or self._length < 2:
+            return False
+        others, last = x[..., 0, 1:-1], x[..., 0, -1]
+        return bool((others == 0).all() and (last != 0).all())
 
     def _operand(
         self, tensors: Sequence[torch.Tensor], roles: Sequence[Role | None]

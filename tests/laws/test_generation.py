@@ -1,0 +1,184 @@
+"""The laws of generation: correct ports of several styles, and each fault by its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import CONFIG, checkpoint
+from plain_ports import faulty, plain
+from subjects import hold, port
+
+from gpt_verify.faults.inject import wrap
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.table import CHECKS
+from gpt_verify.port import GENERATE
+from gpt_verify.ports.torch.module import TorchModule
+from gpt_verify.reference import Config
+
+PARTS = [part.id for part in CHECKS if part.id.startswith("generation.")]
+FAULTS = [name for name, fault in CATALOGUE.items() if fault.family == "generation"]
+
+
+def one(law: str, *args: Any) -> Finding:
+    (finding,) = hold(law, *args)
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("attention", "dtype"), [("eager", "float32"), ("sdpa", "bfloat16"), ("sdpa", "float16")]
+)
+def test_transformers_generates_what_it_computes(attention: str, dtype: Any) -> None:
+    made = port(attention=attention, dtype=dtype)
+    settings = made.module.generation_config  # type: ignore[attr-defined]
+    for law in PARTS:
+        finding = one(law, made)
+        assert finding.status is Status.PASSED, finding.message
+    assert made.module.generation_config is settings  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_refuted_and_named(name: str) -> None:
+    finding = one(str(CATALOGUE[name].law), faulty(name))
+    assert finding.status is Status.FAILED, finding.message
+    assert finding.fault == name, finding.message
+
+
+def test_positions_that_count_the_padding_are_a_convention() -> None:
+    finding = one("generation.padded", faulty("padding-positions-counted"))
+    assert finding.status is Status.PASSED, finding.message
+    assert "see positions.padding" in finding.message
+
+
+class NanoGPT(torch.nn.Module):
+    """Its ``generate``: sampled among the best, of a window of the last tokens."""
+
+    def __init__(self, inner: Any, prompt: bool = True) -> None:
+        super().__init__()
+        self.inner, self.prompt = inner, prompt
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.inner(ids)["logits"]
+        return logits
+
+    def generate(
+        self, idx: Any, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None
+    ) -> Any:
+        length = idx.shape[1]
+        for _ in range(max_new_tokens):
+            logits = self(idx[:, -CONFIG.n_ctx :])[:, -1] / temperature
+            if top_k is not None:
+                best, _ = torch.topk(logits, top_k)
+                logits[logits < best[:, [-1]]] = -torch.inf
+            token = torch.multinomial(torch.softmax(logits, dim=-1), 1)
+            idx = torch.cat([idx, token], dim=1)
+        return idx if self.prompt else idx[:, length:]
+
+
+def nano(**how: Any) -> TorchModule:
+    return TorchModule(NanoGPT(plain().module, **how), checkpoint(), "nano")
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+def test_nanogpt_is_made_greedy(prompt: bool) -> None:
+    made = nano(prompt=prompt)
+    drawn = torch.get_rng_state()
+    assert one("generation.greedy", made).status is Status.PASSED
+    limit = one("generation.limit", made)
+    assert limit.status is Status.PASSED, limit.message
+    assert "goes on from the last tokens" in limit.message
+    assert torch.equal(drawn, torch.get_rng_state())
+    for law in ("generation.padded", "generation.end"):
+        assert one(law, made).status is Status.NOT_EXAMINED
+
+
+def test_what_ends_a_row_may_be_left_out() -> None:
+    def generate(self: Any, right: Any, ids: Any, *given: Any, **more: Any) -> Any:
+        made, end = right(ids, *given, **more), more.get("eos_token_id")
+        ends = len(ids) == 1 and end is not None and int(made[0, -1]) == end
+        return made[:, :-1] if ends else made
+
+    finding = one("generation.end", plain(lambda model: wrap(model, "generate", generate)))
+    assert finding.status is Status.PASSED, finding.message
+
+
+def test_sampling_without_a_way_around_it_is_not_offered() -> None:
+    class Samples(NanoGPT):
+        def generate(self, idx: Any, max_new_tokens: int, temperature: float = 1.0) -> Any:  # type: ignore[override]
+            return super().generate(idx, max_new_tokens, temperature)
+
+    made = TorchModule(Samples(plain().module), checkpoint(), "samples")
+    assert GENERATE not in made.offers()
+
+
+@pytest.mark.parametrize(("n_vocab", "n_ctx"), [(1, 2), (2, 3), (5, 1)])
+def test_small_models(n_vocab: int, n_ctx: int) -> None:
+    source = checkpoint(Config(n_vocab=n_vocab, n_ctx=n_ctx, n_embd=4, n_head=2, n_layer=1))
+    made = port(source=source)
+    for law in PARTS:
+        finding = one(law, made, source)
+        assert finding.status is not Status.FAILED, finding.message
+
+
+def test_a_tie_may_go_either_way() -> None:
+    """Two rows of the table that are the same: either token is the likeliest."""
+    source = checkpoint()
+    table = np.array(source.tensors["wte"])
+    table[:] = table[:1]
+    source.tensors["wte"][...] = table
+
+    def last(self: Any, right: Any, *given: Any) -> Any:
+        return right(*given).flip(-1)  # the last of the likeliest, where argmax takes the first
+
+    made = plain(lambda model: wrap(model, "next_logits", last), source=source)
+    assert one("generation.greedy", made, source).status is Status.PASSED
+
+
+def beyond(at: Any, tokens: Any) -> Any:
+    """Beyond the context it goes on from ``tokens(ids, n_ctx)``, whose positions ``at`` makes."""
+
+    def next_logits(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
+        n_ctx = self.config.n_ctx
+        if ids.shape[1] <= n_ctx:
+            return right(ids, mask, made)
+        kept = tokens(ids, n_ctx)
+        x = self.embed(kept, at(torch.arange(kept.shape[1]), n_ctx))
+        for block in self.h:
+            x, _ = block(x, None, None)
+        return self.head(self.ln_f(x))[:, -1]
+
+    return plain(lambda model: wrap(model, "next_logits", next_logits))
+
+
+WAYS: dict[str, tuple[Any, Any]] = {
+    "rolls": (lambda at, n: at, lambda ids, n: ids[:, -n:]),
+    "clipped": (lambda at, n: at.clamp(max=n - 1), lambda ids, n: ids),
+    "wrapped": (lambda at, n: at % n, lambda ids, n: ids),
+    "one too far": (lambda at, n: (at + 1).clamp(max=n - 1), lambda ids, n: ids[:, -n:]),
+    "first tokens alone": (lambda at, n: at, lambda ids, n: ids[:, :n]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_window_that_does_not_roll_is_refuted(way: str) -> None:
+    """Each of the wrong ones makes the right tokens of most prompts, as every model does that
+    repeats one token whatever was before it."""
+    finding = one("generation.limit", beyond(*WAYS[way]))
+    expected = Status.PASSED if way == "rolls" else Status.FAILED
+    assert finding.status is expected, finding.message
+    if way == "rolls":
+        assert "of which one token less would change" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("new", "status"), [(0, Status.NOT_EXAMINED), (1, Status.PASSED), (2, Status.PASSED)]
+)
+def test_a_port_that_stops_at_the_end_of_its_context(new: int, status: Status) -> None:
+    def generate(self: Any, right: Any, ids: Any, max_new_tokens: int, **more: Any) -> Any:
+        return right(ids, min(max_new_tokens, new), **more)
+
+    made = plain(lambda model: wrap(model, "generate", generate))
+    assert one("generation.limit", made).status is status

@@ -1,0 +1,88 @@
+"""The law of resizing: a correct copy, and what may become of the rows, the tie and the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import checkpoint
+from plain_ports import faulty
+from subjects import hold, port
+
+from gpt_verify.faults.inject import wrap
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.port import Port
+from gpt_verify.reference import Config
+
+FAULTS = [name for name, fault in CATALOGUE.items() if fault.family == "resizing"]
+
+
+def held(made: Port, *source: Any) -> Finding:
+    (finding,) = hold("resizing", made, *source)
+    return finding
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_transformers_resizes(dtype: Any) -> None:
+    made = port(attention="sdpa", dtype=dtype)
+    before, drawn = made.logits(np.arange(6)[None]), torch.get_rng_state()
+    finding = held(made)
+    assert finding.status is Status.PASSED, finding.message
+    assert "106 and 98 rows" in finding.message
+    assert made.logits(np.arange(6)[None]).tobytes() == before.tobytes()
+    assert torch.equal(drawn, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_refuted_and_named(name: str) -> None:
+    finding = held(faulty(name))
+    assert finding.status is Status.FAILED, finding.message
+    assert finding.fault == name, finding.message
+
+
+def resized_then(change: Any) -> Port:
+    """transformers' model, changed after it was resized."""
+
+    def resize(self: Any, right: Any, *args: Any, **kwargs: Any) -> Any:
+        made = right(*args, **kwargs)
+        with torch.no_grad():
+            change(self)
+        return made
+
+    return port(lambda model: wrap(model, "resize_token_embeddings", resize))
+
+
+def untied(model: Any) -> None:
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+
+
+def one_row(model: Any) -> None:
+    model.transformer.wte.weight[3, 5] += 1
+
+
+def size_left(model: Any) -> None:
+    model.config.vocab_size = 101
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (untied, "which were one matrix, are two"),
+        (one_row, "wte.weight[3, 5] = "),
+        (size_left, "its configuration says that it has 101 rows"),
+    ],
+)
+def test_what_else_may_be_wrong(change: Any, says: str) -> None:
+    finding = held(resized_then(change))
+    assert finding.status is Status.FAILED
+    assert says in finding.message
+
+
+@pytest.mark.parametrize("n_vocab", [1, 2, 7])
+def test_small_vocabularies(n_vocab: int) -> None:
+    source = checkpoint(Config(n_vocab=n_vocab, n_ctx=2, n_embd=4, n_head=2, n_layer=1))
+    finding = held(port(source=source), source)
+    assert finding.status is Status.PASSED, finding.message

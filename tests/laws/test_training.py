@@ -1,0 +1,160 @@
+"""The laws of training: correct ports in every mode, and each fault by its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import training_ports
+from models import CONFIG, checkpoint
+from plain_ports import faulty, plain
+from subjects import hold, port
+
+from gpt_verify.faults.inject import wrap
+from gpt_verify.findings import Finding, Status
+from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.table import CHECKS
+from gpt_verify.port import IGNORED, MODES
+from gpt_verify.reference import Config
+
+PARTS = [part.id for part in CHECKS if part.id.startswith("training.")]
+FAULTS = [name for name, fault in CATALOGUE.items() if fault.family == "training"]
+
+
+def one(law: str, *args: Any) -> Finding:
+    (finding,) = hold(law, *args)
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("attention", "dtype"), [("eager", "float32"), ("sdpa", "bfloat16"), ("sdpa", "float16")]
+)
+def test_transformers_trains_what_it_evaluates(attention: str, dtype: Any) -> None:
+    made = port(attention=attention, dtype=dtype)
+    for law in PARTS:
+        finding = one(law, made)
+        assert finding.status is Status.PASSED, finding.message
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_refuted_and_named(name: str) -> None:
+    law = CATALOGUE[name].law
+    assert law is not None
+    finding = one(law, faulty(name))
+    assert finding.status is Status.FAILED, finding.message
+    assert finding.fault == name, finding.message
+
+
+def test_it_is_refuted_after_its_derivatives_were_taken() -> None:
+    """What took those away was once left behind: zeros were then compared with zeros."""
+    made = faulty("training-detached")
+    hold("gradient", made)
+    (finding,) = hold("training.mode", made)
+    assert finding.status is Status.FAILED, finding.message
+    assert finding.fault == "training-detached"
+    right = plain()
+    hold("gradient", right)
+    right.module(torch.tensor([[1, 2, 3]]))["logits"].sum().backward()
+    assert all(p.grad is not None for p in right.module.parameters())
+
+
+def test_a_wrong_loss_is_not_taken_for_lost_gradients() -> None:
+    """Where the loss of the parts is wrong already, gradients that are lost explain nothing."""
+
+    def build(model: Any) -> None:
+        def loss(self: Any, right: Any, logits: Any, labels: Any) -> Any:
+            return right(logits, labels) * (2 if (labels == IGNORED).any() else 1)
+
+        wrap(model, "loss", loss)
+        CATALOGUE["training-gradients-zeroed"].put_into(model, [0])
+
+    (finding,) = hold("training.accumulation", plain(build))
+    assert finding.status is Status.FAILED
+    assert finding.fault is None, finding.message
+
+
+@pytest.mark.parametrize(
+    "name", ["training-checkpointing-no-causal-mask", "training-checkpointing-draws-anew"]
+)
+def test_without_checkpointing_such_a_port_is_right(name: str) -> None:
+    assert one("training.mode", faulty(name)).status is Status.PASSED
+
+
+@pytest.mark.parametrize("how", ["flag", "reentrant"])
+def test_a_flag_is_a_switch(how: str) -> None:
+    finding = one("training.checkpointing", plain(getattr(training_ports, how)))
+    assert finding.status is Status.PASSED, finding.message
+    assert "use_checkpoint = True" in finding.message
+
+
+def test_another_kernel_in_training_is_within_rounding() -> None:
+    finding = one("training.mode", plain(training_ports.fused_when_trained))
+    assert finding.status is Status.PASSED, finding.message
+    assert finding.score is not None and 0 < finding.score < 5
+
+
+def test_dropout_is_off_where_it_is_found() -> None:
+    made = plain(training_ports.dropout_by_config)
+    assert one("training.mode", made).status is Status.PASSED
+    assert [block.mlp.dropout for block in made.module.h] == [0.1] * CONFIG.n_layer
+
+
+def test_dropout_that_is_hidden_is_no_fault() -> None:
+    finding = one("training.mode", plain(training_ports.hidden_dropout))
+    assert finding.status is Status.NOT_EXAMINED
+    assert "draws at random" in finding.message
+
+
+def test_a_port_for_inference_is_no_fault() -> None:
+    finding = one("training.mode", plain(training_ports.for_inference))
+    assert finding.status is Status.NOT_EXAMINED
+    assert "for inference only" in finding.message
+
+
+def test_a_model_of_one_layer_and_two_tokens() -> None:
+    source = checkpoint(Config(n_vocab=3, n_ctx=2, n_embd=4, n_head=1, n_layer=1))
+    made = port(source=source)
+    for law in PARTS:
+        finding = one(law, made, source)
+        assert finding.status is Status.PASSED, finding.message
+
+
+def state(module: torch.nn.Module) -> list[Any]:
+    """All that a mode may change."""
+    config: Any = module.config
+    found: list[Any] = [sorted((k, repr(v)) for k, v in vars(config).items())]
+    for name, part in module.named_modules():
+        attributes = {k: repr(v) for k, v in vars(part).items() if k[0] != "_" and k != "h"}
+        found.append((name, part.training, attributes, [*part._parameters], [*part._forward_hooks]))
+    for name, p in module.named_parameters():
+        found.append(
+            (name, id(p), p.data_ptr(), p.requires_grad, p.grad, p.detach().numpy().tobytes())
+        )
+    return [*found, torch.get_rng_state().tolist()]
+
+
+@pytest.mark.parametrize("law", PARTS)
+@pytest.mark.parametrize(
+    "build", [port, lambda: plain(training_ports.written_by_train)], ids=["transformers", "own"]
+)
+def test_the_port_is_put_back_as_it_was(law: str, build: Any) -> None:
+    made = build()
+    next(made.module.parameters()).requires_grad_(False)
+    made.matching  # noqa: B018  # found out by the first law that asks
+    tokens = np.arange(6)[None]
+    logits, before = made.logits(tokens), state(made.module)
+    hold(law, made)
+    assert state(made.module) == before
+    assert made.logits(tokens).tobytes() == logits.tobytes()
+
+
+def test_a_mode_is_left_when_it_raises() -> None:
+    made = port()
+    before = state(made.module)
+    for mode in made.offers()[MODES]():
+        with pytest.raises(KeyError), mode.enter(False):
+            assert made.module.training
+            raise KeyError
+        assert state(made.module) == before

@@ -1,0 +1,138 @@
+"""What a port may take for the likeliest token, by its own logits of something else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_verify.findings import Named
+from gpt_verify.laws.explain import explain
+from gpt_verify.laws.subject import Subject
+from gpt_verify.port import PADDED_AT, Prompt
+
+Tokens = NDArray[np.integer]
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a port generated.
+
+    Attributes:
+        subject: the port.
+        prompt: what it was asked.
+        rows: the prompts without padding.
+        got: int[B, N].
+    """
+
+    subject: Subject
+    prompt: Prompt
+    rows: list[Tokens]
+    got: Tokens
+
+    def by(self, next_of: Callable[[int, Tokens, Tokens], Floats]) -> bool:
+        """Whether every token is the likeliest by these logits, float[V], of a row, its prompt as
+        it was handed over, and what was generated before."""
+        prompts = self.prompt.tokens
+        if self.got.shape != (len(self.rows), self.prompt.new):
+            return False
+        for row, got in enumerate(self.got):
+            for step, token in enumerate(got):
+                logits_V = next_of(row, prompts[row], got[:step])
+                if int(np.argmax(logits_V)) != token:
+                    return False
+        return True
+
+    def logits(self, tokens_T: Tokens) -> Floats:
+        """Of the port, plainly, [T, V]."""
+        found: Floats = self.subject.port.logits(np.asarray(tokens_T, np.int64)[None])[0]
+        return found
+
+
+def named_by(evidence: Evidence) -> tuple[Named | None, str]:
+    """The fault, and what is said of it."""
+    found = explain(evidence, _MISTAKES)
+    return found.named, found.description
+
+
+@dataclass(frozen=True)
+class _Mistake:
+    """One that is made where tokens are generated."""
+
+    fault: str
+    description: str
+    does: Callable[[Evidence], bool]
+
+    def fits(self, evidence: Evidence) -> float | None:
+        return 0.0 if self.does(evidence) else None
+
+
+def _last(logits_TV: Floats) -> Floats:
+    """Those of the last position."""
+    last_V: Floats = logits_TV[-1]
+    return last_V
+
+
+def _last_only(evidence: Evidence) -> bool:
+    """Each token from the one before it alone; the first from the prompt."""
+
+    def of(row: int, prompt_T: Tokens, before: Tokens) -> Floats:
+        return _last(evidence.logits(before[-1:] if len(before) else evidence.rows[row]))
+
+    return evidence.got.shape[1] > 1 and evidence.by(of)
+
+
+def _one_early(evidence: Evidence) -> bool:
+    """The logits of the token before the last."""
+
+    def of(row: int, prompt_T: Tokens, before: Tokens) -> Floats:
+        whole = np.concatenate([evidence.rows[row], before])
+        return _last(evidence.logits(whole)[: max(1, len(whole) - 1)])
+
+    return evidence.by(of)
+
+
+def _without_mask(evidence: Evidence) -> bool:
+    """Padding is read like any token."""
+    if evidence.prompt.mask is None:
+        return False
+    return evidence.by(
+        lambda row, p_T, before: _last(evidence.logits(np.concatenate([p_T, before])))
+    )
+
+
+def _counted(evidence: Evidence) -> bool:
+    """Positions count the padding."""
+    how, mask = evidence.subject.offers.get(PADDED_AT), evidence.prompt.mask
+    if how is None or mask is None:
+        return False
+
+    def of(row: int, prompt_T: Tokens, before: Tokens) -> Floats:
+        whole = np.concatenate([prompt_T, before])[None]
+        real = np.concatenate([mask[row], np.ones_like(before)])[None]
+        return _last(how(whole, real, np.arange(whole.shape[1])[None])[0])
+
+    return evidence.by(of)
+
+
+def _prompt_counted(evidence: Evidence) -> bool:
+    due = max(0, evidence.prompt.new - evidence.prompt.tokens.shape[1])
+    return bool(evidence.got.shape[1] == due)
+
+
+_MISTAKES = (
+    _Mistake("generation-counts-prompt", "the prompt counts as generated", _prompt_counted),
+    _Mistake(
+        "generation-last-token-only",
+        "each token is generated from the one before it alone",
+        _last_only,
+    ),
+    _Mistake(
+        "generation-one-early", "the logits of the token before the last are taken", _one_early
+    ),
+    _Mistake("generation-ignores-mask", "padding is read like any token", _without_mask),
+    _Mistake("generation-positions-counted", "positions count the padding", _counted),
+)
