@@ -25,12 +25,21 @@ from gpt_verify.port import (
     STEP,
     STEP_PADDED,
     STEP_PADDED_AT,
+    Capability,
     Port,
 )
 
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 #: What a port computes in; around each of them, and so below what watches the run, as hardware is.
-_CALLS = (ACTIVATIONS, LAST, LOSS, MASKED_LOSS, STEP, STEP_PADDED, STEP_PADDED_AT)
+_CALLS: tuple[Capability[Any], ...] = (
+    ACTIVATIONS,
+    LAST,
+    LOSS,
+    MASKED_LOSS,
+    STEP,
+    STEP_PADDED,
+    STEP_PADDED_AT,
+)
 _CALLS += (PADDED, PADDED_AT, MASKED, STATES, PATTERNS, GENERATE)
 
 
