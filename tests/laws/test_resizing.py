@@ -43,6 +43,12 @@ def test_a_fault_is_refuted_and_named(name: str) -> None:
     assert finding.fault == name, finding.message
 
 
+def test_a_lookup_that_was_left_as_it_was_is_told_in_a_sentence() -> None:
+    finding = held(faulty("tying-lookup-hidden"))
+    assert finding.status is Status.FAILED
+    assert "it raises IndexError on token 105, the last that it has" in finding.message
+
+
 def resized_then(change: Any) -> Port:
     """transformers' model, changed after it was resized."""
 

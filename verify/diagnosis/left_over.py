@@ -46,8 +46,8 @@ FOLLOW_TENSORS = frozenset(("weights.count", "weights.accounted", "tying.value")
 #: derivatives follows; a head of its own is found by each law of tying in its own way.
 GO_WITH: Mapping[str, frozenset[str]] = {
     "gradient": frozenset(("tying.gradient", "causality.gradient", "symmetry.gradient")),
-    "tying.value": frozenset(("tying.storage", "tying.graph", "tying.gradient", "resizing")),
-    "tying.storage": frozenset(("tying.graph", "tying.gradient", "tying.persistence", "resizing")),
+    "tying.value": frozenset(("tying.storage", "tying.graph", "tying.gradient")),
+    "tying.storage": frozenset(("tying.graph", "tying.gradient", "tying.persistence")),
     "tying.gradient": frozenset(("tying.graph",)),
 }
 #: Faults of one end of wte → where the law of the gradient sees them.
@@ -99,4 +99,7 @@ def goes_with(fault: str, finding: Finding) -> bool:
     """A failure that such a fault brings with it."""
     if finding.id == "gradient":
         return finding.site == _END.get(fault) and finding.tensors == ("wte",)
+    if finding.id == "resizing":  # it names a head that was left as it was, and tells of a lookup
+        end = finding.details.get("end")
+        return end is not None and end == _END.get(fault)
     return finding.id in GO_WITH.get(CATALOGUE[fault].law or "", ())

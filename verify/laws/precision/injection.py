@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from gpt_verify.port import ACTIVATIONS, LOSS, PADDED, PADDED_AT, STEP
+from gpt_verify.port import (
+    ACTIVATIONS,
+    GENERATE,
+    LAST,
+    LOSS,
+    MASKED,
+    MASKED_LOSS,
+    PADDED,
+    PADDED_AT,
+    PATTERNS,
+    RESIZED,
+    STATES,
+    STEP,
+    STEP_PADDED,
+    STEP_PADDED_AT,
+    Capability,
+    Port,
+)
 
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 #: What a port computes in; around each of them, and so below what watches the run, as hardware is.
-_CALLS = (ACTIVATIONS, LOSS, STEP, PADDED, PADDED_AT)
+_CALLS: tuple[Capability[Any], ...] = (
+    ACTIVATIONS,
+    LAST,
+    LOSS,
+    MASKED_LOSS,
+    STEP,
+    STEP_PADDED,
+    STEP_PADDED_AT,
+)
+_CALLS += (PADDED, PADDED_AT, MASKED, STATES, PATTERNS, GENERATE)
 
 
 def round_tf32(x: torch.Tensor) -> torch.Tensor:
@@ -43,6 +70,16 @@ def inject_tf32(port: Any) -> None:
     for capability in _CALLS:
         if call := port.offers().get(capability):
             port.offer(capability, _inside(call))
+    if resized := port.offers().get(RESIZED):
+        port.offer(RESIZED, partial(_resized, resized))
+
+
+@contextmanager
+def _resized(resized: Callable[[int], AbstractContextManager[Port]], rows: int) -> Iterator[Port]:
+    """A copy computes on the same hardware."""
+    with resized(rows) as made:
+        inject_tf32(made)
+        yield made
 
 
 def _inside(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -133,7 +133,12 @@ def _loss(copy: Port, size: int, tokens: Tokens, at: str) -> Finding | None:
         return None
     labelled = tokens.copy()
     labelled[:, -1] = size - 1
-    own = losses(copy.logits(labelled), labelled, FLOAT32, (1,), ())
+    try:
+        logits = np.array(copy.logits(labelled))
+    except Exception as error:
+        said = f"{at}, it raises {type(error).__name__} on token {size - 1}, the last that it has"
+        return _failed(said, None, end="embed")
+    own = losses(logits, labelled, FLOAT32, (1,), ())
     nats, budgets = own.nats[1][0, :-1], own.budget[0, :-1]
     if copy.dtype not in ("float32", "float64") or not np.isfinite(nats).all():
         return None  # whether it is the loss of its logits, the law of the loss has judged
@@ -150,5 +155,6 @@ def _loss(copy: Port, size: int, tokens: Tokens, at: str) -> Finding | None:
     return _failed(said, None)
 
 
-def _failed(message: str, fault: str | None) -> Finding:
-    return Finding(_LAW, Status.FAILED, message, named=naming(fault))
+def _failed(message: str, fault: str | None, **details: object) -> Finding:
+    named = naming(fault)
+    return Finding(_LAW, Status.FAILED, message, named=named, details=details)

@@ -43,6 +43,7 @@ FAULTS = (
         "head-part-hidden",
         "storage",
         "multiplies with a hidden copy for a part of the vocabulary, as a sharded head keeps it",
+        entails=("resizing-leaves-head",),
     ),
     _tying(
         "lookup-hidden",
@@ -72,7 +73,6 @@ FAULTS = (
         "by-data",
         "persistence",
         "ties by .data: two parameters in one memory, which copying and casting part",
-        entails=("resizing-leaves-head",),
     ),
     _tying(
         "parted-by-loading",

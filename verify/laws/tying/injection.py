@@ -72,6 +72,10 @@ class _TwoNames(Model):
         made: Tensor = x @ self.lm_head.T
         return made
 
+    def resize_token_embeddings(self, rows: int) -> None:
+        super().resize_token_embeddings(rows)
+        self.lm_head = self.wte
+
 
 class _PartedByCasting(_TwoNames):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
