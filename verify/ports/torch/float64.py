@@ -139,7 +139,10 @@ def _convert(
     if derivatives is None:
         copies = _copies(tensors, formats)
     else:
-        copies = {id(tensor): derivatives.widen(tensor) for tensor in tensors}
+        # Once, whatever the number of its names: a second widened copy would be freed at once, and
+        # whatever lies in its memory next be taken for this tensor.
+        once = {id(tensor): tensor for tensor in tensors}
+        copies = {key: derivatives.widen(tensor) for key, tensor in once.items()}
     for where, name, tensor in owned:
         if trace is not None:
             trace.stands_for(copies[id(tensor)], tensor)
