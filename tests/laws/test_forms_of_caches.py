@@ -234,10 +234,11 @@ def positioned(change: Callable[[Any, Any], Any]) -> Any:
 
 
 PADDING: dict[str, tuple[Any, str, str]] = {
+    # Not by 1: that is the mask of zeros and ones, added to the scores, which is a fault by name.
     "hidden-too-little": (
-        masked(lambda scores, real: scores - 1.0 * ~real),
+        masked(lambda scores, real: scores - 10.0 * ~real),
         "padding-counts",
-        "-1 is added to the scores of padding, which does not hide it",
+        "-10 is added to the scores of padding, which does not hide it",
     ),
     "scores-times-mask": (
         masked(lambda scores, real: scores * real),

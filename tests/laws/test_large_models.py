@@ -123,9 +123,13 @@ FAULTS: dict[Alter, set[str]] = {
         "gradient",
         "symmetry.gradient",
         "tying.gradient",
-        # Its attention is written out, without a cache and without a mask for padding.
+        # Its attention is written out, without a cache, with which it generates, without a mask
+        # for padding, and without handing out its pattern.
         "cache",
         "positions.padding",
+        "generation.greedy",
+        "generation.padded",
+        "outputs.patterns",
     },
     tying_faults.head_detached: {"gradient", "tying.gradient", "tying.graph"},
     tying_faults.tied_by_data: {"tying.persistence"},

@@ -25,8 +25,9 @@ NAMES = {
     "padding-rows": "gives rows or heads the masks of other rows",
     "padding-positions": "counts positions beside padding in another way",
 }
-#: What is added to scores of masked sources that is not enough to hide them.
-WEAK = (-1.0, -10.0, -100.0)
+#: What is added to scores of masked sources that is not enough to hide them. Not -1: that is the
+#: mask of zeros and ones, added to all, but for a number that softmax does not see.
+WEAK = (-2.0, -5.0, -10.0, -100.0)
 
 
 def forms(batch: Padded, n_head: int) -> Iterator[Way]:
