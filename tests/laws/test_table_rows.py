@@ -11,7 +11,7 @@ import torch
 from gpt_verify.laws.subject import NotExamined
 from gpt_verify.laws.table_rows import TableRows, row_tiles
 from gpt_verify.laws.worst import Worst
-from gpt_verify.ports.torch.module import _parameter
+from gpt_verify.ports.torch.parameter import parameter_of
 
 SHAPE = (7, 4)
 #: Shape of a table in a port, and whether it is [D, V].
@@ -22,7 +22,7 @@ def table(
     shape: tuple[int, ...], transposed: bool, direct: bool, shape_VD: tuple[int, int] = SHAPE
 ) -> tuple[TableRows, torch.Tensor]:
     values = torch.arange(float(np.prod(shape))).reshape(shape)
-    parameter = _parameter("wte", values)
+    parameter = parameter_of("wte", values)
     if not direct:
         parameter = replace(parameter, read_at=None, write_at=None)
     return TableRows(parameter, shape_VD, transposed), values

@@ -278,7 +278,9 @@ def _limited(subject: Subject, long: Decoded) -> tuple[str, Named | None]:
     first = int(np.argmax(long.floors_T > LIMIT_PAIR))
     rows, floor_T = np.arange(len(long.tokens_T)), subject.floor(long.tokens_T)
     case = Case([long.tokens_T], rows, long.got_TV, long.expected_TV, floor_T)
-    tried = [*(window(first - i) for i in range(3)), last_clipped(subject.config.n_ctx)]
+    # The first tokens that a window leaves out may be lost to no effect above the noise.
+    windows = (window(first - i) for i in range(min(first, FEWEST)))
+    tried = [*windows, last_clipped(subject.config.n_ctx)]
     found = recognise(subject, [case], tried)
     return _explained(found, f"the first {first} tokens are decoded as they should be")
 
