@@ -9,12 +9,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from recipe_cases import TORCH, shown
+from recipe_cases import TORCH, ids, shown
 from recipe_models import source
 from torch.nn import functional
 
 from gpt_verify.recipes.identify import Found
 from gpt_verify.reference import positions
+from gpt_verify.sites import sites
 
 Tensor = torch.Tensor
 HALVES = ("bfloat16", "float16")
@@ -204,3 +205,41 @@ def test_a_gelu_goes_on_with_the_product(stored: bool, constants: bool, dtype: s
     # A table at every number of float16 is the function itself there.
     table = {"table-float16"} if name == "float32" and dtype == "float16" else set()
     assert set(found.named) == {name} | table, found.tried
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("how", ["float32", "of-the-sum", "statistics"])
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [("gpt2", "h.0.ln_1"), ("gpt2", "h.0.ln_2"), ("llama", "h.0.ln_2"), ("gemma", "h.0.ln_2")],
+)
+def test_a_norm_goes_on_with_the_sum(name: str, site: str, how: str, dtype: str) -> None:
+    model, half = source(name), TORCH[dtype]
+    config, place = model.config, sites(model.config)[site]
+    length, width = config.n_ctx, config.n_embd
+    (summed,) = (sites(config)[i] for i in place.inputs)
+    values: dict[str, torch.Tensor] = {}
+    if summed.looks_up:
+        tables = (torch.from_numpy(np.array(model.tensors[t])).to(half) for t in ("wte", "wpe"))
+        wte, wpe = (table.float() for table in tables)
+        made = wte[torch.from_numpy(ids(config, length, 0))] + wpe[:length]
+    else:
+        for at, of in enumerate(summed.inputs):
+            values[of] = drawn(length, width, seed=at).to(half)
+        made = sum(value.float() for value in values.values())
+    stored = made.to(half)
+    x = made if how == "of-the-sum" else stored.float()
+    of = stored.float() if how == "float32" else made
+    g, *b = (torch.from_numpy(np.array(model.tensors[t])).to(half).float() for t in place.weights)
+    if place.operation == "layer_norm":
+        centred = x - of.mean(-1, keepdim=True)
+        variance = centred.pow(2).mean(-1, keepdim=True)
+        found = centred * torch.rsqrt(variance + config.keys.norm.epsilon) * g + b[0]
+        statistics = "mean-of-the-sum"
+    else:
+        root = torch.rsqrt(of.pow(2).mean(-1, keepdim=True) + config.keys.norm.epsilon)
+        found = x * root * (1 + g if config.keys.norm.plus_one else g)
+        statistics = "squares-of-the-sum"
+    values |= {summed.name: stored, site: found.to(half)}
+    told = shown(name, dtype, values)
+    assert told.named == ({"statistics": statistics}.get(how, how),), told.tried

@@ -100,7 +100,9 @@ def build(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -
 def _from_factory(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device: str) -> Port:
     factory = _import_factory(spec)
     handed = handed_out(checkpoint)
-    port = port_of(spec, partial(factory, handed), checkpoint, dtype, device)
+    # A factory may want to know the precision that is asked for, and says so by its name.
+    asked = {"dtype": dtype} if _takes(factory, "dtype") else {}
+    port = port_of(spec, partial(factory, handed, **asked), checkpoint, dtype, device)
     # One of ours that the factory has made is judged by what it was not handed.
     if isinstance(port, Placed) and port.placed_by is handed.tensors:
         port.place_by(checkpoint.tensors)
@@ -109,6 +111,18 @@ def _from_factory(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device
     # On the factory, because a function or a module has no place to say it.
     port.waivers = {**getattr(factory, "waivers", {}), **port.waivers}
     return port
+
+
+def _takes(factory: Callable[..., Any], name: str) -> bool:
+    """Whether it has a parameter of this name; of what is compiled, nobody knows."""
+    try:
+        parameter = inspect.signature(factory).parameters.get(name)
+    except (TypeError, ValueError):
+        return False
+    return parameter is not None and parameter.kind in (
+        parameter.POSITIONAL_OR_KEYWORD,
+        parameter.KEYWORD_ONLY,
+    )
 
 
 def port_of(
@@ -128,7 +142,8 @@ def port_of(
         device: where to run a module.
 
     Raises:
-        PortError: the factory raises, or returns something that is no port.
+        PortError: the factory raises, or returns something that is no port, or a ``Port`` that
+            computes in another precision.
     """
     from gpt_verify.port import Port
 
@@ -141,6 +156,8 @@ def port_of(
     if isinstance(made, Port):
         if not getattr(made, "name", ""):
             made.name = spec
+        if dtype not in (None, made.dtype):
+            raise PortError(f"{spec}: computes in {made.dtype}; {dtype} was asked for")
         return made
     # A module can only have come from an imported torch, which need not be imported to ask.
     torch = sys.modules.get("torch")

@@ -19,10 +19,18 @@ def _centred(x: Span, middle: Span) -> Span:
     return (x - middle).within(U * (abs(x.mid) + abs(middle.mid)))
 
 
-def _moments(read: Read) -> tuple[Span, Span, Span]:
-    """Mean, centred stream and reciprocal root, all in registers."""
-    x = read.input()
-    middle = mean(x)
+def _moments(
+    read: Read, x: Span | None = None, averaged: Span | None = None
+) -> tuple[Span, Span, Span]:
+    """Mean, centred stream and reciprocal root, all in registers.
+
+    Args:
+        read: the operation.
+        x: the stream; None is what was stored of it.
+        averaged: what the mean is of; None is the stream.
+    """
+    x = x or read.input()
+    middle = mean(averaged or x)
     centred = _centred(x, middle)
     variance = mean(centred.square())
     return middle, centred, (variance + constant(read.config.keys.norm.epsilon)).rsqrt()
@@ -32,8 +40,12 @@ def _gain_and_bias(read: Read) -> tuple[Span, Span]:
     return exact(read.tensor(0)), exact(read.tensor(1))
 
 
-def _whole(read: Read) -> Span:
-    (_, centred, r), (g, b) = _moments(read), _gain_and_bias(read)
+def layer_norm(read: Read, x: Span | None = None, averaged: Span | None = None) -> Span:
+    """In float32, rounded where it is stored.
+
+    Args: as ``_moments``.
+    """
+    (_, centred, r), (g, b) = _moments(read, x, averaged), _gain_and_bias(read)
     return (centred * r * g).loose(2) + b
 
 
@@ -95,7 +107,7 @@ def _steps(read: Read, variance: Callable[[Read, Span], Span], normed: Root) -> 
 
 
 LAYER_NORM = (
-    Recipe("float32", "in float32", _whole),
+    Recipe("float32", "in float32", layer_norm),
     Recipe("cast-before-gain", "in float32, cast before the gain", _before_gain),
     Recipe(
         "cast-before-gain-once",
@@ -122,9 +134,9 @@ LAYER_NORM = (
 )
 
 
-def _grouped(read: Read) -> tuple[Span, Array]:
+def _grouped(read: Read, x: Span | None = None) -> tuple[Span, Array]:
     g_D = read.tensor(0)
-    return read.input().each(lambda x: grouped(x, g_D)), g_D
+    return (x or read.input()).each(lambda x: grouped(x, g_D)), g_D
 
 
 def _back(read: Read, made: Span) -> Span:
@@ -134,6 +146,22 @@ def _back(read: Read, made: Span) -> Span:
 
 def _rms_root(read: Read, x: Span) -> Span:
     return (mean(x.square()) + constant(read.config.keys.norm.epsilon)).rsqrt()
+
+
+def rms_norm(read: Read, x: Span | None = None, squared: Span | None = None) -> Span:
+    """In float32, rounded where it is stored.
+
+    Args:
+        read: the operation.
+        x: the stream; None is what was stored of it.
+        squared: what the mean of squares is of; None is the stream.
+    """
+    stream, g_D = _grouped(read, x)
+    gain = exact(g_D)
+    if read.config.keys.norm.plus_one:
+        gain = constant(1.0) + gain
+    root = _rms_root(read, stream if squared is None else _grouped(read, squared)[0])
+    return _back(read, (stream * root * gain).loose(2))
 
 
 def _rms(read: Read, cast: bool, gain_stored: bool) -> Span:
@@ -174,7 +202,7 @@ def _plus_one(config: Config) -> bool:
 
 
 RMS_NORM = (
-    Recipe("float32", "in float32", partial(_rms, cast=False, gain_stored=False)),
+    Recipe("float32", "in float32", rms_norm),
     Recipe(
         "cast-before-gain",
         "in float32, cast before the gain",

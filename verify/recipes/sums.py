@@ -13,7 +13,7 @@ from gpt_verify.reference.config import Config
 from gpt_verify.sites import sites
 
 
-def _once(read: Read) -> Span:
+def added(read: Read) -> Span:
     """Of two, one rounding; of three in one kernel, too."""
     first, *rest = (read.input(i) for i in range(len(read.site.inputs)))
     for other in rest:
@@ -45,7 +45,7 @@ def _parallel(config: Config) -> bool:
 _NAMES = ("the stream", "attention", "MLP")
 
 ADD = (
-    Recipe("once", "is rounded once", _once),
+    Recipe("once", "is rounded once", added),
     Recipe("with-the-product", "is added to the product before that is stored", _with_the_product),
     *(
         Recipe(
@@ -67,7 +67,7 @@ def _rows(read: Read, full: bool) -> tuple[Array, Array | None]:
     return token, tensor(1)[offset : offset + len(token)]
 
 
-def _embedded(read: Read, full: bool = False, scale_stored: bool = False) -> Span:
+def embedded(read: Read, full: bool = False, scale_stored: bool = False) -> Span:
     token, place = _rows(read, full)
     made = exact(token)
     if read.config.embed_scale is not None:
@@ -82,12 +82,12 @@ def _scaled(config: Config) -> bool:
 
 
 EMBED = (
-    Recipe("once", "is rounded once", _embedded),
+    Recipe("once", "is rounded once", embedded),
     Recipe(
         "scale-stored",
         "is scaled by √D in {half}",
-        partial(_embedded, scale_stored=True),
+        partial(embedded, scale_stored=True),
         _scaled,
     ),
-    Recipe("full-tables", "is of tables in float32", partial(_embedded, full=True)),
+    Recipe("full-tables", "is of tables in float32", partial(embedded, full=True)),
 )

@@ -13,7 +13,7 @@ from gpt_verify.recipes.activations import (
     SOFT_CAP,
 )
 from gpt_verify.recipes.attention import MIX, SCORES
-from gpt_verify.recipes.epilogues import GELU_OF_PRODUCT
+from gpt_verify.recipes.epilogues import GELU_OF_PRODUCT, LAYER_NORM_OF_SUM, RMS_NORM_OF_SUM
 from gpt_verify.recipes.experts import EXPERTS, ROUTING
 from gpt_verify.recipes.norms import LAYER_NORM, RMS_NORM
 from gpt_verify.recipes.products import LINEAR, UNEMBED
@@ -29,8 +29,8 @@ from gpt_verify.sites import Site
 #: An operation that is not here is not examined.
 RECIPES: Mapping[str, tuple[Recipe, ...]] = {
     "embed": EMBED,
-    "layer_norm": LAYER_NORM,
-    "rms_norm": RMS_NORM,
+    "layer_norm": (*LAYER_NORM, *LAYER_NORM_OF_SUM),
+    "rms_norm": (*RMS_NORM, *RMS_NORM_OF_SUM),
     "linear": LINEAR,
     "rope": ROPE,
     "scores": SCORES,
