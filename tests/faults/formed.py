@@ -175,6 +175,24 @@ def seeing(allowed: Callable[[Any, Any], Any], layers: Sequence[int] = ALL) -> I
     return attending("allowed", changed, layers)
 
 
+def _unmasked_when_long(targets: Any, sources: Any) -> Any:
+    return (sources[None, :] <= targets[:, None]) | (len(targets) > 11)
+
+
+def _exact_when(told: Callable[[int], bool]) -> Inject:
+    """A kernel of its own for inputs of some sizes, in which GELU is exact."""
+
+    def inject(model: Any) -> None:
+        for block in model.blocks(ALL):
+            wrap(
+                block.mlp,
+                "act",
+                lambda mlp, right, x: F.gelu(x) if told(x.shape[-2]) else right(x),
+            )
+
+    return inject
+
+
 def scoring(change: Callable[[Any], Any], layers: Sequence[int] = ALL) -> Inject:
     return attending("scores", lambda attn, right, q, k: change(right(q, k)), layers)
 
@@ -415,6 +433,21 @@ FORMED = {
         looked_up(lambda model, ids, at: (ids.clamp(max=70), at)),
         "tokens-used",
         ": no id above 70",
+    ),
+    "unmasked-when-long": Formed(
+        attending("allowed", lambda attn, right, *at: _unmasked_when_long(*at)),
+        "on-some-inputs",
+        "attention-mask-missing on longer inputs: of 19 tokens, and not of 11",
+    ),
+    "exact-when-long": Formed(
+        _exact_when(lambda length: length > 11),
+        "on-some-inputs",
+        "gelu-erf on longer inputs: of 19 tokens, and not of 11",
+    ),
+    "exact-when-short": Formed(
+        _exact_when(lambda length: length < 19),
+        "on-some-inputs",
+        "gelu-erf on shorter inputs: of 11 tokens, and not of 19",
     ),
     "sees-past-alone": Formed(
         seeing(lambda t, s: (s < t) | (t + s == 0)),

@@ -15,7 +15,9 @@ from gpt_verify.diagnosis import own_head
 from gpt_verify.diagnosis.cause import causes
 from gpt_verify.diagnosis.depends import depends
 from gpt_verify.diagnosis.dropout import dropouts
-from gpt_verify.diagnosis.forms.table import FORMS
+from gpt_verify.diagnosis.forms.form import Form
+from gpt_verify.diagnosis.forms.table import FORMS, OF_SITES
+from gpt_verify.diagnosis.inputs import only_on_some
 from gpt_verify.diagnosis.layers import sorted_wrongly
 from gpt_verify.diagnosis.logits import filter_logits
 from gpt_verify.diagnosis.sites import SiteDiagnosis
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from gpt_verify.port import Port
 
 Array = NDArray[np.floating]
+Tokens = NDArray[np.integer]
 
 #: How often a port is run again to find what explains it, on the inputs that show it best, after
 #: one run on an input of about this many tokens.
@@ -270,7 +273,26 @@ def _explain_sites(
     found: dict[str, Explanation] = {}
     if not (given := comparison.inputs):
         return found
+    in_float64 = law == "architecture"
+    faults = faults_of(subject.config)
+    damage = {name: e.best or Candidate(UNKNOWN_DAMAGE, 0.0) for name, e in tensors.items()}
+
+    def explained(
+        tokens: Tokens, row: int, at: Collection[str], names: Collection[str], forms: Sequence[Form]
+    ) -> dict[str, Explanation]:
+        precision = FLOAT64 if in_float64 else subject.precision
+        tried = [faults[name] for name in names]
+        diagnosis = SiteDiagnosis(
+            *(subject.config, subject.weights, precision, tokens[row], row, at, tried, own, damage),
+            forms,
+        )
+        # A port may raise on one of the inputs, which the law that asked has said.
+        with suppress(Exception), _run(subject.port, in_float64) as port:
+            port.offers()[ACTIVATIONS](tokens, diagnosis)
+        return diagnosis.explanations
+
     telling = max(given, key=lambda tokens: (min(tokens.shape[1], LONG), -tokens.size))
+    lengths: dict[str, int] = {}
     for run in range(1 + RUNS):
         left = [site for site in failed if site not in found and comparison.local[site].worst]
         if not left:
@@ -280,30 +302,24 @@ def _explain_sites(
         # A long sequence tells more faults apart than a short one, on which many are the same.
         at, row = worst.index[:2]
         tokens, row = (telling, 0) if run == 0 else (given[at], row)
-        in_float64 = law == "architecture"
-        diagnosis = SiteDiagnosis(
-            subject.config,
-            subject.weights,
-            FLOAT64 if in_float64 else subject.precision,
-            tokens[row],
-            row,
-            left,
-            faults_of(subject.config).values(),
-            own,
-            {name: e.best or Candidate(UNKNOWN_DAMAGE, 0.0) for name, e in tensors.items()},
-        )
-        # A port may raise on one of the inputs, which the law that asked has said.
-        with suppress(Exception), _run(subject.port, in_float64) as port:
-            port.offers()[ACTIVATIONS](tokens, diagnosis)
         # A site whose failure does not show on this input is tried on its own worst one.
-        found |= {
+        new = {
             site: explanation
-            for site, explanation in diagnosis.explanations.items()
+            for site, explanation in explained(tokens, row, left, faults, OF_SITES).items()
             if explanation.before > explanation.limit or (run and site == left[0])
         }
+        found |= new
+        lengths |= {site: tokens.shape[1] for site in new}
         if run and left[0] not in found:
             break
-    return found
+
+    def tried(
+        tokens: Tokens, at: Collection[str], names: Collection[str]
+    ) -> dict[str, Explanation]:
+        return explained(tokens, 0, at, names, ())
+
+    longest = max(LONG, min(tokens.shape[1] for tokens in given))
+    return found | only_on_some(found, lengths, given, longest, tried)
 
 
 def _run(port: Port, in_float64: bool) -> AbstractContextManager[Port]:

@@ -9,7 +9,7 @@ with the fault where it acts there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -65,6 +65,7 @@ class SiteDiagnosis:
         own: the port's tensors that differ from the checkpoint's, by checkpoint name (``lm_head``
             for a head of its own).
         damage: what happened to each of those.
+        forms: what is tried where no fault fits, and where there are some, two faults at once.
     """
 
     def __init__(
@@ -78,7 +79,9 @@ class SiteDiagnosis:
         faults: Iterable[Fault],
         own: Mapping[str, Floats] | None = None,
         damage: Mapping[str, Candidate] | None = None,
+        forms: Sequence[Form] = OF_SITES,
     ) -> None:
+        self._forms = forms
         self._config, self._weights, self._precision = config, weights, precision
         self._tokens_T, self._row = tokens_T, row
         self._failed = set(failed)
@@ -122,7 +125,7 @@ class SiteDiagnosis:
             # Perhaps an input was shown before the fault struck: it is made anew, with the fault.
             candidates += self._tried(site, set(site.inputs) & set(self._shown), got, expected)
         known = min((c.score for c in candidates), default=np.inf) <= limit
-        if forms := list(self._found.values()) if known else OF_SITES:
+        if forms := list(self._found.values()) if known else self._forms:
             # Where a fault of the catalogue fits by itself, a form that was found may fit as well,
             # and be the one that explains all.
             evidence = Evidence(self._call(site), got, expected, self._shown, batch, self._row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpt_verify.diagnosis import depends, wirings
+from gpt_verify.diagnosis import depends, inputs, wirings
 from gpt_verify.diagnosis.forms import (
     activation,
     blocks,
@@ -68,6 +68,7 @@ FORMS: dict[str, str] = {
     **NAMES,
     **{form.name: form.summary for form in OF_SITES},
     depends.NAME: depends.SUMMARY,
+    inputs.NAME: inputs.SUMMARY,
     **wirings.NAMES,
     **OF_CACHES,
     **OF_GRADIENTS,
