@@ -13,6 +13,17 @@ Each message is one line that says what is wrong and where. The command prints i
 status 2. A port that runs but is *wrong* is no error: that is a finding, and exit status 1.
 """
 
+import os
+import sysconfig
+import traceback
+
+#: Where Python, what is installed, and this package are.
+_INSTALLED = (
+    *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")},
+    os.path.dirname(__file__),
+    os.path.dirname(os.path.realpath(__file__)),
+)
+
 
 class GptVerifyError(Exception):
     """Base of everything that this package raises on purpose."""
@@ -75,6 +86,18 @@ def described(error: BaseException, longest: int = LONGEST) -> str:
         return f"{name} (whose message cannot be made: {type(worse).__name__})"
     first = shortened((text[: 64 * longest].strip().splitlines() or [""])[0], longest)
     return f"{name}: {first}" if first else name
+
+
+def located(error: BaseException) -> str:
+    """The same, with the innermost line of somebody's own code that it came through, as
+    ``(my_port.py:35)``."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(("<", *_INSTALLED))
+    ]
+    where = f" ({os.path.relpath(own[-1].filename)}:{own[-1].lineno})" if own else ""
+    return described(error) + where
 
 
 def _text_of(thing: object) -> str:

@@ -81,10 +81,12 @@ class Explanation:
         if self.best is not None:
             others = self.accepted[1:]
             more = f" (or {', '.join(map(str, others))})" if others else ""
-            scores = f"{unit}: {self.before:.3g} without it, {self.best.score:.2g} with it"
             if self.best.fault == UNKNOWN_DAMAGE:
-                return f"follows from its tensor, which differs ({scores})"
-            return f"explained by {self.best}{more} ({scores})"
+                what, head = "its tensor", "follows from its tensor, which differs"
+            else:
+                what, head = "it", f"explained by {self.best}{more}"
+            left = f"{self.before:.3g}, and {self.best.score:.2g} with {what} in the reference"
+            return f"{head} ({unit}: {left})"
         words = f"unexplained ({unit}: {self.before:.3g})"
         if self.near:
             near = ", ".join(f"{c} (leaves {c.score:.3g})" for c in self.near)

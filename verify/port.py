@@ -462,7 +462,7 @@ LENS = Capability[Callable[[Tokens], Iterator[tuple[str, Floats]]]]("lens", "no 
 
 #: Continues prompts by the likeliest token each time → the new tokens, int[B, N], N ≤ new; what
 #: stands in a row after its end is not looked at. NotExamined where it takes no mask, or no end.
-GENERATE = Capability[Callable[[Prompt], Tokens]]("generate", "nothing that generates")
+GENERATE = Capability[Callable[[Prompt], Tokens]]("generate", "no generate()")
 
 #: What the port hands out of its inside on request. tokens int[B, T] → ``(sites, value)`` for each
 #: hidden state, in its order: the sites one of which it is, as whoever offers it documents it.
@@ -476,7 +476,7 @@ PATTERNS = Capability[Callable[[Tokens], Sequence[Floats]]]("patterns", "no atte
 #: A copy of the port whose vocabulary has so many rows, which is closed afterwards. Its
 #: ``parameters`` have the names of the original, as far as they are there, and lie as they lie.
 RESIZED = Capability[Callable[[int], AbstractContextManager[Port]]](
-    "resized", "no vocabulary of another size"
+    "resized", "no method that resizes its vocabulary"
 )
 
 #: The port's tokenizers by name.

@@ -100,7 +100,7 @@ def test_apart_from_it_the_port_is_right(
     page = (TESTS.parent / "docs" / "report.md").read_text()
     assert [key for key in (*report, *proof, *report["port"]) if f"`{key}`" not in page] == []
     assert 0 < proof["worst"]["floors"] <= proof["limit"]
-    assert "the port follows the reference with" in said
+    assert "the port agrees with a reference that has" in said
     if "logits" not in name:
         assert proof["precision"] == "float64"
         assert len(proof["floors"]) == 2 + 1 + 12 * CONFIG.n_layer

@@ -264,8 +264,8 @@ class TestPortsThatAreChosen:
     @pytest.mark.parametrize(
         ("first", "second", "words"),
         [
-            (None, "h.0.mlp.act", "they part at h.0.mlp.act, where the reference is with a"),
-            ("h.1.ln_1", None, "they part at h.1.ln_1, where the reference is with b"),
+            (None, "h.0.mlp.act", "they first differ at h.0.mlp.act, where a agrees with the reference"),
+            ("h.1.ln_1", None, "they first differ at h.1.ln_1, where b agrees with the reference"),
             (None, None, "no operation of either departs from the reference by itself"),
             ("ln_f", "ln_f", "both depart from the reference at ln_f"),
             ("embed", "ln_f", "a departs from the reference at embed, b at ln_f"),
@@ -291,8 +291,8 @@ def test_two_ports_are_judged_and_compared(
     words = ["compare", "--length", "3", "--json", str(tmp_path / "out.json")]
     assert main([*words, "--port", "huggingface-eager", "--port", other]) == 1
     said = capsys.readouterr().out
-    assert "where the reference is with huggingface-eager" in said
-    assert "they part at h.0.mlp.act" in said
+    assert "where huggingface-eager agrees with the reference" in said
+    assert "they first differ at h.0.mlp.act" in said
     assert json.loads((tmp_path / "out.json").read_text())["worse"]
     assert main([*words, "--port", other, "--port", "huggingface-eager", "--quiet"]) == 0
     capsys.readouterr()

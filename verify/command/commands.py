@@ -203,7 +203,8 @@ def _synth(args: argparse.Namespace) -> int:
         if args.convert is not None or args.format == "both":
             raise UsageError("--family: writes Hugging Face's format, and converts nothing")
         size = synthetic.synthesize_family(args.out_dir, args.family, args.size, args.seed)
-        print(f"{args.out_dir}: {args.family}:{size}, seed {args.seed}")
+        print(f"{args.out_dir}: {args.family}, {_sizes(size)}, seed {args.seed}")
+        print(f"next: gpt-verify run --checkpoint {args.out_dir} --port huggingface")
     elif args.size is None and args.convert is None:
         raise UsageError("synth: one of --size, --convert, --family is required")
     elif args.convert is not None:
@@ -212,8 +213,15 @@ def _synth(args: argparse.Namespace) -> int:
     else:
         config = synthetic.resolve_size(args.size)
         synthetic.synthesize(args.out_dir, config, args.seed, format=args.format)
-        print(f"{args.out_dir}: {args.size}, seed {args.seed}")
+        print(f"{args.out_dir}: {_sizes(args.size)}, seed {args.seed}")
     return 0
+
+
+def _sizes(size: str) -> str:
+    """What the numbers of ``--size`` mean; a name as it is."""
+    names = ("vocab", "ctx", "embd", "head", "layer")
+    given = size.split(",")
+    return ", ".join(map(" ".join, zip(names, given, strict=True))) if len(given) > 1 else size
 
 
 def _ports(args: argparse.Namespace) -> int:

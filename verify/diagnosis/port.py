@@ -103,6 +103,11 @@ class Diagnosis:
                 for fault, laws in named.items()
             ),
         ] or depends(findings)
+        # Of several that explain a site the one comes first that was chosen for the whole.
+        chosen = {cause.fault for cause in self.causes}
+        for where, explanation in self.explanations.items():
+            first = sorted(explanation.accepted, key=lambda c: chosen.isdisjoint(c.faults))
+            self.explanations[where] = replace(explanation, accepted=tuple(first))
 
     def annotated(self, findings: Iterable[Finding]) -> list[Finding]:
         """The findings, each failure with what explains it; that of the logits with what was

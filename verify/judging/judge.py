@@ -19,7 +19,7 @@ from gpt_verify.errors import (
     LONGEST_REFUSAL,
     GptVerifyError,
     ReferenceChanged,
-    described,
+    located,
     shortened,
 )
 from gpt_verify.findings import Cause, Finding, PortReport, Status, unanchored
@@ -121,7 +121,7 @@ def judge(
         watch.replaced()
         raise
     except BaseException as e:  # GeneratorExit and CancelledError of a port among them
-        error, work.exception = f"{name or spec}: {described(e)}", e
+        error, work.exception = f"{name or spec}: {located(e)}", e
     findings, waived, unused = waive(work.diagnosis.annotated(work.complete(error)), waivers)
     if unused and error is None:
         error = f"{name}: {unused}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from gpt_verify.checkpoint import Checkpoint, Tensors
 from gpt_verify.checkpoint.handed import Handed, handed_out
-from gpt_verify.errors import GptVerifyError, MissingDependency, PortError, described
+from gpt_verify.errors import GptVerifyError, MissingDependency, PortError, located
 from gpt_verify.ports.builtin import BUILTIN, only_float32_on_cpu
 from gpt_verify.ports.builtin import PortInfo as PortInfo
 from gpt_verify.ports.builtin import builtin_ports as builtin_ports
@@ -152,7 +152,7 @@ def port_of(
     except (GptVerifyError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as e:
-        raise PortError(f"{spec}: the factory raised {described(e)}") from e
+        raise PortError(f"{spec}: the factory raised {located(e)}") from e
     if isinstance(made, Port):
         if not getattr(made, "name", ""):
             made.name = spec
@@ -186,7 +186,7 @@ def _import_factory(spec: str) -> Callable[[Checkpoint], Any]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as e:
-        raise PortError(f"{spec}: importing {where} raised {described(e)}") from e
+        raise PortError(f"{spec}: importing {where} raised {located(e)}{_a_file(where)}") from e
     factory = getattr(module, name, None)
     if not callable(factory):
         names = sorted(n for n, _ in _functions(module))
@@ -194,6 +194,12 @@ def _import_factory(spec: str) -> Callable[[Checkpoint], Any]:
         hint = nearest(name, names)
         raise PortError(f"{spec}: no function {name} in {where}{hint or offered}")
     return factory  # type: ignore[no-any-return]
+
+
+def _a_file(where: str) -> str:
+    """What was meant by a module of which there is a file of that name."""
+    file = f"{where.replace('.', '/')}.py"
+    return f"; did you mean {file}?" if Path(file).is_file() else ""
 
 
 def _import_file(path: Path) -> ModuleType:

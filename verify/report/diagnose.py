@@ -92,12 +92,12 @@ def _cause(d: Diagnosed, cause: Cause) -> list[str]:
 def _proof(d: Diagnosed) -> str:
     proof = d.proof
     assert proof is not None
-    verb = "follows" if proof.holds else "does not follow"
+    verb = "agrees" if proof.holds else "does not agree"
     return (
-        f"the port {verb} the reference with {' and '.join(map(str, proof.injected))}: "
-        f"{len(proof.floors)} sites from the tokens on, at most "
-        f"{number(proof.floors[proof.worst])} noise floors apart (at {proof.worst}; limit "
-        f"{number(proof.limit)}), in {proof.precision}"
+        f"the port {verb} with a reference that has {' and '.join(map(str, proof.injected))}: "
+        f"of {len(proof.floors)} sites the worst is {proof.worst}, "
+        f"{number(proof.floors[proof.worst])} noise floors apart (limit {number(proof.limit)}; "
+        f"{proof.precision})"
     )
 
 

@@ -70,13 +70,13 @@ def _row(port: PortReport) -> list[Text]:
 def _table(ports: Iterable[PortReport]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     # The widths add up to WIDTH with the blanks between them.
-    table.add_column("port\nweights", min_width=18, max_width=22, overflow="fold")
+    table.add_column("port\nweights", min_width=18, max_width=21, overflow="fold")
     table.add_column("dtype\ndevice", width=8)
     table.add_column("verdict\ndiverges at", width=17, overflow="fold")
     table.add_column("worst local\nscore ÷ limit", width=17, overflow="fold")
     table.add_column("worst cascaded\nscore ÷ limit", width=17, overflow="fold")
     table.add_column("logits\nfloors", width=7, justify="right")
-    table.add_column("not ex-\namined", width=7, justify="right")
+    table.add_column("not\nexamined", width=8, justify="right")
     for port in ports:
         table.add_row(*_row(port))
     return table

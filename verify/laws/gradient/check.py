@@ -225,8 +225,9 @@ def _same_function(subject: Subject, tokens: NDArray[np.int64], in_float64: bool
     difference_TV -= difference_TV.mean(axis=-1, keepdims=True)
     finer = subject.precision.u / FLOAT64.u if in_float64 else 1.0
     floors = subject.floors_off(difference_TV, exact_TV, tokens[0], finer=finer)
+    where = f" in {FLOAT64.name}" if in_float64 else ""
     if floors > LIMIT_FLOORS:
         raise NotExamined(
-            f"its logits are not the reference's ({floors:.3g} noise floors), and so its "
-            "derivatives are others too"
+            f"its logits are wrong ({floors:.3g} noise floors{where}), and so its "
+            "derivatives differ too"
         )

@@ -39,7 +39,7 @@ LAW = "history.prompts"
 COMMON, LENGTH = (4, 8, 16, 64), 72
 #: Of a model whose reference takes long, that many tokens of the shorter ones.
 SHORTER = 24
-_WHATEVER = "the logits of a prompt are wrong whatever was before it"
+_WHATEVER = "the logits of a prompt are wrong without an earlier one, too"
 
 
 @dataclass(frozen=True)

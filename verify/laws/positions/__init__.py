@@ -10,7 +10,7 @@ from gpt_verify.reference.config import Config
 
 def without_a_table(config: Config) -> str | None:
     """Why a model has no last position."""
-    return None if config.keys.table else "its positions have no table that could end"
+    return None if config.keys.table else "its positions are computed, and have no maximum"
 
 
 LAW = Law(

@@ -13,7 +13,7 @@ from gpt_verify.reference.config import Config
 
 def if_tied(config: Config) -> str | None:
     """A checkpoint may say that its head is a tensor of its own."""
-    return None if config.tied else "the checkpoint says that its head is no copy of wte: not tied"
+    return None if config.tied else "the checkpoint's head is not tied to wte"
 
 
 LAW = Law(

@@ -299,8 +299,8 @@ def _same_function(subject: Subject, tokens: NDArray[np.int64], measured: _Measu
         floors = subject.floors_off(logits_TV - exact_TV, exact_TV, tokens_T, finer=finer)
         if floors > LIMIT_FLOORS:
             raise NotExamined(
-                f"its logits are not the reference's ({floors:.3g} noise floors), and so its "
-                "derivatives are others too"
+                f"its logits are wrong ({floors:.3g} noise floors in {measured.precision.name}), "
+                "and so its derivatives differ too"
             )
 
 

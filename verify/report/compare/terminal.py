@@ -69,7 +69,7 @@ def _port(port: PortComparison) -> Iterator[str]:
 
 
 def _parting(one: PortReport, other: PortReport) -> str:
-    """Where two ports part, and which of them the reference is with."""
+    """Where two ports first differ, and which of them agrees with the reference."""
     names = one_line(one.name), one_line(other.name)
     sites = one.first_divergence, other.first_divergence
     if sites[0] == sites[1]:
@@ -81,7 +81,7 @@ def _parting(one: PortReport, other: PortReport) -> str:
     if None not in sites:
         return f"{names[0]} departs from the reference at {sites[0]}, {names[1]} at {sites[1]}"
     at, right = (sites[1], names[0]) if sites[0] is None else (sites[0], names[1])
-    return f"they part at {at}, where the reference is with {right}"
+    return f"they first differ at {at}, where {right} agrees with the reference"
 
 
 def _floors(port: PortComparison) -> Iterator[str]:
@@ -143,7 +143,7 @@ def _end(pick: Callable[..., tuple[float, Pair]], moved: list[tuple[float, Pair]
     if pair.same_limit:
         shown = " → ".join(scores) + "".join(f", limit {limit}" for limit in limits[:1])
     else:
-        shown = " → ".join(map("{} of {}".format, scores, limits))
+        shown = " → ".join(map("score {} of limit {}".format, scores, limits))
     at = f" at {one_line(pair.after.site)}" if pair.after.site else ""
     return f"{_times(ratio)}{at} ({shown})"
 

@@ -169,6 +169,9 @@ def _table(
         sheet.line((_fit("input", LABEL), "dim"), *read)
         sheet.line((_fit("", LABEL), "dim"), *((_fit(str(t), CELL), "dim") for t in last))
         sheet.line()
+    legend = "next: the token that follows; ✓ the last layer puts it first, ✗ it does not"
+    sheet.line((legend, "dim"))
+    sheet.line()
 
 
 #: What a logit is of, in words.
