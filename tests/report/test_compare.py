@@ -151,7 +151,7 @@ class TestWorse:
         before = Finding("logits", Status.PASSED, "", "logits", 1.75, 8.0)
         after = dataclasses.replace(before, score=0.2, limit=1.0)
         compared = gv.compare(_with(good(), findings=(before,)), _with(good(), findings=(after,)))
-        assert "logits: 0.914 × at logits (1.75 of 8 → 0.2 of 1)" in terminal.render(compared)
+        assert "logits: 0.914 × at logits (score 1.75 of limit 8 → 0.2 of 1)" in terminal.render(compared)
 
     @pytest.mark.parametrize(
         ("score", "limit", "ratio"),
@@ -165,7 +165,7 @@ class TestWorse:
         compared = gv.compare(_with(good(), findings=(before,)), _with(good(), findings=(after,)))
         (pair,) = [p for p in compared.ports[0].pairs if p.finding.id == "logits"]
         assert pair.ratio == ratio
-        assert ("logits: inf × at logits (1.75 of 8 → " in terminal.render(compared)) == bool(ratio)
+        assert ("logits: inf × at logits (score 1.75 of limit 8 → " in terminal.render(compared)) == bool(ratio)
 
     @pytest.mark.parametrize("old", [*Status, None])
     @pytest.mark.parametrize("new", [*Status, None])

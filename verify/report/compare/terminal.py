@@ -143,7 +143,8 @@ def _end(pick: Callable[..., tuple[float, Pair]], moved: list[tuple[float, Pair]
     if pair.same_limit:
         shown = " → ".join(scores) + "".join(f", limit {limit}" for limit in limits[:1])
     else:
-        shown = " → ".join(map("score {} of limit {}".format, scores, limits))
+        (before, after), (old, new) = scores, limits
+        shown = f"score {before} of limit {old} → {after} of {new}"
     at = f" at {one_line(pair.after.site)}" if pair.after.site else ""
     return f"{_times(ratio)}{at} ({shown})"
 
