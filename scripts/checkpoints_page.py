@@ -25,7 +25,7 @@ MARKED = re.compile(r"^<!-- layouts: ([\w, ]+) -->\n(?:\|.*\n)*", re.MULTILINE)
 
 
 def rows(table: Sequence[Layout]) -> Iterator[str]:
-    yield f"| what lies there | {'what is remarked' if table[0].opened else 'what is said'} |"
+    yield f"| files | {'remark in the report' if table[0].opened else 'error message'} |"
     yield "|---|---|"
     for layout in table:
         said = layout.said.replace("|", "\\|").replace("\n", "<br>")

@@ -45,12 +45,14 @@ gpt-verify synth --family llama llama-tiny
 gpt-verify run --checkpoint llama-tiny --port huggingface --dtype bfloat16    # eager and sdpa
 ```
 
+The lines of float32 leave `--dtype` out. A family without lines of `sdpa` has none in transformers.
+
 In that checkpoint every feature of the family affects the output: windows, caps, partial rotation,
 unequal numbers of heads, scalings. The counts are of findings. *Sites* are the
-kinds of intermediate tensors that were seen and compared, one by one, in the declared precision,
-and, where a second number stands, in a float64 copy of the module. The last column names those that
-were not seen in every layer. What lies between two that were seen is judged with the second; of
-experts, their weights and what they make together are seen.
+kinds of intermediate tensors that were seen and compared, one by one: first in the declared
+precision, then in a float64 copy of the module. The last column names those that were not seen in
+every layer. What lies between two that were seen is judged with the second; of experts, their
+weights and what they make together are seen.
 
 <!-- figures: {result} -->
 
@@ -116,9 +118,9 @@ def measure(names: Sequence[str]) -> None:
 def rows(families: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
     yield (
         "| family | attention | precision | verdict | passed | failed | not examined | sites seen "
-        "| not seen |"
+        "| in float64 | not seen |"
     )
-    yield "|---|---|---|---|--:|--:|--:|--:|---|"
+    yield "|---|---|---|---|--:|--:|--:|--:|--:|---|"
     for name in (name for name in FAMILIES if name in families):
         for made in families[name]:
             checks, every = made["checks"], made["kinds"]
@@ -133,7 +135,8 @@ def rows(families: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
                 made["dtype"],
                 made["verdict"],
                 *(checks[status.value] for status in Status),
-                f"{seen} of {len(every) - 1}{f', {wide}' if wide else ''}",
+                f"{seen} of {len(every) - 1}",
+                wide or "–",
                 ("all" if not seen else ", ".join(unseen)) or "–",
             ]
             yield f"| {' | '.join(map(str, cells))} |"

@@ -37,6 +37,8 @@ VERSION = ROOT / "verify" / "numerics" / "version.py"
 #: The code that decides numbers.
 DECIDE = ("reference", "verify/graph", "verify/numerics", "verify/laws")
 ANCHOR = re.compile(r"^<!-- figures: (.+) -->$")
+#: So many checks are named where figures were made without them; of more, how many.
+FEW = 3
 MARK = "> **These figures are older than what they measure.**"
 
 
@@ -60,7 +62,8 @@ def why_older(made: Mapping[str, Any], now: Mapping[str, Any], faults: bool) -> 
     reasons = []
     laws, today = set(made.get("laws", ())), set(now["laws"])
     if new := sorted(today - laws):
-        reasons.append(f"without {', '.join(new)}")
+        many = f"when {len(new)} checks of today did not exist yet"
+        reasons.append(f"without {', '.join(new)}" if len(new) <= FEW else many)
     if gone := sorted(laws - today):
         reasons.append(f"with {', '.join(gone)}, which is no law any more")
     if made.get("numerics") != now["numerics"]:

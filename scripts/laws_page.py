@@ -34,9 +34,10 @@ def rows(law: Law) -> Iterator[str]:
 
 
 def needs(part: Part) -> str:
-    words = [need.lacking.removeprefix("no ").removesuffix(" shown") for need in part.needs]
+    """The members of ``Port`` that the law asks for."""
+    words = [f"`{need.name}`" for need in part.needs]
     if part.writes:
-        words = [f"{word} that can be written" if word == "parameters" else word for word in words]
+        words = [f"{word} with `write`" if word == "`parameters`" else word for word in words]
     return ", ".join(words)
 
 

@@ -249,9 +249,12 @@ def in_float64(directory: Path) -> None:
 
 
 OPENED_HF = (
-    Layout("`gpt2`, `gpt2-medium` of the hub: no prefix, masks, side files", gpt2_of_the_hub),
     Layout(
-        "`distilgpt2` of the hub: prefix, masks, labels",
+        "`gpt2`, `gpt2-medium` of the hub: names without a prefix; masks; other files beside",
+        gpt2_of_the_hub,
+    ),
+    Layout(
+        "`distilgpt2` of the hub: names with a prefix; masks; labels in `config.json`",
         hub(
             lambda: masked("transformer."),
             _num_labels=1,

@@ -89,10 +89,14 @@ def test_figures_of_today_have_no_mark(root: Path) -> None:
     [
         (None, "They were made before results recorded the laws and the version of the numerics."),
         ({**NOW, "laws": NOW["laws"][1:]}, f"They were made without {NOW['laws'][0]}."),
+        (
+            {**NOW, "laws": NOW["laws"][9:]},
+            "They were made when 9 checks of today did not exist yet.",
+        ),
         ({**NOW, "laws": [*NOW["laws"], "z"]}, "made with z, which is no law any more."),
         ({**NOW, "numerics": VERSION - 1}, f"with numerics {VERSION - 1}, today {VERSION}."),
     ],
-    ids=["unknown", "a new law", "a law that is gone", "numerics"],
+    ids=["unknown", "a new law", "many new laws", "a law that is gone", "numerics"],
 )
 def test_what_is_older_must_say_so(root: Path, made: Any, says: str) -> None:
     write(root, made)

@@ -19,7 +19,8 @@ from gpt_verify.errors import UsageError
 def open_checkpoint(path: str | Path | None = None, ignore: Collection[str] = ()) -> Checkpoint:
     """Open a checkpoint of any format; the one that ships with the package where None is given.
 
-    Nothing but names, shapes and sizes is read here; tensors are read when they are looked up.
+    Nothing but names, shapes and sizes is read here; tensors are read when they are looked up, as
+    read-only arrays, which a model must copy.
 
     Args:
         path: a directory, a file of it, or the name of a model of the hub.

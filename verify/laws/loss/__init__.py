@@ -28,7 +28,7 @@ LAW = Law(
         Part(
             "loss.ignored",
             check_loss_ignored,
-            "labels of −100 count neither above nor below the line",
+            "labels of −100 add nothing to the sum and are not counted in the mean",
             needs=(LOSS,),
         ),
         Part(

@@ -66,9 +66,9 @@ LAW = Law(
             check_persistence,
             "still one matrix after save and load, `state_dict`, safetensors, deepcopy, "
             "`.to(dtype)`, `.to(device)`, one step of an optimiser; by the ways after which it is "
-            "two, the cause is named. A torch module's copy holds anew what lies in the memory of "
-            "wte and is lent the rest; one that cannot be made so is made of everything, where "
-            "the memory is free",
+            "two, the cause is named. A torch module's copy gets new memory for wte alone and "
+            "shares the rest; where that is impossible the whole module is copied, if there is "
+            "memory",
             needs=(PARAMETERS, COPIES),
             sites=at_the_logits,
             free=if_tied,

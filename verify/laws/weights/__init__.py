@@ -27,7 +27,7 @@ LAW = Law(
         Part(
             "weights.count",
             None,
-            "so many numbers, and no more",
+            "the port has exactly as many trained numbers as the checkpoint",
             needs=(PARAMETERS,),
         ),
     ),

@@ -34,11 +34,13 @@ def render(report: ClaimsReport) -> str:
         lines += ["", *_debate(about, report)]
     lines += [
         "",
-        f"Written by `{report.repeat} --markdown OUT`. {summary(report)}.",
+        f"Written by `{report.repeat} --markdown OUT`. {summary(report)}. "
+        "What is expected was written down beforehand ([ledger.md](ledger.md#verdicts)).",
         "",
         f"Measured on: {checkpoint(report)}.",
         "",
-        f"The mark says whether the claim is true: {MARKS}. The letter says on what it is decided:",
+        f"The mark says whether the claim is true: {MARKS}. "
+        "The letter says what the verdict rests on:",
         "",
         *(f"- **{letter}**: {words}" for letter, words in kinds(report).items()),
     ]
