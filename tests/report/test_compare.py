@@ -151,7 +151,9 @@ class TestWorse:
         before = Finding("logits", Status.PASSED, "", "logits", 1.75, 8.0)
         after = dataclasses.replace(before, score=0.2, limit=1.0)
         compared = gv.compare(_with(good(), findings=(before,)), _with(good(), findings=(after,)))
-        assert "logits: 0.914 × at logits (score 1.75 of limit 8 → 0.2 of 1)" in terminal.render(compared)
+        assert "logits: 0.914 × at logits (score 1.75 of limit 8 → 0.2 of 1)" in terminal.render(
+            compared
+        )
 
     @pytest.mark.parametrize(
         ("score", "limit", "ratio"),
@@ -165,7 +167,9 @@ class TestWorse:
         compared = gv.compare(_with(good(), findings=(before,)), _with(good(), findings=(after,)))
         (pair,) = [p for p in compared.ports[0].pairs if p.finding.id == "logits"]
         assert pair.ratio == ratio
-        assert ("logits: inf × at logits (score 1.75 of limit 8 → " in terminal.render(compared)) == bool(ratio)
+        assert (
+            "logits: inf × at logits (score 1.75 of limit 8 → " in terminal.render(compared)
+        ) == bool(ratio)
 
     @pytest.mark.parametrize("old", [*Status, None])
     @pytest.mark.parametrize("new", [*Status, None])
@@ -264,7 +268,11 @@ class TestPortsThatAreChosen:
     @pytest.mark.parametrize(
         ("first", "second", "words"),
         [
-            (None, "h.0.mlp.act", "they first differ at h.0.mlp.act, where a agrees with the reference"),
+            (
+                None,
+                "h.0.mlp.act",
+                "they first differ at h.0.mlp.act, where a agrees with the reference",
+            ),
             ("h.1.ln_1", None, "they first differ at h.1.ln_1, where b agrees with the reference"),
             (None, None, "no operation of either departs from the reference by itself"),
             ("ln_f", "ln_f", "both depart from the reference at ln_f"),

@@ -162,6 +162,7 @@ class MappedFile:
             return empty
         mapped = self._mapped()
         view = np.frombuffer(mapped, np.uint8, size, offset)
+        view.setflags(write=False)
         if hasattr(mapped, "madvise"):
             start = offset - offset % mmap.PAGESIZE
             # Every array made from this one keeps it as its base, so this runs after the last use;
@@ -203,13 +204,22 @@ class MappedFile:
                 with self.path.open("rb") as file:
                     self._identity = _identity(file.fileno())
                     if os.fstat(file.fileno()).st_size == self.size:
-                        self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
+                        self._map = _map(file.fileno(), self.size)
             # Past the end of a file that has shrunk, a page fault would kill the process.
             if self._map is None or self._map.size() != self.size:
                 raise refusal(self.path, f"is no longer {self.size} bytes long: it was changed")
         except (OSError, ValueError) as error:
             raise refusal(self.path, f"cannot be mapped: {error}") from None
         return self._map
+
+
+def _map(descriptor: int, size: int) -> mmap.mmap:
+    """A whole file. torch writes to what NumPy hands out as read-only: in a mapping that cannot be
+    written to that would end the process; in this one a write reaches a private page."""
+    try:
+        return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
+    except OSError:  # so much memory is not promised
+        return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
 
 
 def _identity(descriptor: int) -> tuple[int, ...]:
