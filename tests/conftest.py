@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cases
 import pytest
 from browser import Opener, chromium
 from command import PORTS, SIZE, Run
@@ -46,8 +47,19 @@ settings.register_profile("long", settings.get_profile("ci"), derandomize=False)
 settings.load_profile("ci")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    cases.add_option(parser)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    part = cases.part_of(config)
+    which = "all" if part is None else f"part {part} of 0 … {cases.PARTS - 1}; --cases all"
+    return f"cases of large tables: {which}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that need a GPU are shown as not run where there is none."""
+    cases.choose(config, items)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not _has_cuda():
         for item in marked:
