@@ -28,6 +28,7 @@ LAW = Law(
             "sink",
             needs=(ACTIVATIONS,),
             sites=patterns,
+            takes=a_whole_context,
         ),
         Part(
             "causality.gradient",
