@@ -21,6 +21,8 @@ from gpt_verify.reference.config import Config
 
 Check = Callable[[Subject], Iterable[Finding]]
 Sites = Callable[[Config], Sequence[str | None]]
+#: Tokens that a check asks for where it says nothing else.
+_TOKENS = 128
 
 
 def nowhere(config: Config) -> list[str | None]:
@@ -34,8 +36,10 @@ def every_model(config: Config) -> str | None:
 
 
 def little(config: Config) -> int:
-    """Bytes of a check that looks at short sequences."""
-    return 0
+    """Bytes of a check that looks at short sequences: five versions of their logits, and what it
+    keeps of a table while that is overwritten."""
+    length = min(_TOKENS, config.n_ctx)
+    return 4 * config.n_vocab * (5 * length + config.n_embd)
 
 
 def a_whole_context(config: Config) -> int:

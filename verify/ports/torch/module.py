@@ -279,7 +279,13 @@ class TorchModule(Port):
 
     @contextmanager
     def widened(self) -> Iterator[None]:
-        """Its tensors are float64 while they are used."""
+        """Its tensors are float64 while they are used.
+
+        Raises:
+            NotExamined: there is no room for the largest submodule twice.
+        """
+        parts = [list(part.parameters(recurse=False)) for part in self.module.modules()]
+        require(8 * max(sum(tensor.numel() for tensor in own) for own in parts))
         probe = np.zeros((1, min(2, self._checkpoint.config.n_ctx)), np.int64)
         run = partial(self.logits, probe)
         with converted(
