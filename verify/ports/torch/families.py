@@ -99,11 +99,8 @@ def _by_hand(port: TorchModule, made: TorchModule) -> None:
 def _derivative_by_hand(port: TorchModule) -> str | None:
     """An operation of a module whose derivative is not torch's; None where there is none."""
     length = min(2, port.config.n_ctx)
-    # Its nodes are looked at and never run: nothing needs to be kept for them.
-    with (
-        torch.enable_grad(),
-        torch.autograd.graph.saved_tensors_hooks(lambda kept: None, lambda kept: kept),
-    ):
+    # A graph keeps its leaves, which are to be the narrow parameters.
+    with torch.enable_grad(), port.differentiable(lambda leaf, value: None):
         pending = [port.run(np.zeros((1, length), np.int64)).grad_fn]
     seen: set[Any] = set()
     while pending:
@@ -111,7 +108,8 @@ def _derivative_by_hand(port: TorchModule) -> str | None:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if isinstance(node, BackwardCFunction) and node.name() != HIDING:
+        own = getattr(node, "is_cast", False) or node.name() == HIDING
+        if isinstance(node, BackwardCFunction) and not own:
             return str(node.name().removesuffix("Backward"))
         pending += [source for source, _ in node.next_functions]
     return None
