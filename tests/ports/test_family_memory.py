@@ -3,6 +3,7 @@ tensor by tensor they are widened while they are used."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from families import Sources
 from models import failures
 from numpy.typing import NDArray
+from torch.nn.modules.module import register_module_forward_hook
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.findings import Status, Verdict
@@ -63,6 +65,34 @@ def widened_bytes(module: torch.nn.Module) -> Iterator[list[int]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def test_at_no_time_is_more_than_one_part_of_it_widened(sources: Sources) -> None:
+    """Whoever holds it: the module, a graph that was recorded, or what a backward pass needs."""
+    port = huggingface(sources("qwen3"), "eager")
+    shapes = {tuple(p.shape) for p in port.module.parameters() if p.ndim == 2}
+    seen: list[int] = []
+
+    def look(*_: Any) -> None:
+        held = {}
+        for tensor in gc.get_objects():
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float64:
+                continue
+            if tuple(tensor.shape) in shapes:
+                held[tensor.data_ptr()] = tensor.nbytes
+        seen.append(sum(held.values()))
+
+    own = [sum(p.numel() for p in part.parameters(recurse=False)) for part in port.module.modules()]
+    handle = register_module_forward_hook(look)
+    try:
+        with port.offers()[FLOAT64_COPY]() as copy:
+            copy.logits(TOKENS)
+            # What comes back to a tensor has its shape, and is no copy of it: counted forwards.
+            copy.offers()[GRADIENTS](TOKENS, Gradients())
+    finally:
+        handle.remove()
+    # One that is widened and one that has been and is freed next.
+    assert 8 * max(own) <= max(seen) <= 2 * 8 * max(own)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
