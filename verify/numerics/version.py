@@ -7,4 +7,4 @@ said.
 """
 
 VERSION = 6
-SOURCE = "038cd2987eaac8883cd1277ffdb66d03ece3b75aa194718caba7ff56c1eae664"
+SOURCE = "94c959fce39874e010afdf1b7c0ee919cd1b90d2ed02de11cf6e2594c9dcc725"
