@@ -27,8 +27,11 @@ from gpt_verify.reference.weights import parameter_count
 
 #: What the noisy runs that are made side by side may take, at most, and however small the model;
 #: in between half of what its weights take. Another number, other noise, but of the same size.
-ROOM_BYTES, LEAST_ROOM_BYTES = 640 << 20, 64 << 20
+ROOM_BYTES, LEAST_ROOM_BYTES = 768 << 20, 64 << 20
 _FLOAT32_BYTES = 4
+#: Of the logits of a noisy run, so many copies at its height: they are kept, and so is what comes
+#: back to them, of each row and of all rows; a perturbation takes three more to be made.
+_LOGITS = 6
 #: As often as many the noise is observed before something is refuted by it alone. A softmax between
 #: two scores that are nearly as large takes either side by chance, and both sides are correct:
 #: errors are then of one size or of another, much larger one, which few draws may miss.
@@ -135,9 +138,16 @@ def derivatives(
     return [Derivative(d, *map(float, n)) for d, n in zip(directions, numbers, strict=True)]
 
 
-def noise_bytes(config: Config, length: int) -> int:
-    """What the noisy runs that are made side by side take."""
-    return min(_room_bytes(config), OBSERVATIONS * run_bytes(config, length, _FLOAT32_BYTES))
+def noise_bytes(config: Config, length: int, batch: int = 1) -> int:
+    """What the noisy runs that are made side by side take, at least a batch of them."""
+    one = _noisy_bytes(config, length)
+    return min(max(_room_bytes(config), batch * one), OBSERVATIONS * one)
+
+
+def _noisy_bytes(config: Config, length: int) -> int:
+    """What one takes, forwards and backwards."""
+    logits = _LOGITS * _FLOAT32_BYTES * length * config.n_vocab
+    return run_bytes(config, length, _FLOAT32_BYTES) + logits
 
 
 def _room_bytes(config: Config) -> int:
@@ -192,7 +202,7 @@ def _noise(
     """
     batch, length = tokens_BT.shape
     draws = max(2, -(-observations // batch))
-    at_once = max(1, _room_bytes(config) // (batch * run_bytes(config, length, _FLOAT32_BYTES)))
+    at_once = max(1, _room_bytes(config) // (batch * _noisy_bytes(config, length)))
     squares, sizes = np.zeros(len(directions)), np.zeros(len(directions))
     largest = np.zeros(len(directions))
     for first in range(0, draws, at_once):

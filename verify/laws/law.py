@@ -18,9 +18,12 @@ from gpt_verify.laws.reference_gradient import LENGTH
 from gpt_verify.laws.subject import Subject
 from gpt_verify.port import LAST_ONLY, Capability
 from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import parameter_count
 
 Check = Callable[[Subject], Iterable[Finding]]
 Sites = Callable[[Config], Sequence[str | None]]
+#: Tokens that a check asks for where it says nothing else.
+_TOKENS = 128
 
 
 def nowhere(config: Config) -> list[str | None]:
@@ -34,8 +37,10 @@ def every_model(config: Config) -> str | None:
 
 
 def little(config: Config) -> int:
-    """Bytes of a check that looks at short sequences."""
-    return 0
+    """Bytes of a check that looks at short sequences: five versions of their logits, and what it
+    keeps of a table while that is overwritten."""
+    length = min(_TOKENS, config.n_ctx)
+    return 4 * config.n_vocab * (5 * length + config.n_embd)
 
 
 def a_whole_context(config: Config) -> int:
@@ -49,6 +54,12 @@ def derivatives(config: Config) -> int:
     """Bytes of a check that asks for derivatives: the table, its widened copy and its derivative in
     float64, and the noisy runs of the reference."""
     return 8 * 3 * config.n_vocab * config.n_embd + noise_bytes(config, LENGTH)
+
+
+def every_gradient(config: Config) -> int:
+    """Bytes of a check in which the port is trained: its parameters keep what comes back to them
+    until the last lesson is over."""
+    return derivatives(config) + 4 * parameter_count(config)
 
 
 @dataclass(frozen=True)

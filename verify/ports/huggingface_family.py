@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.families import FAMILIES
 from gpt_verify.checkpoint.family_files import stored_tensors
@@ -57,10 +55,10 @@ def family_model(
         raise PortError(f"{checkpoint.path}: has no config.json, which transformers reads")
     model_class = model_class_of(transformers, checkpoint.config)
     config = transformers.AutoConfig.from_pretrained(checkpoint.path)
-    tensors = {name: np.array(checkpoint.tensors[name]) for name in checkpoint.tensors}
+    # A copy of every tensor, made once: what ``make`` returns is nobody else's.
     state = {
         stored.name: torch.from_numpy(stored.make())
-        for stored in stored_tensors(checkpoint.config, tensors)
+        for stored in stored_tensors(checkpoint.config, checkpoint.tensors)
     }
     if altered is not None:
         altered.config(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpt_verify.laws.causality.check import check_bits
-from gpt_verify.laws.causality.gradient import check_causal_gradient
+from gpt_verify.laws.causality.gradient import check_causal_gradient, takes
 from gpt_verify.laws.causality.pattern import check_pattern, patterns
 from gpt_verify.laws.law import Law, Part, a_whole_context
 from gpt_verify.port import ACTIVATIONS, INPUT_GRADIENTS
@@ -28,12 +28,14 @@ LAW = Law(
             "sink",
             needs=(ACTIVATIONS,),
             sites=patterns,
+            takes=a_whole_context,
         ),
         Part(
             "causality.gradient",
             check_causal_gradient,
             "d loss at i / d input at j is exactly zero for j > i",
             needs=(INPUT_GRADIENTS,),
+            takes=takes,
             in_one_call=True,
         ),
     ),

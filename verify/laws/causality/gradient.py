@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.causality.boundaries import AFTER, RUNGS, SHORT, WORK, powers_of_two
 from gpt_verify.laws.causality.sight import Sight
+from gpt_verify.laws.law import a_whole_context
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.port import FLOAT64_COPY, INPUT_GRADIENTS
 from gpt_verify.reference.config import Config
@@ -36,6 +37,17 @@ class _Leak:
     source: int
     channel: int
     got: float
+
+
+def takes(config: Config) -> int:
+    """Bytes of this law: of the longest sequence what a forward pass takes, and as much again for
+    what comes back to it; the table, widened where that is, and what comes back to it by its two
+    ends."""
+    if config.n_ctx == 1:
+        return 0
+    longest = max(length for length, _ in _tried(config))
+    tables = (8 + 2 * 4) * config.n_vocab * config.n_embd
+    return 2 * a_whole_context(replace(config, n_ctx=longest)) + tables
 
 
 def check_causal_gradient(subject: Subject) -> Iterator[Finding]:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from gpt_verify.laws.generation.check import check_end, check_greedy, check_limit, check_padded
+from gpt_verify.laws.generation.check import (
+    check_end,
+    check_greedy,
+    check_limit,
+    check_padded,
+    takes,
+)
 from gpt_verify.laws.generation.faults import FAULTS
 from gpt_verify.laws.law import Law, Part
 from gpt_verify.port import GENERATE
@@ -39,6 +45,7 @@ LAW = Law(
             "beyond the context a port refuses, stops, or goes on from the last n_ctx tokens",
             needs=(GENERATE,),
             in_one_call=True,
+            takes=takes,
         ),
     ),
     FAULTS,

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from gpt_verify.findings import Finding, Status, naming
 from gpt_verify.laws.agreement import LIMIT_PAIR, logits_of, refuting
 from gpt_verify.laws.generation.hypotheses import Evidence, named_by
+from gpt_verify.laws.law import a_whole_context, little
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.numerics.scores import limit_max
 from gpt_verify.port import GENERATE, PADDED, PADDED_AT, Prompt
+from gpt_verify.reference.config import Config
 
 Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
@@ -184,6 +186,11 @@ def _ended(
     return Finding(
         law, Status.FAILED, what, named=naming("generation-ends-with-first" if several else None)
     )
+
+
+def takes(config: Config) -> int:
+    """Bytes of the law of the limit, which only a table of positions has."""
+    return little(config) if config.own is not None else a_whole_context(config)
 
 
 @refuting("generation.limit")

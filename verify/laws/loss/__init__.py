@@ -10,6 +10,7 @@ from gpt_verify.laws.loss.check import (
     check_loss_labels,
     check_loss_masked,
     check_loss_reference,
+    takes,
 )
 from gpt_verify.laws.loss.faults import FAULTS
 from gpt_verify.port import LOSS, MASKED_LOSS, PADDED
@@ -24,6 +25,7 @@ LAW = Law(
             "the port's loss is the mean cross entropy of its own logits with the next token, in "
             "nats",
             needs=(LOSS,),
+            takes=takes,
         ),
         Part(
             "loss.ignored",

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status
 from gpt_verify.graph.cascade import LIMIT_FLOORS, Lockstep
+from gpt_verify.laws.law import a_whole_context, little
 from gpt_verify.laws.loss.case import Case, aligned, mean_loss
 from gpt_verify.laws.loss.hypotheses import SHIFTS, explained
 from gpt_verify.laws.loss.labels import (
@@ -32,6 +33,7 @@ from gpt_verify.numerics.loss import Losses, loss_noise, losses, mean_budget
 from gpt_verify.numerics.precision import FLOAT32, Precision
 from gpt_verify.numerics.scores import limit_max
 from gpt_verify.port import FLOAT64_COPY, IGNORED, LOSS, MASKED_LOSS, PADDED, Capability, Port
+from gpt_verify.reference.config import Config
 from gpt_verify.reference.loss import log_softmax, loss_nats
 
 Tokens = NDArray[np.int64]
@@ -43,10 +45,19 @@ ORACLE = 17
 LOGITS = 1 << 24
 
 
+def takes(config: Config) -> int:
+    """Bytes of the law of the loss: of its longest sequence."""
+    return max(little(config), a_whole_context(replace(config, n_ctx=_longest(config))))
+
+
+def _longest(config: Config) -> int:
+    """Tokens of the longest sequence."""
+    return min(config.n_ctx, max(SHORT, LOGITS // config.n_vocab))
+
+
 def check_loss(subject: Subject) -> list[Finding]:
     """Nothing ignored: sequences of several lengths, and a batch of equal ones."""
-    n_ctx, n_vocab = subject.config.n_ctx, subject.config.n_vocab
-    longest = min(n_ctx, max(SHORT, LOGITS // n_vocab))
+    n_ctx, longest = subject.config.n_ctx, _longest(subject.config)
     inputs = []
     for length in sorted({n for n in (2, 3, SHORT, longest) if n <= n_ctx}):
         tokens = subject.tokens(1, length, 31)

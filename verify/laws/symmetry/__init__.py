@@ -23,6 +23,7 @@ LAW = Law(
             "the heads are put into another order: the output stays the same",
             needs=(PARAMETERS,),
             writes=True,
+            takes=derivatives,
         ),
         Part(
             "symmetry.neurons",
@@ -30,6 +31,7 @@ LAW = Law(
             "the neurons of every MLP are put into another order: the same",
             needs=(PARAMETERS,),
             writes=True,
+            takes=derivatives,
         ),
         Part(
             "symmetry.scale",
@@ -37,6 +39,7 @@ LAW = Law(
             "queries are multiplied, channel by channel, by what keys are divided by: the same",
             needs=(PARAMETERS,),
             writes=True,
+            takes=derivatives,
         ),
         Part(
             "symmetry.rotate",
@@ -44,6 +47,7 @@ LAW = Law(
             "values are rotated within a head, and the rows of the next matrix with them: the same",
             needs=(PARAMETERS,),
             writes=True,
+            takes=derivatives,
         ),
         Part(
             "symmetry.shift",
@@ -52,6 +56,7 @@ LAW = Law(
             "embeddings, which its first block reads as they are): the same",
             needs=(PARAMETERS,),
             writes=True,
+            takes=derivatives,
         ),
         Part(
             "symmetry.gradient",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpt_verify.laws.law import Law, Part, derivatives
+from gpt_verify.laws.law import Law, Part, every_gradient
 from gpt_verify.laws.training.check import (
     check_accumulation,
     check_checkpointing,
@@ -24,7 +24,7 @@ LAW = Law(
             "same is not examined",
             needs=(LEARN, MODES, PARAMETERS),
             in_one_call=True,
-            takes=derivatives,
+            takes=every_gradient,
         ),
         Part(
             "training.checkpointing",
@@ -34,7 +34,7 @@ LAW = Law(
             "is computed again",
             needs=(LEARN, MODES, PARAMETERS),
             in_one_call=True,
-            takes=derivatives,
+            takes=every_gradient,
         ),
         Part(
             "training.accumulation",
@@ -44,7 +44,7 @@ LAW = Law(
             "`num_items_in_batch`",
             needs=(LEARN, PARAMETERS),
             in_one_call=True,
-            takes=derivatives,
+            takes=every_gradient,
         ),
         Part(
             "training.freezing",
@@ -53,7 +53,7 @@ LAW = Law(
             "same gradients",
             needs=(LEARN, UNFROZEN, PARAMETERS),
             in_one_call=True,
-            takes=derivatives,
+            takes=every_gradient,
         ),
     ),
     FAULTS,

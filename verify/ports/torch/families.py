@@ -23,8 +23,7 @@ from gpt_verify.port import (
     Capability,
 )
 from gpt_verify.ports.torch.graph import HIDING
-from gpt_verify.ports.torch.widening import in_float64, widening
-from gpt_verify.process.memory import require
+from gpt_verify.ports.torch.widening import on_weights_of, widening
 from gpt_verify.reference.weights import tensor_table
 
 if TYPE_CHECKING:
@@ -70,8 +69,7 @@ def float64_copy(port: TorchModule, build: Callable[[], torch.nn.Module]) -> Ite
         port: any.
         build: makes another module of its kind, whatever its weights.
     """
-    require(8 * sum(tensor.numel() for tensor in port.module.parameters()))
-    module = in_float64(build, port.module)
+    module = on_weights_of(build, port.module)
     inner = module.forward
 
     @functools.wraps(inner)
@@ -81,21 +79,28 @@ def float64_copy(port: TorchModule, build: Callable[[], torch.nn.Module]) -> Ite
 
     module.forward = forward
     made = port.like(module)
+    try:
+        with made.widened():
+            _by_hand(port, made)
+            yield made
+    finally:
+        made.close()
+
+
+def _by_hand(port: TorchModule, made: TorchModule) -> None:
+    """Derivatives written by hand are not asked for in float64."""
     if name := _derivative_by_hand(made):
         # Its constants have the digits that the author's precision needs, and no more.
         made.withdraw(GRADIENTS, INPUT_GRADIENTS)
         said = f"{name} has a derivative written by hand: gradients are judged in {port.dtype} only"
         port.remarks = tuple(dict.fromkeys((*port.remarks, said)))
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def _derivative_by_hand(port: TorchModule) -> str | None:
     """An operation of a module whose derivative is not torch's; None where there is none."""
     length = min(2, port.config.n_ctx)
-    with torch.enable_grad():
+    # A graph keeps its leaves, which are to be the narrow parameters.
+    with torch.enable_grad(), port.differentiable(lambda leaf, value: None):
         pending = [port.run(np.zeros((1, length), np.int64)).grad_fn]
     seen: set[Any] = set()
     while pending:
@@ -103,7 +108,8 @@ def _derivative_by_hand(port: TorchModule) -> str | None:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if isinstance(node, BackwardCFunction) and node.name() != HIDING:
+        own = getattr(node, "is_cast", False) or node.name() == HIDING
+        if isinstance(node, BackwardCFunction) and not own:
             return str(node.name().removesuffix("Backward"))
         pending += [source for source, _ in node.next_functions]
     return None

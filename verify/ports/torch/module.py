@@ -269,6 +269,23 @@ class TorchModule(Port):
     @contextmanager
     def float64(self) -> Iterator[Port]:
         """The module in float64, submodule by submodule where that can be."""
+        constants = WidenedConstants(self.config)
+        with self.widened():
+            try:
+                with constants:
+                    yield self
+            finally:
+                self.odd_constants = tuple(constants.others)
+
+    @contextmanager
+    def widened(self) -> Iterator[None]:
+        """Its tensors are float64 while they are used.
+
+        Raises:
+            NotExamined: there is no room for the largest submodule twice.
+        """
+        parts = [list(part.parameters(recurse=False)) for part in self.module.modules()]
+        require(8 * max(sum(tensor.numel() for tensor in own) for own in parts))
         probe = np.zeros((1, min(2, self._checkpoint.config.n_ctx)), np.int64)
         run = partial(self.logits, probe)
         with converted(
@@ -279,13 +296,10 @@ class TorchModule(Port):
             recording=lambda: self._differentiable,
         ):
             self._is_float64_copy = True
-            constants = WidenedConstants(self.config)
             try:
-                with constants:
-                    yield self
+                yield
             finally:
                 self._is_float64_copy = False
-                self.odd_constants = tuple(constants.others)
 
     @contextmanager
     def differentiable(self, arrived: Arrived) -> Iterator[None]:

@@ -34,7 +34,11 @@ def resized(port: TorchModule, rows: int) -> Iterator[Port]:
     Raises:
         NotExamined: the module cannot be copied.
     """
-    require(2 * sum(tensor.nbytes for tensor in port.module.parameters()))
+    parameters = list(port.module.parameters())
+    # The copy, and of a table the resized one and what its new rows are drawn from: the old one,
+    # and how far that is from its mean.
+    table = port.config.n_vocab * port.config.n_embd * max(t.itemsize for t in parameters)
+    require(sum(tensor.nbytes for tensor in parameters) + 3 * table)
     try:
         module: Any = copy.deepcopy(port.module)
     except Exception as error:

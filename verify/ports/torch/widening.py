@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -43,14 +44,62 @@ def widening() -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
-def in_float64(build: Callable[[], torch.nn.Module], weights: torch.nn.Module) -> torch.nn.Module:
-    """A module built in float64, its tables as well, with the weights of another one.
+def on_weights_of(
+    build: Callable[[], torch.nn.Module], weights: torch.nn.Module
+) -> torch.nn.Module:
+    """A module built in float64, its tables as well, on the very memory of another one's
+    parameters, which are to be widened while they are used: it holds no second copy of them.
 
     Args:
         build: makes a module of the same kind, whatever its weights.
         weights: what has the correct ones.
+
+    Raises:
+        RuntimeError: the two have other names, or other shapes.
     """
-    with widening():
-        made = build().double()
-    made.load_state_dict({name: value.double() for name, value in weights.state_dict().items()})
+    with widening(), _no_parameters():
+        made = build()
+    theirs = dict(weights.named_parameters(remove_duplicate=False))
+    _same(made, weights)
+    lent = {id(t): torch.nn.Parameter(t.detach(), t.requires_grad) for t in theirs.values()}
+    for name in dict(made.named_parameters(remove_duplicate=False)):
+        scope, _, leaf = name.rpartition(".")
+        made.get_submodule(scope)._parameters[leaf] = lent[id(theirs[name])]
+    for buffer in made.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.double()
+    stored = weights.state_dict()
+    for name, value in made.state_dict(keep_vars=True).items():
+        if name not in theirs and isinstance(value, torch.Tensor):
+            value.copy_(stored[name])
     return made.train(weights.training)
+
+
+@contextmanager
+def _no_parameters() -> Iterator[None]:
+    """Parameters of what is built have a shape and no memory: others take their place."""
+
+    def shape_alone(module: Any, name: str, made: Any) -> torch.nn.Parameter | None:
+        if made is None or made.is_meta:  # a second name of one that was seen stays that
+            return None
+        return torch.nn.Parameter(made.detach().to("meta"), made.requires_grad)
+
+    handle = register_module_parameter_registration_hook(shape_alone)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _same(made: torch.nn.Module, weights: torch.nn.Module) -> None:
+    """RuntimeError where what the two store has other names or shapes."""
+    ours, theirs = (
+        {name: tuple(getattr(v, "shape", ())) for name, v in module.state_dict().items()}
+        for module in (made, weights)
+    )
+    if ours != theirs:
+        name = next(n for n in (*ours, *theirs) if ours.get(n) != theirs.get(n))
+        raise RuntimeError(
+            f"{name} is {ours.get(name, 'not there')} in a module that is built anew, should be "
+            f"{theirs.get(name, 'not there')}"
+        )
