@@ -421,11 +421,19 @@ class Check(_PortItem):
             head = self.follows.get((self.check, self.site))
             if head is not None:
                 self.follow(label(head), *lines)
-            self.fail(*lines, *self._consequences(failed))
+            self.fail(*lines, *self._sentences(failed), *self._consequences(failed))
         unseen = [f for f in self.findings if f.status is Status.NOT_EXAMINED]
         if unseen:
             # The name is in the reason: pytest folds skips that have the same reason into one.
             pytest.skip(f"not examined: {self.nodeid}: {one_line(unseen[0].message)}")
+
+    def _sentences(self, failed: list[Finding]) -> Iterator[str]:
+        """What the faults do that explain these failures."""
+        from gpt_verify.report.sentences import sentences
+
+        here = {name for f in failed for name in (f.id, f.site, *f.tensors)}
+        causes = self.port_report.causes
+        return sentences(cause for cause in causes if not here.isdisjoint(cause.where))
 
     def _consequences(self, failed: list[Finding]) -> list[str]:
         after = {key for key, head in self.follows.items() if head in failed}

@@ -255,6 +255,13 @@ class TestOneMistakeIsOneFailure:
         (line,) = [line for line in result.outlines if line.startswith("XFAIL")]
         assert "::verdict - follows from " in line and "::logits[logits]: " in line
 
+    def test_it_says_what_the_port_does_wrong(self, user: Pytest) -> None:
+        altered = f"--port={PORTS.parent / 'altered_ports.py'}:eager_exact_gelu"
+        result = user(altered, "-k", "architecture or activations.local", port=None)
+        assert result.parseoutcomes()["failed"] == 1
+        said = result.stdout.str()
+        assert "gelu-erf: the port computes the exact GELU" in said
+
     def test_each_is_a_failure_where_that_is_asked_for(self, user: Pytest) -> None:
         result = user("--runxfail", port="twice_too_large")
         assert result.parseoutcomes()["failed"] == 2

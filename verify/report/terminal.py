@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt_verify.diagnosis.forms.table import FORMS
 from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict
 from gpt_verify.judging.selection import is_default
-from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.report.following import diagnosis
 from gpt_verify.report.mapping import mapping_lines
+from gpt_verify.report.sentences import sentences
 from gpt_verify.text import (
     count,
     failures_by_check,
@@ -123,12 +122,8 @@ def _failure(page: _Page, port: PortReport, finding: Finding, repeat: str) -> No
     page.line(f"  {one_line(finding.message)}")
     if port.explained is not None:
         page.line(f"  {port.explained}")
-    for name in port.explained_by:
-        if name in CATALOGUE:
-            page.line(f"    {name}: the port {CATALOGUE[name].summary}")
-    for cause in port.causes:
-        if cause.fault in FORMS:
-            page.line(f"    {cause.fault}: the port {FORMS[cause.fault]}: {one_line(cause.note)}")
+    for sentence in sentences(port.causes):
+        page.line(f"    {sentence}")
     page.line(f"  failed checks: {failures_by_check(port.findings)}")
     page.line(f"  weights: {weights_words(port.weights_from)}")
     page.line(f"  repeat: {repeat}")
