@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import Sources
 from models import checkpoint
 from plain_ports import faulty, plain
 from subjects import hold, port
@@ -15,6 +16,7 @@ from gpt_verify.faults.model import Options
 from gpt_verify.findings import Status
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.port import STATES
+from gpt_verify.ports.huggingface import huggingface
 from gpt_verify.reference import Config
 
 FAULTS = [name for name, fault in CATALOGUE.items() if fault.family == "outputs"]
@@ -80,6 +82,14 @@ def test_states_of_another_precision_are_within_rounding() -> None:
 def test_a_fused_kernel_shows_no_patterns() -> None:
     (finding,) = hold("outputs.patterns", plain(options=Options(fused=True)))
     assert finding.status is Status.NOT_EXAMINED
+
+
+def test_nobody_is_warned_of_what_is_only_asked(
+    sources: Sources, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = sources("llama")
+    hold("outputs.patterns", huggingface(source, "sdpa"), source)
+    assert capfd.readouterr().err == ""
 
 
 def test_the_smallest_model() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from gpt_verify.errors import described
 from gpt_verify.port import PATTERNS, STATES, NotExamined
+from gpt_verify.ports.torch.copies import quietly
 from gpt_verify.ports.torch.outputs import member
 from gpt_verify.ports.torch.styles import takes_of
 from gpt_verify.ports.torch.trace import to_numpy
@@ -73,7 +74,8 @@ def _asked(port: TorchModule, tokens: Tokens, argument: str, name: str) -> list[
     more: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
     ids = torch.as_tensor(np.ascontiguousarray(tokens, np.int64), device=port.device)
     try:
-        with torch.no_grad():
+        # Of what a fused attention cannot hand out transformers would warn the user.
+        with quietly(), torch.no_grad():
             output = port.module(ids, **{argument: True}, **more)
     except Exception as error:
         raise NotExamined(f"{argument}=True is refused: {described(error)}") from error
