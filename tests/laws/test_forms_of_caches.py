@@ -240,6 +240,14 @@ PADDING: dict[str, tuple[Any, str, str]] = {
         "padding-counts",
         "-10 is added to the scores of padding, which does not hide it",
     ),
+    **{
+        f"hidden-by-{number}": (
+            masked(lambda scores, real, number=number: scores - number * ~real),
+            "padding-counts",
+            f"-{number} is added to the scores of padding, which does not hide it",
+        )
+        for number in (0.25, 3.7, 8, 15)
+    },
     "scores-times-mask": (
         masked(lambda scores, real: scores * real),
         "padding-counts",

@@ -7,8 +7,10 @@ departs from the correct logits as the port does: same direction, same size, to 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,11 @@ from gpt_verify.reference.weights import parameter_count
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating]
+#: Of a golden section, whose steps narrow an interval to this part of it: so many of them leave a
+#: hundred-thousandth.
+GOLDEN, STEPS = (math.sqrt(5) - 1) / 2, 24
+#: A number of fewer digits than these is preferred where it leaves hardly more.
+DIGITS, SHORT = 6, 1.05
 #: How far from 1 the coefficient of a recognised mistake may be.
 NEAR = 0.1
 
@@ -142,6 +149,19 @@ class Decoding:
         self._predicted.add(predicted.digest())
         return None if known else left
 
+    def distance(self, way: Way) -> float:
+        """What a way leaves in all, in noise floors (RMS), whether it explains it or not."""
+        squares = 0.0
+        for case, right in zip(self._cases, self._rights, strict=True):
+            with np.errstate(all="ignore"):
+                wrong = self._decode(case, way)
+            if right is None or wrong is None:
+                return np.inf
+            measured_RV = case.got_RV.astype(np.float64) - case.expected_RV
+            left_R = _floors(measured_RV - (wrong - right)[case.rows], case)
+            squares += float(np.mean(left_R**2))
+        return float(np.sqrt(squares / len(self._cases))) if np.isfinite(squares) else np.inf
+
     def _decode(self, case: Case, way: Way) -> Floats | None:
         return decode(self._weights, self._config, case.pieces, way)
 
@@ -154,6 +174,44 @@ def recognise(
     if subject.config.own is not None:
         return Explained()  # this decodes as GPT-2 and GPT do
     return explain(Decoding(subject, cases, right_way), ways)
+
+
+def read_off(
+    subject: Subject,
+    cases: Sequence[Case],
+    made: Callable[[float], Way],
+    tried: Sequence[float],
+    right_way: Way = RIGHT,
+) -> Way:
+    """The way whose number leaves least.
+
+    Args:
+        subject: the port.
+        cases: what it decoded.
+        made: the way with a number.
+        tried: numbers of one sign in rising order; the one that is sought is near one of them.
+        right_way: nothing is wrong.
+    """
+    if subject.config.own is not None:
+        return made(tried[0])
+    evidence = Decoding(subject, cases, right_way)
+
+    @cache
+    def left(number: float) -> float:
+        return evidence.distance(made(number))
+
+    at = min(range(len(tried)), key=lambda i: left(tried[i]))
+    low, high = tried[max(at - 1, 0)], tried[min(at + 1, len(tried) - 1)]
+    for _ in range(STEPS):
+        one, other = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+        if left(one) < left(other):
+            high = other
+        else:
+            low = one
+    least = min((low, high, tried[at]), key=left)
+    # Whoever wrote it wrote a short number, and noise has moved it.
+    short = (float(f"{least:.{digits}g}") for digits in range(1, DIGITS))
+    return made(next((n for n in short if left(n) <= SHORT * left(least)), least))
 
 
 def _remainder(predicted_RV: Floats, case: Case, quantising: bool) -> float | None:

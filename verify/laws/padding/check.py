@@ -8,7 +8,7 @@ easily used wrongly: the finding says so, and proves that it is this and nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,9 @@ from gpt_verify.laws.agreement import (
     mean_squares,
     refuting,
 )
-from gpt_verify.laws.decoding import Case, Way, recognise
+from gpt_verify.laws.decoding import Case, Way, read_off, recognise
 from gpt_verify.laws.explain import Explained
-from gpt_verify.laws.padding.forms import forms
+from gpt_verify.laws.padding.forms import WEAK, forms, weak
 from gpt_verify.laws.padding.hypotheses import COUNTED, Padded, ways
 from gpt_verify.laws.padding.hypotheses import counted as positions_counted
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
@@ -160,7 +160,12 @@ class _Runs:
         """What is wrong, by the mistake that the oracle would have to make as well."""
         found = self._recognised(ways(self._batches[0]))
         if not found.fitting:
-            found = self._recognised(forms(self._batches[0], self._subject.config.n_head))
+            batch = self._batches[0]
+            found = self._recognised(forms(batch, self._subject.config.n_head))
+        if not found.fitting:
+            found = self._recognised(
+                [read_off(self._subject, self._cases, partial(weak, batch), WEAK, batch.right)]
+            )
         message = found.description if found else f"{self._described()}: {found.description}"
         return self.agreement.failed(LAW, where + message, found.named)
 

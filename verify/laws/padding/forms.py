@@ -25,9 +25,9 @@ NAMES = {
     "padding-rows": "gives rows or heads the masks of other rows",
     "padding-positions": "counts positions beside padding in another way",
 }
-#: What is added to scores of masked sources that is not enough to hide them. Not -1: that is the
+#: About what is added to scores of masked sources where that is not enough to hide them. -1 is the
 #: mask of zeros and ones, added to all, but for a number that softmax does not see.
-WEAK = (-2.0, -5.0, -10.0, -100.0)
+WEAK = tuple(-(2.0**power) for power in range(8, -7, -1))
 
 
 def forms(batch: Padded, n_head: int) -> Iterator[Way]:
@@ -76,17 +76,23 @@ def _counting(batch: Padded) -> Iterator[Way]:
         description="0 and 1 of the mask are added to the scores as they are",
         added=lambda before, n: mask,
     )
-    for weak in WEAK:
-        yield replace(
-            everything,
-            description=f"{weak:g} is added to the scores of padding, which does not hide it",
-            added=partial(_added, weak * (1.0 - mask)),
-        )
     yield replace(
         everything,
         description="the scores are multiplied by the mask, and padding is seen with a score of 0",
         sources=lambda before, n: causal,
         scaled=lambda before, n: mask,
+    )
+
+
+def weak(batch: Padded, number: float) -> Way:
+    """Padding is hidden too little: its scores are this much lower."""
+    at, real, causal = batch.positions.reshape(-1), batch.real.reshape(-1), _own_row(batch)
+    return Way(
+        f"{number:g} is added to the scores of padding, which does not hide it",
+        lambda before, n: at,
+        lambda before, n: causal,
+        added=partial(_added, number * (1.0 - real.astype(np.float64))),
+        fault="padding-counts",
     )
 
 
