@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from models import CONFIG, checkpoint
 from plain_ports import faulty, plain
 from subjects import hold, port
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from gpt_verify.faults.inject import wrap
 from gpt_verify.findings import Status
@@ -60,6 +62,41 @@ def test_tf32_is_recognised_and_the_setting_is_named() -> None:
     assert "allow_tf32 = False" in finding.message
     assert finding.score is not None and finding.limit is not None
     assert finding.score > 10 * finding.limit
+
+
+class ThreeProducts(TorchDispatchMode):
+    """Each operand is the sum of two numbers of bfloat16, and the product of the small ones is left
+    out."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("mm", "addmm", "bmm") and result.dtype == torch.float32:
+            *bias, a, b = args
+            with _disable_current_modes():  # as hardware is: it shows nobody what it multiplies
+                (ah, al), (bh, bl) = map(halves, (a, b))
+                result.copy_(ah @ bh + (ah @ bl + al @ bh) + sum(bias))
+        return result
+
+
+def halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    high = x.bfloat16().float()
+    return high, (x - high).bfloat16().float()
+
+
+def test_float32_in_three_products_of_bfloat16_is_not_taken_for_tf32() -> None:
+    made = plain()
+    right = made.offers()[ACTIVATIONS]
+
+    def activations(*asked: Any) -> Any:
+        with ThreeProducts():
+            return right(*asked)
+
+    made.offer(ACTIVATIONS, activations)
+    (finding,) = hold("precision", made)
+    assert finding.status is Status.FAILED
+    assert f"computes in bfloat16x3 at all {len(PRODUCTS)} products" in finding.message
+    assert "set_float32_matmul_precision('highest')" in finding.message
+    assert finding.fault is None
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])

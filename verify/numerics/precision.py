@@ -71,5 +71,9 @@ FLOAT16 = Precision("float16", 2.0**-11, 2.0**-24, 2.0**-25, 20, 65504.0)
 #: Float32 in memory, 11 significant bits in products: NVIDIA's A100 white paper (2020), "TF32".
 #: What a port may turn out to compute in, never what it declares.
 TF32 = replace(FLOAT32, name="tf32", u_operand=2.0**-11)
+#: Float32 in memory, of which a product takes x = h + l, both in bfloat16, and makes x x' of h h' +
+#: h l' + l h': Henry, Tang and Heinecke (2019), arXiv:1904.06376. What an operand loses is at most
+#: u² x, for the u of bfloat16, and so is l l', which is left out. Also what a port turns out to do.
+BFLOAT16_X3 = replace(FLOAT32, name="bfloat16x3", u_operand=BFLOAT16.u**2)
 
 PRECISIONS = {p.name: p for p in (FLOAT64, FLOAT32, BFLOAT16, FLOAT16)}

@@ -15,7 +15,7 @@ LAW = Law(
             "precision",
             check_precision,
             "the format in which each product is really computed, inferred from its errors, is "
-            "the declared one or wider; TF32 and autocast are named",
+            "the declared one or wider; TF32, three products of bfloat16 and autocast are named",
             needs=(ACTIVATIONS,),
         ),
     ),

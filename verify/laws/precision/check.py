@@ -1,8 +1,9 @@
 """The law of precision: a port computes in the format that it declares, or in a wider one.
 
-A setting far away can make a float32 port multiply in TF32 or in half precision, and nothing in its
-outputs says so. The errors do: at every product they are as large as the rounding of the format
-that is really used. The widest format whose budget holds them is the one that the port computes in.
+A setting far away can make a float32 port multiply in TF32, in parts of bfloat16 or in half
+precision, and nothing in its outputs says so. The errors do: at every product they are as large as
+the rounding of the format that is really used. The widest format whose budget holds them is the one
+that the port computes in.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from gpt_verify.graph.local import LocalOracle, NotShown
 from gpt_verify.graph.table import made_by
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.numerics.budgets import Measured
-from gpt_verify.numerics.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Precision
+from gpt_verify.numerics.precision import (
+    BFLOAT16,
+    BFLOAT16_X3,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    TF32,
+    Precision,
+)
 from gpt_verify.numerics.scores import limit_rms
 from gpt_verify.port import ACTIVATIONS
 from gpt_verify.sites import sites
@@ -31,6 +40,7 @@ Floats = NDArray[np.floating]
 FORMATS = (
     FLOAT64,
     FLOAT32,
+    BFLOAT16_X3,
     TF32,
     replace(FLOAT16, u_operand=FLOAT16.u),
     replace(BFLOAT16, u_operand=BFLOAT16.u),
@@ -43,6 +53,7 @@ DISTINCT = 16
 #: What to do about a format that is narrower than the declared one.
 _REMEDY = {
     "float32": "look for a cast to float32",
+    "bfloat16x3": "set torch.set_float32_matmul_precision('highest'): float32 is made of bfloat16",
     "tf32": "set torch.backends.cuda.matmul.allow_tf32 = False "
     "(torch.set_float32_matmul_precision('highest'))",
     "float16": "look for autocast or a cast to half precision",
