@@ -347,7 +347,8 @@ def test_a_small_model_of_any_depth(name: str, depth: int) -> None:
 def test_synth(tmp_path: Path) -> None:
     done = command("synth", "--family", "qwen3", str(tmp_path / "it"))
     assert done.returncode == 0, done.stderr
-    assert "qwen3:307,40,48,4,4, seed 0" in done.stdout
+    assert "qwen3, vocab 307, ctx 40, embd 48, head 4, layer 4, seed 0" in done.stdout
+    assert f"gpt-verify run --checkpoint {tmp_path / 'it'} --port huggingface" in done.stdout
     opened = open_checkpoint(tmp_path / "it")
     assert opened.config.architecture == "qwen3"
     assert_agrees(

@@ -35,7 +35,7 @@ def test_transformers_computes_the_same_in_float64(tmp_path: Path, name: str) ->
     import torch
     import transformers
 
-    from gpt_verify.ports.torch.widening import in_float64, widening
+    from gpt_verify.ports.torch.widening import widening
 
     source = open_checkpoint(written(tmp_path, name))
     tokens = tokens_of(source.config, SIZES[1])
@@ -49,8 +49,10 @@ def test_transformers_computes_the_same_in_float64(tmp_path: Path, name: str) ->
         except ValueError as error:
             assert attention == "sdpa" and "does not support" in str(error)
             continue
-        float64_copy = in_float64(lambda m=model: type(m)(m.config), model)
         with torch.no_grad(), widening():
+            float64_copy = type(model)(model.config).double().eval()
+            weights = {key: value.double() for key, value in model.state_dict().items()}
+            float64_copy.load_state_dict(weights)
             got = float64_copy(torch.from_numpy(tokens)[None], use_cache=False).logits[0]
         assert got.dtype is torch.float64
         assert_agrees(got.numpy(), expected, f"{name}, {attention}")
