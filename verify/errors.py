@@ -79,17 +79,22 @@ def shortened(text: object, longest: int = LONGEST) -> str:
 
 def described(error: BaseException, longest: int = LONGEST) -> str:
     """Type of an exception, and the first line of what it says; of any exception whatever."""
+    return _described(error, longest, lines=1)
+
+
+def _described(error: BaseException, longest: int, lines: int | None) -> str:
     name = shortened(type(error).__name__, 100)
     try:
         text = str(error)
     except Exception as worse:  # a class of the port, whose message is code that may fail
         return f"{name} (whose message cannot be made: {type(worse).__name__})"
-    first = shortened((text[: 64 * longest].strip().splitlines() or [""])[0], longest)
+    first = shortened(" ".join(text[: 64 * longest].strip().splitlines()[:lines]), longest)
     return f"{name}: {first}" if first else name
 
 
 def located(error: BaseException) -> str:
-    """The same, with the innermost line of somebody's own code that it came through, as
+    """All that it says, because the cause of what ``load_state_dict`` or Keras raises stands below
+    the first line; and the innermost line of somebody's own code that it came through, as
     ``(my_port.py:35)``."""
     own = [
         frame
@@ -97,7 +102,7 @@ def located(error: BaseException) -> str:
         if not frame.filename.startswith(("<", *_INSTALLED))
     ]
     where = f" ({os.path.relpath(own[-1].filename)}:{own[-1].lineno})" if own else ""
-    return described(error) + where
+    return _described(error, LONGEST_REFUSAL, lines=None) + where
 
 
 def _text_of(thing: object) -> str:

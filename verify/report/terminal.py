@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gpt_verify.errors import GptVerifyError
 from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict
 from gpt_verify.judging.selection import is_default
 from gpt_verify.report.following import diagnosis
@@ -111,6 +112,13 @@ class _Page:
         return "\n".join(line.rstrip() for line in self._stream.getvalue().splitlines()) + "\n"
 
 
+def _raised(exception: BaseException | None) -> bool:
+    """Whether somebody else's code raised; what this package says needs no traceback."""
+    if isinstance(exception, GptVerifyError):
+        exception = exception.__cause__
+    return exception is not None and not isinstance(exception, GptVerifyError)
+
+
 def _failure(page: _Page, port: PortReport, finding: Finding, repeat: str) -> None:
     at = f" at {finding.site}" if finding.site else ""
     page.line()
@@ -194,6 +202,8 @@ def render(
             page.line()
             page.line(f"{one_line(port.name)}: could not be judged", style="bold yellow")
             page.line(f"  {one_line(port.error)}")
+            if _raised(port.exception):
+                page.line("  --debug shows the traceback")
             if not was_compared(port):
                 page.line(f"  nothing was compared: {count(len(port.findings), 'check')} not made")
         if port.unmet:
