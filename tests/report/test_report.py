@@ -173,8 +173,8 @@ class TestTerminal:
         assert end > start + 3
         assert max(map(len, lines[start:end])) <= 100
         # Nothing is dropped to make it fit.
-        assert [line.split()[-1] for line in lines[start : start + 2]] == ["ex-", "amined"]
-        assert lines[start + 2].endswith("   48")
+        assert [line.split()[-1] for line in lines[start : start + 2]] == ["not", "examined"]
+        assert lines[start + 2].endswith(" 48")
 
     def test_refuted_port_is_shown_with_its_first_failure(self) -> None:
         text = terminal.render(report(good(), wrong()), repeats=["A", "gpt-verify run --port w"])
