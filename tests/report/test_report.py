@@ -15,7 +15,7 @@ import pytest
 from report_samples import BUDGET, broken, good, report, wrong
 
 from gpt_verify.command.arguments import build_parser
-from gpt_verify.findings import Finding, Place, PortReport, Report, Status
+from gpt_verify.findings import Cause, Finding, Place, PortReport, Report, Status
 from gpt_verify.judging.repeat import repeat_command
 from gpt_verify.judging.run import Options
 from gpt_verify.laws.catalogue import CATALOGUE
@@ -190,7 +190,8 @@ class TestTerminal:
         )
 
     def test_a_known_fault_is_said_in_a_sentence(self) -> None:
-        port = dataclasses.replace(wrong(), explained_by=("gelu-erf", "no-such-fault"))
+        names = ("gelu-erf", "no-such-fault")
+        port = dataclasses.replace(wrong(), explained_by=names, causes=tuple(map(Cause, names)))
         text = terminal.render(report(port), repeats=["a line of Python"])
         sentence = CATALOGUE["gelu-erf"].summary
         assert f"explained by: gelu-erf, no-such-fault\n    gelu-erf: the port {sentence}\n" in text
