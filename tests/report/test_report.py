@@ -191,7 +191,8 @@ class TestTerminal:
 
     def test_a_known_fault_is_said_in_a_sentence(self) -> None:
         names = ("gelu-erf", "no-such-fault")
-        port = dataclasses.replace(wrong(), explained_by=names, causes=tuple(map(Cause, names)))
+        causes = tuple(Cause(name, sites=("h.0.mlp.act",)) for name in names)
+        port = dataclasses.replace(wrong(), explained_by=names, causes=causes)
         text = terminal.render(report(port), repeats=["a line of Python"])
         sentence = CATALOGUE["gelu-erf"].summary
         assert f"explained by: gelu-erf, no-such-fault\n    gelu-erf: the port {sentence}\n" in text
