@@ -162,9 +162,33 @@ _GPT_OSS = _authors(
     routing="float32",
     experts="once-bias-after",
 )
+#: Its attention is a kernel of xformers, which rounds as it likes.
+_MISTRAL = Declaration(
+    "authors",
+    {
+        "linear": ("float32",),
+        "rms_norm": ("cast-before-gain",),
+        "rope": ("float32",),
+        "glu": ("cast-before-up",),
+        "add": ("once",),
+        "unembed": ("float32",),
+    },
+    "mistralai/mistral-inference src/mistral_inference/transformer_layers.py, rope.py",
+)
+_MIXTRAL = Declaration(
+    "authors",
+    {
+        **{place: names for place, names in _MISTRAL.recipes.items() if place != "glu"},
+        "routing": ("stored",),
+        "experts": ("in-turn",),
+    },
+    f"{_MISTRAL.source}, moe.py",
+)
 #: Architecture → what its authors' own code does in half precision.
 AUTHORS: dict[str, Declaration] = {
     "llama": _LLAMA,
+    "mistral": _MISTRAL,
+    "mixtral": _MIXTRAL,
     "gemma": _GEMMA,
     "gemma2": _GEMMA_2,
     "gpt_oss": _GPT_OSS,
