@@ -159,7 +159,7 @@ def test_explained_in_part(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "explained in part, by gelu-erf in layer 2; something else is wrong" in said
     assert report["port"]["explained_by"] == ["gelu-erf"]
     assert not report["proof"]["holds"]
-    assert "the port does not follow the reference with gelu-erf in layer 2" in said
+    assert "the port does not agree with a reference that has gelu-erf in layer 2" in said
     assert report["left_over"]
 
 

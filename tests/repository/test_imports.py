@@ -337,16 +337,15 @@ def test_no_framework_is_loaded_before_a_port_needs_it(module: str) -> None:
     assert not _loaded(f"import {module}") & set(FRAMEWORKS)
 
 
-def test_help_takes_less_than_half_a_second() -> None:
-    def seconds() -> float:
+def test_help_takes_less_time_than_numpy_takes_to_load() -> None:
+    def seconds(*words: str) -> float:
         start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "gpt_verify", "--help"],
-            cwd=ROOT,
-            capture_output=True,
-            check=True,
-        )
+        subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, check=True)
         return time.perf_counter() - start
 
-    # The best of several: the machine may be shared, the program is not.
-    assert min(seconds() for _ in range(5)) < 0.5
+    # The best of several, in turns: the machine may be shared.
+    turns = [
+        (seconds("-m", "gpt_verify", "--help"), seconds("-c", "import numpy")) for _ in range(7)
+    ]
+    ours, numpy = map(min, zip(*turns, strict=True))
+    assert ours < numpy
