@@ -1,8 +1,8 @@
 """Which cases of large tables of tests are run where nothing says which.
 
 Some tests have hundreds of cases, of which each judges a port. All of them take more than an hour
-on two cores; so a run of everything takes a third of each large table, and the commit decides which
-third. A run of files or tests that are named takes all, and so does ``--cases all``.
+on two cores; so a run of everything takes a fifth of each large table, and the commit decides which
+fifth. A run of files or tests that are named takes all, and so does ``--cases all``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 #: Of the cases of a large table one in so many is run.
-PARTS = 3
+PARTS = 5
 #: A table of fewer cases is small.
 LARGE = 6
 

@@ -54,7 +54,7 @@ def test_the_parts_are_all(project: pytest.Pytester) -> None:
     always = {name for name in EVERY if "large" not in name}
     for part in parts:
         assert always < part
-        assert 3 <= len(part - always) <= 4
+        assert len(part - always) == 10 // cases.PARTS
     assert sum(len(part - always) for part in parts) == 10  # none is in two
 
 
