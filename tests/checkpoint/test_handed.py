@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import json
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +182,21 @@ class TestMappings:
         del kept
         gc.collect()
         assert _mapped(path, "rw-p") == [read]
+
+    def test_what_torch_writes_outlives_a_neighbour(self, tmp_path: Path) -> None:
+        """They may share a page, which is given back whole or not at all."""
+        file = tmp_path / "file"
+        file.write_bytes(bytes(4 * mmap.PAGESIZE))
+        mapped = files.MappedFile(file)
+        middle = mmap.PAGESIZE + 100
+        left, right = mapped.view(0, middle), mapped.view(middle, 2 * mmap.PAGESIZE)
+        with pytest.warns(UserWarning, match="not writable"):
+            written = torch.from_numpy(right)
+        written[:] = 7
+        del left
+        gc.collect()
+        assert bool((written == 7).all())
+        assert file.read_bytes() == bytes(4 * mmap.PAGESIZE)
 
     def test_small_ones_are_copied(self, tmp_path: Path) -> None:
         source = SOURCES["safetensors"](tmp_path / "checkpoint")

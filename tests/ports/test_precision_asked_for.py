@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import ROOT
 from models import checkpoint
 
 from gpt_verify.errors import PortError
@@ -72,8 +71,3 @@ def test_or_it_is_refused(
 ) -> None:
     with pytest.raises(PortError, match=f"computes in {computes}; {asked} was asked for"):
         build(spec(factory), checkpoint(), asked, "cpu")
-
-
-def test_the_page_says_so() -> None:
-    page = (ROOT / "docs" / "ports.md").read_text(encoding="utf-8")
-    assert "A factory\nwith a parameter named `dtype` is handed" in page

@@ -164,12 +164,15 @@ class MappedFile:
         view = np.frombuffer(mapped, np.uint8, size, offset)
         view.setflags(write=False)
         if hasattr(mapped, "madvise"):
-            start = offset - offset % mmap.PAGESIZE
+            # Whole pages alone: with its page would be lost what was written to a neighbour.
+            start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+            length = (offset + size) // mmap.PAGESIZE * mmap.PAGESIZE - start
             # Every array made from this one keeps it as its base, so this runs after the last use;
             # and a page that is wanted again is merely read again.
-            weakref.finalize(
-                view, mapped.madvise, mmap.MADV_DONTNEED, start, offset + size - start
-            ).atexit = False
+            if length > 0:
+                weakref.finalize(
+                    view, mapped.madvise, mmap.MADV_DONTNEED, start, length
+                ).atexit = False
         return view
 
     def own(self, offset: int, size: int) -> NDArray[np.uint8]:
