@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from models import checkpoint
 
-from gpt_verify.graph.backward import Backward
+from gpt_verify.graph.backward import Backward, Read
 from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.graph.derivatives import derivatives
 from gpt_verify.graph.directions import WTE_READERS, Direction, draw
@@ -55,14 +55,18 @@ def test_another_rule_changes_what_comes_after_it_alone(name: str) -> None:
     rules = {f"h.1.{kind}": rule for kind, rule in MISTAKES[name].items() if kind != "ln_f"}
     walked = list(backward.walk(rules))
     assert {found.site for found in walked} < set(right)
-    perturbed = [
-        found.along(direction) != right[found.site].along(direction)
-        for found in walked
-        for direction in drawn[(found.site,)]
-    ]
-    assert any(perturbed)
+
+    def differ(found: Read) -> list[bool]:
+        """By more than a thousand roundings of float64: a product's last bits may depend on where
+        its operands lie in memory."""
+        limit = 1000 * FLOAT64.u * found.size
+        return [
+            abs(found.along(direction) - right[found.site].along(direction)) > limit
+            for direction in drawn[(found.site,)]
+        ]
+
+    assert any(any(differ(found)) for found in walked)
     # And what is kept is what it was.
-    again = backward.walk({"logits": OPERATIONS["unembed"].back})
-    for found, expected in zip(again, backward.right, strict=True):
-        for direction in drawn[(found.site,)]:
-            assert found.along(direction) == expected.along(direction)
+    again = list(backward.walk({"logits": OPERATIONS["unembed"].back}))
+    assert {found.site for found in again} == set(right)
+    assert not any(any(differ(found)) for found in again)
