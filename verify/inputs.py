@@ -17,6 +17,11 @@ Tokens = NDArray[np.int64]
 #: a sample shows that rows are kept apart, and every row of wte is compared among the weights.
 COVERAGE_ROWS, SAMPLED_ROWS = 8, 3
 
+#: The longest default input of a model whose positions are computed, of which some take 131,072
+#: tokens and more: one more than the released GPT-2's context, so that a boundary of kernels is
+#: among the lengths. More tokens would show the same formula once more.
+COMPUTED = 1025
+
 
 @dataclass(frozen=True)
 class Input:
@@ -33,29 +38,42 @@ class Input:
     in_float64: bool = True
 
 
-def revealing_lengths(n_ctx: int) -> list[int]:
-    """1, 2, every power of two ± 1, and all of n_ctx: the boundaries of kernels and tables."""
-    lengths = {1, 2, n_ctx}
+def revealing_lengths(most: int) -> list[int]:
+    """1, 2, every power of two ± 1, and the most: the boundaries of kernels and tables."""
+    lengths = {1, 2, most}
     power = 4
-    while power - 1 <= n_ctx:
+    while power - 1 <= most:
         lengths |= {power - 1, power + 1}
         power *= 2
-    return sorted(n for n in lengths if n <= n_ctx)
+    return sorted(n for n in lengths if n <= most)
+
+
+def longest(config: Config) -> int:
+    """Tokens of the longest default input.
+
+    All of n_ctx where every position has a row of a table, which may be wrong. Otherwise so many
+    that something lies outside each window, and ``COMPUTED`` at least.
+    """
+    if config.keys.table:
+        return config.n_ctx
+    widest = max((window for window in config.keys.windows if window is not None), default=0)
+    return min(config.n_ctx, max(COMPUTED, widest + 2))
 
 
 def default_inputs(config: Config, seed: int) -> list[Input]:
     """Sequences of every revealing length, a repetition, and a batch with every token id.
 
-    With all of n_ctx among the lengths, every position embedding and every attention distance
-    occurs. The batch has rows that differ; where the vocabulary does not fit into it, the ids are
+    The lengths end with ``longest``: with it every position embedding occurs, or the edge of every
+    window. The batch has rows that differ; where the vocabulary does not fit into it, the ids are
     a seeded sample with the first and the last.
 
     The lengths between the shortest ones and the longest are there for kernels, which the declared
     precision runs: in float64 they would show the same operations once more.
     """
+    most = longest(config)
     inputs = [
-        replace(seeded(config, length, seed), in_float64=length in (1, 2, config.n_ctx))
-        for length in revealing_lengths(config.n_ctx)
+        replace(seeded(config, length, seed), in_float64=length in (1, 2, most))
+        for length in revealing_lengths(most)
     ]
     rng = np.random.default_rng([seed, config.n_vocab, 1])
     period = max(1, min(5, config.n_ctx // 2))
