@@ -5,6 +5,8 @@
     python scripts/calibrate.py --size 774M --configs 2 --json docs/results/calibration-774M.json
     python scripts/instructions.py avx2 --threads 1 -- python scripts/calibrate.py --configs 240 \\
         --json docs/results/calibration-avx2.json
+    python scripts/calibrate.py --families --configs 240 \\
+        --json docs/results/calibration-families.json
     python scripts/calibrate.py --page docs/numerics.md
 
 The report says on which processor it was made, and with which instructions of each library.
@@ -12,6 +14,7 @@ The report says on which processor it was made, and with which instructions of e
 Each configuration has random odd sizes, a random weight scale, weights with or without large
 residual channels, and inputs of 1 to n_ctx tokens. transformers' GPT2LMHeadModel is judged on it in
 float32, bfloat16 and float16, with eager and with fused attention, and in float64 (architecture).
+With ``--families`` it is transformers' model of each family in turn (``calibrate_families.py``).
 Every one of these ports is correct, so that a score beyond its limit is a false alarm, and the
 script exits with status 1. Limits are derived (``gpt_verify.numerics.scores``,
 ``gpt_verify.graph.cascade.LIMIT_FLOORS``) and only tested here.
@@ -25,12 +28,14 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bench import write_between
+from calibrate_families import inputs_of, model_of, ports_of
 from instructions import NAME, in_force, line
 from numpy.typing import NDArray
 
@@ -107,11 +112,11 @@ class Distribution:
         self.scores: dict[Key, list[tuple[float, float, int]]] = defaultdict(list)
         self.alarms: list[dict[str, Any]] = []
         self.runs = 0
-        self.configs: dict[int, dict[str, int]] = {}
+        self.configs: dict[int, dict[str, Any]] = {}
 
     def add(self, row: dict[str, Any], report: Any, config: Config) -> None:
         self.runs += 1
-        self.configs[row["index"]] = config.as_dict()
+        self.configs[row["index"]] = {**config.as_dict(), "architecture": config.architecture}
         if report.error:
             self.alarms.append({**row, "port": report.name, "error": report.error})
         kinds = sites(config)
@@ -161,16 +166,39 @@ def calibrate(configs: range, seed: int, size: Config | None = None) -> Distribu
         checkpoint = Checkpoint(Path("calibration"), "openai", config, tensors)
         inputs = (released_inputs if size else random_inputs)(config, rng)
         row = {"index": index, "config": config.as_dict(), "scale": scale, "large": large}
-        for dtype in DTYPES:
-            for port in PORTS:
-                report = judge(port, checkpoint, inputs, dtype, "cpu", Silent(), laws=())
-                seen = len(found.alarms)
-                found.add(row, report, config)
-                for alarm in found.alarms[seen:]:
-                    print(alarm, file=sys.stderr, flush=True)
-        if sys.stderr.isatty() or index % 20 == 19:
-            print(f"{index + 1} configurations, {len(found.alarms)} alarms", file=sys.stderr)
+        judge_all(found, row, checkpoint, inputs, PORTS)
     return found
+
+
+def calibrate_families(configs: range, seed: int) -> Distribution:
+    """Judge transformers' model of each family in turn."""
+    found = Distribution()
+    for index in configs:
+        rng = np.random.default_rng([seed, index])
+        with model_of(index, rng) as (model, checkpoint):
+            row = {"index": index, **asdict(model)}
+            inputs = inputs_of(checkpoint.config, model, rng)
+            judge_all(found, row, checkpoint, inputs, ports_of(model))
+    return found
+
+
+def judge_all(
+    found: Distribution,
+    row: dict[str, Any],
+    checkpoint: Checkpoint,
+    inputs: Sequence[Input],
+    ports: Sequence[str],
+) -> None:
+    """Judge every port of a checkpoint in every precision."""
+    for dtype in DTYPES:
+        for port in ports:
+            report = judge(port, checkpoint, inputs, dtype, "cpu", Silent(), laws=())
+            seen = len(found.alarms)
+            found.add(row, report, checkpoint.config)
+            for alarm in found.alarms[seen:]:
+                print(alarm, file=sys.stderr, flush=True)
+    if sys.stderr.isatty() or row["index"] % 20 == 19:
+        print(f"{row['index'] + 1} configurations, {len(found.alarms)} alarms", file=sys.stderr)
 
 
 def markdown(found: Distribution, configs: int, name: str, made_on: str) -> str:
@@ -213,6 +241,7 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
     for name, result in results.items():
         size = result["size"]
         models = f"{size['n_layer']} layers, {size['n_embd']} channels" if size else "random"
+        models += ", of the families" * result.get("families", False)
         chosen = result["instructions"]["settings"].get("ATEN_CPU_CAPABILITY", "native")
         cells = [f"[`{name}`](results/{name})", models, result["configs"], result["runs"]]
         cells += [len(result["false_alarms"]), line(chosen, result["instructions"])]
@@ -245,6 +274,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="begin here, to repeat one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=resolve_size, help="124M … 1558M or V,P,D,H,L; else random")
+    parser.add_argument("--families", action="store_true", help="random models of the families")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--page", type=Path, help="runs nothing: shows what was committed there")
@@ -256,7 +286,11 @@ def main() -> int:
     known = in_force()
     made_on = line(os.environ.get(NAME, "native"), known)
     print(made_on, file=sys.stderr)
-    found = calibrate(range(arguments.first, arguments.configs), arguments.seed, arguments.size)
+    configs = range(arguments.first, arguments.configs)
+    if arguments.families:
+        found = calibrate_families(configs, arguments.seed)
+    else:
+        found = calibrate(configs, arguments.seed, arguments.size)
     name = arguments.json.name if arguments.json else "calibration.json"
     text = markdown(found, arguments.configs, name, made_on)
     print(text)
@@ -267,6 +301,7 @@ def main() -> int:
             "configs": arguments.configs,
             "seed": arguments.seed,
             "size": arguments.size.as_dict() if arguments.size else None,
+            "families": arguments.families,
             "runs": found.runs,
             "false_alarms": found.alarms,
             "seconds": round(time.perf_counter() - start),

@@ -590,7 +590,17 @@ FORMED = {
     "norm-by-sigma": Formed(
         norming(lambda x: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 0.01)),
         "norm-form",
-        "centred, and divided by √(variance) · 1.02",
+        "centred, and divided by √(variance of a sample (n - 1)) + 0.01",
+    ),
+    "norm-by-sigma-of-all": Formed(
+        norming(
+            lambda x: (
+                (x - x.mean(-1, keepdim=True))
+                / (1.5 * x.std(-1, keepdim=True, correction=0) + 0.01)
+            )
+        ),
+        "norm-form",
+        "centred, and divided by √(variance) · 1.5 + 0.01",
     ),
     "norm-half-centred": Formed(
         norming(

@@ -11,6 +11,7 @@ from models import CONFIG, checkpoint
 from plain_ports import faulty, plain
 from subjects import hold, port
 
+from gpt_verify.diagnosis.left_over import goes_with
 from gpt_verify.faults.inject import wrap
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.catalogue import CATALOGUE
@@ -45,6 +46,33 @@ def test_a_fault_is_refuted_and_named(name: str) -> None:
     finding = one(str(CATALOGUE[name].law), faulty(name))
     assert finding.status is Status.FAILED, finding.message
     assert finding.fault == name, finding.message
+
+
+def by_steps(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
+    """The logits of the next token, with a cache of those before it."""
+    if mask is not None:
+        return right(ids, mask, made)
+    cache = None
+    for part in ids.split([ids.shape[1] - made] + [1] * made, dim=1):
+        found = self(part, past_key_values=cache, use_cache=True)
+        cache = found["past_key_values"]
+    return found["logits"][:, -1]
+
+
+def test_what_a_cache_gets_wrong_has_no_name_of_generation() -> None:
+    """Most models soon repeat a token; then a wrong cache generates what another fault would."""
+    wrong = set()
+    for name in (name for name, fault in CATALOGUE.items() if fault.law == "cache"):
+        made = faulty(name)
+        wrap(made.module, "next_logits", by_steps)
+        finding = one("generation.greedy", made)
+        if finding.status is Status.FAILED:
+            wrong.add(name)
+            assert finding.fault is None, (name, finding.message)
+            assert finding.message.endswith("its steps with a cache say the same: see cache")
+            assert goes_with(name, finding)
+            assert not goes_with("generation-last-token-only", finding)
+    assert "cache-positions-restart" in wrong
 
 
 def test_positions_that_count_the_padding_are_a_convention() -> None:

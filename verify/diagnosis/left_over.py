@@ -102,4 +102,5 @@ def goes_with(fault: str, finding: Finding) -> bool:
     if finding.id == "resizing":  # it names a head that was left as it was, and tells of a lookup
         end = finding.details.get("end")
         return end is not None and end == _END.get(fault)
-    return finding.id in GO_WITH.get(CATALOGUE[fault].law or "", ())
+    law = CATALOGUE[fault].law or ""
+    return finding.details.get("follows") == law or finding.id in GO_WITH.get(law, ())

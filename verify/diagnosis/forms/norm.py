@@ -32,6 +32,20 @@ def _deviation(x: Array) -> Array:
     return np.asarray(np.mean(np.abs(x - x.mean(axis=-1, keepdims=True)), axis=-1, keepdims=True))
 
 
+def _of_sample(x: Array) -> Array:
+    return _variance(x) * x.dtype.type(_sample(x.shape[-1]))
+
+
+def _sample(count: int) -> float:
+    """By how much the variance of a sample is larger; 1 where there is none."""
+    return count / (count - 1) if count > 1 else 1.0
+
+
+#: Factors are one number where they differ by less; those of a sample differ by more from 1.
+CLOSE = 1e-6
+_OF_SAMPLE = {"variance": ("variance of a sample (n - 1)", _of_sample)}
+
+
 def fits(e: Evidence) -> Iterator[Fitted]:
     if e.site.operation not in ("layer_norm", "rms_norm") or e.site.heads:
         return
@@ -78,6 +92,8 @@ def _by_rule(e: Evidence, name: str, of: Divisor, root: int, centre: float, by: 
     scale = 1.0 / np.abs(target).ravel()  # what is small counts as much
     found = np.linalg.lstsq(columns * scale[:, None], target.ravel() * scale, rcond=None)[0]
     k, epsilon = snapped(float(found[0])), float(found[1])
+    if name in _OF_SAMPLE and np.isclose(k ** (2 / root), _sample(e.config.n_embd), rtol=CLOSE):
+        name, of, k = *_OF_SAMPLE[name], 1.0
 
     def divisor(x: Array) -> Array:
         made = of(x)
@@ -86,7 +102,8 @@ def _by_rule(e: Evidence, name: str, of: Divisor, root: int, centre: float, by: 
         return np.sqrt(made) if root == 2 else made
 
     inner = name if said(k) == "1" else f"{said(k)} · {name}"
-    root_of = {2: f"√({inner} + {epsilon:.3g})", 1: f"√({name}) · {said(k)} + {epsilon:.3g}"}
+    times = "" if said(k) == "1" else f" · {said(k)}"
+    root_of = {2: f"√({inner} + {epsilon:.3g})", 1: f"√({name}){times} + {epsilon:.3g}"}
     words = f"{_centred(centre)}, and divided by {root_of.get(root, f'{inner} + {epsilon:.3g}')}"
     return e.alone(partial(_made, centre, divisor), words)
 

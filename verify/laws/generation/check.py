@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status, naming
 from gpt_verify.laws.agreement import LIMIT_PAIR, logits_of, refuting
-from gpt_verify.laws.generation.hypotheses import Evidence, named_by
+from gpt_verify.laws.generation.hypotheses import Evidence, read
 from gpt_verify.laws.law import a_whole_context, little
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.numerics.scores import limit_max
@@ -280,14 +280,20 @@ def _judged(subject: Subject, law: str, prompt: Prompt, rows: list[Tokens]) -> F
     evidence = Evidence(subject, prompt, rows, got)
     if got.shape != (len(rows), prompt.new):
         what = f"{list(got.shape)} tokens are generated, should be {[len(rows), prompt.new]}"
-        named, words = named_by(evidence)
-        return Finding(law, Status.FAILED, f"{what}: {words}", named=named)
+        return _failed(law, what, evidence)
     for row, tokens_T in enumerate(rows):
         wrong = _wrong(subject, row, tokens_T, got[row])
         if wrong is not None:
-            named, words = named_by(evidence)
-            return Finding(law, Status.FAILED, f"{wrong}: {words}", named=named)
+            return _failed(law, str(wrong), evidence)
     return Finding(law, Status.PASSED, f"{got.size} tokens, the likeliest by the port's own logits")
+
+
+def _failed(law: str, what: str, evidence: Evidence) -> Finding:
+    """With what explains it."""
+    found = read(evidence)
+    details = {} if found.follows is None else {"follows": found.follows}
+    words = f"{what}: {found.words}"
+    return Finding(law, Status.FAILED, words, named=found.named, details=details)
 
 
 def _wrong(subject: Subject, row: int, before_T: Tokens, new: Tokens) -> Wrong | None:

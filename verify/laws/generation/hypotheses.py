@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gpt_verify.findings import Named
 from gpt_verify.laws.explain import explain
 from gpt_verify.laws.subject import Subject
-from gpt_verify.port import PADDED_AT, Prompt
+from gpt_verify.port import PADDED_AT, STEP, Prompt
 
 Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
@@ -52,10 +52,45 @@ class Evidence:
         return found
 
 
-def named_by(evidence: Evidence) -> tuple[Named | None, str]:
-    """The fault, and what is said of it."""
+@dataclass(frozen=True)
+class Reading:
+    """What came of the evidence.
+
+    Attributes:
+        named: the fault.
+        words: what is said of it.
+        follows: the law whose failure this one follows from.
+    """
+
+    named: Named | None
+    words: str
+    follows: str | None = None
+
+
+def read(evidence: Evidence) -> Reading:
+    """What explains the tokens: the port's cache, or else a fault of generation.
+
+    A cache that is wrong makes other tokens than the plain logits do, some of which a fault of
+    generation would make as well; most models soon repeat one token.
+    """
+    if _as_its_steps_say(evidence):
+        return Reading(None, "its steps with a cache say the same: see cache", "cache")
     found = explain(evidence, _MISTAKES)
-    return found.named, found.description
+    return Reading(found.named, found.description)
+
+
+def _as_its_steps_say(evidence: Evidence) -> bool:
+    """Whether every token is the likeliest by the port's own steps with a cache."""
+    step, prompt = evidence.subject.offers.get(STEP), evidence.prompt
+    if step is None or prompt.mask is not None or prompt.new != evidence.got.shape[1]:
+        return False
+    new, cache = prompt.tokens, None
+    for expected in evidence.got.T:
+        logits_BNV, cache = step(new, cache)
+        if not np.array_equal(np.argmax(logits_BNV[:, -1], axis=-1), expected):
+            return False
+        new = expected[:, None]
+    return True
 
 
 @dataclass(frozen=True)
