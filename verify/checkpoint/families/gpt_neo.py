@@ -35,6 +35,8 @@ AROUND = {name: f"transformer.{name}" for name in ("wte", "wpe", "ln_f")}
 PLACES = {**AROUND, "lm_head": "lm_head", **linears("transformer.h", WITHIN)}
 MASKS = r".*\.attn\.attention\.(bias|masked_bias)"
 TYPES = {"attention_types": lambda depth: [[[("global", "local")[i % 2] for i in range(depth)], 1]]}
-EXAMPLE = {"window_size": 5, **TYPES}
+# transformers 4 compares the list with this key, and knows no other name of it by then.
+DEPTH = {"num_layers": lambda depth: depth}
+EXAMPLE = {"window_size": 5, **TYPES, **DEPTH}
 MODEL, BASE, EAGER = "GPTNeoForCausalLM", "transformer.", ("eager",)
 FAMILY = Family("gpt_neo", read, EXAMPLE, MODEL, lambda _: PLACES, BASE, EAGER, MASKS)
