@@ -505,7 +505,7 @@ FORMED = {
     "scores-1.01-fused": Formed(_scaled(1.01), "scores-scaled", "scores × 1.01", FUSED),
     "scores-negative": Formed(_scaled(-1.0), "scores-scaled", "scores × -1"),
     "one-head-scaled": Formed(scoring(_head_scaled), "scores-scaled", "head 2: scores × 0.75"),
-    "sloped": Formed(scoring(_sloped), "scores-scaled", "less 0.03 for each step back"),
+    "sloped": Formed(scoring(_sloped), "scores-sloped", "less 0.03 for each step back"),
     "tempered": Formed(attending("softmax", _tempered), "scores-scaled", "scores × 0.7"),
     "values-of-head-1": Formed(
         attending("mix", _values_of_head_1), "heads-elsewhere", "head 0 takes the values of 1"

@@ -1,4 +1,4 @@
-"""The constants of GPT-2, by which one that a port keeps in float32 is known.
+"""The constants of a model, by which one that a port keeps in float32 is known.
 
 A port that is cast to float64 keeps what it wrote as ``torch.tensor(2.0 / torch.pi)``: a number of
 one element in float32. Which of the two float32 numbers around the constant that is, is the port's
@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from gpt_verify.reference.config import Config
-from gpt_verify.reference.ops import GELU_CUBIC, LAYER_NORM_EPSILON, SQRT_2_OVER_PI
+from gpt_verify.reference.ops import GELU_CUBIC, SQRT_2_OVER_PI
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ _GELU = ("mlp.act",)
 @cache
 def constants(config: Config) -> tuple[Constant, ...]:
     """Those that are no number of float32, and what people make of them beforehand."""
-    size = config.head_size
+    size, width, scale = config.head_size, config.n_embd, config.keys.scale or 1.0
     found = (
         Constant("√(2/π)", SQRT_2_OVER_PI, _GELU),
         Constant("2/π", 2 / math.pi, _GELU),
@@ -51,8 +51,12 @@ def constants(config: Config) -> tuple[Constant, ...]:
         Constant(f"1/√{size}", 1 / math.sqrt(size), _ATTENTION),
         Constant(f"{size}^¼", size**0.25, _ATTENTION),
         Constant(f"{size}^-¼", size**-0.25, _ATTENTION),
-        Constant("ε", LAYER_NORM_EPSILON, _NORMS),
-        Constant(f"1/{config.n_embd}", 1 / config.n_embd, _NORMS),
+        Constant("the scale of the scores", scale, _ATTENTION),
+        Constant("1 / the scale of the scores", 1 / scale, _ATTENTION),
+        Constant("√2", math.sqrt(2), _GELU),
+        Constant(f"√{width}", math.sqrt(width), ("embed",)),
+        Constant("ε", config.keys.norm.epsilon, _NORMS),
+        Constant(f"1/{width}", 1 / width, _NORMS),
     )
     return tuple(c for c in found if float(np.float32(c.value)) != c.value)
 

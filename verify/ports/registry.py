@@ -36,6 +36,13 @@ class Placed(Protocol):
     def place_by(self, tensors: Tensors) -> None: ...
 
 
+@runtime_checkable
+class BuiltAgain(Protocol):
+    """A port that can be more where its factory is called again."""
+
+    def build_again(self, make: Callable[[], Any]) -> None: ...
+
+
 def expand(specs: list[str], architecture: str = "gpt2") -> list[str]:
     """``huggingface`` and ``huggingface=SOURCE`` stand for one port for each attention that
     transformers has for the architecture."""
@@ -108,6 +115,9 @@ def _from_factory(spec: str, checkpoint: Checkpoint, dtype: Dtype | None, device
         port.place_by(checkpoint.tensors)
     assert isinstance(handed.tensors, Handed)
     port.taken = handed.tensors.taken
+    if isinstance(port, BuiltAgain) and checkpoint.config.own is not None:
+        wide = {"dtype": "float32"} if dtype is not None and asked else asked
+        port.build_again(lambda: factory(handed_out(checkpoint), **wide))
     # On the factory, because a function or a module has no place to say it.
     port.waivers = {**getattr(factory, "waivers", {}), **port.waivers}
     return port

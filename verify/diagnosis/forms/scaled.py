@@ -24,6 +24,7 @@ from gpt_verify.diagnosis.forms.form import (
 )
 from gpt_verify.graph.call import Call
 from gpt_verify.graph.run import right
+from gpt_verify.reference.positions import slopes as slopes_of
 
 #: Where the search for a factor begins, beside 1.
 STARTS = tuple(2.0**n for n in range(-6, 7))
@@ -32,10 +33,15 @@ STEPS = 30
 ALIKE = 1e-5
 
 
-def fits(e: Evidence) -> Iterator[Fitted]:
+def fits(e: Evidence, sloped: bool = False) -> Iterator[Fitted]:
+    """
+    Args:
+        e: the evidence.
+        sloped: nothing is multiplied; each step of distance adds something.
+    """
     found = {"attn.scores": _of_scores, "attn.pattern": _of_pattern, "attn.mix": _of_mix}
     if e.site.kind in found:
-        yield from found[e.site.kind](e)
+        yield from found[e.site.kind](e, sloped)
 
 
 def _distance(length: int, sources: int) -> Array:
@@ -43,17 +49,17 @@ def _distance(length: int, sources: int) -> Array:
     return found
 
 
-def _of_scores(e: Evidence) -> Iterator[Fitted]:
+def _of_scores(e: Evidence, sloped: bool) -> Iterator[Fitted]:
     below = np.tri(*e.got.shape[-2:], dtype=np.bool_)
     apart = _distance(*e.got.shape[-2:])
     numbers = []
     for got, should in zip(e.got, e.right, strict=True):
         counts = below & (got > HIDDEN) & np.isfinite(got)
         numbers.append(_least_squares([should[counts], apart[counts]], got[counts]))
-    yield from _fitted(e, e.site.name, numbers)
+    yield from _fitted(e, e.site.name, numbers, sloped)
 
 
-def _of_pattern(e: Evidence) -> Iterator[Fitted]:
+def _of_pattern(e: Evidence, sloped: bool) -> Iterator[Fitted]:
     """The logarithms of a pattern differ within a row as the scores do."""
     scores = e.call.x
     numbers = []
@@ -62,10 +68,10 @@ def _of_pattern(e: Evidence) -> Iterator[Fitted]:
         rows = [_centred(x, counts) for x in (should, _distance(*got.shape))]
         log = _centred(np.log(np.where(counts, got, 1.0)), counts)
         numbers.append(_least_squares([row[counts] for row in rows], log[counts]))
-    yield from _fitted(e, e.site.inputs[0], numbers, right_scores=False)
+    yield from _fitted(e, e.site.inputs[0], numbers, sloped, right_scores=False)
 
 
-def _of_mix(e: Evidence) -> Iterator[Fitted]:
+def _of_mix(e: Evidence, sloped: bool) -> Iterator[Fitted]:
     """Scores and pattern are hidden."""
     name, pattern = e.beside("attn.scores"), e.beside("attn.pattern")
     if name is None or pattern is None or not np.isfinite(e.got).all():
@@ -78,7 +84,7 @@ def _of_mix(e: Evidence) -> Iterator[Fitted]:
     for h in range(e.config.n_head):
         one = _Head(e.at(pattern), raw[h], v[h], got[h])
         numbers.append(one.found())
-    yield from _fitted(e, name, numbers)
+    yield from _fitted(e, name, numbers, sloped)
 
 
 class _Head:
@@ -142,15 +148,21 @@ def _fitted(
     e: Evidence,
     name: str,
     numbers: Sequence[tuple[float, float]],
+    sloped: bool,
     right_scores: bool = True,
 ) -> Iterator[Fitted]:
-    """First without a slope, then with."""
+    """First without a slope, then with; of slopes alone only these."""
     found = np.array(numbers)
-    for slopes in (0.0, 1.0):
+    alone = bool((np.abs(found[:, 0] - 1) <= ALIKE).all())
+    if alone:
+        found[:, 0] = 1.0
+    if sloped != alone:
+        return
+    for slopes in (1.0,) if alone else (0.0, 1.0):
         c_H = np.array([snapped(c) for c in found[:, 0]])
         m_H = np.array([snapped(m) for m in found[:, 1]]) * slopes
         change = partial(_changed, c_H, m_H)
-        words = _words(c_H, m_H)
+        words = _words(c_H, m_H, slopes_of(len(c_H)) if e.config.keys.alibi else None)
         if right_scores:
             yield Fitted({name: lambda call, change=change: change(right(call))}, words)  # type: ignore[misc]
         else:
@@ -169,16 +181,32 @@ def _changed(c_H: Array, m_H: Array, scores: Array) -> Array:
     return changed
 
 
-def _words(c_H: Array, m_H: Array) -> str:
+def _words(c_H: Array, m_H: Array, alibi_H: Array | None) -> str:
+    """
+    Args:
+        c_H, m_H: the factor and the slope of each head.
+        alibi_H: the slopes that the model has, which are in the correct scores.
+    """
     if np.ptp(c_H) <= ALIKE * np.abs(c_H).max() and not m_H.any():
         return f"scores × {said(float(np.median(c_H)))}"
     words = []
     for h, (c, m) in enumerate(zip(c_H, m_H, strict=True)):
-        if abs(c - 1) > ALIKE or abs(m) > ALIKE:
-            slope = f", {'less' if m > 0 else 'plus'} {said(abs(m))} for each step back"
-            slope = slope if abs(m) > ALIKE else ""
-            words.append(f"head {h}: scores × {said(c)}{slope}")
+        scaled = [f"scores × {said(c)}"] if abs(c - 1) > ALIKE else []
+        sloped = [_slope(m, None if alibi_H is None else alibi_H[h])] if abs(m) > ALIKE else []
+        if said_of_head := ", ".join(scaled + sloped):
+            words.append(f"head {h}: {said_of_head}")
     return "; ".join(words[:4]) + (" …" if len(words) > 4 else "")
 
 
+def _slope(m: float, should: float | None) -> str:
+    if should is None:
+        return f"{'less' if m > 0 else 'plus'} {said(abs(m))} for each step back"
+    return f"a slope of {said(should + m)}, should be {said(should)}"
+
+
 FORM = Form("scores-scaled", "scales the scores of attention", fits)
+SLOPED = Form(
+    "scores-sloped",
+    "adds something to the scores of attention for each step of distance",
+    partial(fits, sloped=True),
+)

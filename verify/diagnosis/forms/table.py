@@ -39,6 +39,7 @@ OF_SITES: tuple[Form, ...] = (
     pattern.CUT,
     support.FORM,
     scaled.FORM,
+    scaled.SLOPED,
     scored.BIASED,
     scored.CLAMPED,
     scored.CAPPED,

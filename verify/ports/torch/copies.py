@@ -21,7 +21,7 @@ import torch
 
 from gpt_verify.errors import shortened
 from gpt_verify.port import NotExamined, Port
-from gpt_verify.ports.torch.float64 import converted
+from gpt_verify.ports.torch.float64 import cast_to, converted
 from gpt_verify.ports.torch.gradients import Differentiation, mean_loss
 from gpt_verify.ports.torch.skeleton import Skeleton, copies_itself, tensors_of
 from gpt_verify.process.memory import require
@@ -159,7 +159,9 @@ class Copies:
 
 def _moved(to: torch.dtype | torch.device, skeleton: Skeleton) -> torch.nn.Module:
     """Cast, or on another device. Both make new memory; what was left where it is gets its own."""
-    return skeleton.parted(skeleton.in_place().to(to))
+    module = skeleton.in_place()
+    moved = cast_to(module, to) if isinstance(to, torch.dtype) else module.to(to)
+    return skeleton.parted(moved)
 
 
 def _blank(skeleton: Skeleton) -> torch.nn.Module:
@@ -217,7 +219,7 @@ def _pretrained(skeleton: Skeleton) -> torch.nn.Module:
     with scratch() as directory:
         saved.save_pretrained(directory)
         made: Any = type(module).from_pretrained(directory, **options)
-    made = made.to(next(module.parameters()).dtype)
+    made = cast_to(made, next(module.parameters()).dtype)
     if skeleton.partial:
         whole = skeleton.lent()
         for name, _ in _blocks(module):

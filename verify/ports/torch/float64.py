@@ -32,6 +32,13 @@ def to_float64(tensor: torch.Tensor) -> Format | None:
     return (tensor.device, torch.float64) if widens else None
 
 
+def cast_to(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """The module in another precision. Complex tables stay complex, as with ``module.bfloat16()``;
+    ``module.to(torch.bfloat16)`` takes their real part."""
+    cast: torch.nn.Module = module._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    return cast
+
+
 @contextmanager
 def converted(
     module: torch.nn.Module,

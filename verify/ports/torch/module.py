@@ -27,8 +27,8 @@ from gpt_verify.ports.torch.channels import Channels, Readings, channels_of
 from gpt_verify.ports.torch.constants import WidenedConstants
 from gpt_verify.ports.torch.copies import Copies
 from gpt_verify.ports.torch.differentiable import Arrived, Differentiable
-from gpt_verify.ports.torch.families import show_what_is_known
-from gpt_verify.ports.torch.float64 import converted, converted_whole
+from gpt_verify.ports.torch.families import offer_float64, show_what_is_known
+from gpt_verify.ports.torch.float64 import cast_to, converted, converted_whole
 from gpt_verify.ports.torch.lens import add_lens
 from gpt_verify.ports.torch.mode import dropout_of, watched_draws
 from gpt_verify.ports.torch.outputs import logits_of, special_ids
@@ -79,7 +79,7 @@ class TorchModule(Port):
             raise PortError(f"{name}: torch {torch.__version__} finds no CUDA device")
         self.module = module.eval().to(device)
         if dtype is not None:
-            self.module = self.module.to(_TORCH[dtype])
+            self.module = cast_to(self.module, _TORCH[dtype])
         self.name, self.device, self.weights_from = name, device, weights_from
         self.dtype = dtype or _declared(module)
         self._checkpoint = checkpoint
@@ -168,6 +168,14 @@ class TorchModule(Port):
             call=self._call,
             known=self,
         )
+
+    def build_again(self, make: Callable[[], Any]) -> None:
+        """Learn how a module of this kind is made, which a float64 copy of a family's needs.
+
+        Args:
+            make: calls the user's factory.
+        """
+        offer_float64(self, make)
 
     def close(self) -> None:
         """Let go of the module, whose memory would wait for the garbage collector otherwise."""

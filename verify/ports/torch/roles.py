@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -185,8 +185,27 @@ class Memory:
         span = (start, start + tensor.numel(), role)
         self.spans.setdefault(address(tensor), []).append(span)
 
-    def carry(self, original: torch.Tensor, copy: torch.Tensor) -> None:
-        """What lies in a tensor lies in a copy of it: several roles, where it is a stack."""
+    def carry(
+        self,
+        original: torch.Tensor,
+        copy: torch.Tensor,
+        shape: Callable[[Role], tuple[int, ...]] | None = None,
+    ) -> None:
+        """What lies in a tensor lies in a copy of it: several roles, where it is a stack.
+
+        Args:
+            original: or a view of it.
+            copy: has the same elements in the order of the view.
+            shape: of the checkpoint's tensor, where the order may be another one.
+        """
+        if shape is not None and len(groups := _strided(original)) > 2:
+            role = self.get(original)
+            if role is not None:
+                start = copy.storage_offset()
+                role = _reordered(role, shape(role), groups)
+                span = (start, start + copy.numel(), role)
+                self.spans.setdefault(address(copy), []).append(span)
+            return
         first, moved = original.storage_offset(), copy.storage_offset() - original.storage_offset()
         spans = list(self.spans.get(address(original), ()))
         for start, end, role in spans:
@@ -205,6 +224,49 @@ class Memory:
             if held is not None:
                 return held
         return None
+
+
+#: Size and stride of an axis.
+_Axis = tuple[int, int]
+
+
+def _strided(view: torch.Tensor) -> list[_Axis]:
+    """The axes of a view; neighbours that lie as one are one. A matrix has two, transposed or not;
+    one of which the heads and channels are exchanged has three."""
+    found: list[_Axis] = []
+    for size, stride in zip(view.shape, view.stride(), strict=True):
+        if size == 1:
+            continue
+        if found and found[-1][1] == size * stride:
+            found[-1] = found[-1][0] * size, stride
+        else:
+            found.append((size, stride))
+    return found
+
+
+def _reordered(role: Role, shape: tuple[int, ...], axes: Sequence[_Axis]) -> Role:
+    """The role of a matrix [in, out] whose axes a copy has laid out in that order: two neighbours
+    together are its rows, or its columns. Where that is not plain, nothing is known of its order,
+    and so of what is multiplied with it."""
+    unknown = replace(role, readers=())
+    if len(axes) != 3 or len(shape) != 2 or role.shares:
+        return unknown
+    found: list[Role] = []
+    for pair, (alone, _) in ((axes[:2], axes[2]), (axes[1:], axes[0])):
+        (many, outer), (few, inner) = pair
+        unit = min(outer, inner)
+        order = tuple((i * outer + j * inner) // unit for i in range(many) for j in range(few))
+        if sorted(order) != list(range(many * few)):
+            continue
+        if (many * few, alone) == shape:
+            found.append(replace(role, rows=_through(role.rows, order)))
+        if (alone, many * few) == shape:
+            found.append(replace(role, columns=_through(role.columns, order)))
+    return found[0] if len(found) == 1 else unknown
+
+
+def _through(known: tuple[int, ...] | None, order: tuple[int, ...]) -> tuple[int, ...]:
+    return order if known is None else tuple(known[at] for at in order)
 
 
 def address(tensor: torch.Tensor) -> int:

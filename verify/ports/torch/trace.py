@@ -219,7 +219,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         self._layout.note(tensors, result)
         source = tensors[0]
         if roles[0] is not None and source.numel() == result.numel():
-            self._memory.carry(source, result)
+            self._memory.carry(source, result, lambda role: self._table[role.tensor].shape)
             self._memory.kept.append(result)
         elif waiting := self._pending.get(address(source)):
             whole = waiting.tensor.numel() == result.numel() and result.dtype == source.dtype

@@ -1,0 +1,85 @@
+"""``torch.einsum`` sums over labels in alphabetical order, and lays out copies of a matrix and of
+what is multiplied with it accordingly. What a label is called is no business of the verdict."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import torch
+from families import written
+from models import judged, statuses
+
+from gpt_verify.checkpoint import Checkpoint, open_checkpoint
+from gpt_verify.findings import PortReport, Status, Verdict
+from gpt_verify.inputs import seeded
+from gpt_verify.ports.torch.roles import Memory, Role
+
+TESTS = Path(__file__).resolve().parents[1]
+OUT = "        return self.wo((pattern @ v).transpose(1, 2).reshape(batch, length, -1))\n"
+MADE = '        self.wv, self.wo = linear(stored("v")), linear(stored("o"))\n'
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(written(tmp_path_factory.mktemp("llama"), "llama"))
+
+
+def report(source: Checkpoint, folder: Path, equation: str, kernel: str = "") -> PortReport:
+    """The Llama of the tests, whose attention ends with this equation."""
+    text = (TESTS / "llama_port.py").read_text(encoding="utf-8")
+    assert text.count(OUT) == text.count(MADE) == 1
+    text = text.replace(OUT, f"        y = (pattern @ v).transpose(1, 2)\n{KERNEL}{kernel}{SUM}")
+    file = folder / "altered.py"
+    file.write_text(text.replace("EQUATION", equation), encoding="utf-8")
+    inputs = [seeded(source.config, n, 0) for n in (1, 9)]
+    return judged(f"{file}:llama", source, inputs, laws=())
+
+
+# [D, heads · K] in the checkpoint's layout of a linear layer; by head, and [heads, K, D].
+KERNEL = "        w = self.wo.weight.view(-1, self.heads, y.shape[-1]).permute(1, 2, 0)\n"
+SUM = '        return torch.einsum("EQUATION", y, w)\n'
+
+
+@pytest.mark.parametrize(("head", "channel"), list(permutations("hkn", 2)))
+def test_the_letters_do_not_matter(
+    source: Checkpoint, tmp_path: Path, head: str, channel: str
+) -> None:
+    equation = f"bt{head}{channel},{head}{channel}d->btd"
+    found = report(source, tmp_path, equation)
+    assert found.verdict is Verdict.VERIFIED, (found.error, found.first_divergence)
+    for law in ("activations.local", "architecture"):
+        assert set(statuses(found, law).values()) == {Status.PASSED}, equation
+
+
+@pytest.mark.parametrize(("head", "channel"), [("h", "k"), ("n", "h")])
+def test_heads_in_another_order_are_seen(
+    source: Checkpoint, tmp_path: Path, head: str, channel: str
+) -> None:
+    equation = f"bt{head}{channel},{head}{channel}d->btd"
+    found = report(source, tmp_path, equation, "        w = w.flip(0)\n")
+    assert found.verdict is Verdict.REFUTED
+    assert (found.first_divergence or "").startswith("h.0.")
+
+
+def test_a_copy_with_rows_in_another_order_says_so() -> None:
+    weight = torch.arange(24.0).view(2, 3, 4)  # H, K, D
+    memory = Memory()
+    memory.put(weight, Role("h0/attn/o/w"))
+
+    def rows(view: torch.Tensor) -> Role | None:
+        copy = view.clone(memory_format=torch.contiguous_format)
+        memory.carry(view, copy, lambda role: (6, 4))
+        return memory.get(copy)
+
+    exchanged = rows(weight.transpose(0, 1))
+    assert exchanged is not None
+    assert exchanged.rows == (0, 3, 1, 4, 2, 5)
+    by_out = rows(weight.permute(2, 1, 0))
+    assert by_out is not None
+    assert by_out.rows == exchanged.rows
+    for plain in (weight, weight.flatten(0, 1).t(), weight.permute(2, 0, 1)):
+        role = rows(plain)
+        assert role is not None
+        assert role.rows is None
