@@ -56,7 +56,7 @@ class Drawn:
 def drawn(index: int, rng: np.random.Generator) -> Drawn:
     """The model of this number."""
     name = list(FAMILIES)[index % len(FAMILIES)]
-    long = index // len(FAMILIES) % SELDOM == SELDOM - 1
+    long = index // len(FAMILIES) % SELDOM == SELDOM // 2
     n_head = 2 if long else int(rng.choice([2, 4, 8]))
     sizes = (
         int(rng.integers(40, 100 if long else 700)),
