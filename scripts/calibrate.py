@@ -28,7 +28,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,13 @@ class Distribution:
         return rows
 
 
-def calibrate(configs: range, seed: int, size: Config | None = None) -> Distribution:
+#: Told after each configuration, with what was found so far.
+Keep = Callable[["Distribution"], None]
+
+
+def calibrate(
+    configs: range, seed: int, size: Config | None = None, keep: Keep = lambda found: None
+) -> Distribution:
     """Judge every port on every configuration; on several weights of one, where a size is given."""
     found = Distribution()
     for index in configs:
@@ -167,10 +173,11 @@ def calibrate(configs: range, seed: int, size: Config | None = None) -> Distribu
         inputs = (released_inputs if size else random_inputs)(config, rng)
         row = {"index": index, "config": config.as_dict(), "scale": scale, "large": large}
         judge_all(found, row, checkpoint, inputs, PORTS)
+        keep(found)
     return found
 
 
-def calibrate_families(configs: range, seed: int) -> Distribution:
+def calibrate_families(configs: range, seed: int, keep: Keep = lambda found: None) -> Distribution:
     """Judge transformers' model of each family in turn."""
     found = Distribution()
     for index in configs:
@@ -179,6 +186,7 @@ def calibrate_families(configs: range, seed: int) -> Distribution:
             row = {"index": index, **asdict(model)}
             inputs = inputs_of(checkpoint.config, model, rng)
             judge_all(found, row, checkpoint, inputs, ports_of(model))
+        keep(found)
     return found
 
 
@@ -201,19 +209,18 @@ def judge_all(
         print(f"{row['index'] + 1} configurations, {len(found.alarms)} alarms", file=sys.stderr)
 
 
-def markdown(found: Distribution, configs: int, name: str, made_on: str) -> str:
+def markdown(found: Distribution, name: str, made_on: str) -> str:
     """The table for the documentation: RMS, maximum and floors of every operation.
 
     Args:
         found: the scores of all runs.
-        configs: how many configurations were drawn.
         name: of the file with the results.
         made_on: the machine and the versions.
     """
     lines = [
         f"<!-- figures: {name} -->",
         "",
-        f"{configs} configurations, {found.runs} runs of correct ports, "
+        f"{len(found.configs)} configurations, {found.runs} runs of correct ports, "
         f"{len(found.alarms)} false alarms.",
         "",
         f"Made with {made_on}.",
@@ -287,29 +294,32 @@ def main() -> int:
     made_on = line(os.environ.get(NAME, "native"), known)
     print(made_on, file=sys.stderr)
     configs = range(arguments.first, arguments.configs)
-    if arguments.families:
-        found = calibrate_families(configs, arguments.seed)
-    else:
-        found = calibrate(configs, arguments.seed, arguments.size)
     name = arguments.json.name if arguments.json else "calibration.json"
-    text = markdown(found, arguments.configs, name, made_on)
-    print(text)
-    if arguments.markdown:
-        arguments.markdown.write_text(text)
-    if arguments.json:
-        result = {
-            "configs": arguments.configs,
-            "seed": arguments.seed,
-            "size": arguments.size.as_dict() if arguments.size else None,
-            "families": arguments.families,
-            "runs": found.runs,
-            "false_alarms": found.alarms,
-            "seconds": round(time.perf_counter() - start),
-            "environment": environment(),
-            "instructions": known,
-            "scores": found.table(),
-        }
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+    def keep(found: Distribution) -> None:
+        """Write what there is, so that an interrupted run has not been for nothing."""
+        if arguments.json:
+            result = {
+                "configs": len(found.configs),
+                "seed": arguments.seed,
+                "size": arguments.size.as_dict() if arguments.size else None,
+                "families": arguments.families,
+                "runs": found.runs,
+                "false_alarms": found.alarms,
+                "seconds": round(time.perf_counter() - start),
+                "environment": environment(),
+                "instructions": known,
+                "scores": found.table(),
+            }
+            arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        if arguments.markdown:
+            arguments.markdown.write_text(markdown(found, name, made_on))
+
+    if arguments.families:
+        found = calibrate_families(configs, arguments.seed, keep)
+    else:
+        found = calibrate(configs, arguments.seed, arguments.size, keep)
+    print(markdown(found, name, made_on))
     return 1 if found.alarms else 0
 
 
