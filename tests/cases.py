@@ -2,7 +2,8 @@
 
 Some tests have hundreds of cases, of which each judges a port. All of them take more than an hour
 on two cores; so a run of everything takes a fifth of each large table, and the commit decides which
-fifth. A run of files or tests that are named takes all, and so does ``--cases all``.
+fifth. So it is with tests that are marked ``in_turns``, which take longest: they make one table. A
+run of files or tests that are named takes all, and so does ``--cases all``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ def add_option(parser: pytest.Parser) -> None:
     )
 
 
+def add_marker(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "in_turns: takes long, and is run by one commit in five")
+
+
 def part_of(config: pytest.Config) -> int | None:
     """The part that is run; None for all cases."""
     asked: str | None = config.getoption("--cases")
@@ -46,13 +51,16 @@ def choose(config: pytest.Config, items: list[pytest.Item]) -> None:
     if part is None:
         return
     tables: dict[tuple[Path, str], list[pytest.Item]] = defaultdict(list)
+    long: list[pytest.Item] = []
     for item in items:
-        if hasattr(item, "callspec"):
+        if item.get_closest_marker("in_turns"):
+            long.append(item)
+        elif hasattr(item, "callspec"):
             tables[item.path, item.nodeid.partition("[")[0]].append(item)
+    large = [long, *(table for table in tables.values() if len(table) >= LARGE)]
     left_out = {
         item
-        for table in tables.values()
-        if len(table) >= LARGE
+        for table in large
         for number, item in enumerate(table)
         if number % PARTS != part
     }

@@ -31,6 +31,7 @@ def graphs(tmp_path_factory):
     return root
 
 
+@pytest.mark.in_turns
 @pytest.mark.parametrize("kind", ["reference", "resource"])
 @pytest.mark.parametrize(
     ("graph", "expected"),

@@ -217,6 +217,7 @@ class TestItCanFail:
         assert not summary.holds(Campaign(plan, CONFIG, (), (), {}, 0.0))
 
 
+@pytest.mark.in_turns
 @pytest.mark.parametrize(
     "name", ["sums in another order", "residual in place", "head by head", "padded on the left"]
 )

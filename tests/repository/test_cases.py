@@ -15,6 +15,9 @@ import cases
 def pytest_addoption(parser):
     cases.add_option(parser)
 
+def pytest_configure(config):
+    cases.add_marker(config)
+
 def pytest_collection_modifyitems(config, items):
     cases.choose(config, items)
 """
@@ -28,11 +31,20 @@ def test_large(case): pass
 def test_small(case): pass
 
 def test_alone(): pass
+
+@pytest.mark.in_turns
+def test_long(): pass
+
+@pytest.mark.in_turns
+@pytest.mark.parametrize("case", range(4))
+def test_longer(case): pass
 """
 EVERY = {
     *(f"test_large[{case}]" for case in range(10)),
     *(f"test_small[{case}]" for case in range(5)),
     "test_alone",
+    "test_long",
+    *(f"test_longer[{case}]" for case in range(4)),
 }
 
 
@@ -51,11 +63,12 @@ def _run(project: pytest.Pytester, *words: str) -> set[str]:
 def test_the_parts_are_all(project: pytest.Pytester) -> None:
     parts = [_run(project, "--cases", str(part)) for part in range(cases.PARTS)]
     assert set.union(*parts) == EVERY
-    always = {name for name in EVERY if "large" not in name}
+    always = {name for name in EVERY if "large" not in name and "long" not in name}
     for part in parts:
         assert always < part
-        assert len(part - always) == 10 // cases.PARTS
-    assert sum(len(part - always) for part in parts) == 10  # none is in two
+        assert sum("large" in name for name in part) == 10 // cases.PARTS
+        assert sum("long" in name for name in part) == 1  # they are one table
+    assert sum(len(part - always) for part in parts) == 10 + 5  # none is in two
 
 
 def test_the_commit_decides_and_all_can_be_asked_for(project: pytest.Pytester) -> None:
