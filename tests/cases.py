@@ -59,10 +59,7 @@ def choose(config: pytest.Config, items: list[pytest.Item]) -> None:
             tables[item.path, item.nodeid.partition("[")[0]].append(item)
     large = [long, *(table for table in tables.values() if len(table) >= LARGE)]
     left_out = {
-        item
-        for table in large
-        for number, item in enumerate(table)
-        if number % PARTS != part
+        item for table in large for number, item in enumerate(table) if number % PARTS != part
     }
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]

@@ -6,11 +6,13 @@ from typing import Any
 
 import formed
 import formed_values
+import numpy as np
 import pytest
 from fault_ports import SHARED, SOURCE, injected
 from models import CONFIG, INPUTS, TESTS, batch
 
 from gpt_verify.diagnosis.depends import NAME
+from gpt_verify.diagnosis.forms import scaled
 from gpt_verify.diagnosis.forms.table import FORMS
 from gpt_verify.diagnosis.forms.tensors import NAMES
 from gpt_verify.faults.inject import wrap
@@ -174,6 +176,16 @@ def test_the_names_of_the_catalogue_stand() -> None:
             shared=SHARED,
         )
         assert report.explained_by == (name,)
+
+
+def test_slopes_of_a_model_that_has_some_are_said_beside_what_they_should_be() -> None:
+    factors, found = np.ones(3), np.array([0.25, 0.0, -0.0625])
+    assert scaled._words(factors, found, None) == (
+        "head 0: less 0.25 for each step back; head 2: plus 0.0625 for each step back"
+    )
+    assert scaled._words(factors, found, np.array([0.25, 0.125, 0.0625])) == (
+        "head 0: a slope of 0.5, should be 0.25; head 2: a slope of 0, should be 0.0625"
+    )
 
 
 def test_every_form_is_documented() -> None:
