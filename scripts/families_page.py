@@ -1,13 +1,16 @@
 """What is verified of each family, as one page: docs/families.md.
 
-    python scripts/families_page.py --family llama    # measure it, into docs/results/families.json
+    python scripts/families_page.py --family llama    # measure it, into docs/results
     python scripts/families_page.py --measure         # whatever the results have not yet
     python scripts/families_page.py --write           # the page, from the results
     python scripts/families_page.py                   # exit status 1 where the page is another
 
 Of each family the small checkpoint that ``gpt-verify synth --family`` writes is judged under every
 law, as ``gpt-verify run --checkpoint DIR --port huggingface --dtype …`` does it. Results are kept
-from family to family, and never beside others that were made with other laws or numerics.
+from family to family, and never beside others that were made with other laws or numerics. Each
+major version of transformers has a file; under the older one:
+
+    tox exec -e hf4 -- python scripts/families_page.py --measure
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +34,16 @@ from gpt_verify.judging.made_with import made_with
 from gpt_verify.judging.run import environment
 from gpt_verify.sites import sites
 
-RESULT = ROOT / RESULTS / "families.json"
+#: Major version of transformers → its results.
+RESULT = {major: ROOT / RESULTS / f"families-transformers-{major}.json" for major in ("5", "4")}
 PAGE = ROOT / "docs" / "families.md"
 DTYPES = ("float32", "bfloat16")
 TEXT = """# Families
 
 Written by `scripts/families_page.py`; do not edit.
 
-Each line is one run of transformers' own model (transformers {transformers}, torch {torch}) on the
-small checkpoint that is written for its family, under every law:
+Each line is one run of transformers' own model, of the newest version and of the newest before 5,
+on the small checkpoint that is written for its family, under every law:
 
 ```sh
 gpt-verify synth --family llama llama-tiny
@@ -53,6 +58,10 @@ kinds of intermediate tensors that were seen and compared, one by one: first in 
 precision, then in a float64 copy of the module. The last column names those that were not seen in
 every layer. What lies between two that were seen is judged with the second; of experts, their
 weights and what they make together are seen.
+"""
+
+TABLE = """
+## transformers {transformers}, torch {torch}
 
 <!-- figures: {result} -->
 
@@ -93,23 +102,23 @@ def measured(name: str) -> list[dict[str, Any]]:
     return found
 
 
-def stored() -> dict[str, Any]:
+def stored(path: Path) -> dict[str, Any]:
     """The results so far; none that were made with other laws, numerics or versions."""
     here = environment()
-    if RESULT.is_file():
-        found: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         # What a library says of itself depends on whether it was loaded before it was asked.
         if all(found["environment"][key] == here[key] for key in ("versions", "made_with")):
             return found
     return {"families": {}, "environment": here}
 
 
-def measure(names: Sequence[str]) -> None:
+def measure(names: Sequence[str], path: Path) -> None:
     for name in names:
         runs = measured(name)
-        result = stored()
+        result = stored(path)
         result["families"][name] = runs
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(
             name, *(f"{run['port']} {run['dtype']}: {run['verdict']}" for run in runs), sep="\n  "
         )
@@ -142,19 +151,24 @@ def rows(families: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
             yield f"| {' | '.join(map(str, cells))} |"
 
 
-def page() -> str:
-    """The page of the committed results."""
-    result = json.loads(RESULT.read_text(encoding="utf-8"))
+def table(path: Path) -> str:
+    """The part of the page that shows one file of results."""
+    result = json.loads(path.read_text(encoding="utf-8"))
     versions = result["environment"]["versions"]
-    text = TEXT.format(
+    text = TABLE.format(
         transformers=versions["transformers"],
         torch=versions["torch"],
-        result=RESULT.name,
+        result=path.name,
         table="\n".join(rows(result["families"])),
     )
     if missing := [name for name in FAMILIES if name not in result["families"]]:
         text += f"\nNot measured with these versions yet: {', '.join(missing)}.\n"
-    return marked(ROOT, text, made_with())
+    return text
+
+
+def page() -> str:
+    """The page of the committed results."""
+    return marked(ROOT, TEXT + "".join(map(table, RESULT.values())), made_with())
 
 
 def main() -> None:
@@ -165,8 +179,9 @@ def main() -> None:
     what.add_argument("--write", action="store_true", help="write the page from the results")
     arguments = parser.parse_args()
     if arguments.family or arguments.measure:
-        there = stored()["families"]
-        measure(arguments.family or [name for name in FAMILIES if name not in there])
+        path = RESULT[version("transformers").partition(".")[0]]
+        there = stored(path)["families"]
+        measure(arguments.family or [name for name in FAMILIES if name not in there], path)
     elif arguments.write:
         PAGE.write_text(page(), encoding="utf-8")
     elif PAGE.read_text(encoding="utf-8") != page():
