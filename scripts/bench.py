@@ -35,7 +35,7 @@ RESULTS = HERE.parent / "docs" / "results"
 #: Of the two comparisons by hand: tokens. The longer one is a whole context of GPT-2.
 SHORT, LONG = 128, 1024
 #: The results in the table.
-SHOWN = ("bench-124M.json",)
+SHOWN = ("bench-124M.json", "bench-qwen3-0.6B.json")
 #: Between two looks at the memory, in seconds; and the part of the time that they may take.
 INTERVAL_S, LOOKING = 0.02, 0.02
 _OWN = """
