@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from models import CONFIG
 
+from gpt_verify.checkpoint.synthetic import synthesize
 from gpt_verify.command import doctor
 from gpt_verify.command.cli import main
 from gpt_verify.errors import CheckpointError
+from gpt_verify.reference import Config
 
 
 @pytest.fixture
@@ -87,3 +91,52 @@ def test_broken_torch_is_said_and_does_no_harm(monkeypatch: pytest.MonkeyPatch) 
     assert list(doctor._torch_lines()) == [
         "torch is installed and cannot be imported: ImportError: libcuda is too old"
     ]
+
+
+def test_a_torch_that_says_nothing_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for code in ("", "print('no JSON')"):
+        monkeypatch.setattr(doctor, "_ASK_TORCH", code)
+        (line,) = doctor._torch_lines()
+        assert line.startswith("torch is installed and does not answer: ")
+
+
+@pytest.mark.parametrize(("tf32", "says"), [("True", "on"), ("False", "off")])
+def test_a_gpu_is_said(monkeypatch: pytest.MonkeyPatch, tf32: str, says: str) -> None:
+    """TF32 is what most often makes a correct port wrong there."""
+    answer = f"dict(threads=3, devices=['one', 'other'], tf32={tf32})"
+    monkeypatch.setattr(doctor, "_ASK_TORCH", f"import json; print(json.dumps({answer}))")
+    assert list(doctor._torch_lines()) == [
+        "torch threads: 3",
+        "cuda: one, other",
+        f"tf32 in matrix products: {says}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "seed", "says"),
+    [
+        (CONFIG, 0, ""),
+        (CONFIG, 1, "huggingface: .* differs from .*openai"),
+        (replace(CONFIG, n_layer=1), 0, "openai and .*huggingface: different sizes"),
+    ],
+    ids=["the same", "another", "another size"],
+)
+def test_both_formats_are_one_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: Config, seed: int, says: str
+) -> None:
+    synthesize(tmp_path / "openai", CONFIG, 0, format="openai")
+    synthesize(tmp_path / "huggingface", size, seed, format="huggingface")
+    lines = [
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(tmp_path)}\n"
+        for file in sorted(tmp_path.rglob("*"))
+        if file.is_file()
+    ]
+    (tmp_path / doctor.MANIFEST).write_text("".join(lines))
+    monkeypatch.setattr(
+        "gpt_verify.checkpoint.default_checkpoint", lambda format="openai": tmp_path / format
+    )
+    if not says:
+        assert "both formats" in doctor.check_default()
+        return
+    with pytest.raises(CheckpointError, match=says):
+        doctor.check_default()

@@ -183,6 +183,18 @@ def test_options_that_make_no_sense(arguments: Any, complaint: str) -> None:
         gv.run(gv.IGNORED, **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (gv.html, "there is no page of an object of type dict"),
+        (gv.json, "there is no JSON of an object of type dict"),
+    ],
+)
+def test_what_is_no_result_has_no_report(write: Any, says: str) -> None:
+    with pytest.raises(gv.UsageError, match=says):
+        write({})
+
+
 def test_a_function_of_the_face_is_not_hidden_by_the_room_of_its_name() -> None:
     """Whatever has been imported, and in whatever order."""
     code = (

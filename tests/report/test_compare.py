@@ -308,6 +308,25 @@ def test_two_ports_are_judged_and_compared(
         asked = [word for port in ports for word in ("--port", port)]
         assert main([*words, *asked]) == 2
         assert "two ports" in complaint(capsys.readouterr().err)
+    broken = f"{where / 'broken_ports.py'}:raises"
+    assert main([*words, "--port", good_port, "--port", broken]) == 2
+    assert "could not be judged: " in complaint(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["a", "b", "c"], "compare takes one or two reports; 3 were given"),
+        (["--port", "a", "--port", "b", "--port", "c"], "one --port or two; 3 were given"),
+        (["a"], "of one report two ports are compared"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_more_or_fewer_than_two(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *words]) == 2
+    assert says in complaint(capsys.readouterr().err)
 
 
 class TestNotComparable:
@@ -381,6 +400,25 @@ class TestHostileFiles:
     def test_no_file(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["compare", str(tmp_path / name), str(tmp_path / name)]) == 2
         assert complaint(capsys.readouterr().err)
+
+    @pytest.mark.parametrize(
+        ("keys", "says"),
+        [
+            (("inputs",), "inputs is missing"),
+            (("ports", 0, "device"), "ports[0]: device is missing"),
+            (("ports", 0, "checks", 0, "score"), "ports[0]: checks[0]: score is missing"),
+        ],
+    )
+    def test_what_is_missing_is_named(self, keys: tuple[Any, ...], says: str) -> None:
+        data = json.loads(json_report.render(report(good())))
+        *outer, last = keys
+        inside = data
+        for key in outer:
+            inside = inside[key]
+        del inside[last]
+        with pytest.raises(UsageError) as refused:
+            report_of(data, "mine")
+        assert says in str(refused.value)
 
     @pytest.mark.parametrize(
         ("keys", "value", "says"),
