@@ -111,7 +111,7 @@ class TestVerdict:
         assert "Traceback" in run("--debug")[2]
 
     def test_no_memory_is_2(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        def large(*_: object) -> None:
+        def large(*_: object, **__: object) -> None:
             raise MemoryError
 
         monkeypatch.setattr("gpt_verify.judging.run.run_request", large)

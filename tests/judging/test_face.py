@@ -174,6 +174,8 @@ def test_claims() -> None:
         ({"lengths": [0]}, "lengths: 0 is less than 1"),
         ({"tokens": ["a"]}, "tokens: whole numbers"),
         ({"text": b"a"}, "text: a string, not bytes"),
+        ({"lengths": [3], "tokens": [1, 2]}, "lengths and tokens exclude each other"),
+        ({"text": "a", "tokens": [1, 2]}, "tokens and text exclude each other"),
         ({"require": "everything"}, "everything"),
         ({"ignore_keys": "none"}, "none"),
     ],
