@@ -136,6 +136,7 @@ def test_missing_files_and_what_is_no_file(prefix: Path) -> None:
 
 # --- a valid table with invalid contents ---------------------------------------------------------
 
+
 def beyond() -> bytes:
     """A table whose index claims more of one block than the file has."""
     meta, handles = framed(block([])), framed(block([(b"z", varint(0) + varint(1 << 30))]))

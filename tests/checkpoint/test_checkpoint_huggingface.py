@@ -171,7 +171,9 @@ def test_a_pickle_that_is_damaged_inside_of_its_zip(tmp_path: Path) -> None:
 def test_a_number_that_float32_does_not_have(tmp_path: Path) -> None:
     values = {**state(), "transformer.ln_f.bias": torch.full((6,), 1e300, dtype=torch.float64)}
     tensors = open_checkpoint(write(tmp_path, values)).tensors
-    with pytest.raises(CheckpointError, match=r"ln_f\.bias has numbers that are too large for float32"):
+    with pytest.raises(
+        CheckpointError, match=r"ln_f\.bias has numbers that are too large for float32"
+    ):
         tensors["ln_f/b"]
 
 

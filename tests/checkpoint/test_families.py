@@ -89,7 +89,9 @@ def test_a_tensor_under_both_names_is_refused(tmp_path: Path) -> None:
     stored = load_file(file)
     name = "transformer.ln_f.weight"
     save_file({**stored, "ln_f.weight": stored[name] + 1}, file)
-    with pytest.raises(CheckpointError, match=r"ln_f\.weight and .*ln_f\.weight are the same tensor"):
+    with pytest.raises(
+        CheckpointError, match=r"ln_f\.weight and .*ln_f\.weight are the same tensor"
+    ):
         open_checkpoint(tmp_path)
 
 

@@ -56,7 +56,9 @@ DAMAGE = {
     "params_3.npy: is float64[113], should be a row of float32": array(
         lambda value: value.astype(np.float64)
     ),
-    "params_3.npy: is float32[1, 113], should be a row of float32": array(lambda value: value[None]),
+    "params_3.npy: is float32[1, 113], should be a row of float32": array(
+        lambda value: value[None]
+    ),
     "params_3.npy: has 581 bytes, which is not what its header says": longer,
     "params_9.npy: no such file": lambda directory: (directory / "params_9.npy").unlink(),
     "hparams.json: n_head = 3.0 is not an integer": text("hparams.json", '{"n_head": 3.0}'),
