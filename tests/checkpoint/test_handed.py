@@ -253,7 +253,7 @@ def test_a_file_that_is_gone_before_it_is_read(tmp_path: Path) -> None:
     file.write_bytes(bytes(8))
     mapped = files.MappedFile(file)
     file.unlink()
-    with pytest.raises(files.CheckpointError, match="file: cannot be mapped: .*No such file"):
+    with pytest.raises(files.CheckpointError, match=r"file: cannot be mapped: .*No such file"):
         mapped.view(0, 8)
 
 

@@ -118,7 +118,7 @@ def test_what_the_hub_says(
 
 def test_without_its_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(MissingDependency, match="me/model: no such directory; .*huggingface_hub"):
+    with pytest.raises(MissingDependency, match=r"me/model: no such directory; .*huggingface_hub"):
         open_checkpoint("me/model")
 
 

@@ -197,7 +197,6 @@ class TestReports:
         "words",
         [
             ["lens", "--tokens", "1,2"],
-            ["claims", "wpe-added"],
             ["diagnose", "--port", f"{PORTS}:good", "--length", "3"],
             ["recipe", "--port", "huggingface-eager", "--dtype", "bfloat16", "--tokens", "1,2"],
             ["power", "--fault", "gelu-erf", "--quick", "--jobs", "1"],

@@ -42,7 +42,7 @@ always(1)
 
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of a file in a room, measured by coverage itself, whatever else measures this process."""
+    """A run of a file in a room, measured by coverage itself and by nothing around it."""
     file = tmp_path / "verify" / "lens" / "some.py"
     file.parent.mkdir(parents=True)
     file.write_text(SOURCE)
