@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from models import CONFIG
+from file_layouts import HUB, openai
+from huggingface_directory import state, write
 
-from gpt_verify.checkpoint.synthetic import synthesize
 from gpt_verify.command import doctor
 from gpt_verify.command.cli import main
 from gpt_verify.errors import CheckpointError
-from gpt_verify.reference import Config
 
 
 @pytest.fixture
@@ -113,19 +111,22 @@ def test_a_gpu_is_said(monkeypatch: pytest.MonkeyPatch, tf32: str, says: str) ->
 
 
 @pytest.mark.parametrize(
-    ("size", "seed", "says"),
+    ("heads", "more", "says"),
     [
-        (CONFIG, 0, ""),
-        (CONFIG, 1, "huggingface: .* differs from .*openai"),
-        (replace(CONFIG, n_layer=1), 0, "openai and .*huggingface: different sizes"),
+        (3, 0.0, ""),
+        (3, 1.0, "huggingface: ln_f/b differs from .*openai"),
+        (2, 0.0, "openai and .*huggingface: different sizes"),
     ],
     ids=["the same", "another", "another size"],
 )
 def test_both_formats_are_one_model(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: Config, seed: int, says: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, heads: int, more: float, says: str
 ) -> None:
-    synthesize(tmp_path / "openai", CONFIG, 0, format="openai")
-    synthesize(tmp_path / "huggingface", size, seed, format="huggingface")
+    openai()(tmp_path / "openai")
+    values = state()
+    values["transformer.ln_f.bias"] += more
+    (tmp_path / "huggingface").mkdir()
+    write(tmp_path / "huggingface", values, **{**HUB, "n_head": heads})
     lines = [
         f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(tmp_path)}\n"
         for file in sorted(tmp_path.rglob("*"))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from report_samples import good, report, wrong
 
 import gpt_verify as gv
+from gpt_verify.checkpoint.files import Malformed
 from gpt_verify.command.cli import main
 from gpt_verify.errors import UsageError
 from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict, Waiver
@@ -308,9 +309,18 @@ def test_two_ports_are_judged_and_compared(
         asked = [word for port in ports for word in ("--port", port)]
         assert main([*words, *asked]) == 2
         assert "two ports" in complaint(capsys.readouterr().err)
-    broken = f"{where / 'broken_ports.py'}:raises"
-    assert main([*words, "--port", good_port, "--port", broken]) == 2
-    assert "could not be judged: " in complaint(capsys.readouterr().err)
+
+
+def test_what_cannot_be_judged_cannot_be_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text("def one(checkpoint):\n    raise ValueError('no weights')\n\n\nother = one\n")
+    words = ["compare", "--length", "3", "--quiet", "--json", str(tmp_path / "out.json")]
+    assert main([*words, "--port", f"{file}:one", "--port", f"{file}:other"]) == 2
+    said = complaint(capsys.readouterr().err)
+    assert "broken.py:one could not be judged: " in said and "no weights" in said
+    assert not (tmp_path / "out.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -416,8 +426,8 @@ class TestHostileFiles:
         for key in outer:
             inside = inside[key]
         del inside[last]
-        with pytest.raises(UsageError) as refused:
-            report_of(data, "mine")
+        with pytest.raises(Malformed) as refused:
+            report_of(data)
         assert says in str(refused.value)
 
     @pytest.mark.parametrize(
