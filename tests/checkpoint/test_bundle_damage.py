@@ -136,6 +136,13 @@ def test_missing_files_and_what_is_no_file(prefix: Path) -> None:
 
 # --- a valid table with invalid contents ---------------------------------------------------------
 
+
+def beyond() -> bytes:
+    """A table whose index claims more of one block than the file has."""
+    meta, handles = framed(block([])), framed(block([(b"z", varint(0) + varint(1 << 30))]))
+    return meta + handles + footer(0, len(meta) - 5, len(meta), len(handles) - 5)
+
+
 INDICES = {
     "the file is empty": b"",
     "10 bytes; the footer of a table alone has 48": b"0123456789",
@@ -145,6 +152,7 @@ INDICES = {
     "the footer is damaged: its blocks do not fill": footer(0, 1 << 60, 1 << 61, 1 << 62),
     "a number is not in its shortest form": b"\x80\x00".ljust(40, b"\0") + footer()[40:],
     "a number has more than 64 bits": b"\xff" * 40 + footer()[40:],
+    "the data block at byte 0 (1073741824 bytes) does not fit in the file": beyond(),
     "has a metaindex (a filter or statistics)": assemble([], framed(block([(b"filter", b"")]))),
     "the header is missing": table([(b"a", good())]),
     "bundle header: claims 0 data files": index({}, b""),

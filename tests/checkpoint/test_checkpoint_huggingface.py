@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt_verify.checkpoint import open_checkpoint
 from gpt_verify.checkpoint.hf_names import own_name, stored_name
 from gpt_verify.checkpoint.hf_weights import PICKLED, SHARDED
-from gpt_verify.errors import MissingDependency
+from gpt_verify.errors import CheckpointError, MissingDependency
 from gpt_verify.reference import RELEASED, tensor_table
 
 # --- reading -------------------------------------------------------------------------------------
@@ -137,6 +138,7 @@ class Bomb:
         (Bomb(), "is more than tensors: it asks for _sitebuiltins.Quitter, which would run code"),
         ([1], "holds a list, not a mapping of tensors"),
         ({"wte.weight": 3}, "'wte.weight' is a int, not a tensor"),
+        ({3: torch.zeros(11, 6)}, "3 is the name of a tensor, and no string"),
         ({"wte.weight": torch.eye(3).to_sparse()}, "wte.weight is not a plain tensor"),
         ({"wte.weight": torch.zeros(11, 6)}, "missing: wpe.weight, h.0.ln_1.weight, h.0.ln_1.bias"),
     ],
@@ -153,6 +155,26 @@ def test_a_damaged_pickle_and_none_at_all(tmp_path: Path) -> None:
     for data in (b"", b"PK", b"\x80\x02junk"):
         (tmp_path / PICKLED).write_bytes(data)
         assert f"{tmp_path}/{PICKLED}: torch cannot load it: " in refused(tmp_path)
+
+
+def test_a_pickle_that_is_damaged_inside_of_its_zip(tmp_path: Path) -> None:
+    """torch calls it unsafe, and there is nothing that it asks for."""
+    (tmp_path / "config.json").write_text(json.dumps(MINIMAL))
+    torch.save(state(), tmp_path / "whole")
+    with ZipFile(tmp_path / "whole") as whole, ZipFile(tmp_path / PICKLED, "w") as damaged:
+        for name in whole.namelist():
+            damaged.writestr(name, b"\x80\x02\xff." if name.endswith(".pkl") else whole.read(name))
+    said = refused(tmp_path)
+    assert "torch's loader of tensors cannot load it: it is damaged, or more than tensors" in said
+
+
+def test_a_number_that_float32_does_not_have(tmp_path: Path) -> None:
+    values = {**state(), "transformer.ln_f.bias": torch.full((6,), 1e300, dtype=torch.float64)}
+    tensors = open_checkpoint(write(tmp_path, values)).tensors
+    with pytest.raises(
+        CheckpointError, match=r"ln_f\.bias has numbers that are too large for float32"
+    ):
+        tensors["ln_f/b"]
 
 
 def test_pickled_weights_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +267,10 @@ def test_no_size_has_a_default(tmp_path: Path, key: str) -> None:
         ({"lm_head.bias": torch.zeros(11)}, "surplus: lm_head.bias"),
         ({"transformer.h0.ln_1.weight": torch.zeros(6)}, "surplus: transformer.h0.ln_1.weight"),
         ({"wte.weight": torch.zeros(11, 6)}, "transformer.wte.weight and wte.weight are the same"),
+        (
+            {"lm_head.weight": torch.zeros(11, 6), "module.lm_head.weight": torch.zeros(11, 6)},
+            "lm_head.weight and module.lm_head.weight are the same tensor",
+        ),
         ({"transformer.ln_f.bias": None}, "missing: ln_f.bias"),
         (
             {"transformer.ln_f.bias": torch.zeros(7)},

@@ -80,6 +80,21 @@ def test_files_without_the_name_of_the_model_before_each_tensor(tmp_path: Path) 
     assert list(open_checkpoint(tmp_path).tensors) == list(tensor_table(family("bloom")))
 
 
+def test_a_tensor_under_both_names_is_refused(tmp_path: Path) -> None:
+    """Which of the two is the model's, no file says."""
+    from safetensors.numpy import load_file, save_file
+
+    written(tmp_path, "bloom")
+    file = tmp_path / "model.safetensors"
+    stored = load_file(file)
+    name = "transformer.ln_f.weight"
+    save_file({**stored, "ln_f.weight": stored[name] + 1}, file)
+    with pytest.raises(
+        CheckpointError, match=r"ln_f\.weight and .*ln_f\.weight are the same tensor"
+    ):
+        open_checkpoint(tmp_path)
+
+
 def test_masks_and_tables_of_older_versions_are_not_read(tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
@@ -229,6 +244,17 @@ def test_scaled_rope(words: dict[str, Any], scaling: Scaling, version: int) -> N
         ("opt", {"word_embed_proj_dim": 12}, "word_embed_proj_dim = 12, should be 24"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual"),
         ("mixtral", {"num_experts_per_tok": 6}, "6 of 5 experts"),
+        ("mixtral", {"num_experts": 4}, "num_local_experts and num_experts disagree: 5, 4"),
+        (
+            "qwen2",
+            {"use_sliding_window": False, "layer_types": ["sliding_attention"] * 3},
+            "layer_types has sliding_attention, but there is no sliding_window",
+        ),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"full_attention": {"rope_theta": 9.0}}},
+            "rope_parameters has no sliding_attention",
+        ),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
         ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
         ("gpt_oss", {"swiglu_limit": 6.0}, "swiglu_limit"),

@@ -183,6 +183,7 @@ class TestMappings:
         gc.collect()
         assert _mapped(path, "rw-p") == [read]
 
+    @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # once in a process
     def test_what_torch_writes_outlives_a_neighbour(self, tmp_path: Path) -> None:
         """They may share a page, which is given back whole or not at all."""
         file = tmp_path / "file"
@@ -190,8 +191,7 @@ class TestMappings:
         mapped = files.MappedFile(file)
         middle = mmap.PAGESIZE + 100
         left, right = mapped.view(0, middle), mapped.view(middle, 2 * mmap.PAGESIZE)
-        with pytest.warns(UserWarning, match="not writable"):
-            written = torch.from_numpy(right)
+        written = torch.from_numpy(right)
         written[:] = 7
         del left
         gc.collect()
@@ -221,6 +221,40 @@ class TestMappings:
         kept = handed_out(source).tensors["wte"]
         kept[:] = 7
         assert _bits(source) == before
+
+
+def test_read_where_no_memory_is_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A private page for each of the file's is more than some machines have."""
+    file = tmp_path / "file"
+    file.write_bytes(bytes(range(200)))
+    mmap = files.mmap.mmap
+
+    def exhausted(*given: object, access: int, **more: object) -> object:
+        if access == files.mmap.ACCESS_COPY:
+            raise OSError(12, "Cannot allocate memory")
+        return mmap(*given, access=access, **more)
+
+    monkeypatch.setattr(files.mmap, "mmap", exhausted)
+    assert files.MappedFile(file).view(3, 4).tolist() == [3, 4, 5, 6]
+
+
+def test_bytes_outside_of_a_file_are_refused(tmp_path: Path) -> None:
+    """Beyond its end a look would end the process."""
+    file = tmp_path / "file"
+    file.write_bytes(bytes(8))
+    mapped = files.MappedFile(file)
+    for offset, size in ((3, 6), (-1, 2), (9, 0), (3, -1)):
+        with pytest.raises(files.CheckpointError, match="lie outside its 8 bytes"):
+            mapped.view(offset, size)
+
+
+def test_a_file_that_is_gone_before_it_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(8))
+    mapped = files.MappedFile(file)
+    file.unlink()
+    with pytest.raises(files.CheckpointError, match=r"file: cannot be mapped: .*No such file"):
+        mapped.view(0, 8)
 
 
 def test_a_file_that_was_replaced_is_not_mixed_with_the_old_one(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from file_layouts import HUB, in_shards
 from huggingface_directory import CONFIG, state, tensors, write
 from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError
 
 from gpt_verify.checkpoint import open_checkpoint
 from gpt_verify.command.cli import main
-from gpt_verify.errors import CheckpointError
+from gpt_verify.errors import CheckpointError, MissingDependency
 
 COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 
@@ -88,6 +91,35 @@ def test_what_can_be_no_name(
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path)
     assert str(caught.value) == f"{Path(path)}: no such directory"
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (EntryNotFoundError("404"), "and the hub has no such model, or one without config.json"),
+        (OSError("No space left\non the disk"), "from the hub: No space left"),
+        (ValueError(), "from the hub: ValueError"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_the_hub_says(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, what: str
+) -> None:
+    def download(*of: str) -> str:
+        raise error
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(CheckpointError) as refused:
+        open_checkpoint("me/model")
+    assert str(refused.value).startswith("me/model: no such directory")
+    assert what in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_without_its_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingDependency, match=r"me/model: no such directory; .*huggingface_hub"):
+        open_checkpoint("me/model")
 
 
 def test_a_path_on_the_command_line_stays_one(

@@ -251,6 +251,7 @@ def test_tokenizer_json_alone(tmp_path, merges):
         ("model__merges", ["a b", "ab"], "merges[1] is not two tokens: 'ab'"),
         ("model__merges", ["a b"], "no merge makes 'abc' of tokenizer.json: incomplete"),
         ("model", None, "has no model"),
+        ("added_tokens", {"content": "<|pad|>"}, "added_tokens is no list"),
     ],
 )
 def test_a_tokenizer_json_that_would_encode_otherwise(tmp_path, path, value, message):

@@ -26,7 +26,7 @@ from gpt_verify.reference.bpe import alphabet
 from gpt_verify.reference.config import RELEASED
 from gpt_verify.report.claims import html, markdown, terminal
 from gpt_verify.report.claims import json as as_json
-from gpt_verify.report.claims.messages import summary
+from gpt_verify.report.claims.messages import answer, complaint, summary
 
 pytestmark = pytest.mark.claims
 
@@ -133,6 +133,26 @@ def test_exit_status(one: Decided, status: int) -> None:
     assert report.exit_status == status
     assert ClaimsReport({}, (one, decided(Verdict.FALSE)), {}, "").exit_status == 1
     assert ClaimsReport({}, (), {}, "").exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "says"),
+    [
+        (decided(Verdict.TRUE), ""),
+        (decided(Verdict.FALSE), "expected was: "),
+        (decided(Verdict.TRUE, dissent="one: false"), "the models disagree: one: false"),
+        (decided(Verdict.DEPENDS, asserted=True, holds=True), ""),
+        (
+            decided(Verdict.DEPENDS, asserted=True, holds=False),
+            "it should hold on the released weights, and the evidence says otherwise",
+        ),
+        (Decided(claim(), None, "here:f", missing="no\ntorch"), "not judged: no torch"),
+    ],
+)
+def test_why_a_claim_is_not_as_expected(one: Decided, says: str) -> None:
+    said = complaint(one)
+    assert says in said and bool(said) == bool(says)
+    assert answer(replace(one, answer="It is so.")) == (said or "It is so.")
 
 
 def test_evidence_that_breaks_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

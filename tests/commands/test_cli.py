@@ -110,6 +110,14 @@ class TestVerdict:
         assert "this is a bug in gpt-verify" in complaint(err)
         assert "Traceback" in run("--debug")[2]
 
+    def test_no_memory_is_2(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        def large(*_: object, **__: object) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr("gpt_verify.judging.run.run_request", large)
+        status, _, err = run()
+        assert (status, complaint(err)) == (2, "gpt-verify: not enough memory")
+
     def test_quiet_prints_the_verdict_alone(self, run: Run) -> None:
         status, out, err = run("--quiet")
         assert status == 0
@@ -184,6 +192,26 @@ class TestReports:
         assert "/dev/full: cannot be written" in complaint(err)
         assert "verified: 1 port" in out
         assert (tmp_path / "a.xml").exists()
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["lens", "--tokens", "1,2"],
+            ["diagnose", "--port", f"{PORTS}:good", "--length", "3"],
+            ["recipe", "--port", "huggingface-eager", "--dtype", "bfloat16", "--tokens", "1,2"],
+            ["power", "--fault", "gelu-erf", "--quick", "--jobs", "1"],
+            ["compare", "--port", "huggingface-eager", "--port", f"{PORTS}:good", "--length", "3"],
+        ],
+        ids=lambda words: words[0],
+    )
+    def test_no_verdict_of_any_command_without_the_report_that_was_asked_for(
+        self, tiny: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+    ) -> None:
+        name, *more = words
+        assert main([name, "--checkpoint", str(tiny), *more, "--json", "/dev/full"]) == 2
+        out, err = capsys.readouterr()
+        assert "/dev/full: cannot be written" in complaint(err)
+        assert out  # what was found out is said all the same
 
     @pytest.mark.parametrize("buffered", [True, False])
     def test_nobody_reads(self, wrong: list[str], buffered: bool) -> None:

@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from file_layouts import HUB, openai
+from huggingface_directory import state, write
 
 from gpt_verify.command import doctor
 from gpt_verify.command.cli import main
@@ -87,3 +89,55 @@ def test_broken_torch_is_said_and_does_no_harm(monkeypatch: pytest.MonkeyPatch) 
     assert list(doctor._torch_lines()) == [
         "torch is installed and cannot be imported: ImportError: libcuda is too old"
     ]
+
+
+def test_a_torch_that_says_nothing_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for code in ("", "print('no JSON')"):
+        monkeypatch.setattr(doctor, "_ASK_TORCH", code)
+        (line,) = doctor._torch_lines()
+        assert line.startswith("torch is installed and does not answer: ")
+
+
+@pytest.mark.parametrize(("tf32", "says"), [("True", "on"), ("False", "off")])
+def test_a_gpu_is_said(monkeypatch: pytest.MonkeyPatch, tf32: str, says: str) -> None:
+    """TF32 is what most often makes a correct port wrong there."""
+    answer = f"dict(threads=3, devices=['one', 'other'], tf32={tf32})"
+    monkeypatch.setattr(doctor, "_ASK_TORCH", f"import json; print(json.dumps({answer}))")
+    assert list(doctor._torch_lines()) == [
+        "torch threads: 3",
+        "cuda: one, other",
+        f"tf32 in matrix products: {says}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("heads", "more", "says"),
+    [
+        (3, 0.0, ""),
+        (3, 1.0, "huggingface: ln_f/b differs from .*openai"),
+        (2, 0.0, "openai and .*huggingface: different sizes"),
+    ],
+    ids=["the same", "another", "another size"],
+)
+def test_both_formats_are_one_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, heads: int, more: float, says: str
+) -> None:
+    openai()(tmp_path / "openai")
+    values = state()
+    values["transformer.ln_f.bias"] += more
+    (tmp_path / "huggingface").mkdir()
+    write(tmp_path / "huggingface", values, **{**HUB, "n_head": heads})
+    lines = [
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(tmp_path)}\n"
+        for file in sorted(tmp_path.rglob("*"))
+        if file.is_file()
+    ]
+    (tmp_path / doctor.MANIFEST).write_text("".join(lines))
+    monkeypatch.setattr(
+        "gpt_verify.checkpoint.default_checkpoint", lambda format="openai": tmp_path / format
+    )
+    if not says:
+        assert "both formats" in doctor.check_default()
+        return
+    with pytest.raises(CheckpointError, match=says):
+        doctor.check_default()

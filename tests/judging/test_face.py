@@ -174,6 +174,8 @@ def test_claims() -> None:
         ({"lengths": [0]}, "lengths: 0 is less than 1"),
         ({"tokens": ["a"]}, "tokens: whole numbers"),
         ({"text": b"a"}, "text: a string, not bytes"),
+        ({"lengths": [3], "tokens": [1, 2]}, "lengths and tokens exclude each other"),
+        ({"text": "a", "tokens": [1, 2]}, "tokens and text exclude each other"),
         ({"require": "everything"}, "everything"),
         ({"ignore_keys": "none"}, "none"),
     ],
@@ -181,6 +183,18 @@ def test_claims() -> None:
 def test_options_that_make_no_sense(arguments: Any, complaint: str) -> None:
     with pytest.raises(gv.UsageError, match=complaint):
         gv.run(gv.IGNORED, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (gv.html, "there is no page of an object of type dict"),
+        (gv.json, "there is no JSON of an object of type dict"),
+    ],
+)
+def test_what_is_no_result_has_no_report(write: Any, says: str) -> None:
+    with pytest.raises(gv.UsageError, match=says):
+        write({})
 
 
 def test_a_function_of_the_face_is_not_hidden_by_the_room_of_its_name() -> None:
@@ -226,14 +240,14 @@ def test_what_is_handed_over_is_no_specification_whatever_it_is_called(directory
     assert (port.name, port.verdict) == ("huggingface", gv.Verdict.REFUTED)
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # once in a process
 def test_a_module_may_share_the_memory_of_a_checkpoint_that_is_read_only(directory: Path) -> None:
     """As ``torch.from_numpy`` makes it, with a warning; laws that write to it reach no file."""
     files = {path: path.read_bytes() for path in directory.iterdir()}
     source = gv.open_checkpoint(directory)
     _, module = _module(source)
     assert not source.tensors["wte"].flags.writeable
-    with pytest.warns(UserWarning, match="not writable"):
-        module.transformer.wte.weight.data = torch.from_numpy(source.tensors["wte"])
+    module.transformer.wte.weight.data = torch.from_numpy(source.tensors["wte"])
     report = gv.run(module, directory, lengths=[5])
     assert report.verdict is gv.Verdict.VERIFIED
     assert {path: path.read_bytes() for path in directory.iterdir()} == files

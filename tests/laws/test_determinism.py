@@ -148,6 +148,16 @@ def test_but_not_by_more_than_rounding(first: Any, later: Any) -> None:
     assert found.status is Status.FAILED
 
 
+def test_another_dtype_is_refuted() -> None:
+    made, tokens = plain(), INPUTS[2].tokens
+    exact = made.logits(tokens)
+    twice = Determinism(subject(made))
+    assert not twice.add("length 19", tokens, exact, exact.astype(np.float64), lambda: exact)
+    (found,) = twice.findings(made, tokens)
+    assert found.status is Status.FAILED
+    assert found.message.startswith("length 19: dtype float32, then float64; ")
+
+
 def test_and_not_at_every_call() -> None:
     rng, right = np.random.default_rng(0), plain()
     tokens = INPUTS[2].tokens

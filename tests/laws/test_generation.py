@@ -123,6 +123,30 @@ def test_nanogpt_is_made_greedy(prompt: bool) -> None:
         assert one(law, made).status is Status.NOT_EXAMINED
 
 
+def of_another_number(self: Any, right: Any, ids: Any, *given: Any, **more: Any) -> Any:
+    made = right(ids, *given, **more)
+    return torch.cat([made, made[:, -1:]], dim=1)
+
+
+def beyond_the_table(self: Any, right: Any, ids: Any, *given: Any, **more: Any) -> Any:
+    made = right(ids, *given, **more)
+    made[0, ids.shape[1] + 1] = 101
+    return made
+
+
+@pytest.mark.parametrize(
+    ("generate", "says"),
+    [
+        (of_another_number, "tokens are generated, should be [2, "),
+        (beyond_the_table, "token 101"),
+    ],
+)
+def test_tokens_that_no_prompt_has(generate: Any, says: str) -> None:
+    finding = one("generation.greedy", plain(lambda model: wrap(model, "generate", generate)))
+    assert finding.status is Status.FAILED
+    assert says in finding.message, finding.message
+
+
 def test_what_ends_a_row_may_be_left_out() -> None:
     def generate(self: Any, right: Any, ids: Any, *given: Any, **more: Any) -> Any:
         made, end = right(ids, *given, **more), more.get("eos_token_id")

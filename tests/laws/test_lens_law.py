@@ -18,6 +18,7 @@ from gpt_verify.laws.lens.budgets import Block
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.lens.engine_numpy import measure_logits
 from gpt_verify.numerics.precision import FLOAT64
+from gpt_verify.port import LENS
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.reference import Config
 from gpt_verify.reference import lens as definitions
@@ -108,6 +109,34 @@ def test_each_mistake_is_refuted_and_named(name: str) -> None:
     if "does not read" not in words:
         assert "the port's own lens; RMS error of the logits" in finding.message
         assert finding.score is not None and finding.score > 1e4 * LIMIT_FLOORS
+
+
+@pytest.mark.parametrize(
+    ("change", "site", "says"),
+    [
+        (lambda read: [*read, read[0]], LAST, "the port's own lens reads embed, twice"),
+        (
+            lambda read: [("h.7.resid_post", read[0][1]), *read],
+            LAST,
+            "the port's own lens reads h.7.resid_post, which this model does not have",
+        ),
+        (
+            lambda read: [(EMBED, read[0][1][:, :5]), *read[1:]],
+            EMBED,
+            "the port's own lens has shape [1, 5, 101], should be [1, 19, 101]",
+        ),
+    ],
+)
+def test_a_lens_that_is_none_of_this_model_is_refuted(change: Any, site: str, says: str) -> None:
+    """The states that are seen pass beside it."""
+    judged = port()
+    faults.right(judged)
+    right = judged.offers()[LENS]
+    judged.offer(LENS, lambda tokens: iter(change(list(right(tokens)))))
+    found = hold("lens", judged)
+    wrong = [f for f in found if f.status is Status.FAILED]
+    assert [(f.site, f.message) for f in wrong] == [(site, says)]
+    assert {f.site for f in found if f.status is Status.PASSED} == {*SITES} - {site}
 
 
 @pytest.mark.parametrize("name", COARSE)

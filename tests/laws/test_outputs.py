@@ -65,6 +65,15 @@ def test_too_few_states() -> None:
     assert finding.message == "3 hidden states are handed out, should be 4"
 
 
+def test_too_few_patterns() -> None:
+    def fewer(self: Any, right: Any, scores: Any, patterns: Any) -> Any:
+        return right(scores, patterns)[1:]
+
+    (finding,) = hold("outputs.patterns", plain(lambda model: wrap(model, "patterns", fewer)))
+    assert finding.status is Status.FAILED
+    assert finding.message == "2 attentions are handed out, should be 3"
+
+
 def test_states_of_another_precision_are_within_rounding() -> None:
     """Handed out in half precision, they are rounded once more than they were inside."""
 

@@ -73,9 +73,26 @@ def size_left(model: Any) -> None:
     model.config.vocab_size = 101
 
 
+def a_table_of_another(model: Any) -> None:
+    model.transformer.wte = torch.nn.Embedding(1, model.config.n_embd)
+
+
+def loss_of_old_labels(model: Any) -> None:
+    """Its loss knows the labels that there were before."""
+
+    def loss_function(logits: Any, labels: Any, **more: Any) -> Any:
+        if int(labels.max()) > 100:
+            raise ValueError("no such label")
+        return right(logits=logits, labels=labels, **more)
+
+    right, model.loss_function = model.loss_function, loss_function
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        (a_table_of_another, "resized to 106, it raises IndexError on tokens that it had before"),
+        (loss_of_old_labels, "its loss raises ValueError where the last id is a label"),
         (untied, "which were one matrix, are two"),
         (one_row, "wte.weight[3, 5] = "),
         (size_left, "its configuration says that it has 101 rows"),

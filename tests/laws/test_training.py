@@ -113,6 +113,43 @@ def test_a_port_for_inference_is_no_fault() -> None:
     assert "for inference only" in finding.message
 
 
+def test_a_port_that_raises_in_training_is_no_fault() -> None:
+    def forward(self: Any, right: Any, *given: Any, **more: Any) -> Any:
+        if self.training:
+            raise RuntimeError("a kernel for evaluation")
+        return right(*given, **more)
+
+    finding = one("training.mode", plain(lambda model: wrap(model, "forward", forward)))
+    assert finding.status is Status.NOT_EXAMINED
+    assert finding.message == "it does not run in train(): RuntimeError: a kernel for evaluation"
+
+
+def made_anew(model: Any) -> None:
+    model.wpe = torch.nn.Parameter(model.wpe.detach().clone())
+
+
+def by_requires_grad(model: Any) -> None:
+    def requires_grad_(self: Any, right: Any, wanted: bool = True) -> Any:
+        if wanted:
+            made_anew(self)
+        return right(wanted)
+
+    wrap(model, "requires_grad_", requires_grad_)
+
+
+def by_methods_of_its_own(model: Any) -> None:
+    model.freeze, model.unfreeze = (lambda: None), (lambda: made_anew(model))
+
+
+@pytest.mark.parametrize("how", [by_requires_grad, by_methods_of_its_own])
+def test_a_parameter_that_comes_back_as_another_is_refuted(how: Any) -> None:
+    """An optimizer goes on with the one that it was given."""
+    finding = one("training.freezing", plain(how))
+    assert finding.status is Status.FAILED
+    assert finding.message == "frozen and unfrozen, parameter wpe is moved"
+    assert finding.fault is None
+
+
 def test_a_model_of_one_layer_and_two_tokens() -> None:
     source = checkpoint(Config(n_vocab=3, n_ctx=2, n_embd=4, n_head=1, n_layer=1))
     made = port(source=source)

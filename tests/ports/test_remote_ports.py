@@ -99,6 +99,7 @@ class TestProcess:
                 "unreadable header",
             ),
             ("sys.stdout.buffer.write(b'\\x93NUM'); sys.exit(0)", "ended with exit status 0"),
+            ("import os, time; os.close(1); time.sleep(600)", "the program closed its output"),
         ],
     )
     def test_what_is_no_answer(self, body: str, words: str) -> None:
@@ -106,6 +107,24 @@ class TestProcess:
             p.logits(TOKENS)
         assert words in str(error.value)
         assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("shape", "words"),
+        [
+            ("(-1, -1, 3)", "float32[-1, -1, 3], should be a float array [B, T, V]"),
+            ("(-1, 5, 3)", "[-1, 5, 3], should be a float array [B, T, V]"),
+            ("(-1, 0, 3)", "[-1, 0, 3], should be a float array [B, T, V]"),
+            ("(2, 3)", "[2, 3], should be a float array [B, T, V]"),
+            ("(1099511627776, 5, 3)", "an array of 65970697666560 bytes, more than "),
+        ],
+    )
+    def test_a_shape_that_no_array_has(self, shape: str, words: str) -> None:
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n"
+        start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+        body = f"sys.stdout.buffer.write({start + bytes(60)!r}); sys.stdout.flush()"
+        with process(body) as p, pytest.raises(PortError) as error:
+            p.logits(TOKENS)
+        assert words in str(error.value)
 
     def test_integers_are_no_logits(self, tmp_path: Path) -> None:
         np.save(tmp_path / "x.npy", np.zeros((2, 3, 4), np.int32))

@@ -35,6 +35,7 @@ from gpt_verify.power.injection import (
     port_with,
     why_not_injected,
 )
+from gpt_verify.power.outcome import CorrectOutcome, FaultOutcome
 from gpt_verify.power.trial import Bench
 from gpt_verify.power.variants import VARIANTS, unavailable, variants_of
 from gpt_verify.process.state import changes, snapshot
@@ -213,8 +214,82 @@ class TestItCanFail:
         assert "wrong, seed 0: false alarm" in report.terminal(found)
 
     def test_nothing_tried(self, model: Path) -> None:
-        plan = Plan(model)
-        assert not summary.holds(Campaign(plan, CONFIG, (), (), {}, 0.0))
+        found = Campaign(Plan(model), CONFIG, (), (), {}, 0.0)
+        assert not summary.holds(found)
+        assert report.verdict(found) == "nothing was tried"
+
+
+OUTCOME = FaultOutcome(
+    Injection("gelu-erf", EVERYWHERE, (0, 1)),
+    "gelu",
+    "activations",
+    "short",
+    "refuted",
+    True,
+    ("h.0.mlp.act",),
+    "h.0.mlp.act",
+    ("gelu-erf",),
+    (),
+    True,
+    None,
+    {},
+    "it",
+    0.1,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({}, None),
+        ({"verdict": "verified", "message": ""}, "not detected (verified) "),
+        ({"explained_by": ("gelu-sigmoid",)}, "named gelu-sigmoid"),
+        ({"first_divergence": "logits"}, "localised at logits, not h.0.mlp.act"),
+        ({"explained_by": ()}, "unexplained"),
+        (
+            {"explained_by": ("gelu-sigmoid",), "instead": ("gelu-erf",)},
+            "not told apart from gelu-sigmoid",
+        ),
+        (
+            {"explained_by": ("gelu-erf", "gelu-sigmoid"), "same": ("gelu-sigmoid",)},
+            "explained, and gelu-sigmoid as well",
+        ),
+        ({"unlike": False}, "changes nothing, and is refuted: it"),
+        ({"unlike": False, "verdict": "verified"}, None),
+    ],
+    ids=str,
+)
+def test_what_fell_short_is_said(model: Path, change: dict[str, Any], line: str | None) -> None:
+    """Law is None where a fault changes nothing anywhere."""
+    outcome = replace(OUTCOME, **change)
+    if change.get("unlike") is False:
+        outcome = replace(outcome, law=None)
+    found = Campaign(Plan(model), CONFIG, (outcome,), (), {}, 0.0)
+    lines = [] if line is None else [f"gelu-erf, {EVERYWHERE}: {line}".rstrip()]
+    assert [said.rstrip() for said in report.misses(found)] == lines
+    page = report.markdown(found)
+    assert ("## What fell short" in page) == bool(lines)
+    assert all(said in page for said in lines)
+
+
+def test_the_page_says_what_is_not_counted_and_lists_the_variants(model: Path) -> None:
+    unseen = replace(OUTCOME, injection=Injection("gelu-erf", LOGITS, (0,)), unlike=False)
+    silent = replace(OUTCOME, unlike=False, verdict="verified", inputs="default")
+    correct = [
+        CorrectOutcome("right", 0, "verified", (), ()),
+        CorrectOutcome("right", 1, "refuted", ("logits",), ("gelu-erf",)),
+    ]
+    made = (unseen, replace(silent, injection=Injection("gelu-sigmoid", EVERYWHERE, (0,))))
+    page = report.markdown(Campaign(Plan(model), CONFIG, made, tuple(correct), {"x": "y"}, 0.0))
+    for line in (
+        "- not run: x: y",
+        "- without effect on this checkpoint: gelu-sigmoid",
+        "- not to be seen in logits: gelu-erf",
+        "- tried on the default inputs as well: gelu-sigmoid",
+        "- right, seed 1: false alarm: logits",
+        "| right | 2 | 1 | 0 |",
+    ):
+        assert line in page, line
 
 
 @pytest.mark.in_turns

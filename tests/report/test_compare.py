@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from report_samples import good, report, wrong
 
 import gpt_verify as gv
+from gpt_verify.checkpoint.files import Malformed
 from gpt_verify.command.cli import main
 from gpt_verify.errors import UsageError
 from gpt_verify.findings import Finding, PortReport, Report, Status, Verdict, Waiver
@@ -311,6 +312,34 @@ def test_two_ports_are_judged_and_compared(
         assert "two ports" in complaint(capsys.readouterr().err)
 
 
+def test_what_cannot_be_judged_cannot_be_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text("def one(checkpoint):\n    raise ValueError('no weights')\n\n\nother = one\n")
+    words = ["compare", "--length", "3", "--quiet", "--json", str(tmp_path / "out.json")]
+    assert main([*words, "--port", f"{file}:one", "--port", f"{file}:other"]) == 2
+    said = complaint(capsys.readouterr().err)
+    assert "broken.py:one could not be judged: " in said and "no weights" in said
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["a", "b", "c"], "compare takes one or two reports; 3 were given"),
+        (["--port", "a", "--port", "b", "--port", "c"], "one --port or two; 3 were given"),
+        (["a"], "of one report two ports are compared"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_more_or_fewer_than_two(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *words]) == 2
+    assert says in complaint(capsys.readouterr().err)
+
+
 class TestNotComparable:
     def test_another_checkpoint(self) -> None:
         mine, other = report(good()), report(good())
@@ -382,6 +411,25 @@ class TestHostileFiles:
     def test_no_file(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["compare", str(tmp_path / name), str(tmp_path / name)]) == 2
         assert complaint(capsys.readouterr().err)
+
+    @pytest.mark.parametrize(
+        ("keys", "says"),
+        [
+            (("inputs",), "inputs is missing"),
+            (("ports", 0, "device"), "ports[0]: device is missing"),
+            (("ports", 0, "checks", 0, "score"), "ports[0]: checks[0]: score is missing"),
+        ],
+    )
+    def test_what_is_missing_is_named(self, keys: tuple[Any, ...], says: str) -> None:
+        data = json.loads(json_report.render(report(good())))
+        *outer, last = keys
+        inside = data
+        for key in outer:
+            inside = inside[key]
+        del inside[last]
+        with pytest.raises(Malformed) as refused:
+            report_of(data)
+        assert says in str(refused.value)
 
     @pytest.mark.parametrize(
         ("keys", "value", "says"),

@@ -217,6 +217,11 @@ class TestTerminal:
         assert " 1.5 " in row  # 3 / 2
         assert " 196 " in row
 
+    def test_what_a_port_remarks_is_said_in_one_line(self) -> None:
+        remarked = dataclasses.replace(good(), remarks=("made by\nsome version",))
+        assert "good: made by some version\n" in terminal.render(report(remarked))
+        assert json.loads(json_report.render(report(remarked)))["ports"][0]["remarks"]
+
     def test_what_was_not_examined_is_named(self) -> None:
         text = terminal.render(report(good(layers=3)))
         assert "activations.local at h.0…2.attn.pattern: not shown by the port" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -41,17 +42,18 @@ always(1)
 
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of a file in a room, measured by coverage itself."""
+    """A run of a file in a room, measured by coverage itself and by nothing around it."""
     file = tmp_path / "verify" / "lens" / "some.py"
     file.parent.mkdir(parents=True)
     file.write_text(SOURCE)
     (tmp_path / "verify" / "text.py").write_text("x = 1\n")
+    alone = {k: v for k, v in os.environ.items() if not k.startswith(("COVERAGE_", "COV_CORE_"))}
     for words in (
         ("run", "--branch", "--source=verify", "verify/lens/some.py"),
         ("json", "--quiet", "-o", "found.json"),
     ):
         command = [sys.executable, "-m", "coverage", *words]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=alone)
     monkeypatch.setattr(unrun, "ROOT", tmp_path)
     return tmp_path / "found.json"
 

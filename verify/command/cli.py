@@ -123,7 +123,6 @@ def _run(args: argparse.Namespace) -> int:
     """Run a command in this process, and return its exit status when everything was printed."""
     if args.debug:
         logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
-        logging.getLogger("verify").setLevel(logging.DEBUG)
     with warnings.catch_warnings():
         if not (args.debug or sys.warnoptions):
             # What a library warns of would stand ahead of the one line that says what is wrong.

@@ -64,10 +64,6 @@ class Law:
     name: str
     checks: tuple[Check, ...]
 
-    @property
-    def status(self) -> str:
-        return _status(check.status for check in self.checks)
-
 
 def _status(statuses: Iterable[str]) -> str:
     """Failed where one failed, else passed where one passed, else what they all are."""

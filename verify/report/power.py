@@ -125,8 +125,9 @@ def misses(campaign: Campaign) -> list[str]:
 def _unexplained(o: FaultOutcome) -> str:
     if o.injection.fault in o.instead:
         return f"not told apart from {', '.join(o.explained_by)}"
-    if o.injection.fault in o.explained_by:
-        return f"explained, and {', '.join(o.wrong_names)} as well"
+    if o.injection.fault in o.explained_by:  # the others are no wrong names, or say the same
+        others = [name for name in o.explained_by if name != o.injection.fault]
+        return f"explained, and {', '.join(others)} as well"
     return "unexplained"
 
 

@@ -45,7 +45,6 @@ def _judged(subject: Subject, copy: Port, size: int, agreement: Agreement) -> Fi
     stated = copy.special_ids().get("vocab_size", size)
     if stated != size:
         return _failed(f"{at}, its configuration says that it has {stated} rows", None)
-    # A copy that does not run is refused by ``refuting`` or by whoever called.
     old = min(size, subject.config.n_vocab)
     tokens = subject.tokens(1, min(LENGTH, subject.config.n_ctx), 18) % old
     try:

@@ -90,11 +90,11 @@ def _array(stream: Stream, name: str, most: int) -> Floats:
     except Exception as e:  # NumPy evaluates it, as Python's own parser does
         words = f"{name}: answered with a .npy array of unreadable header: {described(e)}"
         raise PortError(words) from None
-    if dtype.kind != "f" or len(shape) != 3:
+    if dtype.kind != "f" or len(shape) != 3 or min(shape) < 0:
         found = shortened(f"{dtype}{list(shape)}")
         raise PortError(f"{name}: answered with {found}, should be a float array [B, T, V]")
     count = math.prod(shape) * dtype.itemsize
-    if count > most or count < 0:
+    if count > most:
         raise PortError(f"{name}: answered with an array of {count} bytes, more than {most}")
     flat = np.frombuffer(_exactly(stream, count), dtype)
     return flat.reshape(shape, order="F" if fortran else "C").astype(dtype.newbyteorder("="))
