@@ -70,7 +70,9 @@ def read(path: Path) -> list[File]:
     found = json.loads(path.read_text(encoding="utf-8"))
     if not found["meta"]["branch_coverage"]:
         raise SystemExit(f"{path}: measured without branches")
-    return [File.of(name, own) for name, own in sorted(found["files"].items())]
+    # What lies elsewhere is a copy of the checkout, which a test has made and run.
+    here = {name: own for name, own in found["files"].items() if not Path(name).is_absolute()}
+    return [File.of(name, own) for name, own in sorted(here.items())]
 
 
 def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -137,7 +137,7 @@ class Llama(nn.Module):
         self.norm = RMSNorm(tensor(checkpoint, "ln_f/g"), keys["rms_norm_eps"])
         self.output = linear(tensor(checkpoint, checkpoint.config.head))
         self.longest = keys["max_position_embeddings"]
-        # No buffer: what casts a module to bfloat16 would take its imaginary part away.
+        # No buffer: ``module.to(torch.bfloat16)`` would take its imaginary part away.
         self.rotations = rotations(
             keys["head_dim"], self.longest, keys["rope_theta"], keys["rope_scaling"]
         )

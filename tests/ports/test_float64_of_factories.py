@@ -101,6 +101,14 @@ def test_what_is_not_made_in_float64_is_said(sources: Sources, name: str, tmp_pa
     assert said in why
 
 
+def test_a_constant_in_float32_stands_for_itself(sources: Sources, tmp_path: Path) -> None:
+    """As GPT-J has it in transformers 4: √K is made in float32, whatever is asked for."""
+    root = "torch.from_numpy(np.sqrt(np.float32([q.shape[-1]])))"
+    found = report(llama(tmp_path, "math.sqrt(q.shape[-1])", root), sources("llama"))
+    assert found.verdict is Verdict.VERIFIED, (found.error, found.first_divergence)
+    assert examined(found) == (True, "")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_complex_tables_stay_complex(sources: Sources, dtype: str, tmp_path: Path) -> None:
     old = """self.rotations = rotations(

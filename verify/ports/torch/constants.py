@@ -39,7 +39,7 @@ class WidenedConstants(TorchDispatchMode):  # type: ignore[misc]  # mypy does no
         if exact is None:
             self.others[value] = None
             return x
-        return torch.full_like(x, exact, dtype=torch.float64)
+        return torch.full(x.shape, exact, dtype=torch.float64, device=x.device)
 
 
 def _wide(args: Any) -> bool:

@@ -136,7 +136,8 @@ def float64_copy(
     module.forward = forward
     made = port.like(module)
     try:
-        with made.widened():
+        # In the backward pass as well, which meets what the forward pass has kept.
+        with made.widened(), WidenedConstants(port.config):
             _by_hand(port, made)
             yield made
     finally:
