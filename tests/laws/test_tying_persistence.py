@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tying_faults as faults
 from models import checkpoint
 from strategies import Model
@@ -135,6 +136,18 @@ class TestNotExamined:
         one = found(made)
         assert one.status is Status.NOT_EXAMINED
         assert one.message == "renaming (it has no transformer.wte.weight)"
+
+
+    def test_a_copy_without_a_part_of_the_model(self) -> None:
+        """Its class, built anew, knows nothing of a layer that was put in later."""
+
+        def wrapped(model: Any) -> None:
+            model.transformer.ln_f = torch.nn.Sequential(model.transformer.ln_f)
+
+        one = found(port(wrapped))
+        assert one.status is Status.PASSED, one.message
+        assert "not examined: " in one.message
+        assert "save_pretrained (ValueError: it has no transformer.ln_f.0.weight)" in one.message
 
 
 class TestRefuted:

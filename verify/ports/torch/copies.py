@@ -84,7 +84,12 @@ class Copies:
 
     def _running(self, way: _Way, skeleton: Skeleton, stack: ExitStack) -> TorchModule:
         with quietly():
-            made = self._port.like(way.copy(skeleton))
+            copied = way.copy(skeleton)
+        # A class that is built anew may have other parts than the module that was saved.
+        names = {name for name, _ in copied.named_parameters(remove_duplicate=False)}
+        if absent := [p.parameter for p in self._port.pieces if p.parameter not in names]:
+            raise ValueError(f"it has no {absent[0]}")
+        made = self._port.like(copied)
         formats = skeleton.lend(made.module)
         if formats:
             lent = [t for t in tensors_of(made.module).values() if id(t) in formats]
