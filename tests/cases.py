@@ -1,9 +1,9 @@
 """Which cases of large tables of tests are run where nothing says which.
 
 Some tests have hundreds of cases, of which each judges a port. All of them take more than an hour
-on two cores; so a run of everything takes a fifth of each large table, and the commit decides which
-fifth. So it is with tests that are marked ``in_turns``, which take longest: they make one table. A
-run of files or tests that are named takes all, and so does ``--cases all``.
+on two cores; so a run of everything takes a tenth of each large table, and the commit decides which
+tenth. So it is with the tests that ``tests/long.txt`` lists, which take longest: they make one
+table. A run of files or tests that are named takes all, and so does ``--cases all``.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 #: Of the cases of a large table one in so many is run.
-PARTS = 5
+PARTS = 10
 #: A table of fewer cases is small.
 LARGE = 6
 
 ROOT = Path(__file__).resolve().parent.parent
+#: The tests that take longest, without their cases: written by ``scripts/long_tests.py``.
+LONG = ROOT / "tests" / "long.txt"
 
 
 def add_option(parser: pytest.Parser) -> None:
@@ -29,10 +31,6 @@ def add_option(parser: pytest.Parser) -> None:
         help="cases of large tables of tests: all (where files are named) or one part of "
         f"{PARTS} (otherwise; by default the commit decides which)",
     )
-
-
-def add_marker(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "in_turns: takes long, and is run by one commit in five")
 
 
 def part_of(config: pytest.Config) -> int | None:
@@ -50,13 +48,15 @@ def choose(config: pytest.Config, items: list[pytest.Item]) -> None:
     part = part_of(config)
     if part is None:
         return
-    tables: dict[tuple[Path, str], list[pytest.Item]] = defaultdict(list)
+    longest = set(LONG.read_text(encoding="utf-8").split())
+    tables: dict[str, list[pytest.Item]] = defaultdict(list)
     long: list[pytest.Item] = []
     for item in items:
-        if item.get_closest_marker("in_turns"):
+        name = item.nodeid.partition("[")[0]
+        if name in longest:
             long.append(item)
         elif hasattr(item, "callspec"):
-            tables[item.path, item.nodeid.partition("[")[0]].append(item)
+            tables[name].append(item)
     large = [long, *(table for table in tables.values() if len(table) >= LARGE)]
     left_out = {
         item for table in large for number, item in enumerate(table) if number % PARTS != part

@@ -51,10 +51,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     cases.add_option(parser)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    cases.add_marker(config)
-
-
 def pytest_report_header(config: pytest.Config) -> str:
     part = cases.part_of(config)
     which = "all" if part is None else f"part {part} of 0 … {cases.PARTS - 1}; --cases all"

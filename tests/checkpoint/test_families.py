@@ -275,7 +275,6 @@ JSON = st.recursive(
 )
 
 
-@pytest.mark.in_turns
 @settings(max_examples=300, deadline=None)
 @given(st.data(), st.sampled_from(sorted(FAMILIES)), JSON)
 def test_whatever_a_key_says_is_understood_or_refused(

@@ -125,7 +125,6 @@ def test_the_command_takes_it_and_repeats_it(
     assert repeat_command(None, (), options).endswith("--ignore-key=a --ignore-key=b")
 
 
-@pytest.mark.in_turns
 @pytest.mark.parametrize(
     "words",
     [

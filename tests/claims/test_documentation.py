@@ -20,7 +20,6 @@ PAGES = {"claims.md": [], "tied-embeddings.md": ["tie"]}
 pages = pytest.mark.parametrize("page", PAGES)
 
 
-@pytest.mark.in_turns
 @pages
 def test_the_page_is_not_stale(page: str, case: Case, checkpoint: Checkpoint) -> None:
     """The second time that these bytes are made: the first time is the page itself."""

@@ -265,7 +265,6 @@ def test_no_such_claim(capfd: pytest.CaptureFixture[str]) -> None:
     assert said.startswith("gpt-verify: no claim tie-nothing; there is: tie-dot-product, ")
 
 
-@pytest.mark.in_turns
 def test_an_interpreter_that_cannot_be_run(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["claims", "bos-added", "--python", "/nowhere/python"]) == 2
     assert "/nowhere/python" in capfd.readouterr().out

@@ -291,7 +291,6 @@ class TestPytestsOwnOptions:
         outcomes = user(mistaken(pytester), "-x", port=None).parseoutcomes()
         assert outcomes["failed"] == 1
 
-    @pytest.mark.in_turns
     def test_what_is_not_chosen_is_not_judged(
         self, user: Pytest, pytester: pytest.Pytester
     ) -> None:
@@ -322,7 +321,6 @@ class TestPytestsOwnOptions:
         # And that no fault was found in the logits, which is no test of its own.
         assert sum(check["status"] == "passed" for check in port["checks"]) == SEEN + 1
 
-    @pytest.mark.in_turns
     @pytest.mark.parametrize("dist", ["load", "loadgroup", "loadfile", "worksteal"])
     def test_xdist(self, user: Pytest, pytester: pytest.Pytester, dist: str) -> None:
         """A port is judged once, wherever its tests go, and the reports know of it."""

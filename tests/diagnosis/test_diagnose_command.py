@@ -74,7 +74,6 @@ def diagnosed(place: Path, name: str, *more: str) -> tuple[int, dict[str, Any]]:
     return status, json.loads(out.read_text())
 
 
-@pytest.mark.in_turns
 @pytest.mark.parametrize(
     ("name", "what"),
     [

@@ -61,7 +61,6 @@ def test_one_screen_each() -> None:
             assert len(section.splitlines()) <= 100, section.splitlines()[0]
 
 
-@pytest.mark.in_turns
 def test_the_examples_pass(folder: Path) -> None:
     tests = [ROOT / "tests" / part for part in ("", "claims", "faults", "laws")]
     paths = [folder, *tests]

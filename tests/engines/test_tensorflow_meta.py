@@ -31,7 +31,6 @@ def graphs(tmp_path_factory):
     return root
 
 
-@pytest.mark.in_turns
 @pytest.mark.parametrize("kind", ["reference", "resource"])
 @pytest.mark.parametrize(
     ("graph", "expected"),

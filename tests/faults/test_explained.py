@@ -201,7 +201,6 @@ def test_it_is_named_from_logits_alone(fault: Fault, layers: tuple[int, ...]) ->
 # Eleven layers
 
 
-@pytest.mark.in_turns
 def test_layers_sorted_as_strings() -> None:
     """The eleventh comes third, and what is computed after it comes too late."""
     deep = Config(n_vocab=31, n_ctx=7, n_embd=12, n_head=3, n_layer=11)

@@ -90,7 +90,6 @@ def children() -> list[multiprocessing.Process]:
     return [child for child in multiprocessing.active_children() if child.is_alive()]
 
 
-@pytest.mark.in_turns
 def test_ports_side_by_side_are_judged_as_in_turn(where: Path) -> None:
     ports = asked(where, "good", "wrong", "forgets", "good")
     in_turn = run_request(ports)
@@ -285,7 +284,6 @@ def cluster() -> Iterator[Any]:
         os.environ.update(before)
 
 
-@pytest.mark.in_turns
 def test_a_cluster_finds_the_same(where: Path, cluster: Any) -> None:
     ports = asked(where, "good", "wrong", "forgets")
     report = run_request(ports, cluster=cluster.scheduler_address)
@@ -299,7 +297,6 @@ def test_a_port_that_ends_its_process_ends_no_worker(where: Path, cluster: Any) 
     assert report.ports[0].error.endswith("ports.py:ends: the process died with exit status 0")
 
 
-@pytest.mark.in_turns
 def test_what_a_lost_worker_had_begun_is_done_again(where: Path, cluster: Any) -> None:
     """One of two workers is killed while it judges."""
     (where / "slowly.py").write_text(
@@ -327,7 +324,6 @@ def test_what_a_lost_worker_had_begun_is_done_again(where: Path, cluster: Any) -
     assert [port.verdict.value for port in report.ports] == ["verified"] * 3
 
 
-@pytest.mark.in_turns
 def test_a_campaign_on_a_cluster(where: Path, cluster: Any, capsys: Any) -> None:
     """``power`` hands its trials over, and says what it says by itself."""
     words = ["power", "--checkpoint", str(where / "openai"), "--fault", "gelu-erf", "--json", "-"]

@@ -108,7 +108,6 @@ def test_correct_ports_are_verified(size: bool, attention: str, dtype: str) -> N
         assert found and all("in float64" in f.message for f in found), law
 
 
-@pytest.mark.in_turns
 def test_a_model_with_more_blocks_than_any_that_is_released(size: bool) -> None:
     """All of them are rewritten by the laws of symmetry, and so is the direction of each tensor."""
     config = Config(n_vocab=101, n_ctx=19, n_embd=8, n_head=2, n_layer=50)

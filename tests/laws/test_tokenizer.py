@@ -390,7 +390,6 @@ def test_of_several_tokenizers_all_that_fail_must_have_the_fault() -> None:
         assert finding.fault == fault
 
 
-@pytest.mark.in_turns
 @pytest.mark.parametrize("files", ["default", "released"])
 def test_merges_in_a_wrong_order_are_named_whichever_way_they_are_applied(files: str) -> None:
     """``tokenizers`` does not join every occurrence of a merge first, which only shows there."""

@@ -327,7 +327,6 @@ class TestUntiedInTransformers:
         made.module.save_pretrained(tmp_path)  # type: ignore[attr-defined]
         return tmp_path
 
-    @pytest.mark.in_turns
     @pytest.mark.parametrize("attention", ["eager", "sdpa"])
     def test_a_head_that_differs(self, tmp_path: Path, attention: str) -> None:
         source = checkpoint()

@@ -124,7 +124,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestOpenAI:
     """The graph that TensorFlow runs, and the one that lies in ``.meta``."""
 
-    @pytest.mark.in_turns
     def test_tied(self, written: Path) -> None:
         report = judged("openai-tf", open_checkpoint(written))
         one = finding(report, LAW, "logits")
@@ -133,7 +132,6 @@ class TestOpenAI:
         for law in ("tying.value", "tying.storage", "tying.gradient"):
             assert finding(report, law, "logits").status is Status.PASSED
 
-    @pytest.mark.in_turns
     def test_a_meta_whose_last_product_reads_another_variable(
         self, written: Path, tmp_path: Path
     ) -> None:

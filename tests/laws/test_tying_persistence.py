@@ -137,7 +137,6 @@ class TestNotExamined:
         assert one.status is Status.NOT_EXAMINED
         assert one.message == "renaming (it has no transformer.wte.weight)"
 
-
     def test_a_copy_without_a_part_of_the_model(self) -> None:
         """Its class, built anew, knows nothing of a layer that was put in later."""
 

@@ -93,7 +93,6 @@ def test_precisions_do_not_share() -> None:
     assert shared(FLOAT32).recording is not shared(BFLOAT16).recording
 
 
-@pytest.mark.in_turns
 def test_a_port_is_judged_alike_alone_and_after_others() -> None:
     """Findings, scores and evidence: nothing depends on who was judged before."""
     source = checkpoint()

@@ -179,7 +179,6 @@ class TestHuggingFaceDirectory:
         assert (status, err) == (0, "")
         assert str(other) in out
 
-    @pytest.mark.in_turns
     @pytest.mark.parametrize(
         ("name", "site"),
         [
@@ -251,7 +250,6 @@ class TestHuggingFaceDirectory:
         assert status == 2
         assert "n_layer is 3, the checkpoint's is 2" in complaint(err)
 
-    @pytest.mark.in_turns
     def test_other_constants_are_refuted_by_the_numbers(self, run: Run, other: Path) -> None:
         """The port's own configuration counts: here another activation."""
         config = json.loads((other / "config.json").read_text())

@@ -87,7 +87,6 @@ def test_the_inside_is_seen(sources: Sources, reports: Reports, name: str) -> No
         assert products <= seen, (law, sorted(products - seen)[:5])
 
 
-@pytest.mark.in_turns
 @pytest.mark.parametrize("name", sorted(STACKED))
 def test_stacked_experts_are_found(reports: Reports, name: str) -> None:
     report = reports(name, "eager", "float32")
@@ -167,7 +166,6 @@ def test_a_key_that_differs_is_refuted_where_it_acts(
     assert report.first_divergence == site, (report.first_divergence, failed(report, "logits"))
 
 
-@pytest.mark.in_turns
 @pytest.mark.parametrize("name", ["llama", "olmo2", "gpt_neox", "gpt_oss"])
 def test_another_family_is_no_port_of_it(sources: Sources, name: str, tmp_path: Path) -> None:
     """A correct model with other weights."""

@@ -117,7 +117,6 @@ def refusing(checkpoint: Checkpoint) -> ProcessPort:
     return ProcessPort(f"{sys.executable} {path}", checkpoint, "refusing", None)
 
 
-@pytest.mark.in_turns
 def test_a_program_that_refuses(tmp_path, monkeypatch) -> None:
     program = tmp_path / "program.py"
     program.write_text(ANSWERS.format(path=[str(TESTS), *sys.path]))

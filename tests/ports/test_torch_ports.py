@@ -104,7 +104,6 @@ def judged_narrower(found: PortReport) -> set[str | None]:
     return {f.site for f in found.findings if "judged as that" in f.message}
 
 
-@pytest.mark.in_turns
 def test_the_float64_copy_computes_in_float64() -> None:
     """Else it would prove no more than the declared precision does."""
     for style in STYLES:
@@ -220,7 +219,6 @@ class TestFunctionOnly:
             assert all(f.status is Status.NOT_EXAMINED and why in f.message for f in of_law)
 
 
-@pytest.mark.in_turns
 def test_other_sizes_and_seeds() -> None:
     """One head, one layer, one channel to a head: sizes at which reshapes go wrong unseen."""
     for sizes in ((31, 5, 6, 1, 1), (29, 7, 8, 8, 2), (53, 9, 10, 2, 4)):

@@ -292,7 +292,6 @@ def test_the_page_says_what_is_not_counted_and_lists_the_variants(model: Path) -
         assert line in page, line
 
 
-@pytest.mark.in_turns
 @pytest.mark.parametrize(
     "name", ["sums in another order", "residual in place", "head by head", "padded on the left"]
 )

@@ -209,7 +209,6 @@ def graph(
         port.close()
 
 
-@pytest.mark.in_turns
 def test_openais_graph_agrees_at_every_site(graph):
     config, seed, port = graph
     weights = weights_of(config, seed)

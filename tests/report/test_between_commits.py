@@ -77,7 +77,6 @@ def documented() -> list[str]:
     return found[1].splitlines()
 
 
-@pytest.mark.in_turns
 def test_the_regression_is_shown_and_its_commit_found(
     repository: Path, environment: dict[str, str]
 ) -> None:

@@ -289,7 +289,6 @@ class TestPortsThatAreChosen:
         assert words not in terminal.render(compare_reports(both, both))
 
 
-@pytest.mark.in_turns
 def test_two_ports_are_judged_and_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

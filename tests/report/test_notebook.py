@@ -83,7 +83,6 @@ class TestWords:
         assert pretty(made) == str(made)
         assert str(gv.compare(made, made)).splitlines()[-1].startswith("nothing is worse")
 
-    @pytest.mark.in_turns
     def test_one_claim_is_answered_and_several_are_listed(self) -> None:
         one, two = gv.claims("tie-transpose"), gv.claims(["tie-transpose", "wpe-added"])
         assert one.claims[0].answer.split()[0] in str(one)
@@ -114,7 +113,6 @@ class TestNotebook:
         assert cells and all(c["outputs"] == [] and c["execution_count"] is None for c in cells)
         assert NOTEBOOK.stat().st_size < 8192
 
-    @pytest.mark.in_turns
     def test_it_names_the_fault(self, executed: Any) -> None:
         (said,) = cell(executed, "run")
         assert said.text == "refuted at h.1.mlp.act, explained by gelu-erf\n"

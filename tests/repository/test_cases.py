@@ -15,16 +15,13 @@ import cases
 def pytest_addoption(parser):
     cases.add_option(parser)
 
-def pytest_configure(config):
-    cases.add_marker(config)
-
 def pytest_collection_modifyitems(config, items):
     cases.choose(config, items)
 """
 TESTS = """
 import pytest
 
-@pytest.mark.parametrize("case", range(10))
+@pytest.mark.parametrize("case", range(20))
 def test_large(case): pass
 
 @pytest.mark.parametrize("case", range(5))
@@ -32,15 +29,14 @@ def test_small(case): pass
 
 def test_alone(): pass
 
-@pytest.mark.in_turns
 def test_long(): pass
 
-@pytest.mark.in_turns
 @pytest.mark.parametrize("case", range(4))
 def test_longer(case): pass
 """
+LONG = "test_many.py::test_long\ntest_many.py::test_longer\n"
 EVERY = {
-    *(f"test_large[{case}]" for case in range(10)),
+    *(f"test_large[{case}]" for case in range(20)),
     *(f"test_small[{case}]" for case in range(5)),
     "test_alone",
     "test_long",
@@ -49,9 +45,10 @@ EVERY = {
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> pytest.Pytester:
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     pytester.makeconftest(CONFTEST.format(folder=str(cases.ROOT / "tests")))
     pytester.makepyfile(test_many=TESTS)
+    monkeypatch.setattr(cases, "LONG", pytester.maketxtfile(long=LONG))
     return pytester
 
 
@@ -66,9 +63,9 @@ def test_the_parts_are_all(project: pytest.Pytester) -> None:
     always = {name for name in EVERY if "large" not in name and "long" not in name}
     for part in parts:
         assert always < part
-        assert sum("large" in name for name in part) == 10 // cases.PARTS
-        assert sum("long" in name for name in part) == 1  # they are one table
-    assert sum(len(part - always) for part in parts) == 10 + 5  # none is in two
+        assert sum("large" in name for name in part) == 20 // cases.PARTS
+        assert sum("long" in name for name in part) <= 1  # they are one table
+    assert sum(len(part - always) for part in parts) == 20 + 5  # none is in two
 
 
 def test_the_commit_decides_and_all_can_be_asked_for(project: pytest.Pytester) -> None:
@@ -78,3 +75,9 @@ def test_the_commit_decides_and_all_can_be_asked_for(project: pytest.Pytester) -
 
 def test_what_is_named_is_run_whole(project: pytest.Pytester) -> None:
     assert _run(project, "test_many.py") == EVERY
+
+
+def test_the_tests_that_are_listed_as_long_exist() -> None:
+    for line in cases.LONG.read_text(encoding="utf-8").split():
+        file, *_, name = line.split("::")
+        assert f"def {name}(" in (cases.ROOT / file).read_text(encoding="utf-8"), line
