@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gpt_verify.faults.inject import replace
@@ -52,6 +53,12 @@ def scores_by_einsum(attn: Any, q: Any, k: Any) -> Any:
 
 def mix_by_einsum(attn: Any, pattern: Any, v: Any) -> Any:
     return torch.einsum("bhts,bhsk->bhtk", pattern, v)
+
+
+def mask_added(attn: Any, scores: Any, allowed: Any) -> Any:
+    """The mask is a matrix of numbers that is added to the scores."""
+    lowest = torch.finfo(scores.dtype).min
+    return scores + torch.zeros_like(scores).masked_fill(~allowed, lowest)
 
 
 def head_by_head(attn: Any, q: Any, k: Any, v: Any, allowed: Any) -> Any:
@@ -211,6 +218,14 @@ def in_place(block: Any, x: Any, attend: Callable[[Any], Any]) -> Any:
     return x.add_(block.mlp(block.ln_2(x)))
 
 
+def computed_again(block: Any, x: Any, attend: Callable[[Any], Any]) -> Any:
+    """In training the block keeps its input alone, and is computed again in the backward pass."""
+    wire = partial(type(block).wire, block)
+    if not (block.training and torch.is_grad_enabled()):
+        return wire(x, attend)
+    return torch.utils.checkpoint.checkpoint(wire, x, attend, use_reentrant=False)
+
+
 # Embeddings and head
 
 
@@ -229,3 +244,31 @@ def head_as_linear(model: Any, x: Any) -> Any:
 
 def whole(**steps: Callable[..., Any]) -> Rewrite:
     return each("model", **steps)
+
+
+# Generation
+
+
+def generate_with_cache(
+    model: Any,
+    ids: Any,
+    max_new_tokens: int,
+    do_sample: bool = False,
+    attention_mask: Any = None,
+    eos_token_id: int | None = None,
+) -> Any:
+    """Token by token with a cache, padded or not; the arguments are those of ``Model.generate``."""
+    real = torch.ones_like(ids) if attention_mask is None else attention_mask
+    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    new, past = ids, None
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            output = model(new, attention_mask=real, past_key_values=past, use_cache=True)
+        past = output["past_key_values"]
+        token = output["logits"][:, -1].argmax(-1).masked_fill(done, 0)
+        done |= model.ended(token, eos_token_id)
+        new = token[:, None]
+        ids, real = torch.cat([ids, new], dim=1), F.pad(real, (0, 1), value=1)
+        if done.all():
+            break
+    return ids

@@ -60,6 +60,7 @@ _MODULES: dict[str, dict[str, Any]] = {
     "float16": {"dtype": "float16", "rewrite": rewrites.each("norm", forward=rewrites.torch_norm)},
     "masked by -1e4": {"options": {"masked": -1e4}},
     "masked by -inf": {"options": {"masked": -math.inf}},
+    "mask added to the scores": {"rewrite": rewrites.each("attention", mask=rewrites.mask_added)},
     "padded vocabulary": {"options": {"padded_vocabulary": 27}},
     "split q, k, v": {"rewrite": rewrites.split_qkv},
     "k and v in one matrix": {"rewrite": rewrites.fused_kv},
@@ -75,6 +76,7 @@ _MODULES: dict[str, dict[str, Any]] = {
     "tanh by exp": {"rewrite": rewrites.each("mlp", act=rewrites.tanh_by_exp)},
     "GELU by sigmoid": {"rewrite": rewrites.each("mlp", act=rewrites.gelu_by_sigmoid)},
     "residual in place": {"rewrite": rewrites.each("block", wire=rewrites.in_place)},
+    "blocks computed again": {"rewrite": rewrites.each("block", wire=rewrites.computed_again)},
     "query scaled first": {"rewrite": rewrites.each("attention", scores=rewrites.query_scaled)},
     "einsum": {
         "rewrite": rewrites.each(
@@ -86,10 +88,12 @@ _MODULES: dict[str, dict[str, Any]] = {
     "one-hot lookup": {"rewrite": rewrites.whole(embed=rewrites.one_hot)},
     "indexed lookup": {"rewrite": rewrites.whole(embed=rewrites.indexed)},
     "F.linear head": {"rewrite": rewrites.whole(head=rewrites.head_as_linear)},
+    "generates with a cache": {"rewrite": rewrites.whole(generate=rewrites.generate_with_cache)},
 }
 _CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "logits only": calls.plain,
     "decoded with a cache": calls.decoded,
+    "a cache of prefixes": calls.prefix_cached,
     "in a batch with others": calls.among_others,
     "row by row": calls.row_by_row,
     "padded on the left": calls.padded_left,
