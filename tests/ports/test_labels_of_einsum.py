@@ -83,3 +83,29 @@ def test_a_copy_with_rows_in_another_order_says_so() -> None:
         role = rows(plain)
         assert role is not None
         assert role.rows is None
+
+
+@pytest.mark.parametrize(("head", "channel"), list(permutations("hkn", 2)))
+def test_a_square_matrix(tmp_path: Path, head: str, channel: str) -> None:
+    """As many heads times channels as the model is wide: shapes do not tell rows from columns."""
+    square = open_checkpoint(written(tmp_path / "square", "llama", head_dim=6))
+    assert square.config.n_head * square.config.head_size == square.config.n_embd
+    equation = f"bt{head}{channel},{head}{channel}d->btd"
+    found = report(square, tmp_path, equation)
+    assert found.verdict is Verdict.VERIFIED, (found.error, found.first_divergence)
+    assert set(statuses(found, "activations.local").values()) == {Status.PASSED}, equation
+
+
+def test_a_matrix_that_is_read_in_another_order_is_named(tmp_path: Path) -> None:
+    """What is multiplied with it is not in that order: nothing but the matrix is wrong."""
+    square = open_checkpoint(written(tmp_path / "square", "llama", head_dim=6))
+    kernel = "        w = w.transpose(0, 1).reshape(w.shape[0] * w.shape[1], -1)\n"
+    wrong = "        return y.flatten(2) @ w\n"
+    text = (TESTS / "llama_port.py").read_text(encoding="utf-8")
+    altered = f"        y = (pattern @ v).transpose(1, 2)\n{KERNEL}{kernel}{wrong}"
+    file = tmp_path / "altered.py"
+    file.write_text(text.replace(OUT, altered), encoding="utf-8")
+    inputs = [seeded(square.config, n, 0) for n in (1, 9)]
+    found = judged(f"{file}:llama", square, inputs, laws=())
+    assert found.verdict is Verdict.REFUTED
+    assert found.first_divergence == "h.0.attn.out"

@@ -37,6 +37,8 @@ Floats = NDArray[np.floating]
 
 #: An explanation leaves at most this fraction of the failure.
 FRACTION = 0.1
+#: A fault that leaves no more than this is what was done, if one is: rounding leaves about 1.
+SURE = 2.0
 #: A form leaves at most this fraction, also where the failure is small: with one number for each
 #: channel of four positions it would leave 0.87 of noise.
 CLEAR = 0.5
@@ -124,8 +126,10 @@ class SiteDiagnosis:
         if min((c.score for c in candidates), default=np.inf) > limit:
             # Perhaps an input was shown before the fault struck: it is made anew, with the fault.
             candidates += self._tried(site, set(site.inputs) & set(self._shown), got, expected)
-        known = min((c.score for c in candidates), default=np.inf) <= limit
-        if forms := list(self._found.values()) if known else self._forms:
+        best = min((c.score for c in candidates), default=np.inf)
+        known = best <= limit
+        # What leaves more than rounding may be no more than near what was done.
+        if forms := list(self._found.values()) if best <= min(limit, SURE) else self._forms:
             # Where a fault of the catalogue fits by itself, a form that was found may fit as well,
             # and be the one that explains all.
             evidence = Evidence(self._call(site), got, expected, self._shown, batch, self._row)

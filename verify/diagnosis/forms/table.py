@@ -6,9 +6,11 @@ from gpt_verify.diagnosis import depends, inputs, wirings
 from gpt_verify.diagnosis.forms import (
     activation,
     blocks,
+    experts,
     gates,
     grid,
     heads,
+    hidden,
     instead,
     norm,
     outputs,
@@ -21,6 +23,7 @@ from gpt_verify.diagnosis.forms import (
     sums,
     support,
     through,
+    turned,
     waves,
 )
 from gpt_verify.diagnosis.forms.form import Form
@@ -43,6 +46,8 @@ OF_SITES: tuple[Form, ...] = (
     scored.BIASED,
     scored.CLAMPED,
     scored.CAPPED,
+    turned.FORM,
+    hidden.GAINS,
     queries.NORMED,
     pattern.DIVIDED,
     activation.FORM,
@@ -53,6 +58,9 @@ OF_SITES: tuple[Form, ...] = (
     instead.TENSORS,
     instead.PARTS,
     heads.FORM,
+    hidden.VALUES,
+    hidden.SUMS,
+    experts.FORM,
     rearranged.FORM,
     outputs.PERMUTED,
     outputs.FIXED,

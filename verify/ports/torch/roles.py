@@ -32,6 +32,8 @@ class Role:
         shares: of a parameter that is several tensors, each of them with the places that what a
             product with it makes has side by side with the others.
         by_rows: the memory of such a parameter has one place after the other.
+        copied: its rows are in their order by a copy. So is what is multiplied with it, where that
+            was copied for it (``einsum``), and otherwise the matrix is read in another order.
     """
 
     tensor: str
@@ -40,6 +42,7 @@ class Role:
     rows: tuple[int, ...] | None = None
     shares: tuple[tuple[Role, tuple[int, ...]], ...] = ()
     by_rows: bool = False
+    copied: bool = False
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -198,7 +201,7 @@ class Memory:
             copy: has the same elements in the order of the view.
             shape: of the checkpoint's tensor, where the order may be another one.
         """
-        if shape is not None and len(groups := _strided(original)) > 2:
+        if shape is not None and len(groups := strided(original)) > 2:
             role = self.get(original)
             if role is not None:
                 start = copy.storage_offset()
@@ -227,13 +230,13 @@ class Memory:
 
 
 #: Size and stride of an axis.
-_Axis = tuple[int, int]
+Axis = tuple[int, int]
 
 
-def _strided(view: torch.Tensor) -> list[_Axis]:
+def strided(view: torch.Tensor) -> list[Axis]:
     """The axes of a view; neighbours that lie as one are one. A matrix has two, transposed or not;
     one of which the heads and channels are exchanged has three."""
-    found: list[_Axis] = []
+    found: list[Axis] = []
     for size, stride in zip(view.shape, view.stride(), strict=True):
         if size == 1:
             continue
@@ -244,7 +247,7 @@ def _strided(view: torch.Tensor) -> list[_Axis]:
     return found
 
 
-def _reordered(role: Role, shape: tuple[int, ...], axes: Sequence[_Axis]) -> Role:
+def _reordered(role: Role, shape: tuple[int, ...], axes: Sequence[Axis]) -> Role:
     """The role of a matrix [in, out] whose axes a copy has laid out in that order: two neighbours
     together are its rows, or its columns. Where that is not plain, nothing is known of its order,
     and so of what is multiplied with it."""
@@ -259,10 +262,12 @@ def _reordered(role: Role, shape: tuple[int, ...], axes: Sequence[_Axis]) -> Rol
         if sorted(order) != list(range(many * few)):
             continue
         if (many * few, alone) == shape:
-            found.append(replace(role, rows=_through(role.rows, order)))
+            found.append(replace(role, rows=_through(role.rows, order), copied=True))
         if (alone, many * few) == shape:
             found.append(replace(role, columns=_through(role.columns, order)))
-    return found[0] if len(found) == 1 else unknown
+    if len(found) == 2:  # a square matrix: what is multiplied with it has heads, or what it makes
+        found = found[:1] if (role.input or "").endswith("attn.mix") else found[1:]
+    return found[0] if found else unknown
 
 
 def _through(known: tuple[int, ...] | None, order: tuple[int, ...]) -> tuple[int, ...]:

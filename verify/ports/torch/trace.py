@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt_verify.ports.torch.flow import Flow, follows, multiple
 from gpt_verify.ports.torch.layout import Layout
-from gpt_verify.ports.torch.roles import Memory, Role, Side, address, sums
+from gpt_verify.ports.torch.roles import Memory, Role, Side, address, strided, sums
 from gpt_verify.reference.config import Config
 from gpt_verify.reference.weights import tensor_table
 from gpt_verify.sites import sites
@@ -132,6 +132,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             if role.rows is not None and role.input is not None:
                 self._note_heads(role)
         self._pending: dict[int, _Pending] = {}
+        #: Of a copy, whether its last axis lay together before: if so, the channels are in order.
+        self._plain: dict[int, bool] = {}
         self._done: set[str] = set()
         self._outputs: dict[int, tuple[str, torch.Tensor]] = {}
         self._held: dict[str, Any] = {}
@@ -189,6 +191,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         result = func(*args, **kwargs)
         output = result[0] if isinstance(result, tuple) and result else result
         if isinstance(output, torch.Tensor):
+            if address(output) not in map(address, tensors):
+                self._plain.pop(address(output), None)
             self._note_width(tensors, output)
             self._layout.note(tensors, output)
             if self._flow is not None:
@@ -218,6 +222,9 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             return result
         self._layout.note(tensors, result)
         source = tensors[0]
+        if address(result) != address(source):
+            axes = strided(source)
+            self._plain[address(result)] = not axes or axes[-1][1] == 1
         if roles[0] is not None and source.numel() == result.numel():
             self._memory.carry(source, result, lambda role: self._table[role.tensor].shape)
             self._memory.kept.append(result)
@@ -325,7 +332,10 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             if role is not None and role.input is not None:
                 x = self._operand(tensors, roles)
                 if x is not None and not (role.is_table and self._chooses_rows(x)):
-                    self._hand_over(role.input, _channels_last(name, x), role.rows)
+                    plain = self._plain.get(address(x)) if role.copied else False
+                    if plain is not None:
+                        rows = None if plain else role.rows
+                        self._hand_over(role.input, _channels_last(name, x), rows)
         elif (
             name == "_softmax"
             and tensors
