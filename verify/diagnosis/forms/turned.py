@@ -28,8 +28,9 @@ NEAR = 1e-6
 ROUND = 1e-4
 #: A weight of the pattern that is smaller than this is as good as none.
 LEAST = 1e-30
-#: Targets whose scores are read at most, and steps of the fit at each distance.
-TARGETS, STEPS = 96, 4
+#: Heads whose scores are read, terms of these scores (one for each pair of channels) at most, and
+#: steps of the fit at each distance.
+HEADS, MOST, STEPS = 8, 1 << 21, 4
 ROTATED = ("attn.q_rot", "attn.k_rot")
 
 
@@ -156,7 +157,9 @@ class _Scores:
         self, rope: Rope, q: Array, k: Array, got: Array, seen: NDArray[np.bool_], offset: bool
     ) -> None:
         self._rope = rope
-        targets = np.unique(np.linspace(0, q.shape[1] - 1, TARGETS).astype(int))
+        q, k, got, seen = (some[:HEADS] for some in (q, k, got, seen))
+        count = max(2, MOST // (len(q) * k.shape[1] * (rope.size // 2)))
+        targets = np.unique(np.linspace(0, q.shape[1] - 1, count).astype(int))
         self._distance = (targets[:, None] - np.arange(k.shape[1]))[None]
         rest = q[:, targets, rope.size :] @ k[..., rope.size :].swapaxes(-1, -2)
         self._left, self._seen = got[:, targets] - rest, seen[:, targets]
@@ -184,7 +187,7 @@ class _Scores:
                 left, slopes = self._residual(near, factor, angles_R)
                 if not self._offset:
                     slopes = slopes[:, :-1]
-                step = np.linalg.lstsq(slopes, left, rcond=None)[0]
+                step = np.linalg.lstsq(slopes.T @ slopes, slopes.T @ left, rcond=None)[0]
                 angles_R = angles_R + step[: len(angles_R)]
                 factor += float(step[-1]) if self._offset else 0.0
         left, _ = self._residual(self._seen, factor, angles_R)
