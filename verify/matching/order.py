@@ -3,9 +3,10 @@
 Bits that were found in another order are read so, or are what a converter left behind. Neurons of
 an MLP may stand in any order, if its matrices have the same one. So may heads, and the channels
 within each head: of values, if what reads them has the same; of queries, if the keys that they meet
-have it. Rotary positions tell channels apart, and are laid out in one of two ways; whether queries
-and keys are turned as they lie, and which heads meet, is seen in the scores and in what is made of
-them, which are judged from both in the checkpoint's order.
+have it. Rotary positions tell channels apart, and are laid out in one of two ways, queries and keys
+each by themselves where a converter has forgotten one of them; whether they are turned as they lie,
+and which heads meet, is seen in the scores and in what is made of them, which are judged from both
+in the checkpoint's order.
 Of heads that are read from one matrix the port itself has to tell. Elsewhere another order computes
 something else. What is a mistake is taken to lie in the checkpoint's order, and so differs from it.
 """
@@ -15,9 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from gpt_verify.findings import layer_of
 from gpt_verify.matching.assembly import Assembly, Form
 from gpt_verify.reference.config import Config
+from gpt_verify.reference.positions import pairs
 
 Group = Mapping[str, Assembly]
 
@@ -62,7 +66,7 @@ def confirmed(
         by_layer.setdefault(layer, {})[kind] = assembly
     kept: list[Assembly] = []
     for layer, group in by_layer.items():
-        allowed = _neurons(group) | _attention(group, config)
+        allowed = _neurons(group) | _attention(group, config, layer)
         ordered = False
         attention = [group[k] for k in ("attn/c_attn/w", "attn/c_proj/w") if k in group]
         if layer is not None and not all(a.straight for a in attention):
@@ -91,9 +95,10 @@ def _neurons(group: Group) -> set[str]:
     return set()
 
 
-def _attention(group: Group, config: Config) -> set[str]:
+def _attention(group: Group, config: Config, layer: int | None) -> set[str]:
     """Queries, keys, values and what reads them: those whose heads stand in one order, and the
-    channels of each head in that of the head that it meets."""
+    channels of each head in that of the head that it meets, or of either layout of rotary
+    positions."""
     times, size = config.n_head // config.n_kv, config.head_size
     q = _heads(group, "attn/q", "columns", config.n_head, size)
     o = _heads(group, "attn/o", "rows", config.n_head, size)
@@ -103,7 +108,8 @@ def _attention(group: Group, config: Config) -> set[str]:
     if list(q) != list(o) or list(k) != list(v):
         return set()
     found: set[str] = set()
-    if all(q[head] == k[head // times] for head in q):
+    layouts = _rotary_layouts(config, layer)
+    if all(q[head] == k[head // times] or {q[head], k[head // times]} <= layouts for head in q):
         found |= _with_bias(group, "attn/q", "columns") | _with_bias(group, "attn/k", "columns")
         found |= _gains(group, "q", set(q.values())) | _gains(group, "k", set(k.values()))
     if all(o[head] == v[head // times] for head in o):
@@ -112,6 +118,19 @@ def _attention(group: Group, config: Config) -> set[str]:
     if sinks is not None and sinks.order == tuple(q):
         found.add("attn/sinks")
     return found
+
+
+def _rotary_layouts(config: Config, layer: int | None) -> set[tuple[int, ...]]:
+    """The orders that the channels of a head may have: the checkpoint's and the other layout's."""
+    rope = None if layer is None else config.rope(layer)
+    if rope is None:
+        return set()
+    own = tuple(range(config.head_size))
+    a, b = (own[some] for some in pairs(rope))
+    one, other = pairs(replace(rope, pairs=not rope.pairs))
+    relaid = np.array(own)
+    relaid[one], relaid[other] = a, b
+    return {own, tuple(int(channel) for channel in relaid)}
 
 
 def _gains(group: Group, part: str, within: set[tuple[int, ...]]) -> set[str]:
