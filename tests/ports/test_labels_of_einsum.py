@@ -6,6 +6,7 @@ from __future__ import annotations
 from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from families import written
@@ -66,21 +67,22 @@ def test_heads_in_another_order_are_seen(
 def test_a_copy_with_rows_in_another_order_says_so() -> None:
     weight = torch.arange(24.0).view(2, 3, 4)  # H, K, D
     memory = Memory()
-    memory.put(weight, Role("h0/attn/o/w"))
+    rows, columns = np.indices((6, 4), dtype=np.int32).reshape(2, -1)
+    memory.put(weight, Role("h0/attn/o/w", cells=lambda: (rows, columns)))
 
-    def rows(view: torch.Tensor) -> Role | None:
+    def copied(view: torch.Tensor) -> Role | None:
         copy = view.clone(memory_format=torch.contiguous_format)
-        memory.carry(view, copy, lambda role: (6, 4))
+        memory.carry(view, copy, as_it_lies=False)
         return memory.get(copy)
 
-    exchanged = rows(weight.transpose(0, 1))
+    exchanged = copied(weight.transpose(0, 1))
     assert exchanged is not None
     assert exchanged.rows == (0, 3, 1, 4, 2, 5)
-    by_out = rows(weight.permute(2, 1, 0))
+    by_out = copied(weight.permute(2, 1, 0))
     assert by_out is not None
     assert by_out.rows == exchanged.rows
     for plain in (weight, weight.flatten(0, 1).t(), weight.permute(2, 0, 1)):
-        role = rows(plain)
+        role = copied(plain)
         assert role is not None
         assert role.rows is None
 

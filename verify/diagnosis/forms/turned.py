@@ -157,7 +157,8 @@ class _Scores:
         self, rope: Rope, q: Array, k: Array, got: Array, seen: NDArray[np.bool_], offset: bool
     ) -> None:
         self._rope = rope
-        q, k, got, seen = (some[:HEADS] for some in (q, k, got, seen))
+        q, k, got = (some[:HEADS] for some in (q, k, got))
+        seen = seen[:HEADS]
         count = max(2, MOST // (len(q) * k.shape[1] * (rope.size // 2)))
         targets = np.unique(np.linspace(0, q.shape[1] - 1, count).astype(int))
         self._distance = (targets[:, None] - np.arange(k.shape[1]))[None]

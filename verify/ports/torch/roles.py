@@ -5,18 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from gpt_verify.matching.assembly import Assembly, Patch
+from gpt_verify.matching.assembly import Assembly, Form, Patch, vectors
 from gpt_verify.matching.placement import Placement
 from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import tensor_table
 from gpt_verify.sites import Site, readers, sites
 
 #: A site that a product with several tensors makes beside others, its places among them, and which
 #: channels these are (None for all, as in the checkpoint).
 Side = tuple[str, tuple[int, ...], tuple[int, ...] | None]
+
+
+#: Rows and columns, each of as many as a piece of memory has elements.
+Cells = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class Role:
         by_rows: the memory of such a parameter has one place after the other.
         copied: its rows are in their order by a copy. So is what is multiplied with it, where that
             was copied for it (``einsum``), and otherwise the matrix is read in another order.
+        cells: of a matrix, the row and the column of the checkpoint's that each element of the
+            memory is, in the memory's order; None where that is not known.
     """
 
     tensor: str
@@ -43,6 +53,7 @@ class Role:
     shares: tuple[tuple[Role, tuple[int, ...]], ...] = ()
     by_rows: bool = False
     copied: bool = False
+    cells: Callable[[], Cells | None] | None = field(default=None, compare=False, repr=False)
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -114,7 +125,45 @@ def role_of(placement: Placement, config: Config) -> Role:
     columns, width = None, config.n_embd
     if placement.part is not None:
         columns = tuple(range(placement.part * width, (placement.part + 1) * width))
-    return Role(placement.tensor, readers(config)[placement.tensor], columns)
+    cells = partial(_cells_of_placement, placement, tensor_table(config)[placement.tensor].shape)
+    return Role(placement.tensor, readers(config)[placement.tensor], columns, cells=cells)
+
+
+def _coordinates(shape: tuple[int, ...]) -> Cells | None:
+    """Row and column of each element of a matrix of the checkpoint, or of a vector, which is one
+    row; None of a stack of matrices."""
+    axes = [n for n in shape if n != 1]
+    if not 1 <= len(axes) <= 2:
+        return None
+    rows = np.arange(axes[0] if len(axes) == 2 else 1, dtype=np.int32)[:, None]
+    columns = np.arange(axes[-1], dtype=np.int32)
+    full = (len(rows), len(columns))
+    made = np.broadcast_to(rows, full), np.broadcast_to(columns, full)
+    return made[0].reshape(axes), made[1].reshape(axes)
+
+
+def _cells_of_placement(placement: Placement, shape: tuple[int, ...]) -> Cells | None:
+    if (known := _coordinates(shape)) is None:
+        return None
+    # Whole numbers in the place of the tensor's: where they come to lie.
+    lie: Callable[[Any], Any] = placement.expected
+    rows, columns = (lie({placement.tensor: of}).reshape(-1) for of in known)
+    return rows, columns
+
+
+def _cells_of_patch(patch: Patch, assembly: Assembly, source: torch.Size) -> Cells | None:
+    if (known := _coordinates(assembly.shape)) is None:
+        return None
+    made = []
+    put: Callable[[Any, Any], Any] = patch.put
+    lie: Callable[[Any, Form], Any] = vectors
+    for of in known:
+        every = np.full(tuple(source), -1, np.int32)
+        laid = put(every, lie(of, assembly.form)[patch.channels])
+        held = _memory_of(patch, torch.from_numpy(laid))
+        assert held is not None, "it was one piece of memory before"
+        made.append(held.numpy().reshape(-1))
+    return made[0], made[1]
 
 
 def shares(
@@ -122,9 +171,14 @@ def shares(
 ) -> Iterator[tuple[torch.Tensor, Role]]:
     """The pieces of a tensor with what each holds, as far as each is one piece of memory."""
     for patch in assembly.patches:
-        tensor = _memory_of(patch, held[patch.source])
+        source = held[patch.source]
+        tensor = _memory_of(patch, source)
         if tensor is not None:
-            yield tensor, _role_of_patch(patch, assembly, config)
+            role = _role_of_patch(patch, assembly, config)
+            yield (
+                tensor,
+                replace(role, cells=partial(_cells_of_patch, patch, assembly, source.shape)),
+            )
 
 
 def fused(
@@ -188,31 +242,28 @@ class Memory:
         span = (start, start + tensor.numel(), role)
         self.spans.setdefault(address(tensor), []).append(span)
 
-    def carry(
-        self,
-        original: torch.Tensor,
-        copy: torch.Tensor,
-        shape: Callable[[Role], tuple[int, ...]] | None = None,
-    ) -> None:
+    def carry(self, original: torch.Tensor, copy: torch.Tensor, as_it_lies: bool = True) -> None:
         """What lies in a tensor lies in a copy of it: several roles, where it is a stack.
 
         Args:
             original: or a view of it.
             copy: has the same elements in the order of the view.
-            shape: of the checkpoint's tensor, where the order may be another one.
+            as_it_lies: the order is that of the memory; otherwise it may be another one.
         """
-        if shape is not None and len(groups := strided(original)) > 2:
-            role = self.get(original)
-            if role is not None:
-                start = copy.storage_offset()
-                role = _reordered(role, shape(role), groups)
-                span = (start, start + copy.numel(), role)
-                self.spans.setdefault(address(copy), []).append(span)
-            return
         first, moved = original.storage_offset(), copy.storage_offset() - original.storage_offset()
         spans = list(self.spans.get(address(original), ()))
+        if not as_it_lies and len(strided(original)) > 2:
+            role = self.get(original)
+            if role is not None:
+                start = next(start for start, end, _ in spans if start <= first < end)
+                at = copy.storage_offset()
+                span = (at, at + copy.numel(), _reordered(role, original, start))
+                self.spans.setdefault(address(copy), []).append(span)
+            return
         for start, end, role in spans:
             if start < first + original.numel() and first < end:
+                if not (as_it_lies or original.is_contiguous()):
+                    role = replace(role, cells=None)  # transposed
                 span = (start + moved, end + moved, role)
                 self.spans.setdefault(address(copy), []).append(span)
 
@@ -247,31 +298,44 @@ def strided(view: torch.Tensor) -> list[Axis]:
     return found
 
 
-def _reordered(role: Role, shape: tuple[int, ...], axes: Sequence[Axis]) -> Role:
-    """The role of a matrix [in, out] whose axes a copy has laid out in that order: two neighbours
-    together are its rows, or its columns. Where that is not plain, nothing is known of its order,
-    and so of what is multiplied with it."""
-    unknown = replace(role, readers=())
-    if len(axes) != 3 or len(shape) != 2 or role.shares:
+def _reordered(role: Role, view: torch.Tensor, start: int) -> Role:
+    """The role of a copy in the order of a view. Where the copy is no matrix whose rows and columns
+    are whole, nothing is known of what is multiplied with it.
+
+    Args:
+        role: of the memory.
+        view: of it.
+        start: of that memory within its storage.
+    """
+    unknown = replace(role, readers=(), cells=None)
+    cells = None if role.cells is None or role.shares else role.cells()
+    if cells is None or cells[0].size < view.numel():
         return unknown
-    found: list[Role] = []
-    for pair, (alone, _) in ((axes[:2], axes[2]), (axes[1:], axes[0])):
-        (many, outer), (few, inner) = pair
-        unit = min(outer, inner)
-        order = tuple((i * outer + j * inner) // unit for i in range(many) for j in range(few))
-        if sorted(order) != list(range(many * few)):
+    at = np.full(tuple(view.shape), view.storage_offset() - start)
+    for axis, (size, stride) in enumerate(zip(view.shape, view.stride(), strict=True)):
+        at += (np.arange(size) * stride).reshape([-1] + [1] * (view.ndim - 1 - axis))
+    rows, columns = (of[at.reshape(-1)] for of in cells)
+    if min(rows.min(), columns.min()) < 0:
+        return unknown  # something else lies among it
+    count = len(np.unique(rows)), len(np.unique(columns))
+    for one, other in (count, count[::-1]):
+        if one * other != len(rows):
             continue
-        if (many * few, alone) == shape:
-            found.append(replace(role, rows=_through(role.rows, order), copied=True))
-        if (alone, many * few) == shape:
-            found.append(replace(role, columns=_through(role.columns, order)))
-    if len(found) == 2:  # a square matrix: what is multiplied with it has heads, or what it makes
-        found = found[:1] if (role.input or "").endswith("attn.mix") else found[1:]
-    return found[0] if found else unknown
+        of_rows, of_columns = rows.reshape(one, other), columns.reshape(one, other)
+        if (one, other) != count:  # [out, in]
+            of_rows, of_columns = of_rows.T, of_columns.T
+        if (of_rows == of_rows[:, :1]).all() and (of_columns == of_columns[:1]).all():
+            known = _order(of_rows[:, 0], role.rows), _order(of_columns[0], role.columns)
+            return replace(
+                role, rows=known[0], columns=known[1], copied=known[0] is not None, cells=None
+            )
+    return unknown
 
 
-def _through(known: tuple[int, ...] | None, order: tuple[int, ...]) -> tuple[int, ...]:
-    return order if known is None else tuple(known[at] for at in order)
+def _order(channels: NDArray[np.int32], before: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """None where they are all that there are, as in the checkpoint."""
+    whole = before is None and np.array_equal(channels, np.arange(len(channels)))
+    return None if whole else tuple(channels.tolist())
 
 
 def address(tensor: torch.Tensor) -> int:

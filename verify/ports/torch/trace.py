@@ -226,7 +226,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             axes = strided(source)
             self._plain[address(result)] = not axes or axes[-1][1] == 1
         if roles[0] is not None and source.numel() == result.numel():
-            self._memory.carry(source, result, lambda role: self._table[role.tensor].shape)
+            self._memory.carry(source, result, as_it_lies=False)
             self._memory.kept.append(result)
         elif waiting := self._pending.get(address(source)):
             whole = waiting.tensor.numel() == result.numel() and result.dtype == source.dtype
@@ -279,6 +279,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                 if role is None or role.leaf != "b":
                     continue
                 its, own = (role.columns, role.sides), (pending.columns, pending.sides)
+                if role.columns is None and self._is_whole(pending):
+                    own = None, pending.sides  # all channels, in whatever order
                 if role.output == pending.site and its == own:
                     pending.bias = True
                     return pending
@@ -300,6 +302,10 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             self._pending.pop(address(other.tensor), None)
         tables[0].bias = True
         return tables[0]
+
+    def _is_whole(self, pending: _Pending) -> bool:
+        """Whether it has all channels of its site."""
+        return len(pending.columns or ()) == self._sites[pending.site].width
 
     def _continue(self, pending: _Pending, output: torch.Tensor, roles: Sequence[Any]) -> None:
         self._pending.pop(address(pending.tensor), None)
@@ -535,7 +541,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         elif site.endswith(("attn.scores", "attn.pattern")):
             heads = self._heads.get(site.rpartition(".")[0] + ".")
             value = value if heads is None else _put_in_order(value, heads, 1)
-        if self._channels is not None and site.endswith("attn.qkv"):
+        elif self._channels is not None and site.endswith("attn.qkv"):
             value = self._channels.to_checkpoint_layout(value)
         self._done.add(site)
         if self._flow is not None:
