@@ -111,3 +111,32 @@ def test_a_matrix_that_is_read_in_another_order_is_named(tmp_path: Path) -> None
     found = judged(f"{file}:llama", square, inputs, laws=())
     assert found.verdict is Verdict.REFUTED
     assert found.first_divergence == "h.0.attn.out"
+
+
+VALUES = "        v = self.wv(x).view(batch, length, self.shared, -1)\n"
+SUMMED = '        v = torch.einsum("EQUATION", x, self.kernel)\n'
+#: [heads, D, K], as Keras' EinsumDense keeps it for Gemma.
+STORED = """        self.wo = linear(stored("o"))
+        by_head = stored("v").unflatten(0, (self.shared, -1)).transpose(1, 2)
+        self.kernel = nn.Parameter(by_head.contiguous())
+"""
+
+
+@pytest.mark.parametrize(("head", "channel"), list(permutations("ahkz", 2)))
+def test_a_kernel_that_is_kept_by_head(
+    source: Checkpoint, tmp_path: Path, head: str, channel: str
+) -> None:
+    text = (TESTS / "llama_port.py").read_text(encoding="utf-8")
+    assert text.count(VALUES) == text.count(MADE) == 1
+    text = text.replace(VALUES, SUMMED).replace(MADE, STORED)
+    file = tmp_path / "by_head.py"
+    equation = f"btd,{head}d{channel}->bt{head}{channel}"
+    file.write_text(text.replace("EQUATION", equation), encoding="utf-8")
+    inputs = [seeded(source.config, n, 0) for n in (1, 9)]
+    found = judged(f"{file}:llama", source, inputs, laws=())
+    assert found.verdict is Verdict.VERIFIED, (found.error, found.first_divergence)
+    for law in ("activations.local", "architecture"):
+        status = statuses(found, law)
+        for layer in range(source.config.n_layer):
+            for kind in ("attn.v", "attn.mix", "attn.out"):
+                assert status[f"h.{layer}.{kind}"] is Status.PASSED, (law, kind)

@@ -92,8 +92,7 @@ MISTAKES = {
         "llama",
         'self.wk = linear(neighbours(stored("k"), self.shared))',
         'self.wk = linear(stored("k"))',
-        "h.0.attn.q",
-        "weights.values",
+        "h.0.attn.k_rot",
     ),
     "pairs over the heads' border": Mistake(
         "llama",
