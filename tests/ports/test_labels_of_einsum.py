@@ -3,6 +3,7 @@ what is multiplied with it accordingly. What a label is called is no business of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from families import written
+from hypothesis import given
+from hypothesis import strategies as st
 from models import judged, statuses
 
 from gpt_verify.checkpoint import Checkpoint, open_checkpoint
 from gpt_verify.findings import PortReport, Status, Verdict
 from gpt_verify.inputs import seeded
-from gpt_verify.ports.torch.roles import Memory, Role
+from gpt_verify.ports.torch.roles import Memory, Role, strided
 
 TESTS = Path(__file__).resolve().parents[1]
 OUT = "        return self.wo((pattern @ v).transpose(1, 2).reshape(batch, length, -1))\n"
@@ -85,6 +88,41 @@ def test_a_copy_with_rows_in_another_order_says_so() -> None:
         role = copied(plain)
         assert role is not None
         assert role.rows is None
+
+
+@given(st.permutations(range(3)), st.sampled_from([(2, 3, 4), (2, 3, 6), (3, 1, 3)]), st.booleans())
+def test_the_order_of_a_copy_is_read_off_its_elements(
+    axes: Sequence[int], sizes: tuple[int, int, int], transposed: bool
+) -> None:
+    """[H, K, D] or [D, H, K], whose rows are H · K, in every order of the axes."""
+    heads, size, width = sizes
+    rows, columns = np.indices((heads * size, width), dtype=np.int32)
+    weight = torch.arange(rows.size).view(heads * size, width)
+    if transposed:
+        rows, columns, weight = rows.T, columns.T, weight.t().contiguous()
+    memory = Memory()
+    held = (rows.reshape(-1), columns.reshape(-1))
+    memory.put(weight, Role("h0/attn/o/w", (), cells=lambda: held))
+    by_head = weight.view(width, heads, size) if transposed else weight.view(heads, size, width)
+    view = by_head.permute(*axes)
+    copy = view.clone(memory_format=torch.contiguous_format)
+    memory.carry(view, copy, as_it_lies=False)
+    role = memory.get(copy)
+    assert role is not None
+    # What the copy says of itself, by its numbers.
+    of_weight = {int(n): at for at, n in np.ndenumerate(weight.numpy())}
+    found = [of_weight[int(n)] for n in copy.flatten()]
+    lies = [(c, r) if transposed else (r, c) for r, c in found]  # row, column
+    by_rows = list(dict.fromkeys(r for r, _ in lies))
+    whole = lies in (
+        [(r, c) for r in by_rows for c in range(width)],
+        [(r, c) for c in range(width) for r in by_rows],
+    )
+    if whole and role.rows is not None:
+        assert list(role.rows) == by_rows
+    elif whole and len(strided(view)) > 2:
+        assert by_rows == list(range(heads * size))
+    assert role.columns is None
 
 
 @pytest.mark.parametrize(("head", "channel"), list(permutations("hkn", 2)))

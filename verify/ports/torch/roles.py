@@ -21,8 +21,6 @@ from gpt_verify.sites import Site, readers, sites
 #: A site that a product with several tensors makes beside others, its places among them, and which
 #: channels these are (None for all, as in the checkpoint).
 Side = tuple[str, tuple[int, ...], tuple[int, ...] | None]
-
-
 #: Rows and columns, each of as many as a piece of memory has elements.
 Cells = tuple[NDArray[np.int32], NDArray[np.int32]]
 
@@ -309,25 +307,27 @@ def _reordered(role: Role, view: torch.Tensor, start: int) -> Role:
     """
     unknown = replace(role, readers=(), cells=None)
     cells = None if role.cells is None or role.shares else role.cells()
-    if cells is None or cells[0].size < view.numel():
+    if cells is None:
         return unknown
     at = np.full(tuple(view.shape), view.storage_offset() - start)
     for axis, (size, stride) in enumerate(zip(view.shape, view.stride(), strict=True)):
         at += (np.arange(size) * stride).reshape([-1] + [1] * (view.ndim - 1 - axis))
+    if at.min() < 0 or at.max() >= cells[0].size:
+        return unknown
     rows, columns = (of[at.reshape(-1)] for of in cells)
     if min(rows.min(), columns.min()) < 0:
         return unknown  # something else lies among it
-    count = len(np.unique(rows)), len(np.unique(columns))
-    for one, other in (count, count[::-1]):
-        if one * other != len(rows):
-            continue
-        of_rows, of_columns = rows.reshape(one, other), columns.reshape(one, other)
-        if (one, other) != count:  # [out, in]
-            of_rows, of_columns = of_rows.T, of_columns.T
-        if (of_rows == of_rows[:, :1]).all() and (of_columns == of_columns[:1]).all():
-            known = _order(of_rows[:, 0], role.rows), _order(of_columns[0], role.columns)
+    n_in, n_out = (np.count_nonzero(np.bincount(of)) for of in (rows, columns))
+    if n_in * n_out != rows.size:
+        return unknown
+    in_by_out = rows.reshape(n_in, n_out), columns.reshape(n_in, n_out)
+    out_by_in = rows.reshape(n_out, n_in).T, columns.reshape(n_out, n_in).T
+    for rows_IO, columns_IO in (in_by_out, out_by_in):
+        if (rows_IO == rows_IO[:, :1]).all() and (columns_IO == columns_IO[:1]).all():
+            order = _order(rows_IO[:, 0], role.rows)
+            columns_of = _order(columns_IO[0], role.columns)
             return replace(
-                role, rows=known[0], columns=known[1], copied=known[0] is not None, cells=None
+                role, rows=order, columns=columns_of, copied=order is not None, cells=None
             )
     return unknown
 
