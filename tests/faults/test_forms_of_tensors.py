@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from families import in_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import CONFIG, checkpoint
@@ -107,3 +108,32 @@ def test_noise_has_no_form(seed: int, size: float, tensor: str) -> None:
     rng = np.random.default_rng(seed)
     name, _ = named(tensor, lambda x: x + size * rng.standard_normal(x.shape).astype(np.float32))
     assert name not in NAMES
+
+
+@pytest.mark.parametrize("leaf", ["w", "b"])
+def test_columns_of_a_neighbour(leaf: str) -> None:
+    """Queries, keys and values lie in one matrix by group; what was cut out of it was not."""
+    source = in_memory("qwen2")
+    config, names = source.config, [f"h1/attn/{part}/{leaf}" for part in "qkv"]
+    together = np.concatenate([source.tensors[name] for name in names], axis=-1)
+    size, times = config.head_size, config.n_head // config.n_kv
+    by_group = together.reshape(*together.shape[:-1], config.n_kv, times + 2, size)
+    q = by_group[..., :times, :].reshape(*together.shape[:-1], -1)
+    expected = np.array(source.tensors[names[0]])
+    assert q.shape == expected.shape
+    best = explain(Difference(names[0], q, expected, source.tensors.__getitem__, config)).best
+    assert best is not None
+    assert best.fault == "part-equal"
+    # The second group begins where the keys do.
+    half = times * size
+    assert best.note == f"{half}:{2 * half} is {names[1]}[0:{half}]"
+
+
+def test_columns_of_nobody_are_not_taken_for_a_neighbours() -> None:
+    source = in_memory("qwen2")
+    name = "h1/attn/q/b"
+    expected = np.array(source.tensors[name])
+    got = expected.copy()
+    got[::2] = np.float32(0.123)
+    best = explain(Difference(name, got, expected, source.tensors.__getitem__, source.config)).best
+    assert best is None or best.fault != "part-equal"

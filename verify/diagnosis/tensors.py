@@ -73,7 +73,7 @@ def explain(difference: Difference) -> Explanation:
 
 def _of_a_form(d: Difference) -> list[Candidate]:
     """What can be read off the numbers, where no damage of the catalogue was done."""
-    for name, words, predicted in of_tensor(d.name, d.got, d.expected, d.config):
+    for name, words, predicted in of_tensor(d.name, d.got, d.expected, d.config, d.lookup):
         # What was added may be larger than what it was added to.
         score = _score(d.got, predicted, predicted)
         if score <= LIMIT:

@@ -7,7 +7,7 @@ and columns than that; steps of a grid. A tensor has far more numbers than any o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gpt_verify.diagnosis.forms.form import Array, listed, said
 from gpt_verify.diagnosis.forms.order import described
 from gpt_verify.reference.config import Config
-from gpt_verify.reference.weights import QKV
+from gpt_verify.reference.weights import QKV, tensor_table
 
 #: Names of what is found, each with a sentence that completes "the port …".
 NAMES = {
@@ -31,16 +31,19 @@ Tried = tuple[str, str, Array]
 RANKS, SPREAD = 8, 4
 #: Bits of a grid, and rows that share a scale.
 BITS, GROUPS = range(2, 9), (16, 32, 64, 128)
-#: Pieces that are named.
-MOST = 3
+#: Pieces that are named, and columns that a piece has at least, on the average.
+MOST, LEAST = 3, 3
 
 
-def of_tensor(name: str, got: Array, expected: Array, config: Config) -> Iterator[Tried]:
+def of_tensor(
+    name: str, got: Array, expected: Array, config: Config, lookup: Callable[[str], Array]
+) -> Iterator[Tried]:
     """What may have been done to a tensor, those that say most first."""
     if got.shape != expected.shape or not np.isfinite(got).all():
         return
     yield from _pieces(name, got, expected, config)
     yield from _rows(got, expected)
+    yield from _beside(name, got, expected, config, lookup)
     yield from _scaled(got, expected)
     if expected.ndim == 2:
         yield from _grid(got, expected)
@@ -103,6 +106,44 @@ def _rows(got: Array, expected: Array) -> Iterator[Tried]:
             order: NDArray[np.intp] = np.array(found, np.intp)
             words = described(order, unit)
             yield "weight-rearranged", words, np.moveaxis(should[order], 0, axis)
+
+
+def _beside(
+    name: str, got: Array, expected: Array, config: Config, lookup: Callable[[str], Array]
+) -> Iterator[Tried]:
+    """Every column, or element of a vector, is one of this tensor or of its neighbours in the
+    layer: what was cut out of several at once was cut elsewhere."""
+    table = tensor_table(config)
+    scope, _, leaf = name.rpartition("/")
+    around = scope.rpartition("/")[0]
+    beside = [n for n in table if n.startswith(f"{around}/") and n.endswith(f"/{leaf}")]
+    columns: dict[tuple[str, int], Array] = {}
+    for other in (name, *(n for n in beside if n != name)):
+        value = expected if other == name else np.asarray(lookup(other), expected.dtype)
+        columns |= {(other, at): column for at, column in enumerate(value.T)}
+    places = {column.tobytes(): place for place, column in reversed(columns.items())}
+    found = [
+        (name, at) if np.array_equal(column, columns[name, at]) else places.get(column.tobytes())
+        for at, column in enumerate(got.T)
+    ]
+    if None in found:
+        return
+    known = [place for place in found if place is not None]
+    runs: list[tuple[int, str, int]] = []  # where it begins, and what with
+    for at, (other, first) in enumerate(known):
+        if not runs or (runs[-1][1], runs[-1][2] - runs[-1][0]) != (other, first - at):
+            runs.append((at, other, first))
+    if len(runs) * LEAST > len(known):
+        return
+    words = []
+    for (at, other, first), end in zip(
+        runs, [*(run[0] for run in runs[1:]), len(known)], strict=True
+    ):
+        if (other, first) != (name, at):
+            words.append(f"{at}:{end} is {other}[{first}:{first + end - at}]")
+    more = f", and {len(words) - MOST} more" if len(words) > MOST else ""
+    made = np.stack([columns[place] for place in known], axis=-1)
+    yield "part-equal", ", ".join(words[:MOST]) + more, made
 
 
 def _scaled(got: Array, expected: Array) -> Iterator[Tried]:
