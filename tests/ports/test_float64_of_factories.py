@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import written
+from families import family, written
 from models import judged
 
 from gpt_verify.checkpoint import Checkpoint, open_checkpoint
@@ -88,6 +88,7 @@ OUTSIDE = {
         "returns the same module",
     ),
 }
+from gpt_verify.ports.torch.trace import SiteTrace
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -153,3 +154,16 @@ def test_short_numbers_are_the_same_in_every_format() -> None:
 def test_another_module_that_differs_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"weight is \[?\(?3, 2"):
         on_weights_of(lambda: torch.nn.Linear(2, 3), torch.nn.Linear(3, 3), loads=True)
+
+
+def test_memory_that_a_converted_tensor_takes_over_is_no_value_of_the_run() -> None:
+    """A weight was cast to where an activation had been, and its products were taken for something
+    else: which sites a port showed changed from run to run."""
+    config = family("mixtral")
+    trace = SiteTrace([], config, 1, 3, lambda site, value, narrowest=None: None)
+    assert trace._flow is not None
+    value = torch.zeros(3, config.n_embd)
+    trace._flow.is_site("h.0.ln_2", value)
+    assert trace._flow.names(value) == {"h.0.ln_2"}
+    trace.stands_for(value, torch.zeros_like(value))
+    assert trace._flow.names(value) == set()

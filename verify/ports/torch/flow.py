@@ -126,6 +126,12 @@ class Flow:
             self._made[at] = tensor
             self._moved.pop(at, None)
 
+    def is_new(self, tensor: torch.Tensor) -> None:
+        """This memory is no value of the run: whatever it was before is gone."""
+        at = address(tensor)
+        for known in (self._names, self._mixed, self._made, self._moved, self._multiples):
+            known.pop(at, None)
+
     def is_several(self, tensor: torch.Tensor, sides: Sequence[Side]) -> None:
         """This memory is several sites, side by side in the last axis."""
         names = {place: site for site, places, _ in sides for place in places}

@@ -147,6 +147,8 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
     # A module that is cast to float64 while it runs tells where its new parameters lie.
     def stands_for(self, copy: torch.Tensor, original: torch.Tensor) -> None:
         self._memory.carry(original, copy)
+        if self._flow is not None:
+            self._flow.is_new(copy)
 
     def forget(self, copy: torch.Tensor) -> None:
         self._memory.spans.pop(address(copy), None)
