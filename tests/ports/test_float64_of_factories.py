@@ -16,6 +16,7 @@ from gpt_verify.checkpoint import Checkpoint, open_checkpoint
 from gpt_verify.findings import PortReport, Status, Verdict
 from gpt_verify.inputs import seeded
 from gpt_verify.ports.torch.float64 import cast_to
+from gpt_verify.ports.torch.trace import SiteTrace
 from gpt_verify.ports.torch.widening import on_weights_of, only_wide, widening
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -88,7 +89,6 @@ OUTSIDE = {
         "returns the same module",
     ),
 }
-from gpt_verify.ports.torch.trace import SiteTrace
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
