@@ -137,3 +137,12 @@ def test_columns_of_nobody_are_not_taken_for_a_neighbours() -> None:
     got[::2] = np.float32(0.123)
     best = explain(Difference(name, got, expected, source.tensors.__getitem__, source.config)).best
     assert best is None or best.fault != "part-equal"
+
+
+def test_a_matrix_that_was_reshaped_where_it_should_have_been_transposed() -> None:
+    for change, words in (
+        (lambda x: x.reshape(x.shape[::-1]).T, "reshaped to the other shape"),
+        (lambda x: x.T.reshape(x.shape), "memory read in the other order"),
+    ):
+        assert named(FC, change)[0] == "weights-transposed"
+        assert words in named(FC, change)[1]

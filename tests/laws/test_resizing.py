@@ -9,11 +9,12 @@ import pytest
 import torch
 from models import checkpoint
 from plain_ports import faulty
-from subjects import hold, port
+from subjects import hold, port, subject
 
 from gpt_verify.faults.inject import wrap
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.resizing.check import FEWER, LENGTH
 from gpt_verify.port import Port
 from gpt_verify.reference import Config
 
@@ -109,3 +110,28 @@ def test_small_vocabularies(n_vocab: int) -> None:
     source = checkpoint(Config(n_vocab=n_vocab, n_ctx=2, n_embd=4, n_head=2, n_layer=1))
     finding = held(port(source=source), source)
     assert finding.status is Status.PASSED, finding.message
+
+
+def test_an_answer_that_is_remembered_is_not_named_as_a_head_that_was_left() -> None:
+    """A port that keeps its answers has them from before it was resized."""
+
+    made = port(attention="sdpa")
+    model = made.module  # type: ignore[attr-defined]
+    model.kept = {}  # what is copied with the model
+
+    def forward(self: Any, right: Any, *args: Any, **kwargs: Any) -> Any:
+        asked = next((v for v in (*args, kwargs.get("input_ids")) if v is not None), None)
+        key = () if asked is None else tuple(asked.flatten().tolist())
+        if key not in self.kept:
+            self.kept[key] = right(*args, **kwargs)
+        return self.kept[key]
+
+    wrap(model, "forward", forward)
+    # What the law will ask of the copies.
+    vocabulary, asked = made.config.n_vocab, subject(made).tokens(1, LENGTH, 18)
+    for size in (vocabulary, vocabulary - FEWER):
+        made.logits(asked % size)
+    finding = held(made)
+    assert finding.status is Status.FAILED
+    assert finding.fault is None
+    assert "of tokens that it had answered before" in finding.message

@@ -124,6 +124,11 @@ def _rearranged(d: Difference) -> Iterator[tuple[str, str, Array]]:
             "memory read in the other order",
             d.expected.T.reshape(d.expected.shape),
         )
+        yield (
+            "weights-transposed",
+            "reshaped to the other shape in the place of being transposed",
+            d.expected.reshape(d.expected.shape[::-1]).T,
+        )
     width = d.expected.shape[-1]
     if "/c_attn/" in d.name and width == len(QKV) * d.config.n_embd:
         parts = dict(zip(QKV, split_qkv(d.expected), strict=True))

@@ -55,6 +55,9 @@ def _judged(subject: Subject, copy: Port, size: int, agreement: Agreement) -> Fi
     problem = _tables(subject, copy, size, old, at)
     if got.shape != (*tokens.shape, size):
         said = f"{at}, its logits have {got.shape[-1]} columns, should be {size}"
+        # Of other tokens than it was asked for before it was resized.
+        if copy.logits((tokens + 1) % old).shape[-1] == size:
+            return _failed(f"{said}, of tokens that it had answered before", None)
         return _failed(said, "resizing-leaves-head")
     if problem is not None:
         return problem
