@@ -66,7 +66,7 @@ def test_every_form_was_planted() -> None:
     of_laws = {*OF_CACHES, *OF_GRADIENTS, *OF_LOSSES, *OF_PADDING}
     # Of operations that GPT-2 has not: test_forms_of_families.py.
     of_families = {turned.FORM.name, experts.FORM.name}
-    of_families |= {hidden.VALUES.name, hidden.GAINS.name, hidden.SUMS.name}
+    of_families |= {form.name for form in (hidden.VALUES, hidden.GAINS, hidden.SUMS, hidden.SINKS)}
     elsewhere = {*NAMES, NAME, *of_laws, *of_families, "block-left-out"} - {
         "weight-rearranged",
         "part-equal",

@@ -293,3 +293,31 @@ def test_too_many_experts_for_the_channels_are_not_read_off() -> None:
     act = weighted(lambda w: w * w)
     with pytest.raises(AssertionError, match=r"accepted=\(\)"):
         explained(source, {"h.1.mlp.out": act}, "h.1.mlp.out")
+
+
+@pytest.mark.parametrize("hidden", [frozenset(), PATTERN_ALONE])
+def test_other_sinks(hidden: frozenset[str]) -> None:
+    source = in_memory("gpt_oss")
+    name = "h1/attn/sinks"
+
+    def with_sinks(change: Callable[[Any], Any]) -> Override:
+        def act(call: Call) -> Any:
+            def lookup(asked: str) -> Any:
+                value = call.lookup(asked)
+                return change(value) if asked == name else value
+
+            return right(replace(call, lookup=lookup))
+
+        return act
+
+    def read(change: Callable[[Any], Any]) -> str:
+        acts = {"h.1.attn.pattern": with_sinks(change)}
+        fault, words = explained(source, acts, "h.1.attn.pattern", hidden)
+        assert fault == "sinks-used", words
+        return words
+
+    factor = read(lambda sinks: 0.25 * sinks).removeprefix("sinks × ")
+    assert float(factor) == pytest.approx(0.25, rel=1e-4)  # float32, and 1 less a sum
+    own = source.tensors[name]
+    should = ", should be " + " ".join(f"{sink:.6g}" for sink in own[:4])
+    assert should in read(lambda sinks: sinks[::-1] + np.float32(0.5))

@@ -1,7 +1,7 @@
 """Operations that a port does not show, done otherwise: seen by what is made of their results.
 
-Fitted are choices alone: what is done to values before they are mixed, which gains the norms of
-queries and keys have, and where in a sum a norm stands.
+Fitted are choices: what is done to values before they are mixed, which gains the norms of queries
+and keys have, where in a sum a norm stands. Of sinks it is one number for each head.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import product
 
 import numpy as np
 
-from gpt_verify.diagnosis.forms.form import Array, Evidence, Fitted, Form
+from gpt_verify.diagnosis.forms.form import Array, Evidence, Fitted, Form, listed, said, snapped
 from gpt_verify.diagnosis.forms.queries import NORMS, Change
 from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
@@ -22,6 +22,8 @@ from gpt_verify.reference.architecture import Rope
 from gpt_verify.reference.positions import rotate, turns
 from gpt_verify.sites import Site, sites
 
+#: A weight of a pattern that is smaller than this tells nothing of the sink beside it.
+LEAST = 1e-3
 #: Operations with a gain.
 NORMED = ("rms_norm", "layer_norm")
 
@@ -62,6 +64,28 @@ def gains(e: Evidence) -> Iterator[Fitted]:
             words = [f"{norm.name} has {gain or 'no gain'}" for norm, gain in changed]
             acts = {norm.name: partial(_with_gain, gain) for norm, gain in changed}
             yield Fitted(acts, " and ".join(words))
+
+
+def sinks(e: Evidence) -> Iterator[Fitted]:
+    """Other sinks: off what the weights of each target lack of 1, where they lack most."""
+    if e.site.kind != "attn.pattern" or not e.config.keys.sinks or not e.site.weights:
+        return
+    name, scores = e.site.weights[0], e.call.x
+    own_H, at = e.call.w(name), np.arange(e.got.shape[-1])
+    itself_HT = e.got[:, at, at]
+    lacks_HT = np.where(itself_HT > LEAST, 1.0 - e.got.sum(axis=-1), 0.0)
+    target_H = np.argmax(lacks_HT, axis=-1)
+    each = np.arange(len(own_H))
+    if (lacks_HT[each, target_H] <= LEAST).any():
+        return
+    ratio_H = lacks_HT[each, target_H] / itself_HT[each, target_H]
+    read_H = np.log(ratio_H) + scores[each, target_H, target_H]
+    factor = snapped(float(own_H @ read_H / (own_H @ own_H))) if own_H.any() else 0.0
+    for value_H, words in (
+        (factor * own_H, f"sinks × {said(factor)}"),
+        (read_H, f"sinks {listed(map(said, read_H), 4)}, should be {listed(map(said, own_H), 4)}"),
+    ):
+        yield e.alone(e.with_tensors({name: value_H}), words)
 
 
 def _between(e: Evidence) -> Iterator[Site]:
@@ -122,4 +146,5 @@ def _norm_of_stream(stream: str, norm: Site, call: Call) -> Array:
 
 VALUES = Form("values-changed", "changes the values before it mixes them", values)
 GAINS = Form("gain-elsewhere", "norms queries or keys with another gain", gains)
+SINKS = Form("sinks-used", "has other sinks in its softmax", sinks)
 SUMS = Form("norm-elsewhere", "norms another part of a sum", norms_of_sums)

@@ -48,6 +48,7 @@ OF_SITES: tuple[Form, ...] = (
     scored.CAPPED,
     turned.FORM,
     hidden.GAINS,
+    hidden.SINKS,
     queries.NORMED,
     pattern.DIVIDED,
     activation.FORM,
