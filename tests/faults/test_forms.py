@@ -8,9 +8,11 @@ import formed
 import formed_values
 import numpy as np
 import pytest
+import torch
 from fault_ports import SHARED, SOURCE, injected
 from models import CONFIG, INPUTS, TESTS, batch
 
+from gpt_verify.diagnosis import layers
 from gpt_verify.diagnosis.depends import NAME
 from gpt_verify.diagnosis.forms import experts, hidden, scaled, turned
 from gpt_verify.diagnosis.forms.table import FORMS
@@ -67,7 +69,7 @@ def test_every_form_was_planted() -> None:
     # Of operations that GPT-2 has not: test_forms_of_families.py.
     of_families = {turned.FORM.name, experts.FORM.name}
     of_families |= {form.name for form in (hidden.VALUES, hidden.GAINS, hidden.SUMS, hidden.SINKS)}
-    elsewhere = {*NAMES, NAME, *of_laws, *of_families, "block-left-out"} - {
+    elsewhere = {*NAMES, NAME, *of_laws, *of_families, "block-left-out", layers.NAME} - {
         "weight-rearranged",
         "part-equal",
     }
@@ -162,6 +164,25 @@ def test_what_one_input_alone_shows_is_looked_for_there() -> None:
     )
     assert report.explained_by == ("tokens-used",)
     assert report.causes[0].note == f"tokens used: {last - 1} for {last}: no id above {last - 1}"
+
+
+def test_layers_in_another_order_are_said() -> None:
+    for order in ([2, 1, 0], [1, 0, 2]):
+        model = build(SOURCE)
+        model.h = torch.nn.ModuleList(model.h[i] for i in order)
+        report = judge(
+            "layers",
+            SOURCE,
+            INPUTS,
+            None,
+            "cpu",
+            Silent(),
+            build=lambda model=model: TorchModule(model, SOURCE, "layers"),  # type: ignore[misc]
+            laws=(),
+            shared=SHARED,
+        )
+        assert report.explained_by == (layers.NAME,), report.causes
+        assert report.causes[0].note == f"layers in the order {' '.join(map(str, order))}"
 
 
 def test_the_names_of_the_catalogue_stand() -> None:

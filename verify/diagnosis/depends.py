@@ -28,5 +28,7 @@ def depends(findings: Iterable[Finding]) -> list[Cause]:
 
 
 def _by(finding: Finding) -> str:
-    """How much."""
-    return "" if finding.score is None else f", by {number(finding.score)} noise floors"
+    """Which tokens, where the law says so, and how much."""
+    sight = finding.details.get("sight")
+    words = f": {sight}" if sight else ""
+    return words if finding.score is None else f"{words}, by {number(finding.score)} noise floors"

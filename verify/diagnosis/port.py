@@ -18,7 +18,7 @@ from gpt_verify.diagnosis.dropout import dropouts
 from gpt_verify.diagnosis.forms.form import Form
 from gpt_verify.diagnosis.forms.table import FORMS, OF_SITES
 from gpt_verify.diagnosis.inputs import only_on_some
-from gpt_verify.diagnosis.layers import sorted_wrongly
+from gpt_verify.diagnosis.layers import misled, sorted_wrongly
 from gpt_verify.diagnosis.logits import filter_logits
 from gpt_verify.diagnosis.sites import SiteDiagnosis
 from gpt_verify.diagnosis.tensors import Difference, explain
@@ -247,10 +247,10 @@ def diagnose(
     for law, comparison in comparisons.items():
         # What the float64 run has explained need not be explained again, with less to see it by.
         # What is computed in the wrong place has other inputs than those of its name.
-        known = found.keys() | comparison.late.keys()
+        known = found.keys() | comparison.late.keys() | set(misled(comparison, subject.config))
         left = [site for site in failed[law] if site not in known]
         found |= _explain_sites(subject, comparison, left, law, own, tensors)
-    others = [*from_logits, *sorted_wrongly(comparisons)]
+    others = [*from_logits, *sorted_wrongly(comparisons, subject.config)]
     explanations = [*tensors.values(), *found.values()]
     return Diagnosis(explanations, findings, others, subject.config, in_logits)
 

@@ -307,7 +307,7 @@ FAULTS = (
     ),
     attention(
         "attention-softmax-base-2",
-        "takes powers of 2 in place of powers of e in the softmax",
+        "takes the softmax to base 2 (exp2), not to base e",
         {"pattern": lambda call: causal_softmax(call.x * math.log(2.0))},
         {"softmax": _torch_base_2},
         "a kernel on exp2 that leaves out the factor log2(e)",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpt_verify.diagnosis import depends, inputs, wirings
+from gpt_verify.diagnosis import depends, inputs, layers, wirings
 from gpt_verify.diagnosis.forms import (
     activation,
     blocks,
@@ -79,6 +79,7 @@ FORMS: dict[str, str] = {
     **{form.name: form.summary for form in OF_SITES},
     depends.NAME: depends.SUMMARY,
     inputs.NAME: inputs.SUMMARY,
+    layers.NAME: layers.SUMMARY,
     **wirings.NAMES,
     **OF_CACHES,
     **OF_GRADIENTS,

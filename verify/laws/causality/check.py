@@ -52,7 +52,9 @@ def check_bits(subject: Subject) -> Iterator[Finding]:
             if not runs.within_rounding():
                 raise NotExamined("the same tokens have other logits each time")
             subject.memo[LAW] = "failed"
-            yield agreement.failed(LAW, _why(runs, wrong), boundaries=wrong, length=cut.length)
+            sight = runs.sight(_sources(cut.length, wrong)).describe()
+            why = f"{sight or 'it takes several later tokens'} ({_leaks(runs, wrong)})"
+            yield agreement.failed(LAW, why, boundaries=wrong, length=cut.length, sight=sight)
             return
         said.append(f"{len(cut.boundaries)} boundaries in {cut.length} tokens")
     what = f"logits before {' and '.join(said)}, everything from there on replaced"
@@ -133,13 +135,9 @@ class _Runs:
         return logits_of(self._subject, np.stack([*sequences, *rest]), keep)
 
 
-def _why(runs: _Runs, wrong: Sequence[int]) -> str:
-    """Who sees whom, and which boundaries leak."""
-    words = (
-        runs.sight(_sources(runs.cut.length, wrong)).describe() or "it takes several later tokens"
-    )
+def _leaks(runs: _Runs, wrong: Sequence[int]) -> str:
     leak = f"boundary {wrong[0]} leaks" if len(wrong) == 1 else f"{len(wrong)} boundaries leak"
-    return f"{words} ({leak} of {len(runs.cut.boundaries)} in {runs.cut.length} tokens)"
+    return f"{leak} of {len(runs.cut.boundaries)} in {runs.cut.length} tokens"
 
 
 def _sources(length: int, wrong: Sequence[int]) -> list[int]:
