@@ -30,6 +30,9 @@ Tensors = Mapping[str, NDArray[np.float32]]
 LONG, SELDOM = 4096, 13
 #: Channels of a head: the third of them that some families turn is a whole number of pairs.
 HEADS = [6, 8, 12, 24, 36]
+#: The same where there are experts: torch's grouped products in half precision take no width that
+#: is no multiple of 8.
+EVEN = [8, 24]
 #: Tensors that write into the residual stream.
 WRITING = ("attn/o/w", "mlp/down/w", "c_proj/w")
 
@@ -58,10 +61,12 @@ def drawn(index: int, rng: np.random.Generator) -> Drawn:
     name = list(FAMILIES)[index % len(FAMILIES)]
     long = index // len(FAMILIES) % SELDOM == SELDOM // 2
     n_head = 2 if long else int(rng.choice([2, 4, 8]))
+    experts = "num_experts_per_tok" in FAMILIES[name].example
+    heads = EVEN if experts else HEADS
     sizes = (
         int(rng.integers(40, 100 if long else 700)),
         LONG if long else int(rng.integers(2, 140)),
-        n_head * int(rng.choice(HEADS[:3] if long else HEADS)),
+        n_head * int(rng.choice(heads[:3] if long else heads)),
         n_head,
         1 if long else int(rng.integers(1, 5)),
     )
@@ -71,7 +76,7 @@ def drawn(index: int, rng: np.random.Generator) -> Drawn:
             keys[key] = int(rng.choice([1, 2, 5, 17, 64, 1000]))
     for key in ("intermediate_size", "moe_intermediate_size", "ffn_dim", "n_inner"):
         if key in keys:
-            keys[key] = int(rng.integers(3, 160))
+            keys[key] = 8 * int(rng.integers(1, 20)) if experts else int(rng.integers(3, 160))
     scale = float(np.exp(rng.uniform(-1.5, 0.7)))
     return Drawn(name, keys, scale, bool(rng.integers(2)), long)
 

@@ -117,7 +117,8 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
             message = "the logits are not finite"
             return Finding(LAW, Status.NOT_EXAMINED, message, "logits"), []
         floor_of = partial(deviations.floor, precision=subject.precision)
-        faults = {**faults_of(subject.config), **WIRINGS}
+        known = {**faults_of(subject.config), **WIRINGS}
+        faults = {name: f for name, f in known.items() if f.concerns(subject.precision)}
         candidates = [c for fault in faults.values() for c in deviations.candidates(fault)]
         matched = deviations.filter(subject.precision)
         found = matched.find(error_SN, candidates, LIMIT_FLOORS, floor_of)

@@ -192,6 +192,7 @@ def _narrow(name: str, precision: Precision, seen: str) -> Fault:
         {"softmax": in_torch},
         seen,
         quantising=True,
+        stored=precision.name,
     )
 
 

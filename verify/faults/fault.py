@@ -20,6 +20,8 @@ from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.faults.decoder import Decoder
 from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
+from gpt_verify.numerics.precision import PRECISIONS, Precision
+from gpt_verify.port import Dtype
 from gpt_verify.reference.config import Config
 from gpt_verify.sites import Site, sites
 
@@ -200,6 +202,8 @@ class Fault:
         entails: faults that laws would name it by as well, which see only what follows from it.
         needs: why it may change nothing on some checkpoints, in words; empty where it always does.
         of: which models can have it.
+        stored: the format in which it keeps what a port of that format, or of a coarser one, keeps
+            so anyway: of such a port it is no fault.
     """
 
     name: str
@@ -213,6 +217,7 @@ class Fault:
     needs: str = ""
     of: Callable[[Config], bool] = any_model
     in_family: InTransformers | None = None
+    stored: Dtype | None = None
 
     @property
     def sites(self) -> AtSites:
@@ -241,6 +246,10 @@ class Fault:
     def of_all_layers(self) -> bool:
         """A family's model has it in every layer that it concerns, or in none."""
         return self.inject is None and self.in_family is not None and not self.in_family.by_layer
+
+    def concerns(self, precision: Precision) -> bool:
+        """Whether it is a fault in a port of this precision."""
+        return self.stored is None or precision.u < PRECISIONS[self.stored].u
 
     def put_into(self, model: Any, layers: Sequence[int]) -> None:
         """Inject what lies in the model, before a port is made of it."""

@@ -162,6 +162,7 @@ FAULTS = (
         lambda logits: logits.astype(np.float16),
         lambda logits: logits.half().to(logits.dtype),
         quantising=True,
+        stored="float16",
     ),
     _head(
         "head-wrong-rows",

@@ -87,7 +87,7 @@ def _narrow(name: str, precision: Precision, seen: str = "") -> Fault:
         return torch.add(x.to(narrow), out.to(narrow)).to(x.dtype)
 
     summary = f"keeps the residual stream in {precision.name}"
-    return _both(name, summary, join, in_torch, seen, quantising=True)
+    return _both(name, summary, join, in_torch, seen, quantising=True, stored=precision.name)
 
 
 def _normed(call: Call, x_TD: Array) -> Array:

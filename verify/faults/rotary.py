@@ -291,6 +291,7 @@ FAULTS = (
         InTransformers(module=_round_tables, layered=False),
         seen="a table that is cast with the model's weights",
         quantising=True,
+        stored="bfloat16",
     ),
     rotary(
         "rotary-angles-bfloat16",
