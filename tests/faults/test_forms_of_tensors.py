@@ -146,3 +146,13 @@ def test_a_matrix_that_was_reshaped_where_it_should_have_been_transposed() -> No
     ):
         assert named(FC, change)[0] == "weights-transposed"
         assert words in named(FC, change)[1]
+
+
+def test_bytes_in_the_other_order() -> None:
+    def swapped(x: Any) -> Any:
+        made = x.byteswap()
+        made[~np.isfinite(made)] = 0
+        return made
+
+    for tensor in (FC, BIAS, "h1/ln_2/b"):
+        assert named(tensor, swapped)[0] == "weight-bytes"

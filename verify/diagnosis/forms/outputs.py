@@ -126,6 +126,8 @@ def fixed(pair: Pair) -> Iterator[Change]:
             for c, v in zip(at[:MOST], values, strict=False)
         )
         more = f", and {len(at) - MOST} more" if len(at) > MOST else ""
+        if heads := _whole_heads(at, pair):
+            listing = f"head{'s' * (len(heads) > 1)} {listed(heads)}: {listing}"
 
         def act(x: Array) -> Array:
             made = x.copy()
@@ -133,6 +135,15 @@ def fixed(pair: Pair) -> Iterator[Change]:
             return made
 
         yield Change(act, listing + more)
+
+
+def _whole_heads(channels: Order, pair: Pair) -> list[int]:
+    """The heads that these channels are, where they are some, whole."""
+    size = pair.config.head_size
+    if not pair.heads or pair.got.shape[-1] != pair.heads * size:
+        return []
+    heads = sorted({int(channel) // size for channel in channels})
+    return heads if len(channels) == len(heads) * size else []
 
 
 def capped(pair: Pair) -> Iterator[Change]:

@@ -32,6 +32,7 @@ from gpt_verify.laws.cache.forms import NAMES as OF_CACHES
 from gpt_verify.laws.gradient.hypotheses import NAMES as OF_GRADIENTS
 from gpt_verify.laws.loss.forms import NAMES as OF_LOSSES
 from gpt_verify.laws.padding.forms import NAMES as OF_PADDING
+from gpt_verify.laws.resizing.forms import NAMES as OF_RESIZING
 
 #: Tried in this order at a site that is wrong, where no fault of the catalogue fits.
 OF_SITES: tuple[Form, ...] = (
@@ -85,4 +86,5 @@ FORMS: dict[str, str] = {
     **OF_GRADIENTS,
     **OF_LOSSES,
     **OF_PADDING,
+    **OF_RESIZING,
 }

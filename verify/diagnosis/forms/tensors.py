@@ -23,6 +23,7 @@ NAMES = {
     "part-equal": "has one part, head or bias in the place of another",
     "weight-scaled": "multiplies a tensor by rows or by columns, or adds a constant to it",
     "weight-low-rank": "adds a matrix of few ranks to a matrix",
+    "weight-bytes": "reads the bytes of each number of a tensor in the other order",
     "weight-on-a-grid": "rounds a tensor to steps of a grid",
 }
 #: What is tried: name, words, the tensor with it.
@@ -41,6 +42,7 @@ def of_tensor(
     """What may have been done to a tensor, those that say most first."""
     if got.shape != expected.shape or not np.isfinite(got).all():
         return
+    yield from _bytes(got, expected)
     yield from _pieces(name, got, expected, config)
     yield from _rows(got, expected)
     yield from _beside(name, got, expected, config, lookup)
@@ -48,6 +50,19 @@ def of_tensor(
     if expected.ndim == 2:
         yield from _grid(got, expected)
         yield from _low_rank(got, expected)
+
+
+def _bytes(got: Array, expected: Array) -> Iterator[Tried]:
+    """Written on a machine that begins a number with its other end. What is no number then may have
+    been made 0."""
+    swapped = np.ascontiguousarray(expected, np.float32).byteswap()
+    finite = np.isfinite(swapped)
+    if np.array_equal(np.asarray(got, np.float32)[finite], swapped[finite]):
+        yield (
+            "weight-bytes",
+            "big-endian for little-endian, or the reverse",
+            np.where(finite, swapped, got),
+        )
 
 
 def _pieces(name: str, got: Array, expected: Array, config: Config) -> Iterator[Tried]:

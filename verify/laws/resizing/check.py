@@ -12,6 +12,7 @@ import numpy as np
 
 from gpt_verify.findings import Finding, Status, naming
 from gpt_verify.laws.agreement import LIMIT_PAIR, Agreement, logits_of, refuting
+from gpt_verify.laws.resizing.forms import UNTIES
 from gpt_verify.laws.subject import NotExamined, Subject, Tokens, same_bits
 from gpt_verify.numerics.loss import losses, mean_budget
 from gpt_verify.numerics.precision import FLOAT32
@@ -83,7 +84,7 @@ def _tables(subject: Subject, copy: Port, size: int, old: int, at: str) -> Findi
         parted = [p.name for p in held if p.storage != held[0].storage]
         if parted:
             said = f"{at}, {parted[0]} and {held[0].name}, which were one matrix, are two"
-            return _failed(said, None)
+            return _failed(said, UNTIES)
     for parameter in held:
         value = _rows(parameter, size, old)
         was = _rows(before[parameter.name], subject.config.n_vocab, old)
