@@ -76,6 +76,9 @@ class Lockstep:
         self._window = 14 if count is None else 1
         self._order = {name: i for i, name in enumerate(sites(config))}
         self._passed: dict[str, tuple[Floats, Floats]] = {}
+        #: Positions from the first on that every router so far has decided beyond rounding.
+        self._decided = len(tokens_T)
+        self._decided_at: dict[str, int] = {}
         self._at = -1
 
     def value(self, name: str) -> tuple[Floats, Floats] | None:
@@ -86,12 +89,22 @@ class Lockstep:
             site, exact, noisy = next(self._runs)
             self._at = self._order[site]
             self._passed[site] = (exact, noisy)
+            self._decided_at[site] = self._decided
+            if site.endswith(".mlp.router"):
+                noise = (noisy - exact) * self.scale
+                self._decided = min(self._decided, decided(self._config, exact, noise))
             for old in [s for s in self._passed if self._order[s] <= self._at - self._window]:
                 del self._passed[old]
         if name not in self._passed:
             return None
         exact, noisy = self._passed[name]
         return exact, (noisy - exact) * self.scale
+
+    def decided(self, name: str) -> int:
+        """How many positions, from the first on, have the experts at this site that they have in
+        every correct port. Rounding may choose others for the next one, and what follows reads
+        it."""
+        return self._decided_at[name]
 
     def logits(self, first: int = 0) -> Iterator[tuple[int, Floats, Floats]]:
         """The last site in tiles: ``(first token, exact [T, tile], noise [R, T, tile])``.
@@ -139,6 +152,26 @@ class Lockstep:
         return np.where(ill_T[:, None], moved, noisy_RTD)
 
 
+def decided(config: Config, router_TE: Floats, noise_RTE: Floats) -> int:
+    """Positions from the first on of which rounding leaves the experts as they are.
+
+    A port may choose another one where the last that is chosen and the first that is left out lie
+    nearer together than noise takes them, ``LIMIT_FLOORS`` times what it does on average.
+
+    Args:
+        config: of a model of experts.
+        router_TE: the router's logits.
+        noise_RTE: what rounding does to them.
+    """
+    experts = config.keys.experts
+    if experts is None or experts.chosen == experts.count:
+        return len(router_TE)
+    ranked_TE = np.sort(router_TE, axis=-1)[:, ::-1]
+    apart_T = ranked_TE[:, experts.chosen - 1] - ranked_TE[:, experts.chosen]
+    near_T = apart_T <= LIMIT_FLOORS * float(np.sqrt(np.mean(noise_RTE**2)))
+    return int(np.argmax(near_T)) if near_T.any() else len(near_T)
+
+
 def _run(
     config: Config,
     weights: DeclaredWeights,
@@ -164,6 +197,21 @@ def _rounding(narrow: Precision, tokens_T: NDArray[np.integer], *key: int) -> Ro
 def _noisy_logits(x_RTD: Floats, head: Head, rows: slice, store: Rounding) -> Floats:
     x_ND = x_RTD.reshape(-1, x_RTD.shape[-1])
     return store(head.logits(x_ND, rows)).reshape(*x_RTD.shape[:2], -1)
+
+
+def as_noisy_from(kept: int, error: Floats, noise: Floats) -> Floats:
+    """The errors of the first positions; of the others, of which nothing is known, a draw of noise.
+
+    Args:
+        kept: how many count.
+        error: [T, F], or [H, T, S].
+        noise: R draws of that shape.
+    """
+    at = error.ndim - 2
+    if kept >= error.shape[at]:
+        return error
+    others = np.arange(error.shape[at]) >= kept
+    return np.where(others[:, None], noise[0], error)
 
 
 @dataclass
