@@ -16,7 +16,7 @@ from gpt_verify.diagnosis.filter import Candidate, MatchedFilter
 from gpt_verify.diagnosis.wirings import WIRINGS
 from gpt_verify.faults.fault import Fault
 from gpt_verify.graph.call import Call, Override
-from gpt_verify.graph.cascade import decided
+from gpt_verify.graph.cascade import LIMIT_FLOORS
 from gpt_verify.graph.operations.unembed import Head
 from gpt_verify.graph.run import right, run
 from gpt_verify.laws.catalogue import CATALOGUE
@@ -86,8 +86,9 @@ class Deviations:
     def decided(self, precision: Precision) -> NDArray[np.bool_]:
         """Of each sequence, bool[S], whether rounding leaves every token with its experts.
 
-        From where it does not (``gpt_verify.graph.cascade.decided``), the logits are another
-        model's. True where there are no experts.
+        A port may choose another expert where the last that is chosen and the first that is left
+        out lie nearer together than noise takes them, ``LIMIT_FLOORS`` times what it does on
+        average; from there on its logits are another model's. True where there are no experts.
         """
         found = np.ones(len(self._tokens_ST), np.bool_)
         experts = self._config.keys.experts
@@ -97,8 +98,10 @@ class Deviations:
         for s, noisy in enumerate(self._rounded(precision, {})):
             for name in self._routers:
                 exact_TE = self._right[s][name]
-                noise_TE = scale * (noisy[name] - exact_TE)
-                found[s] &= decided(self._config, exact_TE, noise_TE) == len(exact_TE)
+                off = scale * float(np.sqrt(np.mean((noisy[name] - exact_TE) ** 2)))
+                ranked_TE = np.sort(exact_TE, axis=-1)[:, ::-1]
+                apart_T = ranked_TE[:, experts.chosen - 1] - ranked_TE[:, experts.chosen]
+                found[s] &= bool(np.min(apart_T) > LIMIT_FLOORS * off)
         return found
 
     def floor(self, candidate: Candidate, precision: Precision) -> float:

@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_verify.graph.call import Call
 from gpt_verify.graph.last_norm import read_by_the_head, stream_before
 from gpt_verify.graph.operations.unembed import Head
 from gpt_verify.graph.run import side_by_side
@@ -36,6 +37,9 @@ Floats = NDArray[np.floating]
 #: observations say of it (``draws.OBSERVATIONS``) with probability 4e-7, Student's distribution.
 #: docs/numerics.md says how large the floors of correct ports are.
 LIMIT_FLOORS = 10.0
+#: A difference that rounding undoes: a normal one is exceeded with probability 3e-7. With fewer
+#: draws than so many those of all tokens say how large a deviation is.
+NEAR, FEW = 5.0, 6
 #: Of the random perturbations of the logits, which are not part of the run that is kept.
 LAST = 1
 
@@ -68,7 +72,7 @@ class Lockstep:
         self._narrow, self.scale = narrow, precision.u / narrow.u
         self._draws = count or draws(len(tokens_T), len(tokens_T) * parameter_count(config))
         rounding = partial(_rounding, narrow, tokens_T)
-        run = partial(_run, config, weights, tokens_T, self._draws, rounding)
+        run = partial(_run, config, weights, tokens_T, self._draws, rounding, self.scale == 1.0)
         kept = weights.recording if count is None else None
         self._runs = kept.of(config, tokens_T, run) if kept else run()
         self._last_rounding = partial(rounding, LAST)
@@ -76,9 +80,6 @@ class Lockstep:
         self._window = 14 if count is None else 1
         self._order = {name: i for i, name in enumerate(sites(config))}
         self._passed: dict[str, tuple[Floats, Floats]] = {}
-        #: Positions from the first on that every router so far has decided beyond rounding.
-        self._decided = len(tokens_T)
-        self._decided_at: dict[str, int] = {}
         self._at = -1
 
     def value(self, name: str) -> tuple[Floats, Floats] | None:
@@ -89,22 +90,12 @@ class Lockstep:
             site, exact, noisy = next(self._runs)
             self._at = self._order[site]
             self._passed[site] = (exact, noisy)
-            self._decided_at[site] = self._decided
-            if site.endswith(".mlp.router"):
-                noise = (noisy - exact) * self.scale
-                self._decided = min(self._decided, decided(self._config, exact, noise))
             for old in [s for s in self._passed if self._order[s] <= self._at - self._window]:
                 del self._passed[old]
         if name not in self._passed:
             return None
         exact, noisy = self._passed[name]
         return exact, (noisy - exact) * self.scale
-
-    def decided(self, name: str) -> int:
-        """How many positions, from the first on, have the experts at this site that they have in
-        every correct port. Rounding may choose others for the next one, and what follows reads
-        it."""
-        return self._decided_at[name]
 
     def logits(self, first: int = 0) -> Iterator[tuple[int, Floats, Floats]]:
         """The last site in tiles: ``(first token, exact [T, tile], noise [R, T, tile])``.
@@ -152,41 +143,73 @@ class Lockstep:
         return np.where(ill_T[:, None], moved, noisy_RTD)
 
 
-def decided(config: Config, router_TE: Floats, noise_RTE: Floats) -> int:
-    """Positions from the first on of which rounding leaves the experts as they are.
-
-    A port may choose another one where the last that is chosen and the first that is left out lie
-    nearer together than noise takes them, ``LIMIT_FLOORS`` times what it does on average.
-
-    Args:
-        config: of a model of experts.
-        router_TE: the router's logits.
-        noise_RTE: what rounding does to them.
-    """
-    experts = config.keys.experts
-    if experts is None or experts.chosen == experts.count:
-        return len(router_TE)
-    ranked_TE = np.sort(router_TE, axis=-1)[:, ::-1]
-    apart_T = ranked_TE[:, experts.chosen - 1] - ranked_TE[:, experts.chosen]
-    near_T = apart_T <= LIMIT_FLOORS * float(np.sqrt(np.mean(noise_RTE**2)))
-    return int(np.argmax(near_T)) if near_T.any() else len(near_T)
-
-
 def _run(
     config: Config,
     weights: DeclaredWeights,
     tokens_T: NDArray[np.integer],
     count: int,
     rounding: Callable[[], Rounding],
+    to_others: bool,
 ) -> Iterator[Pair]:
-    """All runs, site by site. Nobody asks for the logits, which have a tiled form of their own."""
+    """All runs, site by site. Nobody asks for the logits, which have a tiled form of their own.
+
+    Args:
+        config, weights, tokens_T, count, rounding: as of ``Lockstep``.
+        to_others: one of the noisy runs gives tokens to other experts (``given_to_others``).
+    """
     exact_run = forward(Widened(weights), config, tokens_T)
     store, rows = rounding(), np.tile(tokens_T, (count, 1))
-    noisy_runs = side_by_side(config, weights, rows, np.float32, lambda call, x: store(x))
+    routers: dict[str, Floats] = {}
+
+    def stored(call: Call, x: Floats) -> Floats:
+        made = store(x)
+        known = routers.pop(call.site.name, None)
+        return made if known is None else given_to_others(config, known, made)
+
+    noisy_runs = side_by_side(config, weights, rows, np.float32, stored)
     work = len(tokens_T) * parameter_count(config) // len(sites(config))
-    while True:
-        (site, exact), (_, noisy) = both(lambda: next(exact_run), lambda: next(noisy_runs), work)
+    for name, made in sites(config).items():
+        if to_others and made.kind == "mlp.router":
+            site, exact = next(exact_run)
+            routers[name] = exact
+            _, noisy = next(noisy_runs)
+        else:
+            (site, exact), (_, noisy) = both(
+                lambda: next(exact_run), lambda: next(noisy_runs), work
+            )
         yield site, exact, noisy.reshape(count, *exact.shape)
+
+
+def given_to_others(config: Config, router_TE: Floats, noisy_NE: Floats) -> Floats:
+    """The routers' logits of all noisy runs, of which the first gives every token to another expert
+    that rounding may give to one.
+
+    That is one whose last chosen expert and first left out lie no further apart than ``NEAR``
+    deviations of their difference. Seldom does one of a dozen draws do it, and a correct port may.
+
+    Args:
+        config: of a model of experts.
+        router_TE: exact.
+        noisy_NE: R times, one below the other, [R · T, E].
+    """
+    experts = config.keys.experts
+    if experts is None or experts.chosen == experts.count:
+        return noisy_NE
+    noisy_RTE = noisy_NE.reshape(-1, *router_TE.shape).copy()
+    order_TE, t = np.argsort(-router_TE, axis=-1, kind="stable"), np.arange(len(router_TE))
+    last_T, out_T = order_TE[:, experts.chosen - 1], order_TE[:, experts.chosen]
+    apart_T = router_TE[t, last_T] - router_TE[t, out_T]
+    off_RT = noisy_RTE[:, t, last_T] - noisy_RTE[:, t, out_T] - apart_T
+    deviation_T = np.sqrt(np.mean(off_RT**2, axis=0))
+    if len(off_RT) < FEW:
+        deviation_T = np.maximum(deviation_T, np.sqrt(np.mean(off_RT**2)))
+    near_T = t[apart_T <= NEAR * deviation_T]
+    last, out = last_T[near_T], out_T[near_T]
+    two = noisy_RTE[0, near_T, last], noisy_RTE[0, near_T, out]
+    lower, higher = np.minimum(*two), np.maximum(*two)
+    noisy_RTE[0, near_T, last] = lower
+    noisy_RTE[0, near_T, out] = np.where(higher > lower, higher, np.nextafter(higher, np.inf))
+    return noisy_RTE.reshape(noisy_NE.shape)
 
 
 def _rounding(narrow: Precision, tokens_T: NDArray[np.integer], *key: int) -> Rounding:
@@ -197,21 +220,6 @@ def _rounding(narrow: Precision, tokens_T: NDArray[np.integer], *key: int) -> Ro
 def _noisy_logits(x_RTD: Floats, head: Head, rows: slice, store: Rounding) -> Floats:
     x_ND = x_RTD.reshape(-1, x_RTD.shape[-1])
     return store(head.logits(x_ND, rows)).reshape(*x_RTD.shape[:2], -1)
-
-
-def as_noisy_from(kept: int, error: Floats, noise: Floats) -> Floats:
-    """The errors of the first positions; of the others, of which nothing is known, a draw of noise.
-
-    Args:
-        kept: how many count.
-        error: [T, F], or [H, T, S].
-        noise: R draws of that shape.
-    """
-    at = error.ndim - 2
-    if kept >= error.shape[at]:
-        return error
-    others = np.arange(error.shape[at]) >= kept
-    return np.where(others[:, None], noise[0], error)
 
 
 @dataclass

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status
-from gpt_verify.graph.cascade import LIMIT_FLOORS, CascadeScores, Lockstep, as_noisy_from
+from gpt_verify.graph.cascade import LIMIT_FLOORS, CascadeScores, Lockstep
 from gpt_verify.graph.local import LocalOracle, NotShown
 from gpt_verify.graph.table import made_by
 from gpt_verify.graph.tiles import EVERY, head_tiles
@@ -224,19 +224,16 @@ class SiteComparison:
             if heads != EVERY:
                 exact, noise = exact[heads], noise[:, heads]
             channels = self._config.n_head if heads != EVERY else 0
-            kept = self._decided(row, name, value)
-            error = as_noisy_from(kept, np.asarray(got, np.float64) - exact, noise)
-            if kept:
-                jobs.append(lambda: self.cascade[name].add(error, noise, budget, first, channels))
+            jobs.append(
+                lambda: self.cascade[name].add(
+                    np.asarray(got, np.float64) - exact, noise, budget, first, channels
+                )
+            )
         if got.size >= LARGE:
             by_twos(jobs)
         else:
             for job in jobs:
                 job()
-
-    def _decided(self, row: int, name: str, value: Floats) -> int:
-        """Of the positions that a site shows, how many are compared from the tokens on."""
-        return max(0, self._locksteps[row].decided(name) - self._cut(value))
 
     def _compare_logits(self, row: int, value_TV: Floats, precision: Precision) -> None:
         n_vocab = self._config.n_vocab

@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status
-from gpt_verify.graph.cascade import LIMIT_FLOORS, Lockstep, as_noisy_from
+from gpt_verify.graph.cascade import LIMIT_FLOORS, Lockstep
 from gpt_verify.graph.outliers import Outliers
 from gpt_verify.numerics.precision import Precision
 from gpt_verify.numerics.scores import Statistic, Worst
 from gpt_verify.numerics.weights import DeclaredWeights
 from gpt_verify.reference.config import Config
-from gpt_verify.sites import before_head
 from gpt_verify.text import element
 
 Floats = NDArray[np.floating]
@@ -37,7 +36,6 @@ class LogitsComparison:
         self._worst: Worst | None = None
         self._outliers = Outliers(config.n_vocab, LIMIT_FLOORS)
         self._input = -1
-        self._rows = self._undecided = 0
         self.complaint: str | None = None
 
     def begin(self) -> None:
@@ -100,13 +98,6 @@ class LogitsComparison:
         squares: Floats = np.zeros(0)
         outliers = self._outliers.row((self._input, row), at)
         one_T1: Floats | None = None
-        last = before_head(self._config)
-        lockstep.value(last)
-        kept = lockstep.decided(last)
-        self._rows += 1
-        self._undecided += kept < logits_TV.shape[0] if at is None else kept <= max(at)
-        if kept <= (0 if at is None else max(at)):
-            return
         for first, exact, noise in lockstep.logits():
             if at is not None:
                 exact, noise = exact[list(at)], noise[:, list(at)]
@@ -114,8 +105,6 @@ class LogitsComparison:
             self._spread += float(np.sum((exact - one_T1) ** 2))
             got = np.asarray(logits_TV[:, first : first + exact.shape[-1]], np.float64)
             error = np.where(np.isfinite(got), got - exact, np.inf)
-            if at is None:
-                error = as_noisy_from(kept, error, noise)
             deviations = np.concatenate([error[None], noise])
             sums = deviations.sum(axis=-1) + (sums if sums.size else 0.0)
             squares = (deviations**2).sum(axis=-1) + (squares if squares.size else 0.0)
@@ -148,20 +137,12 @@ class LogitsComparison:
             return [Finding("logits", Status.FAILED, self.complaint, "logits")]
         floors = self.floors
         if floors is None or self._worst is None:
-            why = "no logits were compared"
-            if self._undecided:
-                why = "rounding may choose other experts for the first token of every sequence"
-            return [Finding("logits", Status.NOT_EXAMINED, why, "logits")]
+            return [Finding("logits", Status.NOT_EXAMINED, "no logits were compared", "logits")]
         message = (
             f"{element('logits', self._worst.index, numbered=True)} = {self._worst.got:.9g}, "
             f"should be {self._worst.expected:.9g}; "
             f"RMS error {floors:.3g} noise floors"
         )
-        if self._undecided:
-            message += (
-                f"; in {self._undecided} of {self._rows} sequences no further than to where "
-                f"rounding may choose other experts"
-            )
         centred = _ratio(self._centred_error, self._centred_noise)
         differ = self._spread > self._noise
         if floors > LIMIT_FLOORS and centred <= LIMIT_FLOORS and differ:
