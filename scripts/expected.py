@@ -59,7 +59,7 @@ def summary(report: PortReport) -> dict[str, Any]:
         first.setdefault(finding.id, message[:400])
     return {
         "verdict": report.verdict.value,
-        "error": report.error,
+        "error": report.error and report.error.replace(f"{ROOT}/", ""),
         "first_divergence": report.first_divergence,
         "failed": first,
         "explained_by": list(report.explained_by),
