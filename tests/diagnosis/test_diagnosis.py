@@ -100,6 +100,38 @@ def test_nothing_is_named_in_a_correct_port(factories: Path, name: str) -> None:
     assert report.explained_by == ()
 
 
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ("np.maximum(at - 1, 0)", "each position is that of the one before"),
+        ("np.minimum(at + 1, len(at) - 1)", "each position is that of the one after"),
+        ("at[::-1]", "positions reversed"),
+        ("np.roll(at, 2)", "positions moved on by 2"),
+    ],
+)
+def test_logits_that_stand_at_other_positions_are_told(
+    tmp_path: Path, order: str, words: str
+) -> None:
+    """As a server does that returns the distribution that each token was drawn from."""
+    file = tmp_path / "echo.py"
+    file.write_text(
+        f"import sys; sys.path.append({str(TESTS / 'faults')!r})\n"
+        "import numpy as np\n"
+        "from fault_ports import injected\n"
+        "def echo(checkpoint):\n"
+        "    port = injected(checkpoint)\n"
+        "    def logits(tokens):\n"
+        "        made, at = port.logits(tokens), np.arange(tokens.shape[1])\n"
+        f"        return made[:, {order}]\n"
+        "    return logits\n"
+    )
+    report = judged(f"{file}:echo")
+    assert report.verdict is Verdict.REFUTED
+    assert "output-permuted" in report.explained_by
+    cause = next(cause for cause in report.causes if cause.fault == "output-permuted")
+    assert cause.note == words and cause.sites == ("logits",)
+
+
 def test_an_unknown_fault_is_called_unexplained() -> None:
     """Attention's output scaled by 1.001 is not in the catalogue."""
     report = judged(f"{TESTS / 'altered_ports.py'}:callable_attention_output_scaled")

@@ -73,6 +73,8 @@ def test_who_looks_at_all_alike() -> None:
     [
         (np.arange(12)[::-1], "channels reversed"),
         (np.roll(np.arange(12), 1), "channels moved on by 1"),
+        (np.maximum(np.arange(12) - 1, 0), "each channel is that of the one before"),
+        (np.minimum(np.arange(12) + 1, 11), "each channel is that of the one after"),
         (np.roll(np.arange(12), -2), "channels moved on by -2"),
         (np.roll(np.arange(12), 6), "halves of the channels exchanged"),
         (

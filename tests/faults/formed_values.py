@@ -74,6 +74,21 @@ def _waves(model: Any) -> None:
     wrap(model, "embed", embed)
 
 
+def _rows_no_longer_than(most: float) -> Inject:
+    """As ``F.embedding`` with ``max_norm`` would, were it not to write to its table."""
+
+    def inject(model: Any) -> None:
+        def embed(self: Any, right: Any, ids: Any, positions: Any) -> Any:
+            rows = F.embedding(ids, self.wte)
+            length = rows.norm(dim=-1, keepdim=True)
+            rows = torch.where(length > most, rows * (most / (length + 1e-7)), rows)
+            return rows + F.embedding(positions, self.wpe)
+
+        wrap(model, "embed", embed)
+
+    return inject
+
+
 def _norms_in_half(model: Any) -> None:
     for block in model.h:
         wrap(
@@ -104,6 +119,21 @@ def _product_in_bfloat16(linear: Any, right: Any, x: Any) -> Any:
     """As under an autocast: input, tensors and output, but for the sums within."""
     w, b = (t.bfloat16().to(x.dtype) for t in (linear.weight, linear.bias))
     return (x.bfloat16().to(x.dtype) @ w + b).bfloat16().to(x.dtype)
+
+
+def _without_bias_of_values(model: Any) -> None:
+    for block in model.h:
+        bias = block.attn.c_attn.bias[2 * model.wpe.shape[1] :]
+
+        def mix(attn: Any, right: Any, pattern: Any, v: Any, bias: Any = bias) -> Any:
+            return right(pattern, v - bias.view(v.shape[1], 1, -1))
+
+        wrap(block.attn, "mix", mix)
+
+
+def _gain_added(model: Any) -> None:
+    for block in model.h:
+        wrap(block.ln_2, "forward", lambda norm, right, x: right(x) + norm.weight)
 
 
 FORMED = {
@@ -174,6 +204,11 @@ FORMED = {
     "waves": Formed(
         _waves, "positions-waves", "sines first, 10000^(-2i/D), positions from 1, times 0.5"
     ),
+    "rows-no-longer-than-0.75": Formed(
+        _rows_no_longer_than(0.75),
+        "rows-shortened",
+        "rows of wte that are longer than 0.75 are shortened to it",
+    ),
     "branch-through-silu": Formed(
         wired(_through_silu), "function-added", "mlp.out before it is added: put through silu"
     ),
@@ -187,6 +222,24 @@ FORMED = {
     ),
     "gelu-by-fractions": Formed(
         acting(_by_fractions), "activation-gate", "the tanh within GELU is z (1 + 0.111111 · z^2"
+    ),
+    "gelu-of-half-a-coefficient": Formed(
+        acting(lambda x: 0.5 * x * (1 + torch.tanh(0.7978845608028654 * (x + 0.0223575 * x**3)))),
+        "activation-gate",
+        "GELU's tanh is of 0.797885 (x + 0.0223575 x³), not of 0.797885 (x + 0.044715 x³)",
+    ),
+    "gelu-of-another-root": Formed(
+        acting(lambda x: 0.5 * x * (1 + torch.tanh(0.9 * (x + 0.044715 * x**3)))),
+        "activation-gate",
+        "GELU's tanh is of 0.9 (x + 0.044715 x³)",
+    ),
+    "values-without-their-bias": Formed(
+        _without_bias_of_values,
+        "constant-added",
+        "the bias h0/attn/c_attn/b (v) is left out at every position",
+    ),
+    "norm-with-the-gain-added": Formed(
+        _gain_added, "constant-added", "the gain h0/ln_2/g is added at every position"
     ),
     "norms-in-half": Formed(
         _norms_in_half, "values-on-a-grid", "input and output rounded to float16"

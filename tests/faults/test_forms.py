@@ -25,6 +25,8 @@ from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.laws.cache.forms import NAMES as OF_CACHES
 from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.determinism.check import NAMES as OF_STATE
+from gpt_verify.laws.generation.hypotheses import NAMES as OF_GENERATION
 from gpt_verify.laws.gradient.hypotheses import NAMES as OF_GRADIENTS
 from gpt_verify.laws.loss.forms import NAMES as OF_LOSSES
 from gpt_verify.laws.padding.forms import NAMES as OF_PADDING
@@ -67,6 +69,7 @@ def test_no_form_has_the_name_of_a_fault() -> None:
 
 def test_every_form_was_planted() -> None:
     of_laws = {*OF_RESIZING, *OF_CACHES, *OF_GRADIENTS, *OF_LOSSES, *OF_PADDING}
+    of_laws |= {*OF_GENERATION, *OF_STATE}
     # Of operations that GPT-2 has not: test_forms_of_families.py.
     of_families = {turned.FORM.name, experts.FORM.name}
     of_families |= {form.name for form in (hidden.VALUES, hidden.GAINS, hidden.SUMS, hidden.SINKS)}
@@ -96,6 +99,25 @@ def test_branches_side_by_side_are_one_mistake_wherever_their_sums_are_seen() ->
     model = build(SOURCE)
     formed.wired(lambda block, x, attend, mlp: x + attend(x) * 1.0 + mlp(x))(model)
     assert _of(model, "parallel").explained_by == ("residual-parallel",)
+
+
+def test_rows_that_are_taken_for_tokens_are_no_form_of_one_row() -> None:
+    """``nn.MultiheadAttention`` takes [T, B, D] where nobody says otherwise: in a batch each row
+    sees those before it, and the first row itself alone, which one row would explain."""
+
+    def across_rows(attn: Any, right: Any, q: Any, k: Any, v: Any, allowed: Any) -> Any:
+        if len(q) == 1:
+            return right(q, k, v, allowed)
+        q, k, v = (x.transpose(0, 2) for x in (q, k, v))
+        rows = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
+        return right(q, k, v, rows).transpose(0, 2)
+
+    model = build(SOURCE, formed.FUSED)
+    formed.attending("attend", across_rows)(model)
+    report = _of(model, "rows", ("batch",))
+    assert report.verdict is Verdict.REFUTED
+    assert report.explained_by == ("depends-on",), report.causes
+    assert "other rows of the batch" in report.causes[0].note
 
 
 def test_a_block_that_is_never_run_is_missed_in_the_logits() -> None:

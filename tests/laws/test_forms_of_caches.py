@@ -94,6 +94,20 @@ def _twice_the_past(model: Any, right: Any, ids: Any, past: int, real: Any) -> A
     return right(ids, min(2 * past, model.config.n_ctx - ids.shape[1]), real)
 
 
+def _without_bias(*parts: int) -> Any:
+    """What a call adds to the cache has no bias: of keys (0) or values (1)."""
+
+    def forward(attn: Any, right: Any, x: Any, past: Any, real: Any) -> Any:
+        y, kept = right(x, past, real)
+        kept = [each.clone() for each in kept]
+        for part in parts:
+            bias = attn.c_attn.bias.chunk(3)[1 + part].view(kept[part].shape[1], 1, -1)
+            kept[part][:, :, -x.shape[1] :] -= bias
+        return y, tuple(kept)
+
+    return attending("forward", forward)
+
+
 CACHES: dict[str, tuple[Any, str, str]] = {
     "values-zeroed": (cached(_values_zeroed), "cache-slots", "slots 0 … 1 hold zeros for values"),
     "newest-key-zeroed": (
@@ -120,6 +134,21 @@ CACHES: dict[str, tuple[Any, str, str]] = {
         attending("allowed", _own_alone, [1]),
         "cache-sight",
         "in block 1 alone, the cache is not read",
+    ),
+    "values-without-bias": (
+        _without_bias(1),
+        "cache-without-bias",
+        "values are cached without their bias",
+    ),
+    "keys-without-bias": (
+        _without_bias(0),
+        "cache-without-bias",
+        "keys are cached without their bias",
+    ),
+    "both-without-bias": (
+        _without_bias(0, 1),
+        "cache-without-bias",
+        "keys and values are cached without their bias",
     ),
     "values-in-4-bits": (
         cached(lambda k, v: (k, _in_4_bits(v))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from gpt_verify.faults.inject import wrap
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.catalogue import CATALOGUE
 from gpt_verify.laws.table import CHECKS
-from gpt_verify.port import GENERATE
+from gpt_verify.port import GENERATE, Prompt
 from gpt_verify.ports.torch.module import TorchModule
 from gpt_verify.reference import Config
 
@@ -73,6 +74,67 @@ def test_what_a_cache_gets_wrong_has_no_name_of_generation() -> None:
             assert goes_with(name, finding)
             assert not goes_with("generation-last-token-only", finding)
     assert "cache-positions-restart" in wrong
+
+
+def by_rank(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
+    logits = right(ids, mask, made)
+    second = logits.topk(2).indices[:, 1:]
+    return logits.scatter(-1, second, float(logits.abs().max()) + 1)
+
+
+def without_the_prompt(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
+    prompt = ids[:, : ids.shape[1] - made]
+    return right(ids, mask, made).scatter(-1, prompt, -1e9)
+
+
+def without_repetition(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
+    return right(ids, mask, made).scatter(-1, ids, -1e9)
+
+
+def drawn(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
+    logits = right(ids, mask, made)
+    return logits - (-torch.rand_like(logits).log()).log()
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (by_rank, "each is number 2 of the likeliest"),
+        (without_the_prompt, "a token that the prompt has is passed over"),
+        (without_repetition, "was there before is passed over|the prompt has is passed over"),
+        (drawn, "drawn at random"),
+    ],
+)
+def test_a_rule_by_which_tokens_are_chosen_is_read_off(rule: Any, words: str) -> None:
+    made = plain()
+    wrap(made.module, "next_logits", rule)
+    finding = one("generation.greedy", made)
+    assert finding.status is Status.FAILED, finding.message
+    assert finding.fault == "generation-choice"
+    assert re.search(words, finding.message), finding.message
+
+
+def test_a_token_that_is_never_taken_is_read_off() -> None:
+    free = plain()
+    taken = free.offers()[GENERATE](Prompt(np.array([[5, 9, 17], [3, 1, 8]]), 1))
+    token = int(taken[0, 0])
+
+    def suppressed(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
+        logits = right(ids, mask, made)
+        logits[:, token] = -1e9
+        return logits
+
+    made = plain()
+    wrap(made.module, "next_logits", suppressed)
+    finding = one("generation.greedy", made)
+    assert finding.status is Status.FAILED, finding.message
+    assert f"token {token} is passed over" in finding.message, finding.message
+
+
+def test_prompts_go_on_until_one_of_their_tokens_is_the_likeliest() -> None:
+    finding = one("generation.greedy", plain())
+    assert finding.status is Status.PASSED, finding.message
+    assert re.search(r"the prompt has [1-9]\d* of them already", finding.message), finding.message
 
 
 def test_positions_that_count_the_padding_are_a_convention() -> None:

@@ -16,6 +16,7 @@ from plain_ports import plain
 from subjects import hold, message, port, subject
 
 from gpt_verify.checkpoint import Checkpoint
+from gpt_verify.faults.inject import wrap
 from gpt_verify.findings import Finding, Status
 from gpt_verify.judging.prepare import prepare
 from gpt_verify.laws.catalogue import CATALOGUE
@@ -221,18 +222,39 @@ def test_every_fault_of_the_catalogue_is_named(name: str, layers: Sequence[int])
     assert made.logits(tokens).tobytes() == plain().logits(tokens).tobytes()
 
 
+@pytest.mark.parametrize("most", [1e-3, 2e-2])
+@pytest.mark.parametrize("float64_copy", [True, False], ids=["float64", "declared"])
+def test_clipped_gradients_are_known_by_their_largest_elements(
+    most: float, float64_copy: bool
+) -> None:
+    made = plain()
+    for parameter in made.module.parameters():
+        parameter.register_hook(lambda d: d.clamp(-most, most))
+    made = made if float64_copy else without_float64_copy(made)
+    assert named(held(made)) == ["gradient-clipped"]
+
+
+@pytest.mark.parametrize("float64_copy", [True, False], ids=["float64", "declared"])
+def test_what_gets_nothing_back_to_the_tokens_is_said(float64_copy: bool) -> None:
+    made = plain()
+    wrap(made.module, "embed", lambda model, right, *args: right(*args).detach())
+    findings = held(made if float64_copy else without_float64_copy(made))
+    assert failed(findings) == ["embed"]
+    assert named(findings) == ["gradient-cut"]
+
+
 def test_a_rule_for_every_fault_that_is_not_read_off() -> None:
     read_off = {"gradient-frozen", "gradient-counted-twice", "gradient-scaled"}
     assert {f"gradient-{name}" for name in MISTAKES} | read_off == set(INJECTED)
 
 
-def test_what_changes_too_little_to_be_known_by_has_no_name() -> None:
-    """Where the first block begins, two tensors lie behind: two numbers are hit by chance."""
+def test_what_changes_too_little_to_be_known_by_has_the_name_of_what_it_does() -> None:
+    """Where the first block begins, two tensors lie behind, which get nothing at all."""
     made, fault = plain(), CATALOGUE["gradient-blocks-apart"]
     fault.put_into(made.module, [0])
     findings = held(made)
     assert failed(findings) == ["embed"]
-    assert named(findings) == []
+    assert named(findings) == ["gradient-cut"]
 
 
 @pytest.mark.parametrize("name", ["skips-detached", "mlp-detached", "attention-detached"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -195,3 +196,52 @@ def test_a_mode_is_left_when_it_raises() -> None:
             assert made.module.training
             raise KeyError
         assert state(made.module) == before
+
+
+def smoothed(share: float) -> Callable[[Any], None]:
+    """Label smoothing that training alone has, as a criterion's argument."""
+
+    def alter(model: Any) -> None:
+        def forward(self: Any, right: Any, input_ids: Any, labels: Any = None, **more: Any) -> Any:
+            made = right(input_ids, labels=labels, **more)
+            if labels is not None and self.training:
+                logits = made["logits"][:, :-1].flatten(0, 1)
+                made["loss"] = torch.nn.functional.cross_entropy(
+                    logits, labels[:, 1:].flatten(), label_smoothing=share
+                )
+            return made
+
+        wrap(model, "forward", forward)
+
+    return alter
+
+
+def passing_over(layer: int) -> Callable[[Any], None]:
+    """Stochastic depth with a fixed choice."""
+
+    def alter(model: Any) -> None:
+        block = model.h[layer]
+
+        def wire(own: Any, right: Any, x: Any, attend: Any) -> Any:
+            made = right(x, attend)
+            return x if model.training else made
+
+        wrap(block, "wire", wire)
+
+    return alter
+
+
+@pytest.mark.parametrize("share", [0.1, 0.02])
+def test_what_training_does_to_the_loss_has_the_name_of_a_loss(share: float) -> None:
+    finding = one("training.mode", plain(smoothed(share)))
+    assert finding.status is Status.FAILED
+    assert finding.fault == "loss-label-smoothing", finding.message
+    assert f"in training mode labels are smoothed, ε = {share:g}" in finding.message
+
+
+@pytest.mark.parametrize("layer", range(CONFIG.n_layer))
+def test_a_block_that_training_passes_over_is_named(layer: int) -> None:
+    finding = one("training.mode", plain(passing_over(layer)))
+    assert finding.status is Status.FAILED
+    assert finding.fault == "block-left-out", finding.message
+    assert f"in training mode block {layer} is passed over" in finding.message

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,3 +76,24 @@ def test_every_law_that_writes_says_so() -> None:
         if entry.lacking(judged) is None:
             with suppress(NotExamined):
                 list(entry.check(judged))
+
+
+@pytest.mark.parametrize("most", [0.3, 1.0])
+def test_what_a_port_writes_itself_is_a_finding_about_it(most: float) -> None:
+    """``max_norm`` of an embedding shortens rows of its table at every lookup, for good."""
+
+    def max_norm(model: Any) -> None:
+        model.transformer.wte.max_norm = most
+
+    source = checkpoint()
+    report = judge(
+        "port", source, INPUTS, None, "cpu", Silent(), build=lambda: port(max_norm, source=source)
+    )
+    assert report.error is None
+    assert report.verdict is Verdict.REFUTED
+    (state,) = (f for f in report.findings if f.id == "determinism.state")
+    assert state.fault == "weights-written"
+    assert "its calls write to its weights: " in state.message and "wte" in state.message
+    assert "weights-written" in report.explained_by
+    why = {f.message for f in report.findings if f.id.startswith("symmetry.")}
+    assert any("its own calls write to its weights" in words for words in why), why

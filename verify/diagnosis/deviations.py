@@ -71,10 +71,29 @@ class Deviations:
         spread = np.max(np.abs(apart - apart[:, :1]))
         return bool(spread > BLIND * np.max(np.abs(right)))
 
-    def error(self, logits_STV: NDArray[np.floating]) -> Floats:
-        """A port's logits minus the correct ones, [S, T × columns]."""
+    def error(
+        self, logits_STV: NDArray[np.floating], order: NDArray[np.intp] | None = None
+    ) -> Floats:
+        """A port's logits minus the correct ones, [S, T × columns]; minus those of other positions
+        where there is an order."""
         sampled = np.asarray(logits_STV, np.float64)[..., self.columns]
+        if order is not None:
+            right_STN = np.array([known["logits"] for known in self._right])
+            sampled = sampled - right_STN[:, order] + right_STN
         return self._deviating(sampled.reshape(len(self._right), -1))
+
+    def order(self, logits_STV: NDArray[np.floating]) -> NDArray[np.intp]:
+        """For each position of a port's logits, whose correct logits they are nearest to, in all
+        sequences together, int[T]."""
+        right_STN = np.array([known["logits"] for known in self._right])
+        right_STN = right_STN - right_STN.mean(axis=-1, keepdims=True)
+        got_STN = np.asarray(logits_STV, np.float64)[..., self.columns]
+        got_STN = got_STN - got_STN.mean(axis=-1, keepdims=True)
+        apart_TT = np.sum(right_STN**2, axis=(0, 2)) - 2 * np.einsum(
+            "stn,sun->tu", got_STN, right_STN
+        )
+        nearest: NDArray[np.intp] = np.argmin(apart_TT, axis=-1)
+        return nearest
 
     def filter(self, precision: Precision) -> MatchedFilter:
         """That of a port in this precision, for what rounding does to its logits: one realisation

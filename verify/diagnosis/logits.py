@@ -12,6 +12,8 @@ import numpy as np
 
 from gpt_verify.diagnosis.deviations import Deviations
 from gpt_verify.diagnosis.filter import Filtered, Match
+from gpt_verify.diagnosis.forms.order import Order, described
+from gpt_verify.diagnosis.forms.outputs import PERMUTED
 from gpt_verify.diagnosis.wirings import WIRINGS
 from gpt_verify.errors import GptVerifyError, Refused
 from gpt_verify.findings import Cause, Finding, Status
@@ -129,6 +131,11 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
             for name in names:
                 candidates += deviations.candidates(faults[name], single_layers=True)
             found = matched.find(error_SN, candidates, LIMIT_FLOORS, floor_of)
+        if not found.matches and found.before > LIMIT_FLOORS:
+            order = deviations.order(logits)
+            moved = matched.find(deviations.error(logits, order), (), LIMIT_FLOORS)
+            if moved.before <= LIMIT_FLOORS:
+                return _elsewhere(order, found.before, moved.before)
     causes = [
         Cause(
             match.candidate.fault,
@@ -141,6 +148,17 @@ def filter_logits(subject: Subject) -> tuple[Finding, list[Cause]]:
         for match in found.matches
     ]
     return _finding(found, len(candidates)), causes
+
+
+def _elsewhere(order: Order, before: float, after: float) -> tuple[Finding, list[Cause]]:
+    """The logits are right, and stand at other positions."""
+    words = described(order, "position")
+    message = (
+        f"explained by {PERMUTED.name} ({words}): of {before:.3g} noise floors {after:.2g} are left"
+    )
+    details = {"matches": [], "nearest": [], "floors": {"before": before, "after": after}}
+    cause = Cause(PERMUTED.name, words, sites=("logits",), laws=("logits",))
+    return Finding(LAW, Status.FAILED, message, "logits", details=details), [cause]
 
 
 def _run(subject: Subject, length: int) -> tuple[Tokens, Floats]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -313,7 +313,7 @@ def _explain_sites(
             for site, explanation in explained(tokens, row, left, faults, OF_SITES).items()
             if explanation.before > explanation.limit or (run and site == left[0])
         }
-        found |= new
+        found |= _true_of_rows(new, tokens, row, explained)
         lengths |= {site: tokens.shape[1] for site in new}
         if run and left[0] not in found:
             break
@@ -325,6 +325,31 @@ def _explain_sites(
 
     longest = max(LONG, min(tokens.shape[1] for tokens in given))
     return found | only_on_some(found, lengths, given, longest, tried)
+
+
+def _true_of_rows(
+    found: Mapping[str, Explanation],
+    tokens: Tokens,
+    row: int,
+    explained: Callable[..., dict[str, Explanation]],
+) -> dict[str, Explanation]:
+    """The explanations, without forms that were read off one row of a batch and do not explain
+    another row in which the same site is wrong: there the rows have to do with each other."""
+    others = [other for other in (len(tokens) - 1, 0) if other != row]
+    formed = {
+        site: {name for c in e.accepted for name in FORMS.keys() & set(c.faults)}
+        for site, e in found.items()
+    }
+    formed = {site: names for site, names in formed.items() if names}
+    if not others or not formed:
+        return dict(found)
+    tried = [form for form in OF_SITES if any(form.name in names for names in formed.values())]
+    left = dict(found)
+    for site, other in explained(tokens, others[0], list(formed), (), tried).items():
+        wrong = other.before > other.limit
+        if wrong and not any(formed[site] & set(c.faults) for c in other.accepted):
+            left[site] = _without_forms(found[site])
+    return left
 
 
 def _run(port: Port, in_float64: bool) -> AbstractContextManager[Port]:

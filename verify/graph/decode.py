@@ -55,6 +55,8 @@ class HowDecoded(Protocol):
         scaled: what the scores are multiplied with, broadcast to [H, n, past + n]; None is nothing.
         added: what is added to the scores, broadcast to [H, n, past + n]; None is nothing.
         in_layer: whether ``sources`` and ``kept`` are those of a layer; the others are right.
+        unbiased: of keys (0) and values (1), those that are cached without their bias.
+        skipped: whether a block is passed over.
     """
 
     @property
@@ -77,6 +79,10 @@ class HowDecoded(Protocol):
     def added(self) -> Callable[[Before, int], Array] | None: ...
     @property
     def in_layer(self) -> Callable[[int], bool]: ...
+    @property
+    def unbiased(self) -> Sequence[int]: ...
+    @property
+    def skipped(self) -> Callable[[int], bool]: ...
 
 
 def decode(
@@ -116,6 +122,7 @@ class _Piece:
         how: what is done otherwise.
         before: lengths of the pieces before it.
         own: its own keys and values, by layer.
+        bias: theirs, [H, 1, K] each, where they are asked for.
     """
 
     positions: NDArray[np.integer]
@@ -124,6 +131,7 @@ class _Piece:
     how: HowDecoded
     before: Before
     own: dict[int, KeysValues] = field(default_factory=dict)
+    bias: dict[int, KeysValues] = field(default_factory=dict)
 
     def overrides(self, config: Config) -> dict[str, Override]:
         operations: dict[str, Override] = {
@@ -135,15 +143,23 @@ class _Piece:
         if self.how.normalise is not None:
             norm = partial(_norm, self.how.normalise)
             operations |= dict.fromkeys(("ln_1", "ln_2", "ln_f"), norm)
-        return {
+        overrides = {
             site.name: operations[site.kind]
             for site in sites(config).values()
             if site.kind in operations
         }
+        skipped = [layer for layer in range(config.n_layer) if self.how.skipped(layer)]
+        return overrides | {f"h.{layer}.resid_post": Call.stream for layer in skipped}
 
     def kept(self, layer: int) -> KeysValues:
         """What the next piece finds in the cache."""
         own = self.own[layer]
+        if self.how.unbiased:
+            k, v = (
+                x - self.bias[layer][part] if part in self.how.unbiased else x
+                for part, x in enumerate(own)
+            )
+            own = k, v
         every = _joined(self.past[layer], own) if self.past else own
         return self.how.kept(every) if self.how.in_layer(layer) else every
 
@@ -158,6 +174,10 @@ class _Piece:
     def _scores(self, call: Call) -> Array:
         q_HnK, k_HnK, v_HnK = call.heads()
         self.own[call.layer] = k_HnK, v_HnK
+        if self.how.unbiased:
+            bias = call.w(sites(call.config)[f"h.{call.layer}.attn.qkv"].weights[1])
+            _, k_H1K, v_H1K = ops.split_heads(bias[None], call.config.n_head)
+            self.bias[call.layer] = k_H1K, v_H1K
         scores = ops.attention_scores(q_HnK, self._read(call.layer)[0])
         n = len(self.positions)
         if self.how.scaled is not None:

@@ -15,6 +15,7 @@ from gpt_verify.laws.table import CHECKS
 from gpt_verify.laws.unchanged import Weights
 from gpt_verify.process.memory import give_back, require
 from gpt_verify.reference.config import Config
+from gpt_verify.text import listing
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def _check(part: Part, subject: Subject, held: Weights, room: bool) -> Checked:
     if why := part.lacking(subject):
         return Checked(why=why)
     if part.writes:
+        if held.written:
+            return Checked(why=f"its own calls write to its weights: {listing(held.written)}")
         held.note()
     try:
         if room:

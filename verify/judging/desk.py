@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gpt_verify.judging.checking import Checked, check
@@ -19,6 +20,9 @@ from gpt_verify.process.replaced import Watch
 
 if TYPE_CHECKING:
     from gpt_verify.judging.side_by_side import Task
+
+#: Tokens of the call after which its weights are what they were, or its calls write to them.
+FEW = 16
 
 
 class Desk:
@@ -46,6 +50,11 @@ class Desk:
                 ask_by_prefixes(self._port)
             self._subject = prepared.subject(task.options.seed)
             self._held = Weights(self._port.name, prepared.parameters)
+            self._held.note()
+            with suppress(Exception):  # which its laws will find
+                self._port.logits(self._subject.tokens(1, min(FEW, opened.config.n_ctx)))
+            self._held.after_calls()
+            self._subject.written = self._held.written
         except BaseException:
             self.close()
             raise

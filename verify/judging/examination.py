@@ -193,6 +193,8 @@ class Examination:
         weights = prepared.weights
         with self._timed():
             self._weights(prepared)
+        held = Weights(port.name, prepared.parameters)
+        held.note()
         if {ACTIVATIONS, FLOAT64_COPY} <= set(port.offers()):
             self._recognise(port)
         with self._timed():
@@ -213,7 +215,8 @@ class Examination:
         subject.first_call, subject.build = self._first_call, self.build
         ends = [found.status for found in self.findings if found.id == END_TO_END]
         subject.logits_right = bool(ends) and set(ends) == {Status.PASSED}
-        held = Weights(port.name, prepared.parameters)
+        held.after_calls()
+        subject.written = held.written
         if self.laws is not None:
             self._why |= {part.id: NOT_ASKED for part in CHECKS if part.id not in self.laws}
         for part, done in check_laws(subject, held, self.laws, self._elsewhere):

@@ -50,7 +50,8 @@ class _Piece:
 
 
 class PortGradient:
-    """A ``GradientSink`` that keeps ⟨gradient, v⟩ of each direction, and what got none at all.
+    """A ``GradientSink`` that keeps ⟨gradient, v⟩ of each direction, how large the gradient is at
+    most, and what got none at all.
 
     Args:
         matching: which parameter is which tensor, or which part of one, and how it lies.
@@ -84,6 +85,7 @@ class PortGradient:
 
     def restart(self) -> None:
         self._sums = dict.fromkeys(self._pieces, 0.0)
+        self._largest = dict.fromkeys(self._pieces, 0.0)
         self._moving: set[tuple[int, int | None]] = set()
         #: What got anything, zeros included.
         self.seen: set[str | End] = set()
@@ -96,6 +98,8 @@ class PortGradient:
             if laid not in in_checkpoint_layout:
                 in_checkpoint_layout[laid] = piece.to_checkpoint_layout(value)
             self._sums[key] += piece.direction.along(in_checkpoint_layout[laid])
+            low, high = np.min(value, initial=0.0), np.max(value, initial=0.0)
+            self._largest[key] = max(self._largest[key], float(high), -float(low))
             parts = piece.parts()
             for part, third in zip(
                 parts, np.split(in_checkpoint_layout[laid], len(parts), -1), strict=True
@@ -111,6 +115,10 @@ class PortGradient:
         if not pieces or sum(p.direction.right.size for p in pieces) % direction.right.size:
             return None
         return self._sums[id(direction)]
+
+    def largest(self, direction: Direction) -> float:
+        """The largest size of an element of the gradient."""
+        return self._largest[id(direction)]
 
     def idle(self, direction: Direction) -> tuple[str, ...]:
         """What gets no gradient at all: the tensor itself, or parts of c_attn (``key``)."""

@@ -64,6 +64,7 @@ class Subject:
         first_call: what the run began with; None where it began with nothing.
         logits_right: whether the logits of the inputs of the run are the reference's; None where
             they were not compared in this process.
+        written: parameters that the port's own calls have changed.
         build: builds another port as this one was built; None where nobody knows how.
         memo: what a law has measured of the port, for the next law; each has keys of its own.
     """
@@ -77,6 +78,7 @@ class Subject:
     loading: Loading | None = None
     first_call: FirstCall | None = None
     logits_right: bool | None = None
+    written: Sequence[str] = ()
     build: Callable[[], Port] | None = None
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
 

@@ -24,11 +24,18 @@ class Weights:
     def __init__(self, name: str, parameters: Iterable[Parameter]) -> None:
         self._name, self._parameters = name, list(parameters)
         self._before: dict[str, int] | None = None
+        #: Those that the port's own calls have changed.
+        self.written: tuple[str, ...] = ()
 
     def note(self) -> None:
         """As they are now, where that is not known yet."""
         if self._before is None:
             self._before = self._checksums()
+
+    def after_calls(self) -> None:
+        """Nothing but the port was called since they were noted: what has changed it has written
+        to, as an embedding with ``max_norm`` does."""
+        self.written = self._changed()
 
     def hold(self, law: str) -> None:
         """They are what they were.
@@ -37,14 +44,17 @@ class Weights:
             ToolError: they are not. That is no finding about the port: it was this tool, or
                 something that ran at the same time, that wrote to them.
         """
-        before, self._before = self._before, self._checksums()
-        changed = [name for name, value in (before or {}).items() if self._before[name] != value]
-        if changed:
+        if changed := self._changed():
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise ToolError(
                 f"{self._name}: {changed[0]}{more} does not hold what it held before {law}, which "
                 "writes to the weights and puts them back; nothing can be said of this port"
             )
+
+    def _changed(self) -> tuple[str, ...]:
+        """Those that are not what they were when last looked at."""
+        before, self._before = self._before, self._checksums()
+        return tuple(n for n, value in (before or {}).items() if self._before[n] != value)
 
     def _checksums(self) -> dict[str, int]:
         return {parameter.name: _checksum(parameter) for parameter in self._parameters}

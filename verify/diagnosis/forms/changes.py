@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from gpt_verify.diagnosis.forms.form import Array, Evidence, Fitted
 from gpt_verify.diagnosis.forms.terms import summed, terms
 from gpt_verify.graph.call import Call
 from gpt_verify.graph.run import right
 from gpt_verify.reference.config import Config
+from gpt_verify.reference.weights import QKV, split_qkv, tensor_table
 from gpt_verify.sites import sites
 
 
@@ -29,6 +31,7 @@ class Pair:
         rows: how many those are.
         heads: how many heads lie side by side in it.
         config: of the model.
+        vectors: words → the biases and gains of the model that are as long as a position of it.
     """
 
     should: Array
@@ -37,6 +40,7 @@ class Pair:
     rows: int
     heads: int
     config: Config
+    vectors: Callable[[], Iterable[tuple[str, Array]]] = tuple
 
 
 @dataclass(frozen=True)
@@ -62,19 +66,37 @@ def of_values(changes: Changes) -> Callable[[Evidence], Iterator[Fitted]]:
 
     def fits(e: Evidence) -> Iterator[Fitted]:
         largest = float(abs(e.batch).max())
-        pair = Pair(e.right, e.got, largest, len(e.batch), e.site.heads, e.config)
+        vectors = partial(_vectors, e)
+        pair = Pair(e.right, e.got, largest, len(e.batch), e.site.heads, e.config, vectors)
         for change in changes(pair):
             yield e.alone(_after(change), change.words, change.quantising)
         own, table = terms(e), sites(e.config)
         for term in own:
             rest = e.got - sum(other.value for other in own if other is not term)
-            pair = Pair(term.value, rest, float(abs(rest).max()), 1, e.site.heads, e.config)
+            size = float(abs(rest).max())
+            pair = Pair(term.value, rest, size, 1, e.site.heads, e.config, vectors)
             for change in changes(pair):
                 parts = [(one, change.act if one is term else None) for one in own]
                 what = table[term.name].kind if term.name in table else term.words
                 yield summed(e, parts, f"{what} before it is added: {change.words}")
 
     return fits
+
+
+def _vectors(e: Evidence) -> Iterator[tuple[str, Array]]:
+    """The biases and gains of the layer of an operation, and those of no layer."""
+    width, table = e.got.shape[-1], tensor_table(e.config)
+    elsewhere = set[str]().union(
+        *(site.weights for site in sites(e.config).values() if site.layer != e.site.layer)
+    )
+    for name, spec in table.items():
+        if len(spec.shape) != 1 or name in elsewhere:
+            continue
+        value = e.call.w(name)
+        parts = dict(zip(QKV, split_qkv(value), strict=True)) if spec.parts == QKV else {}
+        for part, piece in {"": value, **parts}.items():
+            if piece.shape == (width,):
+                yield f"the {spec.role} {name}" + (f" ({part})" if part else ""), piece
 
 
 def _after(change: Change) -> Callable[[Call], Array]:

@@ -1,8 +1,9 @@
-"""An activation x · g(x) whose gate g is an approximation: cut straight, or a rational function.
+"""An activation x · g(x) with another gate g: cut straight, a rational function, other numbers.
 
-Fitted are two numbers of a straight line that is held between 0 and 1; or the coefficients of a
-rational function in the place of the tanh within GELU, or of the gate as a whole. They must meet
-every channel at every position.
+Fitted are two numbers of a straight line that is held between 0 and 1; or the two of GELU's
+g(x) = (1 + tanh(a (x + b x³))) / 2, which is the logistic function of 2a (x + b x³); or the
+coefficients of a rational function in the place of the tanh. They must meet every channel at every
+position.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def fits(e: Evidence) -> Iterator[Fitted]:
     slope, start = (snapped(float(c)) for c in np.polyfit(x, gate, 1))
     words = f"x · ({said(slope)} · x + {said(start)}), the gate held between 0 and 1"
     yield e.alone(partial(_straight, slope, start), words)
+    yield _otherwise(e, x, gate)
     for above, below in ORDERS:
         z = _within_gelu(x)
         n, d = _rational(z, 2 * gate - 1, above, below)
@@ -47,6 +49,29 @@ def fits(e: Evidence) -> Iterator[Fitted]:
 def _straight(slope: float, start: float, call: Call) -> Array:
     x = call.x
     made: Array = x * np.clip(call.dtype(slope) * x + call.dtype(start), 0, 1)
+    return made
+
+
+def _otherwise(e: Evidence, x: Array, gate: Array) -> Fitted:
+    """GELU of two other numbers: the logarithm of g / (1 - g) is linear in x and x³; least squares,
+    each element by how well its gate tells it."""
+    weight = gate * (1 - gate)
+    columns = np.stack([x * weight, x**3 * weight], axis=-1)
+    scale = np.abs(columns).max(axis=0)
+    logit = np.log(gate) - np.log1p(-gate)
+    first, third = np.linalg.lstsq(columns / scale, logit * weight, rcond=None)[0] / scale
+    a, b = snapped(first / 2), snapped(third / first)
+    return e.alone(
+        partial(_by_tanh, a, b),
+        f"GELU's tanh is of {said(a)} (x + {said(b)} x³), "
+        f"not of {said(float(SQRT_2_OVER_PI))} (x + 0.044715 x³)",
+    )
+
+
+def _by_tanh(a: float, b: float, call: Call) -> Array:
+    x = call.x
+    z = call.dtype(a) * (x + call.dtype(b) * x**3)
+    made: Array = x.dtype.type(0.5) * x * (1 + np.tanh(z))
     return made
 
 

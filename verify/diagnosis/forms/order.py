@@ -27,6 +27,10 @@ def described(order: Order, unit: str, sizes: tuple[int, ...] = ()) -> str:
             return (
                 f"{unit}s moved on by {by}" if abs(by) <= 2 else f"halves of the {unit}s exchanged"
             )
+    if n > 2 and np.array_equal(order[1:], same[:-1]):
+        return f"each {unit} is that of the one before"
+    if n > 2 and np.array_equal(order[:-1], same[1:]):
+        return f"each {unit} is that of the one after"
     for rows in range(2, n):
         if n % rows == 0 and np.array_equal(order, same.reshape(rows, -1).T.ravel()):
             laid = f"[{n // rows}, {rows}] where it should be [{rows}, {n // rows}]"

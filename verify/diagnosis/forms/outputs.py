@@ -79,7 +79,20 @@ def shifted(pair: Pair) -> Iterator[Change]:
     if pair.got.ndim != 2 or len(pair.got) < FEWEST or not np.isfinite(pair.got).all():
         return
     more = np.mean(pair.got - pair.should, axis=0)
-    yield Change(lambda x: x + more.astype(x.dtype), _vector_words(more))
+    yield Change(lambda x: x + more.astype(x.dtype), _known(more, pair) or _vector_words(more))
+
+
+def _known(more: Array, pair: Pair) -> str:
+    """Which bias or gain of the model a vector is; empty where it is none."""
+    for name, vector in pair.vectors():
+        near = ALIKE * float(np.max(np.abs(vector)))
+        if not near:
+            continue
+        if float(np.max(np.abs(more - vector))) <= near:
+            return f"{name} is added at every position"
+        if float(np.max(np.abs(more + vector))) <= near:
+            return f"{name} is left out at every position"
+    return ""
 
 
 def _vector_words(more: Array) -> str:

@@ -2,18 +2,20 @@
 
 Fitted is one row of a table for each position of the sequence: the nearest one to what the port
 made, less the row of the other table, which must be correct (or be that of another position of the
-same sequence). A row has as many elements as the model is wide, and must be met in all of them.
+same sequence). A row has as many elements as the model is wide, and must be met in all of them. Of
+rows that were shortened, one length is fitted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.diagnosis.forms.form import Array, Evidence, Fitted, Form, listed
+from gpt_verify.diagnosis.forms.form import FEWEST, Array, Evidence, Fitted, Form, listed, said
 from gpt_verify.diagnosis.forms.terms import POSITION, TOKEN, summed, terms
 from gpt_verify.graph.call import Call
 from gpt_verify.sites import sites
@@ -22,6 +24,8 @@ Rows = NDArray[np.int64]
 
 #: Stands for a row of zeros.
 NO_ROW = -1
+#: A row that was shortened by less than this part may be rounded.
+SHORTER = 1e-6
 #: Rows of a table that are compared at a time.
 TILE = 4096
 
@@ -72,6 +76,43 @@ def _in_place_of(ids_T: Rows, used_T: Rows, n_vocab: int) -> str:
     words = listed(f"{'none' if used == NO_ROW else used} for {own}," for used, own in pairs)
     clamped = changed.size and (used_T == np.minimum(ids_T, most)).all()
     return f"{words.strip(',')}{f': no id above {most}' if clamped else ''}"
+
+
+def shortened(e: Evidence) -> Iterator[Fitted]:
+    """Rows of one table that are longer than some length are brought to it, as ``max_norm`` does:
+    times L / (|row| + ε)."""
+    if not _plain(e) or not np.isfinite(e.got).all():
+        return
+    for which, name in enumerate(e.site.weights):
+        rows = [_looked_up(e.call, table) for table in range(len(e.site.weights))]
+        own = rows[which]
+        rest = e.got - sum(row for row in rows if row is not own)
+        length_T = np.linalg.norm(own, axis=-1)
+        factor_T = np.sum(rest * own, axis=-1) / np.where(length_T > 0, length_T, 1.0) ** 2
+        changed = factor_T < 1 - SHORTER
+        if np.unique(length_T[changed]).size < FEWEST:
+            continue
+        # L and ε of factor · |row| = L - factor · ε.
+        columns = np.stack([np.ones(changed.sum()), -factor_T[changed]], axis=-1)
+        made = (factor_T * length_T)[changed]
+        most, above = (float(c) for c in np.linalg.lstsq(columns, made, rcond=None)[0])
+        words = f"rows of {name} that are longer than {said(most)} are shortened to it"
+        yield e.alone(partial(_held, which, most, above), words)
+
+
+def _looked_up(call: Call, table: int) -> Array:
+    """The rows of one of the two tables, [T, D]."""
+    at = np.arange(len(call.tokens_T)) if table else call.tokens_T
+    found: Array = call.w(call.site.weights[table])[at]
+    return found
+
+
+def _held(which: int, most: float, above: float, call: Call) -> Array:
+    rows = [_looked_up(call, table) for table in range(len(call.site.weights))]
+    length_T1 = np.linalg.norm(rows[which], axis=-1, keepdims=True)
+    factor_T1 = np.where(length_T1 > most, most / (length_T1 + above), 1.0)
+    rows[which] = rows[which] * factor_T1.astype(call.dtype)
+    return np.asarray(sum(rows), call.dtype)
 
 
 def _within(e: Evidence, which: str, table: int, words: str) -> Iterator[Fitted]:
@@ -142,3 +183,4 @@ def _listed(used: Rows) -> str:
 
 POSITIONS = Form("positions-used", "looks up the rows of other positions", positions)
 TOKENS = Form("tokens-used", "looks up the rows of other tokens", tokens)
+SHORTENED = Form("rows-shortened", "shortens the rows that it looks up", shortened)

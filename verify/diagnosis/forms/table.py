@@ -29,6 +29,8 @@ from gpt_verify.diagnosis.forms import (
 from gpt_verify.diagnosis.forms.form import Form
 from gpt_verify.diagnosis.forms.tensors import NAMES
 from gpt_verify.laws.cache.forms import NAMES as OF_CACHES
+from gpt_verify.laws.determinism.check import NAMES as OF_STATE
+from gpt_verify.laws.generation.hypotheses import NAMES as OF_GENERATION
 from gpt_verify.laws.gradient.hypotheses import NAMES as OF_GRADIENTS
 from gpt_verify.laws.loss.forms import NAMES as OF_LOSSES
 from gpt_verify.laws.padding.forms import NAMES as OF_PADDING
@@ -39,6 +41,7 @@ OF_SITES: tuple[Form, ...] = (
     sums.FORM,
     positions.POSITIONS,
     positions.TOKENS,
+    positions.SHORTENED,
     waves.FORM,
     pattern.CUT,
     support.FORM,
@@ -83,8 +86,10 @@ FORMS: dict[str, str] = {
     layers.NAME: layers.SUMMARY,
     **wirings.NAMES,
     **OF_CACHES,
+    **OF_GENERATION,
     **OF_GRADIENTS,
     **OF_LOSSES,
     **OF_PADDING,
     **OF_RESIZING,
+    **OF_STATE,
 }

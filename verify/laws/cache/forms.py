@@ -28,6 +28,7 @@ NAMES = {
     "cache-slots": "reads other slots of its cache than it has filled",
     "cache-sight": "lets a call with a cache see other tokens",
     "cache-rounded": "keeps keys and values in another format",
+    "cache-without-bias": "caches keys or values without their bias",
     "cache-rows": "reads the cache of another row",
     POSITIONS: OF_POSITIONS,
 }
@@ -39,7 +40,7 @@ BLOCKS = 12
 
 def forms(n_layer: int, n_ctx: int) -> Iterator[Way]:
     """All of them, those of all blocks first."""
-    yield from (*_unfilled(n_ctx), *_zeros(), *_unseen(), *_rounded())
+    yield from (*_unfilled(n_ctx), *_zeros(), *_unseen(), *_unbiased(), *_rounded())
     if n_layer > 1:
         for layer in dict.fromkeys((*range(min(n_layer, BLOCKS)), n_layer - 1)):
             for way in _in_one_block():
@@ -61,6 +62,13 @@ def _zeros() -> Iterator[Way]:
         yield _kept(f"{newest} zeros for {which}", partial(_zeroed, of, slice(-1, None)))
         if len(of) == 1:
             yield _kept(f"all slots hold zeros for {which}", partial(_zeroed, of, slice(None)))
+
+
+def _unbiased() -> Iterator[Way]:
+    """What is cached before its bias is added, which a later call does not add."""
+    for which, of in (("keys and values", (0, 1)), ("keys", (0,)), ("values", (1,))):
+        words = f"{which} are cached without their bias"
+        yield Way(words, unbiased=of, fault="cache-without-bias")
 
 
 def _kept(words: str, change: Callable[[KeysValues], KeysValues]) -> Way:

@@ -59,6 +59,10 @@ _DROPS = ("dropout", "bernoulli")
 _NOISE = ("normal", "randn")
 #: Random states that torch neither seeds nor draws from.
 _FOREIGN = {"NumPy's random state", "Python's random state"}
+#: A form: what no catalogue lists, and what happens shows.
+WRITES = "weights-written"
+#: Name → sentence that completes "the port …".
+NAMES = {WRITES: "writes to its weights when it is called"}
 #: What is changed → the fault of the catalogue that changes it.
 _SETS = {
     "torch's default dtype": "determinism-default-dtype",
@@ -320,6 +324,10 @@ def check_state(subject: Subject) -> list[Finding]:
     details: dict[str, Any] = {"calls": done, "changed": sorted(changer)}
     if told:
         named = _fault_of_state(changer, calls)
+    if subject.written:
+        told.append(f"its calls write to its weights: {listing(subject.written, NAMED)}")
+        named = naming(WRITES) if len(told) == 1 else None
+    if told:
         return [Finding(STATE, Status.FAILED, "; ".join(told), named=named, details=details)]
     loaded = "loading it and its" if subject.loading is not None else "its"
     message = f"{loaded} calls of {', '.join(done)} leave the settings as they were"

@@ -27,6 +27,8 @@ Floats = NDArray[np.floating]
 
 #: Tokens of a prompt, and those that are generated, at most.
 PROMPT, NEW = 7, 6
+#: How often what was generated is made a prompt, until a token of a prompt is generated again.
+ROUNDS = 3
 #: Prompts among which one is looked for whose rows generate different tokens.
 ATTEMPTS = 8
 #: A context of so many tokens is looked at in more rows.
@@ -63,9 +65,29 @@ class Wrong:
 
 @refuting("generation.greedy")
 def check_greedy(subject: Subject) -> Iterator[Finding]:
-    """A batch of rows of one length, which nothing ends."""
-    prompt = _prompt(subject, 2)
-    yield _judged(subject, "generation.greedy", prompt, list(prompt.tokens))
+    """A batch of rows of one length, which nothing ends; then what goes on from what it generated,
+    until a token is the likeliest that the prompt has already, which some rules do not allow."""
+    law, prompt = "generation.greedy", _prompt(subject, 2)
+    found, got = _judged(subject, law, prompt, list(prompt.tokens))
+    tokens = repeated = 0
+    for left in range(ROUNDS, -1, -1):
+        if found.status is Status.FAILED:
+            break
+        tokens, repeated = tokens + got.size, _repeated(prompt, got)
+        longer = np.concatenate([prompt.tokens, got], axis=1)
+        if repeated or not left or longer.shape[1] + NEW > subject.config.n_ctx:
+            break
+        prompt = Prompt(longer, NEW)
+        found, got = _judged(subject, law, prompt, list(longer))
+    if found.status is Status.PASSED:
+        said = f"{tokens} tokens, the likeliest by the port's own logits; the prompt has "
+        found = replace(found, message=f"{said}{repeated or 'none'} of them already")
+    yield found
+
+
+def _repeated(prompt: Prompt, got: Tokens) -> int:
+    """How many tokens were generated that their row's prompt has."""
+    return sum(int(np.isin(new, row).sum()) for row, new in zip(prompt.tokens, got, strict=True))
 
 
 @refuting("generation.padded")
@@ -80,7 +102,7 @@ def check_padded(subject: Subject) -> Iterator[Finding]:
     tokens = np.where(mask, whole.tokens, 0)
     prompt = replace(whole, tokens=tokens, mask=mask.astype(np.int64))
     rows = [row[real] for row, real in zip(tokens, mask, strict=True)]
-    found = _judged(subject, "generation.padded", prompt, rows)
+    found, _ = _judged(subject, "generation.padded", prompt, rows)
     if found.status is Status.FAILED and PADDED_AT in subject.offers:
         found = _as_its_mask_says(subject, prompt) or found
     if found.status is Status.FAILED and not _finite(subject, prompt):
@@ -274,18 +296,21 @@ def _prompt(subject: Subject, rows: int, attempt: int = 0) -> Prompt:
     return Prompt(subject.tokens(rows, length, *key), min(NEW, n_ctx - length))
 
 
-def _judged(subject: Subject, law: str, prompt: Prompt, rows: list[Tokens]) -> Finding:
-    """Every token that was generated, row by row."""
+def _judged(
+    subject: Subject, law: str, prompt: Prompt, rows: list[Tokens]
+) -> tuple[Finding, Tokens]:
+    """Every token that was generated, row by row; and these tokens."""
     got = subject.offers[GENERATE](prompt)
     evidence = Evidence(subject, prompt, rows, got)
     if got.shape != (len(rows), prompt.new):
         what = f"{list(got.shape)} tokens are generated, should be {[len(rows), prompt.new]}"
-        return _failed(law, what, evidence)
+        return _failed(law, what, evidence), got
     for row, tokens_T in enumerate(rows):
         wrong = _wrong(subject, row, tokens_T, got[row])
         if wrong is not None:
-            return _failed(law, str(wrong), evidence)
-    return Finding(law, Status.PASSED, f"{got.size} tokens, the likeliest by the port's own logits")
+            return _failed(law, str(wrong), evidence), got
+    said = f"{got.size} tokens, the likeliest by the port's own logits"
+    return Finding(law, Status.PASSED, said), got
 
 
 def _failed(law: str, what: str, evidence: Evidence) -> Finding:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.findings import Named
+from gpt_verify.findings import Named, naming
+from gpt_verify.laws.agreement import logits_of
 from gpt_verify.laws.explain import explain
 from gpt_verify.laws.subject import Subject
-from gpt_verify.port import PADDED_AT, STEP, Prompt
+from gpt_verify.port import GENERATE, PADDED_AT, STEP, Prompt
+
+#: A form whose words are read off the tokens.
+CHOICE = "generation-choice"
+#: Name → sentence that completes "the port …".
+NAMES = {CHOICE: "chooses the next token by another rule than the likeliest"}
+#: Tokens that are never taken, at most: more would explain anything.
+FEW = 2
 
 Tokens = NDArray[np.integer]
 Floats = NDArray[np.floating]
@@ -46,6 +54,18 @@ class Evidence:
                     return False
         return True
 
+    def passed_over(self) -> list[tuple[Tokens, Tokens]]:
+        """Of each token: the row before it, and what is likelier by the port's own logits."""
+        found: list[tuple[Tokens, Tokens]] = []
+        for tokens_T, got in zip(self.rows, self.got, strict=True):
+            whole = np.concatenate([tokens_T, got])
+            logits_TV = self.logits(whole[:-1])
+            for step, token in enumerate(got):
+                at = len(tokens_T) + step
+                likelier = np.flatnonzero(logits_TV[at - 1] > logits_TV[at - 1, token])
+                found.append((whole[:at], likelier))
+        return found
+
     def logits(self, tokens_T: Tokens) -> Floats:
         """Of the port, plainly, [T, V]."""
         found: Floats = self.subject.port.logits(np.asarray(tokens_T, np.int64)[None])[0]
@@ -76,7 +96,48 @@ def read(evidence: Evidence) -> Reading:
     if _as_its_steps_say(evidence):
         return Reading(None, "its steps with a cache say the same: see cache", "cache")
     found = explain(evidence, _MISTAKES)
+    if not found.fitting and (words := _chosen(evidence)):
+        return Reading(naming(CHOICE, words=words), words)
     return Reading(found.named, found.description)
+
+
+def _chosen(evidence: Evidence) -> str:
+    """By which rule the tokens are those that they are, where one tells; empty otherwise."""
+    got, n_vocab = evidence.got, evidence.subject.config.n_vocab
+    if got.shape != (len(evidence.rows), evidence.prompt.new) or got.min() < 0:
+        return ""
+    if got.max() >= n_vocab:
+        return ""
+    if _differs_from_itself(evidence):
+        return "rows that are the same go on differently: tokens are drawn at random"
+    over = evidence.passed_over()
+    ranks = {len(likelier) for _, likelier in over}
+    if len(ranks) == 1:
+        return f"each is number {1 + ranks.pop()} of the likeliest"
+    prompts = [row for row in evidence.rows for _ in range(evidence.prompt.new)]
+    if all(np.isin(left, row).all() for row, (_, left) in zip(prompts, over, strict=True)):
+        return "a token that the prompt has is passed over"
+    if all(np.isin(left, before).all() for before, left in over):
+        return "a token that was there before is passed over"
+    never = np.unique(np.concatenate([left for _, left in over]))
+    if len(never) <= FEW and not np.isin(never, got).any():
+        tokens = "token" if len(never) == 1 else "tokens"
+        listed = ", ".join(map(str, never))
+        return f"{tokens} {listed} {'is' if len(never) == 1 else 'are'} passed over"
+    return ""
+
+
+def _differs_from_itself(evidence: Evidence) -> bool:
+    """Whether two rows of one batch that are the same are gone on with by different tokens, and
+    their logits are the same."""
+    prompt = evidence.prompt
+    mask = None if prompt.mask is None else np.repeat(prompt.mask, 2, axis=0)
+    twice = replace(prompt, tokens=np.repeat(prompt.tokens, 2, axis=0), mask=mask)
+    got = evidence.subject.offers[GENERATE](twice)
+    if np.array_equal(got[::2], got[1::2]):
+        return False
+    logits = logits_of(evidence.subject, twice.tokens.astype(np.int64))
+    return np.array_equal(logits[::2], logits[1::2])
 
 
 def _as_its_steps_say(evidence: Evidence) -> bool:

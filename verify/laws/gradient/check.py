@@ -193,6 +193,7 @@ def _compare(run: _Run, reference: ReferenceGradient) -> Iterator[Comparison]:
             visible=known.floors(0.0, run.finer) > LIMIT_FLOORS,
             error=known.error(run.finer),
             idle=run.gradient.idle(known.direction),
+            largest=run.gradient.largest(known.direction),
             unknown=unknown,
         )
 

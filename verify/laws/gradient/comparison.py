@@ -29,6 +29,7 @@ class Comparison:
         floors: |got - expected| / error.
         visible: a gradient of zero would have been found.
         idle: the tensor, or the parts of it, that get no gradient at all.
+        largest: the largest size of an element of the port's gradient.
         unknown: why nothing can be said of it; empty where something can.
     """
 
@@ -42,6 +43,7 @@ class Comparison:
     floors: float
     visible: bool
     idle: tuple[str, ...]
+    largest: float = 0.0
     unknown: str = ""
 
     @property

@@ -33,6 +33,8 @@ from gpt_verify.sites import sites
 #: A mistake counts as seen where it would be found at four times the noise, in so many tensors: one
 #: number can be hit by chance.
 _CLEAR, _FEWEST = 4.0, 3
+#: Largest elements of two tensors that differ by less are one number.
+_SAME = 1e-6
 _NORMS = ("ln_1", "ln_2", "ln_f")
 _LINEAR = ("attn.qkv", "attn.out", "mlp.pre", "mlp.out")
 
@@ -148,6 +150,8 @@ OTHERS: Mapping[str, Mapping[str, Rule]] = {
 }
 #: Name → sentence that completes "the port …", of those.
 NAMES = {
+    "gradient-clipped": "clips the elements of a gradient",
+    "gradient-cut": "lets nothing of the gradient past some operation, back to the tokens",
     "gradient-of-sigmoid-gelu": "takes the derivative of x sigmoid(1.702 x) for that of GELU",
     "gradient-of-silu": "takes the derivative of x sigmoid(x) for that of GELU",
     "gradient-of-relu": "takes the derivative of ReLU for that of GELU",
@@ -195,7 +199,9 @@ class Evidence:
                 shown[name] = max(moved, shown.get(name, 0))
         # One that fits by chance, or because it changes little here, is no name, and denies others.
         found = explain(shown, map(_Rule, (*READ_OFF, *MISTAKES, *OTHERS)))
-        return found.by.fault if found.by and shown[found.by.rule] >= _FEWEST else None
+        if found.by and shown[found.by.rule] >= _FEWEST:
+            return found.by.fault
+        return "gradient-cut" if _cut(self) else None
 
     @cached_property
     def wrong(self) -> list[Comparison]:
@@ -318,9 +324,30 @@ def _scaled(evidence: Evidence) -> bool:
     return seen and len(clear) >= _FEWEST and all(fits(c) for c in evidence.behind)
 
 
+def _cut(evidence: Evidence) -> bool:
+    """From some operation back to the tokens nothing gets anything, and all else is correct; a
+    fault of the catalogue says more, where one fits."""
+    behind = [c for c in evidence.behind if c.visible]
+    several = len({c.what for c in behind}) > 1
+    return several and all(c.got == 0 and c.idle == (c.direction.tensor,) for c in behind)
+
+
+def _clipped(evidence: Evidence) -> bool:
+    """The largest element of several parameters is one number, which none is larger than. The ends
+    of wte are none: what reaches one of them is not what its parameter keeps."""
+    of = evidence.wrong[0].arithmetic
+    parameters = [
+        c for c in evidence.compared if c.arithmetic == of and c.direction.tensor != "wte"
+    ]
+    most = max((c.largest for c in parameters), default=0.0)
+    held = {c.what for c in parameters if c.wrong and c.largest >= most * (1 - _SAME)}
+    return most > 0 and len(held) >= _FEWEST
+
+
 #: What is told by the port's numbers alone.
 READ_OFF: Mapping[str, Callable[[Evidence], bool]] = {
     "frozen": _frozen,
     "counted-twice": _counted_twice,
     "scaled": _scaled,
+    "clipped": _clipped,
 }

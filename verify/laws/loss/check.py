@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from gpt_verify.findings import Finding, Status
 from gpt_verify.graph.cascade import LIMIT_FLOORS, Lockstep
+from gpt_verify.laws.explain import Explained, Hypothesis
 from gpt_verify.laws.law import a_whole_context, little
 from gpt_verify.laws.loss.case import Case, aligned, mean_loss
 from gpt_verify.laws.loss.hypotheses import SHIFTS, explained
@@ -57,6 +59,10 @@ def _longest(config: Config) -> int:
 
 def check_loss(subject: Subject) -> list[Finding]:
     """Nothing ignored: sequences of several lengths, and a batch of equal ones."""
+    return _judge(subject, "loss.value", _nothing_ignored(subject))
+
+
+def _nothing_ignored(subject: Subject) -> list[Labelled]:
     n_ctx, longest = subject.config.n_ctx, _longest(subject.config)
     inputs = []
     for length in sorted({n for n in (2, 3, SHORT, longest) if n <= n_ctx}):
@@ -64,7 +70,16 @@ def check_loss(subject: Subject) -> list[Finding]:
         inputs.append(Labelled(f"length {length}", tokens, tokens))
     tokens = subject.tokens(3, min(n_ctx, 5), 31)
     inputs.append(Labelled(f"3 × {tokens.shape[1]}", tokens, tokens))
-    return _judge(subject, "loss.value", inputs)
+    return inputs
+
+
+def explained_within(
+    subject: Subject, mode: AbstractContextManager[None]
+) -> Explained[Hypothesis[Sequence[Case]]]:
+    """What a port may do to its loss in a mode in which its logits are right."""
+    with mode:
+        cases = _measure(subject.port, _nothing_ignored(subject), subject.precision)
+    return Explained() if all(case.right for case in cases) else explained(cases)
 
 
 def check_loss_ignored(subject: Subject) -> list[Finding]:

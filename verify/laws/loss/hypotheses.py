@@ -178,10 +178,12 @@ class Fitted:
 
 def explained(cases: Sequence[Case]) -> Explained[Hypothesis[Sequence[Case]]]:
     """What a port may have done: every mistake that by itself gives all of its losses."""
+    # Whatever is done to what is not a number makes what is not a number.
+    told = any(math.isfinite(case.expected) for case in cases)
     found: Explained[Hypothesis[Sequence[Case]]] = explain(
-        cases, [*MISTAKES, *MASK_MISTAKES, *ignoring(cases)]
+        cases, [*MISTAKES, *MASK_MISTAKES, *ignoring(cases)] if told else []
     )
-    if not found.fitting and len(cases) > 1:
+    if not found.fitting and told and len(cases) > 1:
         # These have a number to fit, which any one case would determine.
         fitted = (fit(cases) for fit in (_smoothing, _multiple, _clipping))
         found = explain(cases, list(filter(None, fitted)))

@@ -131,7 +131,7 @@ def check_freezing(subject: Subject) -> Iterator[Finding]:
 def _held_to(subject: Subject, law: str, mode: TrainingMode, other: TrainingMode | None) -> Finding:
     """What is learnt in one mode, against what is learnt in another; in evaluation mode where
     None."""
-    comparison, evidence = Comparison(subject), Evidence(subject, mode.checkpointing)
+    comparison, evidence = Comparison(subject), Evidence(subject, mode)
     batches = {"a plain batch": plain_batch(subject), "a padded batch": padded_batch(subject)}
     wrong: list[Difference] = []
     compared = []

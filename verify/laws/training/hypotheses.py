@@ -15,10 +15,13 @@ from gpt_verify.findings import Named, naming
 from gpt_verify.laws.agreement import Agreement
 from gpt_verify.laws.decoding import Case, Way, recognise
 from gpt_verify.laws.explain import explain
+from gpt_verify.laws.loss.check import explained_within
 from gpt_verify.laws.subject import NotExamined, Subject
 from gpt_verify.laws.training.learning import Difference, Learnt, learn, without_mask
-from gpt_verify.port import Lesson
+from gpt_verify.port import Lesson, TrainingMode
 
+#: A form of logits, which training may have as well.
+LEFT_OUT = "block-left-out"
 #: Nothing is hidden.
 _EVERYTHING = Way(
     "no causal mask",
@@ -44,12 +47,12 @@ class Evidence:
 
     Args:
         subject: the port.
-        checkpointing: in the mode activations are computed again.
+        mode: which.
     """
 
-    def __init__(self, subject: Subject, checkpointing: bool) -> None:
+    def __init__(self, subject: Subject, mode: TrainingMode) -> None:
         self.subject = subject
-        self.checkpointing = checkpointing
+        self.mode = mode
         self.plain: Seen | None = None
         self.padded: Seen | None = None
 
@@ -72,10 +75,29 @@ class Evidence:
 
 def named_by(evidence: Evidence) -> tuple[Named | None, str]:
     """The fault, and what is said of it; nothing where none fits, or several do."""
-    found = explain(evidence, [_Mistake(evidence.checkpointing, *row) for row in _MISTAKES])
-    if found.by is None:
-        return None, found.description
-    return naming(found.by.fault), found.by.description
+    again = evidence.mode.checkpointing
+    found = explain(evidence, [_Mistake(again, *row) for row in _MISTAKES])
+    if found.by is not None:
+        return naming(found.by.fault), found.by.description
+    if not found.fitting and evidence.differs("loss") and not evidence.differs("logits"):
+        of_loss = explained_within(evidence.subject, evidence.mode.enter(False))
+        if of_loss.by is not None:
+            words = f"{_where(again)} {of_loss.description}"
+            return naming(of_loss.by.fault, words=words), words
+    if not found.fitting and (cases := _cases(evidence)):
+        ways = [_passing_over(layer) for layer in range(evidence.subject.config.n_layer)]
+        if (way := recognise(evidence.subject, cases, ways).by) is not None:
+            words = f"{_where(again)} {way.description}"
+            return naming(LEFT_OUT, words=words), words
+    return None, found.description
+
+
+def _passing_over(layer: int) -> Way:
+    return Way(f"block {layer} is passed over", skipped=lambda other: other == layer)
+
+
+def _where(checkpointing: bool) -> str:
+    return "with checkpointing" if checkpointing else "in training mode"
 
 
 @dataclass(frozen=True)
@@ -101,25 +123,29 @@ class _Mistake:
 
     @property
     def description(self) -> str:
-        where = "with checkpointing" if self.checkpointing else "in training mode"
-        return f"{where} {self.words}"
+        return f"{_where(self.checkpointing)} {self.words}"
 
     def fits(self, evidence: Evidence) -> float | None:
         return 0.0 if self.does(evidence) else None
 
 
 def _no_causal_mask(evidence: Evidence) -> bool:
+    cases = _cases(evidence)
+    return bool(cases) and bool(recognise(evidence.subject, cases, [_EVERYTHING]))
+
+
+def _cases(evidence: Evidence) -> list[Case]:
+    """The plain batch, whose logits are others in this mode."""
     seen, subject = evidence.plain, evidence.subject
     if seen is None or not seen.differs("logits"):
-        return False
-    cases = [
+        return []
+    return [
         Case([tokens_T], np.arange(len(got_TV)), got_TV, expected_TV, subject.floor(tokens_T))
         for tokens_T, got_TV, expected_TV in zip(
             seen.lesson.tokens, seen.got.logits_BTV, seen.expected.logits_BTV, strict=True
         )
         if len(got_TV) == len(tokens_T)
     ]
-    return bool(cases) and bool(recognise(subject, cases, [_EVERYTHING]))
 
 
 def _as_without(change: Callable[[Lesson], Lesson | None]) -> Callable[[Evidence], bool]:
@@ -196,6 +222,8 @@ def _scaled(evidence: Evidence) -> bool:
         )
         if expected.any():
             factors.append(float(got @ expected / (expected @ expected)))
+    if not np.isfinite(factors).all():
+        return False
     nearest = float(np.median(factors))
     rounding = 1e3 * evidence.subject.precision.u
     return all(abs(factor - nearest) <= rounding * abs(nearest) for factor in factors)
