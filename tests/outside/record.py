@@ -16,7 +16,10 @@ from typing import Any
 from outside import picogpt
 from outside.gpt2 import GPT2, filled
 
-AREAS = ("embedding", "attention", "block", "weights", "head", "cache", "masks", "state", "logits")
+AREAS = (
+    *("embedding", "attention", "block", "weights", "head", "cache", "masks", "state", "logits"),
+    *("porting", "serving"),
+)
 
 
 @dataclass(frozen=True)

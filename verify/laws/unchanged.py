@@ -35,7 +35,8 @@ class Weights:
     def after_calls(self) -> None:
         """Nothing but the port was called since they were noted: what has changed it has written
         to, as an embedding with ``max_norm`` does."""
-        self.written = self._changed()
+        if self._before is not None:
+            self.written = self._changed()
 
     def hold(self, law: str) -> None:
         """They are what they were.
