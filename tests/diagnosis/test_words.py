@@ -64,7 +64,7 @@ def test_who_looks_at_all_alike() -> None:
     assert (
         seen.described(S < T, alike_T)
         == "target t sees sources 0 … t-1 (itself hidden); target 0 sees none, and all sources "
-        "count alike"
+        "count alike (a plain mean)"
     )
 
 

@@ -17,6 +17,7 @@ from gpt_verify.diagnosis.tensors import Difference, explain
 
 SOURCE = checkpoint()
 Change = Callable[[Any], Any]
+BETWEEN = "every row between {} … is interpolated from these"
 QKV, FC, BIAS = "h1/attn/c_attn/w", "h1/mlp/c_fc/w", "h1/attn/c_attn/b"
 
 
@@ -51,9 +52,50 @@ def in_4_bits(x: Any) -> Any:
     return np.rint(x / step) * step
 
 
+def with_zero_points(bits: int, axis: int, off: int) -> Change:
+    """As GPTQ keeps columns: steps from the least number to the largest."""
+
+    def change(x: Any) -> Any:
+        low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
+        step = (high - low) / (2**bits - 1)
+        return low + (np.rint((x - low) / step) + off) * step
+
+    return change
+
+
+def interpolated(apart: int) -> Change:
+    def change(x: Any) -> Any:
+        known = np.arange(0, len(x), apart)
+        for channel in x.T:
+            channel[:] = np.interp(np.arange(len(channel)), known, channel[known])
+        return x
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("tensor", "change", "name", "words"),
     [
+        ("wpe", interpolated(2), "weight-interpolated", BETWEEN.format("0, 2, 4")),
+        ("wpe", interpolated(3), "weight-interpolated", BETWEEN.format("0, 3, 6")),
+        (
+            FC,
+            with_zero_points(8, 0, 0),
+            "weight-on-a-grid",
+            "in 8 bits, one scale and one zero point for each column",
+        ),
+        (
+            FC,
+            with_zero_points(8, 0, -1),
+            "weight-on-a-grid",
+            "in 8 bits, one scale and one zero point for each column, the zero point 1 too large",
+        ),
+        (
+            FC,
+            with_zero_points(4, 1, 1),
+            "weight-on-a-grid",
+            "in 4 bits, one scale and one zero point for each row, the zero point 1 too small",
+        ),
         (BIAS, parts((0, 1, 0)), "part-equal", "v is q"),
         (QKV, parts((0, 0, 2)), "part-equal", "k is q"),
         (QKV, head_repeated, "part-equal", "head 1 of k is head 0 of k"),

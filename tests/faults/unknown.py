@@ -139,7 +139,7 @@ UNKNOWN = {
         "architecture",
         "h.2.ln_1",
         "norm-form",
-        "centred, and each position is divided by another number than it should be",
+        "centred, and each position is divided by another number than its deviation",
     ),
     "one_head_cooler": Unknown(
         one_head_cooler,

@@ -139,6 +139,10 @@ class SiteDiagnosis:
             candidates += fitted if known or fitted else self._two(site, got, expected, least)
         candidates.sort(key=lambda candidate: candidate.score)
         accepted = tuple(c for c in candidates if c.score <= limit and c.score < before)
+        if damage and any(c.fault == damage.fault for c in accepted):
+            # What follows from a tensor follows from it whatever else is tried beside that.
+            of_tensor = next(c for c in accepted if c.fault == damage.fault)
+            accepted = tuple(c for c in accepted if c is of_tensor or 2 * c.score < of_tensor.score)
         # Those that leave no more than twice as much as the best cannot be told apart from it.
         accepted = tuple(c for c in accepted if c.score <= 2 * accepted[0].score)
         rest = tuple(c for c in candidates if c not in accepted)[:3]

@@ -64,6 +64,8 @@ def fits(e: Evidence) -> Iterator[Fitted]:
 
 
 def _words(name: str, a: float, b: float, c: float, d: float) -> str:
+    if a == 0:
+        return (f"{said(b)} · x" if said(b) != "1" else "x") + (f" + {said(d)}" if d else "")
     inner = "x" if said(c) == "1" else f"{said(c)} · x"
     words = f"{name}({inner})" if said(a) == "1" else f"{said(a)} · {name}({inner})"
     words += f" + {said(b)} · x" if b else ""

@@ -71,7 +71,8 @@ def fits(e: Evidence) -> Iterator[Fitted]:
     ]
     for name, of, root in rules:
         yield _by_rule(e, name, of, root, centre, by)
-    words = f"{_centred(centre)}, and each position is divided by another number than it should be"
+    should = "root mean square" if e.site.operation == "rms_norm" else "deviation"
+    words = f"{_centred(centre)}, and each position is divided by another number than its {should}"
     yield e.alone(partial(_made, centre, lambda x: by.astype(x.dtype)), words)
 
 

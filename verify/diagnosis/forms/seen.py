@@ -23,7 +23,7 @@ def described(seen_TS: Seen, alike_T: Seen | None = None) -> str:
     some = np.flatnonzero(seen_TS.any(axis=-1))
     said = [_shape(seen_TS, some) or _but_first(seen_TS, some) or _pairs(seen_TS, some)]
     if alike_T.any():
-        said.append(f"{_targets(alike_T)} none, and all sources count alike")
+        said.append(f"{_targets(alike_T)} none, and all sources count alike (a plain mean)")
     if empty_T.any():
         said.append(f"{_targets(empty_T)} none")
     return "; ".join(word for word in said if word)

@@ -25,6 +25,7 @@ NAMES = {
     "weight-low-rank": "adds a matrix of few ranks to a matrix",
     "weight-bytes": "reads the bytes of each number of a tensor in the other order",
     "weight-on-a-grid": "rounds a tensor to steps of a grid",
+    "weight-interpolated": "has rows of a tensor between others that are made of these",
 }
 #: What is tried: name, words, the tensor with it.
 Tried = tuple[str, str, Array]
@@ -32,6 +33,8 @@ Tried = tuple[str, str, Array]
 RANKS, SPREAD = 8, 4
 #: Bits of a grid, and rows that share a scale.
 BITS, GROUPS = range(2, 9), (16, 32, 64, 128)
+#: Rows from one that is right to the next.
+STRIDES = (2, 3, 4, 8)
 #: Pieces that are named, and columns that a piece has at least, on the average.
 MOST, LEAST = 3, 3
 
@@ -45,6 +48,7 @@ def of_tensor(
     yield from _bytes(got, expected)
     yield from _pieces(name, got, expected, config)
     yield from _rows(got, expected)
+    yield from _between(got, expected)
     yield from _beside(name, got, expected, config, lookup)
     yield from _scaled(got, expected)
     if expected.ndim == 2:
@@ -123,6 +127,25 @@ def _rows(got: Array, expected: Array) -> Iterator[Tried]:
             yield "weight-rearranged", words, np.moveaxis(should[order], 0, axis)
 
 
+def _between(got: Array, expected: Array) -> Iterator[Tried]:
+    """Every so many rows are right, and those between lie on straight lines from one to the next:
+    a table that was made longer."""
+    if expected.ndim != 2:
+        return
+    rows = np.arange(len(expected))
+    same = (got == expected).all(axis=-1)
+    for apart in STRIDES:
+        known = rows[::apart]
+        if len(known) < 2 or not same[known].all() or same.all():
+            continue
+        low = np.minimum(rows // apart, len(known) - 2) * apart
+        part = np.clip((rows - low) / apart, 0, 1)[:, None]
+        wide = np.asarray(expected, np.float64)
+        made = wide[low] * (1 - part) + wide[low + apart] * part
+        words = f"every row between 0, {apart}, {2 * apart} … is interpolated from these"
+        yield "weight-interpolated", words, np.where(same[:, None], expected, made)
+
+
 def _beside(
     name: str, got: Array, expected: Array, config: Config, lookup: Callable[[str], Array]
 ) -> Iterator[Tried]:
@@ -193,6 +216,19 @@ def _grid(got: Array, expected: Array) -> Iterator[Tried]:
                 top = np.max(np.abs(wide), axis=axis, keepdims=True)
                 words = f"in {bits} bits, one scale {unit}"
                 yield "weight-on-a-grid", words, _stepped(wide, top, levels)
+        for axis, unit in ((None, "for all"), (0, "for each column"), (1, "for each row")):
+            words = f"in {bits} bits, one scale and one zero point {unit}"
+            # As it is made: what the ends lose in float32 is more than the rounding of a number.
+            for x in (expected.astype(np.float32), wide):
+                low, step = _least_and_step(x, axis, 2**bits - 1)
+                number: Array = np.rint((x - low) / step)
+                made: Array = low + number * step
+                yield "weight-on-a-grid", words, made
+                off = float(np.rint(np.median((got - made) / step)))
+                if 0 < abs(off) <= MOST:
+                    by = f"the zero point {abs(off):.0f} too {'large' if off < 0 else 'small'}"
+                    moved: Array = low + (number + off) * step
+                    yield "weight-on-a-grid", f"{words}, {by}", moved
             for size in GROUPS:
                 if rows % size == 0 and rows > size:
                     groups = wide.reshape(-1, size, columns)
@@ -200,6 +236,12 @@ def _grid(got: Array, expected: Array) -> Iterator[Tried]:
                     words = f"in {bits} bits, one scale for each {size} rows of a column"
                     made = _stepped(groups, top, levels).reshape(rows, columns)
                     yield "weight-on-a-grid", words, made
+
+
+def _least_and_step(x: Array, axis: int | None, levels: int) -> tuple[Array, Array]:
+    """The least number, and the size of so many steps from there to the largest."""
+    low, high = (f(x, axis=axis, keepdims=True) for f in (np.min, np.max))
+    return low, np.where(high > low, (high - low) / x.dtype.type(levels), x.dtype.type(1))
 
 
 def _stepped(x: Array, top: Array, levels: int) -> Array:

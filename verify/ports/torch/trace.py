@@ -398,10 +398,12 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
         """Site of the residual stream that this addition makes."""
         if name not in ("add", "add_") or len(tensors) != 2:
             return None
-        for tensor in tensors:
+        for tensor, other in (tensors, tensors[::-1]):
             known = self._outputs.get(address(tensor))
             if known is not None:
-                return self._sums.get(known[0])
+                # A vector that is added to all positions is no stream.
+                whole = other.numel() >= tensor.numel()
+                return self._sums.get(known[0]) if whole else None
         return None
 
     def _is_one_number(
