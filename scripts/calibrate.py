@@ -29,7 +29,10 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +142,14 @@ class Distribution:
             if not finding.details:
                 self.scores[(*key, "floors")].append((finding.score, finding.limit, row["index"]))
 
+    def merge(self, other: Distribution) -> None:
+        """What was found of other configurations."""
+        for key, scores in other.scores.items():
+            self.scores[key] += scores
+        self.alarms += other.alarms
+        self.runs += other.runs
+        self.configs |= other.configs
+
     def table(self) -> list[dict[str, Any]]:
         rows = []
         for (law, kind, dtype, statistic), seen in sorted(self.scores.items()):
@@ -177,16 +188,25 @@ def calibrate(
     return found
 
 
-def calibrate_families(configs: range, seed: int, keep: Keep = lambda found: None) -> Distribution:
-    """Judge transformers' model of each family in turn."""
+def calibrate_families(
+    configs: range, seed: int, keep: Keep = lambda found: None, jobs: int = 1
+) -> Distribution:
+    """Judge transformers' model of each family in turn, in so many processes."""
     found = Distribution()
-    for index in configs:
-        rng = np.random.default_rng([seed, index])
-        with model_of(index, rng) as (model, checkpoint):
-            row = {"index": index, **asdict(model)}
-            inputs = inputs_of(checkpoint.config, model, rng)
-            judge_all(found, row, checkpoint, inputs, ports_of(model))
-        keep(found)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for one in pool.map(partial(of_a_family, seed), configs):
+            found.merge(one)
+            keep(found)
+    return found
+
+
+def of_a_family(seed: int, index: int) -> Distribution:
+    """One configuration."""
+    found, rng = Distribution(), np.random.default_rng([seed, index])
+    with model_of(index, rng) as (model, checkpoint):
+        row = {"index": index, **asdict(model)}
+        inputs = inputs_of(checkpoint.config, model, rng)
+        judge_all(found, row, checkpoint, inputs, ports_of(model))
     return found
 
 
@@ -206,7 +226,7 @@ def judge_all(
             for alarm in found.alarms[seen:]:
                 print(alarm, file=sys.stderr, flush=True)
     if sys.stderr.isatty() or row["index"] % 20 == 19:
-        print(f"{row['index'] + 1} configurations, {len(found.alarms)} alarms", file=sys.stderr)
+        print(f"configuration {row['index'] + 1}", file=sys.stderr)
 
 
 def markdown(found: Distribution, name: str, made_on: str) -> str:
@@ -282,6 +302,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=resolve_size, help="124M … 1558M or V,P,D,H,L; else random")
     parser.add_argument("--families", action="store_true", help="random models of the families")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, with --families")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--page", type=Path, help="runs nothing: shows what was committed there")
@@ -316,7 +337,7 @@ def main() -> int:
             arguments.markdown.write_text(markdown(found, name, made_on))
 
     if arguments.families:
-        found = calibrate_families(configs, arguments.seed, keep)
+        found = calibrate_families(configs, arguments.seed, keep, arguments.jobs)
     else:
         found = calibrate(configs, arguments.seed, arguments.size, keep)
     print(markdown(found, name, made_on))

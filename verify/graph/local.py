@@ -114,8 +114,19 @@ class LocalOracle:
         operation = made_by(site)
         if not first and not operation.bridged:
             raise NotShown(site.name)
-        at = Asked(self._config, self._tokens_T, heads, site, p, self._measure, self._weights)
-        return operation.budget(p, at)
+        return operation.budget(p, self._asked(site, p, heads))
+
+    def _asked(self, site: Site, p: Precision, heads: slice) -> Asked:
+        return Asked(
+            self._config,
+            self._tokens_T,
+            heads,
+            site,
+            p,
+            self._measure,
+            self._weights,
+            lambda name: None if name in self._shown else self._asked(self._sites[name], p, heads),
+        )
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,10 @@ class Asked:
     precision: Precision
     measure: Callable[[str, Precision, slice], Measured]
     weights: DeclaredWeights
+    unshown: Callable[[str], Asked | None] = lambda name: None
+
+    def hidden(self, index: int) -> Asked | None:
+        return self.unshown(self.site.inputs[index])
 
     def input(self, index: int, heads: slice | None = None) -> Measured:
         return self.measure(self.site.inputs[index], self.precision, heads or EVERY)

@@ -46,6 +46,10 @@ class At(Protocol):
             NotShown: it was neither shown, nor can be bridged.
         """
 
+    def hidden(self, index: int) -> At | None:
+        """The operation that makes what it reads, where the port does not show that; None where it
+        does."""
+
     def narrow(self, index: int) -> Array:
         """A tensor that it reads, in float32."""
 

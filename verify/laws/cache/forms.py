@@ -34,13 +34,15 @@ NAMES = {
 }
 #: Slots, steps back and unfilled slots that are tried.
 SLOTS, BACK, EMPTY, MULTIPLES = 4, 4, 9, (4, 8, 16, 32, 64, 128)
+#: Slots of a page, and pages that are tried one by one.
+PAGES, FEW = (4, 8, 16, 32), 4
 #: Blocks that are tried one by one, beside the last.
 BLOCKS = 12
 
 
 def forms(n_layer: int, n_ctx: int) -> Iterator[Way]:
     """All of them, those of all blocks first."""
-    yield from (*_unfilled(n_ctx), *_zeros(), *_unseen(), *_unbiased(), *_rounded())
+    yield from (*_unfilled(n_ctx), *_zeros(), *_unseen(), *_unbiased(), *_pages(n_ctx), *_rounded())
     if n_layer > 1:
         for layer in dict.fromkeys((*range(min(n_layer, BLOCKS)), n_layer - 1)):
             for way in _in_one_block():
@@ -62,6 +64,23 @@ def _zeros() -> Iterator[Way]:
         yield _kept(f"{newest} zeros for {which}", partial(_zeroed, of, slice(-1, None)))
         if len(of) == 1:
             yield _kept(f"all slots hold zeros for {which}", partial(_zeroed, of, slice(None)))
+
+
+def _pages(n_ctx: int) -> Iterator[Way]:
+    """A page of the cache is read in the place of another one."""
+    for size in PAGES:
+        for page in range(1, min(-(-n_ctx // size), FEW)):
+            words = f"slots {page * size} … {(page + 1) * size - 1} are read from those of page "
+            yield _kept(f"{words}0 (pages of {size})", partial(_read_from, size, page))
+        words = f"every page of {size} slots is read from the first"
+        yield _kept(words, partial(_read_from, size, None))
+
+
+def _read_from(size: int, page: int | None, kept: KeysValues) -> KeysValues:
+    at = np.arange(kept[0].shape[1])
+    other = at // size == page if page is not None else at >= size
+    at = np.where(other, at % size, at)
+    return kept[0][:, at], kept[1][:, at]
 
 
 def _unbiased() -> Iterator[Way]:

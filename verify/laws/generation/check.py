@@ -31,6 +31,8 @@ PROMPT, NEW = 7, 6
 ROUNDS = 3
 #: Prompts among which one is looked for whose rows generate different tokens.
 ATTEMPTS = 8
+#: Different tokens that tell what a row has read.
+SEVERAL = 3
 #: A context of so many tokens is looked at in more rows.
 SHORT_CONTEXT = 128
 #: Tokens beyond the context that hang on what is read, after which no more prompts are tried.
@@ -93,7 +95,7 @@ def _repeated(prompt: Prompt, got: Tokens) -> int:
 @refuting("generation.padded")
 def check_padded(subject: Subject) -> Iterator[Finding]:
     """Rows of several lengths, padded on the left."""
-    whole = _prompt(subject, 3)
+    whole = _telling_prompt(subject)
     width = whole.tokens.shape[1]
     if width < 2:
         raise NotExamined("a context this short leaves no room for padding")
@@ -108,6 +110,19 @@ def check_padded(subject: Subject) -> Iterator[Finding]:
     if found.status is Status.FAILED and not _finite(subject, prompt):
         raise NotExamined("its logits of padded batches are not finite: see positions.padding")
     yield found
+
+
+def _telling_prompt(subject: Subject) -> Prompt:
+    """One after which the port generates several tokens: of a model that repeats one nothing tells
+    what it has read."""
+    prompts = []
+    for attempt in range(ATTEMPTS):
+        prompt = _prompt(subject, 3, attempt)
+        got = subject.offers[GENERATE](prompt)
+        prompts.append((min(len(np.unique(row)) for row in got), -attempt, prompt))
+        if prompts[-1][0] > min(SEVERAL, prompt.new - 1):
+            break
+    return max(prompts)[-1]
 
 
 def _as_its_mask_says(subject: Subject, prompt: Prompt) -> Finding | None:

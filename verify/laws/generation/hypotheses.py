@@ -110,6 +110,8 @@ def _chosen(evidence: Evidence) -> str:
         return ""
     if _differs_from_itself(evidence):
         return "rows that are the same go on differently: tokens are drawn at random"
+    if len(got) > 1 and (got == got[0]).all():
+        return "every row goes on with the tokens of the first"
     over = evidence.passed_over()
     ranks = {len(likelier) for _, likelier in over}
     if len(ranks) == 1:
