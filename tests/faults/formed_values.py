@@ -89,6 +89,19 @@ def _rows_no_longer_than(most: float) -> Inject:
     return inject
 
 
+def _second_row(row_of: Callable[[Any, int], Any]) -> Inject:
+    """As of two shards of a vocabulary, of which neither hides what it does not have."""
+
+    def inject(model: Any) -> None:
+        def embed(self: Any, right: Any, ids: Any, positions: Any) -> Any:
+            more = F.embedding(row_of(ids, len(self.wte)), self.wte)
+            return right(ids, positions) + more
+
+        wrap(model, "embed", embed)
+
+    return inject
+
+
 def _norms_in_half(model: Any) -> None:
     for block in model.h:
         wrap(
@@ -203,6 +216,16 @@ FORMED = {
     ),
     "waves": Formed(
         _waves, "positions-waves", "sines first, 10000^(-2i/D), positions from 1, times 0.5"
+    ),
+    "row-of-the-other-half": Formed(
+        _second_row(lambda ids, v: (ids + v // 2) % v),
+        "row-added",
+        "beside each row of wte another one is added: that of the id",
+    ),
+    "row-of-the-first": Formed(
+        _second_row(lambda ids, v: ids * 0 + 3),
+        "row-added",
+        "beside each row of wte another one is added: that of token 3 3 3 3",
     ),
     "rows-no-longer-than-0.75": Formed(
         _rows_no_longer_than(0.75),

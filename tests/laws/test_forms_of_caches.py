@@ -94,6 +94,15 @@ def _twice_the_past(model: Any, right: Any, ids: Any, past: int, real: Any) -> A
     return right(ids, min(2 * past, model.config.n_ctx - ids.shape[1]), real)
 
 
+def _page_from_the_first(size: int, page: int) -> Any:
+    def change(k: Any, v: Any) -> Any:
+        at = torch.arange(k.shape[2])
+        at = torch.where(at // size == page, at % size, at)
+        return k[:, :, at], v[:, :, at]
+
+    return change
+
+
 def _without_bias(*parts: int) -> Any:
     """What a call adds to the cache has no bias: of keys (0) or values (1)."""
 
@@ -149,6 +158,11 @@ CACHES: dict[str, tuple[Any, str, str]] = {
         _without_bias(0, 1),
         "cache-without-bias",
         "keys and values are cached without their bias",
+    ),
+    "second-page-is-first": (
+        cached(_page_from_the_first(4, 1)),
+        "cache-slots",
+        "slots 4 … 7 are read from those of page 0 (pages of 4)",
     ),
     "values-in-4-bits": (
         cached(lambda k, v: (k, _in_4_bits(v))),
@@ -262,6 +276,28 @@ def positioned(change: Callable[[Any, Any], Any]) -> Any:
     return lambda model: wrap(model, "positions", positions)
 
 
+def _seen(attn: Any, right: Any, scores: Any, allowed: Any) -> Any:
+    """Padding is seen."""
+    causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    return right(scores, allowed if allowed.ndim == 2 else causal)
+
+
+def _nothing_seen(attn: Any, right: Any, scores: Any, allowed: Any) -> Any:
+    """Padding does not see itself, and the softmax of nothing is not a number."""
+    if allowed.ndim == 2:
+        return right(scores, allowed)
+    return scores.masked_fill(~(allowed & allowed[..., -1:, :]), float("-inf"))
+
+
+def _own_positions(model: Any) -> None:
+    """Positions follow the mask, whatever is given."""
+
+    def forward(self: Any, right: Any, ids: Any, *args: Any, **more: Any) -> Any:
+        return right(ids, *args, **{**more, "position_ids": None})
+
+    wrap(model, "forward", forward)
+
+
 PADDING: dict[str, tuple[Any, str, str]] = {
     # Not by 1: that is the mask of zeros and ones, added to the scores, which is a fault by name.
     "hidden-too-little": (
@@ -281,6 +317,26 @@ PADDING: dict[str, tuple[Any, str, str]] = {
         masked(lambda scores, real: scores * real),
         "padding-counts",
         "the scores are multiplied by the mask, and padding is seen with a score of 0",
+    ),
+    "hidden-in-the-first-block": (
+        attending("mask", _seen, [1, 2]),
+        "padding-counts",
+        "padding is hidden in the first block alone, and seen in the others",
+    ),
+    "seen-in-the-last-block": (
+        attending("mask", _seen, [2]),
+        "padding-counts",
+        "padding is hidden in all blocks but the last, and seen in the others",
+    ),
+    "padding-sees-nothing": (
+        attending("mask", _nothing_seen),
+        "padding-not-finite",
+        "not a finite number",
+    ),
+    "positions-ignored": (
+        _own_positions,
+        "padding-positions-ignored",
+        "other positions are given, and the logits stay as they were: they are ignored",
     ),
     "rows-before": (
         attending("mask", _rows_before),

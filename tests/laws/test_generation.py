@@ -96,6 +96,10 @@ def drawn(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
     return logits - (-torch.rand_like(logits).log()).log()
 
 
+def of_the_first_row(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
+    return right(ids, mask, made)[:1].expand(len(ids), -1)
+
+
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
@@ -103,6 +107,7 @@ def drawn(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
         (without_the_prompt, "a token that the prompt has is passed over"),
         (without_repetition, "was there before is passed over|the prompt has is passed over"),
         (drawn, "drawn at random"),
+        (of_the_first_row, "every row goes on with the tokens of the first"),
     ],
 )
 def test_a_rule_by_which_tokens_are_chosen_is_read_off(rule: Any, words: str) -> None:
@@ -112,6 +117,24 @@ def test_a_rule_by_which_tokens_are_chosen_is_read_off(rule: Any, words: str) ->
     assert finding.status is Status.FAILED, finding.message
     assert finding.fault == "generation-choice"
     assert re.search(words, finding.message), finding.message
+
+
+def generated_are_padding(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
+    """The mask is lengthened by zeros, as where it is made anew of ids that are not padding."""
+    if mask is None or not made:
+        return right(ids, mask, made)
+    mask = torch.cat([mask[:, :-made], torch.zeros_like(mask[:, -made:])], dim=1)
+    return right(ids, mask, made)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_what_generated_tokens_are_read_as_shows(scale: float) -> None:
+    """Most models soon repeat a token, after which nothing tells: other prompts are tried."""
+    source = checkpoint(scale=scale)
+    made = plain(source=source)
+    wrap(made.module, "next_logits", generated_are_padding)
+    finding = one("generation.padded", made, source)
+    assert finding.status is Status.FAILED, finding.message
 
 
 def test_a_token_that_is_never_taken_is_read_off() -> None:

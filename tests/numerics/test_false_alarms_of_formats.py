@@ -30,6 +30,17 @@ def test_what_a_half_format_stores_so_anyway_is_no_fault_of_it() -> None:
     assert CATALOGUE["rotary-angles-bfloat16"].concerns(BFLOAT16)
 
 
+@pytest.mark.parametrize(("wrong", "said"), [(857.0, False), (150.0, True), (None, True)])
+def test_what_rounds_coarsely_is_not_said_to_depend_on_other_rows(
+    wrong: float | None, said: bool
+) -> None:
+    """Products in TF32 round otherwise in a batch of another size: by less than they are off."""
+    findings = [Finding("batch.sizes", Status.FAILED, "other rows", "logits", 115.0, 14.0)]
+    if wrong is not None:
+        findings.append(Finding("logits", Status.FAILED, "off", "logits", wrong, 10.0))
+    assert [cause.fault for cause in depends(findings)] == ["depends-on"] * said
+
+
 def test_what_depends_on_later_tokens_says_which() -> None:
     sight = "position 0 sees position 1"
     failed = Finding(

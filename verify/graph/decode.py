@@ -55,6 +55,7 @@ class HowDecoded(Protocol):
         scaled: what the scores are multiplied with, broadcast to [H, n, past + n]; None is nothing.
         added: what is added to the scores, broadcast to [H, n, past + n]; None is nothing.
         in_layer: whether ``sources`` and ``kept`` are those of a layer; the others are right.
+        elsewhere: what they see in the other layers.
         unbiased: of keys (0) and values (1), those that are cached without their bias.
         skipped: whether a block is passed over.
     """
@@ -79,6 +80,8 @@ class HowDecoded(Protocol):
     def added(self) -> Callable[[Before, int], Array] | None: ...
     @property
     def in_layer(self) -> Callable[[int], bool]: ...
+    @property
+    def elsewhere(self) -> Sources: ...
     @property
     def unbiased(self) -> Sequence[int]: ...
     @property
@@ -188,7 +191,9 @@ class _Piece:
 
     def _pattern(self, call: Call) -> Array:
         n = len(self.positions)
-        seen = self.seen if self.how.in_layer(call.layer) else right_sources(self.before, n)
+        seen = self.seen
+        if not self.how.in_layer(call.layer):
+            seen = self.how.elsewhere(self.before, n)
         x = np.where(seen, call.x, -np.inf)
         if not (empty := self.how.empty(self.before, n)):
             return ops.softmax(x)

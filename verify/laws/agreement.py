@@ -31,7 +31,16 @@ LIMIT_PAIR = math.sqrt(2.0) * LIMIT_FLOORS
 
 
 class Malformed(Exception):
-    """What a port returned is no logits; the message says why."""
+    """What a port returned is no logits; the message says why.
+
+    Args:
+        words: the message.
+        named: what that is, where the law knows it.
+    """
+
+    def __init__(self, words: str, named: Named | None = None) -> None:
+        super().__init__(words)
+        self.named = named
 
 
 def refuting(
@@ -45,7 +54,7 @@ def refuting(
             try:
                 return list(check(subject))
             except Malformed as e:
-                return [Finding(law, Status.FAILED, str(e))]
+                return [Finding(law, Status.FAILED, str(e), named=e.named)]
 
         return checked
 
@@ -93,12 +102,14 @@ def checked(
     what: str,
     where: NDArray[np.bool_] | None = None,
     keep: bool = True,
+    infinite: Named | None = None,
 ) -> Floats:
     """A copy of what a port returned, because it may use its memory again.
 
     Args:
         where: bool[B, T], the positions that are looked at; all where None.
         keep: whether it is copied.
+        infinite: the name of what makes numbers that are not finite, where the law knows it.
 
     Raises:
         Malformed: a wrong shape or dtype, or something that is not finite.
@@ -115,7 +126,7 @@ def checked(
     if bad.any():
         at = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), shape))
         index = ", ".join(map(str, at))
-        raise Malformed(f"logits[{index}] = {logits_BTV[at]} {what}: not a finite number")
+        raise Malformed(f"logits[{index}] = {logits_BTV[at]} {what}: not a finite number", infinite)
     return np.array(logits_BTV) if keep else logits_BTV
 
 

@@ -58,6 +58,7 @@ class Way:
         scaled: what the scores are multiplied with; None is nothing.
         added: what is added to the scores; None is nothing.
         in_layer: whether ``sources`` and ``kept`` are those of a layer; the others are right.
+        elsewhere: what they see in the other layers.
         unbiased: of keys (0) and values (1), those that are cached without their bias.
         skipped: whether a block is passed over.
         fault: the name of this mistake in the catalogue of faults, where it has one.
@@ -75,6 +76,7 @@ class Way:
     scaled: Callable[[Before, int], Floats] | None = None
     added: Callable[[Before, int], Floats] | None = None
     in_layer: Callable[[int], bool] = lambda layer: True
+    elsewhere: Sources = right_sources
     unbiased: tuple[int, ...] = ()
     skipped: Callable[[int], bool] = lambda layer: False
     fault: str = ""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from gpt_verify.diagnosis.forms.form import FEWEST, Array, Evidence, Fitted, Form, listed, said
 from gpt_verify.diagnosis.forms.terms import POSITION, TOKEN, summed, terms
 from gpt_verify.graph.call import Call
+from gpt_verify.graph.run import right
 from gpt_verify.sites import sites
 
 Rows = NDArray[np.int64]
@@ -76,6 +77,18 @@ def _in_place_of(ids_T: Rows, used_T: Rows, n_vocab: int) -> str:
     words = listed(f"{'none' if used == NO_ROW else used} for {own}," for used, own in pairs)
     clamped = changed.size and (used_T == np.minimum(ids_T, most)).all()
     return f"{words.strip(',')}{f': no id above {most}' if clamped else ''}"
+
+
+def doubled(e: Evidence) -> Iterator[Fitted]:
+    """A second row of the table of tokens is added at each position."""
+    if not _plain(e) or not np.isfinite(e.got).all():
+        return
+    wte, ids = e.call.w(e.site.weights[0]), np.asarray(e.call.tokens_T, np.int64)
+    more = _nearest(e.got - e.right, wte)
+    words = f"beside each row of wte another one is added: that of token {_listed(more)}"
+    if (apart := np.unique((more - ids) % len(wte))).size == 1:
+        words = f"beside each row of wte another one is added: that of the id {apart[0]} further on"
+    yield e.alone(lambda call: right(call) + _rows(call.w(call.site.weights[0]), more), words)
 
 
 def shortened(e: Evidence) -> Iterator[Fitted]:
@@ -183,4 +196,5 @@ def _listed(used: Rows) -> str:
 
 POSITIONS = Form("positions-used", "looks up the rows of other positions", positions)
 TOKENS = Form("tokens-used", "looks up the rows of other tokens", tokens)
+DOUBLED = Form("row-added", "looks up a second row for each token, and adds it", doubled)
 SHORTENED = Form("rows-shortened", "shortens the rows that it looks up", shortened)

@@ -41,6 +41,7 @@ OF_SITES: tuple[Form, ...] = (
     sums.FORM,
     positions.POSITIONS,
     positions.TOKENS,
+    positions.DOUBLED,
     positions.SHORTENED,
     waves.FORM,
     pattern.CUT,

@@ -72,14 +72,11 @@ def _pages(n_ctx: int) -> Iterator[Way]:
         for page in range(1, min(-(-n_ctx // size), FEW)):
             words = f"slots {page * size} … {(page + 1) * size - 1} are read from those of page "
             yield _kept(f"{words}0 (pages of {size})", partial(_read_from, size, page))
-        words = f"every page of {size} slots is read from the first"
-        yield _kept(words, partial(_read_from, size, None))
 
 
-def _read_from(size: int, page: int | None, kept: KeysValues) -> KeysValues:
+def _read_from(size: int, page: int, kept: KeysValues) -> KeysValues:
     at = np.arange(kept[0].shape[1])
-    other = at // size == page if page is not None else at >= size
-    at = np.where(other, at % size, at)
+    at = np.where(at // size == page, at % size, at)
     return kept[0][:, at], kept[1][:, at]
 
 

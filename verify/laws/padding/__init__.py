@@ -15,7 +15,8 @@ LAW = Law(
         Part(
             "positions.padding",
             check_padding,
-            "padded on the left with a mask and positions, as alone; a port that does not derive "
+            "padded on the left with a mask and positions, as alone, and with other positions "
+            "otherwise; a port that does not derive "
             "positions from a mask passes if it takes positions, and the finding says so. "
             "transformers' eager attention in float16 is refuted where all scores of a padding "
             "position are below −16: they overflow together with its mask, and the NaN spreads",

@@ -13,7 +13,8 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.findings import Finding, naming
+from gpt_verify.findings import Finding, Status, naming
+from gpt_verify.graph.decode import decode
 from gpt_verify.laws.agreement import (
     LIMIT_PAIR,
     Agreement,
@@ -28,6 +29,7 @@ from gpt_verify.laws.padding.forms import WEAK, forms, weak
 from gpt_verify.laws.padding.hypotheses import COUNTED, Padded, ways
 from gpt_verify.laws.padding.hypotheses import counted as positions_counted
 from gpt_verify.laws.subject import NotExamined, Subject, same_bits
+from gpt_verify.numerics.weights import Widened
 from gpt_verify.port import PADDED, PADDED_AT
 
 Tokens = NDArray[np.int64]
@@ -39,6 +41,8 @@ WIDTH = 17
 #: What other laws of padding find in the memo: positions follow the mask, or are given; they count
 #: the padding where they are not given. None where padding on the left is wrong.
 RIGHT, TRAP = "right", "trap"
+#: Times the limit of noise that other positions must change.
+FAR = 4.0
 
 
 @refuting(LAW)
@@ -59,6 +63,12 @@ def check_padding(subject: Subject) -> Iterator[Finding]:
             yield given.failed()
             return
         said += ", mask and positions given"
+        if _ignores(subject, given, batches[0], padded_at):
+            subject.memo[LAW] = None
+            words = "other positions are given, and the logits stay as they were: they are ignored"
+            named = naming("padding-positions-ignored")
+            yield Finding(LAW, Status.FAILED, words, named=named)
+            return
     if padded is None:
         assert given is not None, "one of the two is there"
         subject.memo[LAW] = RIGHT
@@ -80,6 +90,25 @@ def check_padding(subject: Subject) -> Iterator[Finding]:
     trap = counted and given is not None
     subject.memo[LAW] = TRAP if trap else None
     yield _without_positions(given, bare, counted, said)
+
+
+def _ignores(
+    subject: Subject, given: _Runs, batch: Padded, padded_at: Callable[..., Floats]
+) -> bool:
+    """Whether positions that count the padding change nothing, where they would change the
+    oracle's logits by far more than noise."""
+    if subject.config.own is not None:
+        return False
+    if not given.agrees_with(lambda b: padded_at(b.tokens, b.mask, positions_counted(b))):
+        return False
+    flat, weights = [batch.tokens.reshape(-1)], Widened(subject.weights)
+    counted = next(way for way in ways(batch) if way.description == COUNTED)
+    right, other = (decode(weights, subject.config, flat, way) for way in (batch.right, counted))
+    if right is None or other is None:
+        return False
+    squares_R = mean_squares(right, other)[np.flatnonzero(batch.real)]
+    floor_R = np.concatenate([subject.floor(tokens_T) for tokens_T in batch.sequences])
+    return bool((np.sqrt(squares_R) > FAR * LIMIT_PAIR * floor_R).any())
 
 
 def _without_positions(given: _Runs | None, bare: _Runs, counted: bool, said: str) -> Finding:
@@ -129,7 +158,9 @@ class _Runs:
         for filling, batch in zip(("zeros", "other tokens"), batches, strict=True):
             what = f"padded with {filling}"
             said = f"{what}, and finite without padding"
-            logits = checked(subject, call(batch), batch.tokens, said, batch.real)
+            name = naming("padding-not-finite")
+            made = call(batch)
+            logits = checked(subject, made, batch.tokens, said, batch.real, infinite=name)
             rows = [row_TV[real] for row_TV, real in zip(logits, batch.real, strict=True)]
             self._got.append(rows)
             for i, (got, alone, tokens_T) in enumerate(
@@ -160,8 +191,8 @@ class _Runs:
         """What is wrong, by the mistake that the oracle would have to make as well."""
         found = self._recognised(ways(self._batches[0]))
         if not found.fitting:
-            batch = self._batches[0]
-            found = self._recognised(forms(batch, self._subject.config.n_head))
+            batch, config = self._batches[0], self._subject.config
+            found = self._recognised(forms(batch, config.n_head, config.n_layer))
         if not found.fitting:
             found = self._recognised(
                 [read_off(self._subject, self._cases, partial(weak, batch), WEAK, batch.right)]

@@ -24,13 +24,15 @@ NAMES = {
     "padding-counts": "lets the padding of a batch count otherwise than it should",
     "padding-rows": "gives rows or heads the masks of other rows",
     "padding-positions": "counts positions beside padding in another way",
+    "padding-positions-ignored": "does not use the positions that it is given",
+    "padding-not-finite": "makes NaN or infinity of padding, and of what stands beside it",
 }
 #: About what is added to scores of masked sources where that is not enough to hide them. -1 is the
 #: mask of zeros and ones, added to all, but for a number that softmax does not see.
 WEAK = tuple(-(2.0**power) for power in range(8, -7, -1))
 
 
-def forms(batch: Padded, n_head: int) -> Iterator[Way]:
+def forms(batch: Padded, n_head: int, n_layer: int) -> Iterator[Way]:
     """All of them, with positions as they should be, and as they are counted without a mask."""
     counted = np.broadcast_to(np.arange(batch.tokens.shape[1]), batch.tokens.shape).reshape(-1)
     for way in (*_counting(batch), *_of_rows(batch, n_head)):
@@ -38,6 +40,8 @@ def forms(batch: Padded, n_head: int) -> Iterator[Way]:
         words = f"{way.description}, and positions count the padding"
         yield replace(way, description=words, positions=lambda before, n: counted)
     yield from _positions(batch)
+    if n_layer > 1:
+        yield from _in_some_blocks(batch, n_layer)
 
 
 def _own_row(batch: Padded) -> Mask:
@@ -82,6 +86,23 @@ def _counting(batch: Padded) -> Iterator[Way]:
         sources=lambda before, n: causal,
         scaled=lambda before, n: mask,
     )
+
+
+def _in_some_blocks(batch: Padded, n_layer: int) -> Iterator[Way]:
+    """Padding is hidden in some blocks alone."""
+    for some, words in (
+        ({0}, "in the first block alone"),
+        (set(range(n_layer - 1)), "in all blocks but the last"),
+        (set(range(1, n_layer)), "in all blocks but the first"),
+        ({n_layer - 1}, "in the last block alone"),
+    ):
+        yield replace(
+            batch.right,
+            description=f"padding is hidden {words}, and seen in the others",
+            in_layer=some.__contains__,
+            elsewhere=lambda before, n: _own_row(batch),
+            fault="padding-counts",
+        )
 
 
 def weak(batch: Padded, number: float) -> Way:
