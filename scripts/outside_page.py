@@ -34,6 +34,8 @@ from gpt_verify.judging.made_with import made_with
 from gpt_verify.judging.run import environment
 
 RESULT = ROOT / RESULTS / "outside.json"
+#: The last faults that were written, as they were judged for the first time.
+UNSEEN = ROOT / RESULTS / "outside-unseen.json"
 PAGE = ROOT / "docs" / "outside.md"
 TEXT = """# Faults from outside
 
@@ -55,6 +57,14 @@ is the expected one. *Named*: a name that the report gives, or its sentence, say
 *Wrongly named*: the report gives names, and none of them does; *also*: some do, and some do not.
 A name drawn from the catalogue would have had one of the words in {chance:.0%} of the cases.
 {mended}
+
+Whatever a fault showed to be missing was mended, as a class, so that the table above says more of these
+faults than of those that nobody has seen yet. The {new} that were written last were judged once before anything
+was mended for them ([`results/{unseen}`](results/{unseen}), code of commit `{commit}`):
+
+<!-- figures: {unseen} -->
+
+{first}
 
 ## Every fault
 
@@ -160,9 +170,25 @@ def by_area(result: Mapping[str, Any]) -> str:
         numbers = [len(own), *(sum(flag in each for each in found) for flag in counted)]
         totals = [a + b for a, b in zip(totals, numbers, strict=True)]
         rows.append([area, *map(str, numbers)])
-    share = [f"**{n}**" + (f" ({n / totals[0]:.0%})" if i else "") for i, n in enumerate(totals)]
+    share = [
+        f"**{n}**" + (f" ({100 * n // totals[0]}%)" if i else "") for i, n in enumerate(totals)
+    ]
     rows.append(["**all**", *share])
     return table(rows)
+
+
+def first(result: Mapping[str, Any]) -> str:
+    """Faults that were judged before anything was mended for them."""
+    faults, made = every(), result["faults"]
+    found = [set(flags(faults[name][1], made[name])) for name in made if name in faults]
+    counted = ("detected", "placed", "named", "wrong", "also")
+    numbers = [sum(flag in each for each in found) for flag in counted]
+    return table(
+        [
+            ["", "faults", "detected", "placed", "named", "wrongly named", "also"],
+            ["unseen", str(len(found)), *(f"{n} ({100 * n // len(found)}%)" for n in numbers)],
+        ]
+    )
 
 
 def each(result: Mapping[str, Any]) -> str:
@@ -189,7 +215,12 @@ def page() -> str:
     if mended:
         each_of = "; ".join(f"`{name}`: {fault.mended}" for name, fault in mended)
         words = f"Of {len(mended)}, what was expected was mended afterwards: {each_of}."
+    unseen = json.loads(UNSEEN.read_text(encoding="utf-8"))
     text = TEXT.format(
+        new=len(unseen["faults"]),
+        unseen=UNSEEN.name,
+        commit=unseen["commit"],
+        first=first(unseen),
         written=len(every()),
         count=len(result["faults"]),
         older=older(result),
