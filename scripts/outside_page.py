@@ -58,9 +58,10 @@ is the expected one. *Named*: a name that the report gives, or its sentence, say
 A name drawn from the catalogue would have had one of the words in {chance:.0%} of the cases.
 {mended}
 
-Whatever a fault showed to be missing was mended, as a class, so that the table above says more of these
-faults than of those that nobody has seen yet. The {new} that were written last were judged once before anything
-was mended for them ([`results/{unseen}`](results/{unseen}), code of commit `{commit}`):
+Whatever a fault showed to be missing was mended, as a class, so that the table above says more of
+these faults than of those that nobody has seen yet. The {new} that were written last were judged
+once before anything was mended for them ([`results/{unseen}`](results/{unseen}), code of commit
+`{commit}`):
 
 <!-- figures: {unseen} -->
 
@@ -170,9 +171,8 @@ def by_area(result: Mapping[str, Any]) -> str:
         numbers = [len(own), *(sum(flag in each for each in found) for flag in counted)]
         totals = [a + b for a, b in zip(totals, numbers, strict=True)]
         rows.append([area, *map(str, numbers)])
-    share = [
-        f"**{n}**" + (f" ({100 * n // totals[0]}%)" if i else "") for i, n in enumerate(totals)
-    ]
+    share = [f"**{n}** ({100 * n // totals[0]}%)" for n in totals]
+    share[0] = f"**{totals[0]}**"
     rows.append(["**all**", *share])
     return table(rows)
 
