@@ -98,7 +98,14 @@ def _triangle(targets: Any, sources: Any) -> Any:
     return sources[None, :] <= targets[:, None]
 
 
-def _cache(name: str, summary: str, in_model: Inject, seen: str = "", needs: str = "") -> Fault:
+def _cache(
+    name: str,
+    summary: str,
+    in_model: Inject,
+    seen: str = "",
+    needs: str = "",
+    entails: tuple[str, ...] = (),
+) -> Fault:
     return Fault(
         f"cache-{name}",
         "cache",
@@ -107,6 +114,7 @@ def _cache(name: str, summary: str, in_model: Inject, seen: str = "", needs: str
         InModel(in_model, layered=False),
         law="cache",
         needs=needs,
+        entails=entails,
     )
 
 
@@ -130,6 +138,8 @@ FAULTS = (
         "position-of-call",
         "gives all tokens of a call the position of the first",
         partial(_inject_positions, lambda asked, past, n_ctx: torch.full_like(asked, past)),
+        # Of one token that is the cache's length, whatever of it is padding.
+        entails=("padding-cache-positions",),
     ),
     _cache(
         "positions-ahead",
