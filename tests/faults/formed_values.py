@@ -144,6 +144,16 @@ def _without_bias_of_values(model: Any) -> None:
         wrap(block.attn, "mix", mix)
 
 
+def _another_bias(model: Any) -> None:
+    """What is added to a projection is a vector, and no stream."""
+    for block in model.h:
+
+        def wire(own: Any, right: Any, x: Any, attend: Any) -> Any:
+            return right(x, lambda y: attend(y) + own.ln_2.bias)
+
+        wrap(block, "wire", wire)
+
+
 def _gain_added(model: Any) -> None:
     for block in model.h:
         wrap(block.ln_2, "forward", lambda norm, right, x: right(x) + norm.weight)
@@ -260,6 +270,11 @@ FORMED = {
         _without_bias_of_values,
         "constant-added",
         "the bias h0/attn/c_attn/b (v) is left out at every position",
+    ),
+    "bias-of-a-norm-on-attention": Formed(
+        _another_bias,
+        "constant-added",
+        "the bias h0/ln_2/b is added at every position",
     ),
     "norm-with-the-gain-added": Formed(
         _gain_added, "constant-added", "the gain h0/ln_2/g is added at every position"

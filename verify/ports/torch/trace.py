@@ -402,7 +402,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             known = self._outputs.get(address(tensor))
             if known is not None:
                 # A vector that is added to all positions is no stream.
-                whole = other.numel() >= tensor.numel()
+                whole = other.numel() >= tensor.numel() and other.ndim >= tensor.ndim
                 return self._sums.get(known[0]) if whole else None
         return None
 
