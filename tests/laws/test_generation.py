@@ -10,7 +10,7 @@ import pytest
 import torch
 from models import CONFIG, checkpoint
 from plain_ports import faulty, plain
-from subjects import hold, port
+from subjects import hold, port, subject
 
 from gpt_verify.diagnosis.left_over import goes_with
 from gpt_verify.faults.inject import wrap
@@ -117,6 +117,17 @@ def test_a_rule_by_which_tokens_are_chosen_is_read_off(rule: Any, words: str) ->
     assert finding.status is Status.FAILED, finding.message
     assert finding.fault == "generation-choice"
     assert re.search(words, finding.message), finding.message
+
+
+def test_wrong_logits_give_no_name_to_what_is_generated() -> None:
+    made = plain()
+    wrap(made.module, "next_logits", by_rank)
+    judged = subject(made)
+    judged.logits_right = False
+    (finding,) = next(part for part in CHECKS if part.id == "generation.greedy").hold(judged)
+    assert finding.status is Status.FAILED
+    assert finding.fault is None
+    assert "its plain logits are wrong" in finding.message
 
 
 def generated_are_padding(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:

@@ -91,10 +91,13 @@ def read(evidence: Evidence) -> Reading:
     """What explains the tokens: the port's cache, or else a fault of generation.
 
     A cache that is wrong makes other tokens than the plain logits do, some of which a fault of
-    generation would make as well; most models soon repeat one token.
+    generation would make as well; most models soon repeat one token. So do logits that are wrong,
+    which are what the tokens are held to.
     """
     if _as_its_steps_say(evidence):
         return Reading(None, "its steps with a cache say the same: see cache", "cache")
+    if evidence.subject.logits_right is False:
+        return Reading(None, "its plain logits are wrong: see logits")
     found = explain(evidence, _MISTAKES)
     if not found.fitting and (words := _chosen(evidence)):
         return Reading(naming(CHOICE, words=words), words)
