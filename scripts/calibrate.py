@@ -45,9 +45,11 @@ from numpy.typing import NDArray
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.checkpoint.synthetic import resolve_size, synthetic_tensors
 from gpt_verify.findings import Status
+from gpt_verify.graph.run import run as forward
 from gpt_verify.inputs import Input
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent, environment
+from gpt_verify.numerics.precision import FLOAT16
 from gpt_verify.reference import Config, tensor_table
 from gpt_verify.sites import sites
 
@@ -210,6 +212,18 @@ def of_a_family(seed: int, index: int) -> Distribution:
     return found
 
 
+def largest_number(checkpoint: Checkpoint, inputs: Sequence[Input]) -> float:
+    """The largest size of anything that the reference computes on these inputs."""
+    largest = 0.0
+    lookup, config = checkpoint.tensors.__getitem__, checkpoint.config
+    for given in inputs:
+        for tokens_T in given.tokens:
+            for _, value in forward(lookup, config, tokens_T, {}):
+                finite = value[np.isfinite(value)]
+                largest = max(largest, float(np.max(np.abs(finite), initial=0.0)))
+    return largest
+
+
 def judge_all(
     found: Distribution,
     row: dict[str, Any],
@@ -217,8 +231,12 @@ def judge_all(
     inputs: Sequence[Input],
     ports: Sequence[str],
 ) -> None:
-    """Judge every port of a checkpoint in every precision."""
+    """Judge every port of a checkpoint in every precision that holds its numbers: what leaves
+    float16's range is infinite in a correct port."""
     for dtype in DTYPES:
+        if dtype == "float16" and largest_number(checkpoint, inputs) > FLOAT16.largest:
+            print(f"configuration {row['index'] + 1}: beyond float16's range", file=sys.stderr)
+            continue
         for port in ports:
             report = judge(port, checkpoint, inputs, dtype, "cpu", Silent(), laws=())
             seen = len(found.alarms)

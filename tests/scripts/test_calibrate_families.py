@@ -14,7 +14,8 @@ from gpt_verify.checkpoint.synthetic import synthetic_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
-import calibrate_families as script  # noqa: E402  # of the scripts, not installed
+import calibrate  # noqa: E402  # of the scripts, not installed
+import calibrate_families as script  # noqa: E402
 
 
 @pytest.mark.parametrize("turn", range(2 * script.SELDOM))
@@ -39,3 +40,13 @@ def test_some_channels_of_the_residual_stream_are_far_larger() -> None:
     ratios = np.linalg.norm(made["wte"], axis=0) / np.linalg.norm(plain["wte"], axis=0)
     assert 1 <= np.count_nonzero(ratios > 2) <= 3
     assert np.count_nonzero(ratios == 1) >= config.n_embd - 3
+
+
+@pytest.mark.parametrize(("index", "beyond"), [(119, True), (12, False)])
+def test_what_leaves_the_range_of_float16_is_not_judged_in_it(index: int, beyond: bool) -> None:
+    """An OLMo 2 of which the reference makes 72,531 where float16 ends at 65,504."""
+    rng = np.random.default_rng([0, index])
+    with script.model_of(index, rng) as (model, checkpoint):
+        inputs = script.inputs_of(checkpoint.config, model, rng)
+        largest = calibrate.largest_number(checkpoint, inputs)
+    assert (largest > 65504) == beyond
