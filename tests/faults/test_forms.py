@@ -20,7 +20,7 @@ from gpt_verify.diagnosis.forms.tensors import NAMES
 from gpt_verify.faults.inject import wrap
 from gpt_verify.faults.model import build
 from gpt_verify.findings import PortReport, Verdict
-from gpt_verify.inputs import default_inputs
+from gpt_verify.inputs import Input, default_inputs
 from gpt_verify.judging.judge import judge
 from gpt_verify.judging.run import Silent
 from gpt_verify.laws.cache.forms import NAMES as OF_CACHES
@@ -114,7 +114,18 @@ def test_rows_that_are_taken_for_tokens_are_no_form_of_one_row() -> None:
 
     model = build(SOURCE, formed.FUSED)
     formed.attending("attend", across_rows)(model)
-    report = _of(model, "rows", ("batch",))
+    tokens = np.random.default_rng(0).integers(0, CONFIG.n_vocab, (3, 16))
+    report = judge(
+        "rows",
+        SOURCE,
+        [Input("three rows", tokens)],
+        None,
+        "cpu",
+        Silent(),
+        build=lambda: TorchModule(model, SOURCE, "rows"),
+        laws=("batch",),
+        shared=SHARED,
+    )
     assert report.verdict is Verdict.REFUTED
     assert report.explained_by == ("depends-on",), report.causes
     assert "other rows of the batch" in report.causes[0].note

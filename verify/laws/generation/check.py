@@ -119,7 +119,7 @@ def _telling_prompt(subject: Subject) -> Prompt:
     for attempt in range(ATTEMPTS):
         prompt = _prompt(subject, 3, attempt)
         got = subject.offers[GENERATE](prompt)
-        prompts.append((min(len(np.unique(row)) for row in got), -attempt, prompt))
+        prompts.append((min((len(np.unique(row)) for row in got), default=0), -attempt, prompt))
         if prompts[-1][0] > min(SEVERAL, prompt.new - 1):
             break
     return max(prompts)[-1]
