@@ -16,6 +16,7 @@ from gpt_verify.diagnosis.left_over import goes_with
 from gpt_verify.faults.inject import wrap
 from gpt_verify.findings import Finding, Status
 from gpt_verify.laws.catalogue import CATALOGUE
+from gpt_verify.laws.generation import check
 from gpt_verify.laws.table import CHECKS
 from gpt_verify.port import GENERATE, Prompt
 from gpt_verify.ports.torch.module import TorchModule
@@ -136,6 +137,20 @@ def generated_are_padding(self: Any, right: Any, ids: Any, mask: Any, made: int)
         return right(ids, mask, made)
     mask = torch.cat([mask[:, :-made], torch.zeros_like(mask[:, -made:])], dim=1)
     return right(ids, mask, made)
+
+
+def test_the_prompt_that_is_padded_is_one_after_which_tokens_differ() -> None:
+    def different(judged: Any, prompt: Prompt) -> int:
+        got = judged.offers[GENERATE](prompt)
+        return sum(len(set(row.tolist())) for row in got)
+
+    more = []
+    for scale in (0.02, 0.1, 0.3, 0.5, 1.0):
+        source = checkpoint(scale=scale)
+        judged = subject(plain(source=source), source)
+        first, telling = check._prompt(judged, 3), check._telling_prompt(judged)
+        more.append(different(judged, telling) - different(judged, first))
+    assert min(more) >= 0 and max(more) > 0, more
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0])

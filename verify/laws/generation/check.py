@@ -119,8 +119,8 @@ def _telling_prompt(subject: Subject) -> Prompt:
     for attempt in range(ATTEMPTS):
         prompt = _prompt(subject, 3, attempt)
         got = subject.offers[GENERATE](prompt)
-        prompts.append((min((len(np.unique(row)) for row in got), default=0), -attempt, prompt))
-        if prompts[-1][0] > min(SEVERAL, prompt.new - 1):
+        prompts.append((sum(len(np.unique(row)) for row in got), -attempt, prompt))
+        if prompts[-1][0] >= len(got) * min(SEVERAL, prompt.new):
             break
     return max(prompts)[-1]
 
