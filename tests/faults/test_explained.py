@@ -212,6 +212,6 @@ def test_layers_sorted_as_strings() -> None:
         tokens = np.arange(5)[None]
         comparison.begin(tokens)
         port.activations(tokens, comparison)
-        causes = sorted_wrongly({"activations.local": comparison})
+        causes = sorted_wrongly({"activations.local": comparison}, deep)
         assert [cause.fault for cause in causes] == named
         assert next(iter(comparison.late), None) == ("h.2.ln_1" if named else None)
