@@ -126,7 +126,8 @@ def transformer_lens(states: Any, weights: Any, tokens: Any) -> object:
     import torch
     from transformer_lens import ActivationCache
 
-    model = _bridge(*weights["wte"].shape, len(tokens))
+    v, d = weights["wte"].shape
+    model = _bridge(v, d, len(tokens))
     # The cache reads of the model how many layers there are, and its last norm.
     model.cfg.n_layers = len(states) - 1
     w_u = torch.from_numpy(weights["wte"]).T
