@@ -4,6 +4,7 @@ operation reads, and of narrower formats. As ``formed.py``, whose means they use
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,6 +117,34 @@ def _through_silu(block: Any, x: Any, attend: Any, mlp: Any) -> Any:
     return x + F.silu(mlp(x))
 
 
+def _in_tiles(size: int, running: bool, attn: Any, right: Any, scores: Any) -> Any:
+    """A softmax tile by tile: each with the maximum so far, and none scaled anew; or each divided
+    by its own sum, and the parts added up with equal weights."""
+    tiles = scores.split(size, -1)
+    tops = torch.stack([tile.amax(-1) for tile in tiles])
+    if not running:
+        each = [
+            tile.softmax(-1) * (top > -1e3)[..., None]
+            for tile, top in zip(tiles, tops, strict=True)
+        ]
+        return torch.cat(each, -1) / len(tiles)
+    tops = tops.cummax(0).values
+    found = [(tile - top[..., None]).exp() for tile, top in zip(tiles, tops, strict=True)]
+    return torch.cat(found, -1) / (scores - tops[-1][..., None]).exp().sum(-1, keepdim=True)
+
+
+def _first_eight_doubled(pattern: Any) -> Any:
+    at = torch.arange(pattern.shape[-1])
+    return torch.where((at < 8) & (at.max() >= 8), 2 * pattern, pattern)
+
+
+def _last_block_for_the_last_token(model: Any) -> None:
+    def wire(own: Any, right: Any, x: Any, attend: Any) -> Any:
+        return torch.cat([x[:, :-1], right(x, attend)[:, -1:]], 1)
+
+    wrap(model.h[2], "wire", wire)
+
+
 def _last_block_twice(model: Any) -> None:
     wrap(model.h[2], "wire", lambda own, right, x, attend: right(right(x, attend), attend))
 
@@ -220,6 +249,23 @@ FORMED = {
         attending("softmax", _half_more_below),
         "pattern-divided",
         "0.5 is added to the sum of the softmax",
+    ),
+    "tiles-of-8-not-rescaled": Formed(
+        attending("softmax", partial(_in_tiles, 8, True)), "pattern-tiles", "tiles of 8 sources"
+    ),
+    "tiles-of-8-each-divided": Formed(
+        attending("softmax", partial(_in_tiles, 8, False)), "pattern-tiles", "tiles of 8 sources"
+    ),
+    "tiles-after-they-are-shown": Formed(
+        mixing(_first_eight_doubled, _same),
+        "pattern-tiles",
+        "sources 0 … 7 × 2, sources 8 … 15 × 1, sources 16 … 18 × 1",
+    ),
+    "last-block-for-the-last-token": Formed(
+        _last_block_for_the_last_token,
+        "input-elsewhere",
+        "at all tokens but the last, reads h.1.resid_post in place of h.2.resid_post, as if block "
+        "2 were left out",
     ),
     "pattern-in-4-bits": Formed(
         patterned(lambda p: torch.round(p * 15) / 15), "values-on-a-grid", "in 5 bits"

@@ -103,6 +103,29 @@ def _page_from_the_first(size: int, page: int) -> Any:
     return change
 
 
+def _values_re_read(attn: Any, right: Any, past: Any, k: Any, v: Any) -> Any:
+    """The values of a cache lie as [H, K, S], and are read as [H, S, K]."""
+    if past is not None:
+        past = past[0], past[1].transpose(-1, -2).reshape(past[1].shape)
+    return right(past, k, v)
+
+
+def _held(*which: bool) -> Any:
+    """Keys, values: no larger than what the cache has in each channel."""
+
+    def extend(attn: Any, right: Any, past: Any, k: Any, v: Any) -> Any:
+        if past is None:
+            return right(past, k, v)
+        tops = [x.abs().amax(2, keepdim=True) for x in past]
+        made = [
+            x.clamp(-top, top) if held else x
+            for held, top, x in zip(which, tops, (k, v), strict=True)
+        ]
+        return right(past, *made)
+
+    return extend
+
+
 def _without_bias(*parts: int) -> Any:
     """What a call adds to the cache has no bias: of keys (0) or values (1)."""
 
@@ -158,6 +181,21 @@ CACHES: dict[str, tuple[Any, str, str]] = {
         _without_bias(0, 1),
         "cache-without-bias",
         "keys and values are cached without their bias",
+    ),
+    "values-re-read": (
+        attending("extend", _values_re_read),
+        "cache-layout",
+        "values are kept as [heads, channels, tokens], read as [heads, tokens, channels]",
+    ),
+    "keys-held": (
+        attending("extend", _held(True, False)),
+        "cache-clipped",
+        "keys of a call are cut off at the largest that each channel of a head had before",
+    ),
+    "both-held": (
+        attending("extend", _held(True, True)),
+        "cache-clipped",
+        "keys and values of a call are cut off at the largest that each channel of a head had",
     ),
     "second-page-is-first": (
         cached(_page_from_the_first(4, 1)),

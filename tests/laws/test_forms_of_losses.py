@@ -43,6 +43,18 @@ def _with_a_constant(logits: Any, labels: Any) -> Any:
     return F.cross_entropy(*_pairs(logits, labels)) + 0.125
 
 
+def _whole_chunks(logits: Any, labels: Any) -> Any:
+    x, y = _pairs(logits, labels)
+    n = len(y) // 4 * 4 or len(y)
+    return F.cross_entropy(x[:n], y[:n])
+
+
+def _mean_of_chunks(logits: Any, labels: Any) -> Any:
+    x, y = _pairs(logits, labels)
+    each = zip(x.split(4), y.split(4), strict=True)
+    return torch.stack([F.cross_entropy(*one) for one in each if (one[1] != -100).any()]).mean()
+
+
 LOSSES: dict[str, tuple[Callable[[Any, Any], Any], str, str, str]] = {
     "in-a-circle": (_in_a_circle, "loss.value", "loss-pairs", "its own first token"),
     "first-row": (_first_row_alone, "loss.batch", "loss-pairs", "only the first row of a batch"),
@@ -52,6 +64,18 @@ LOSSES: dict[str, tuple[Callable[[Any, Any], Any], str, str, str]] = {
         "loss.value",
         "loss-added",
         "0.002 times the mean square of the logarithm of the partition sum (z-loss)",
+    ),
+    "whole-chunks": (
+        _whole_chunks,
+        "loss.value",
+        "loss-chunks",
+        "tokens that do not fill a chunk of 4 are left out",
+    ),
+    "mean-of-chunks": (
+        _mean_of_chunks,
+        "loss.value",
+        "loss-chunks",
+        "it is the mean over chunks of 4 tokens of each chunk's mean",
     ),
     "constant": (_with_a_constant, "loss.ignored", "loss-added", "0.125 is added to the loss"),
 }

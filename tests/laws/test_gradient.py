@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gradient_faults as faults
 import mixed_precision
 import numpy as np
 import pytest
+import torch
 from gradients import Gradients, answering
 from models import CONFIG, checkpoint
 from plain_ports import plain
 from subjects import hold, message, port, subject
+from torch.nn import functional as F
 
 from gpt_verify.checkpoint import Checkpoint
 from gpt_verify.faults.inject import wrap
@@ -232,6 +235,32 @@ def test_clipped_gradients_are_known_by_their_largest_elements(
         parameter.register_hook(lambda d: d.clamp(-most, most))
     made = made if float64_copy else without_float64_copy(made)
     assert named(held(made)) == ["gradient-clipped"]
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("tables", [("wte",), ("wpe",), ("wte", "wpe")], ids="+".join)
+@pytest.mark.parametrize("float64_copy", [True, False], ids=["float64", "declared"])
+def test_gradients_of_one_row_that_overwrite_each_other_are_said(
+    float64_copy: bool, tables: tuple[str, ...], last: bool
+) -> None:
+    def embed(model: Any, right: Any, ids: Any, positions: Any) -> Any:
+        rows = {
+            "wte": F.embedding(ids, model.wte),
+            "wpe": F.embedding(positions.expand_as(ids), model.wpe),
+        }
+        for name in tables:
+            at = {"wte": ids, "wpe": positions.expand_as(ids)}[name]
+            again = at.flatten()[:, None] == at.flatten()
+            seen = (again.triu(1) if last else again.tril(-1)).any(1)
+            if rows[name].requires_grad:
+                rows[name].register_hook(partial(torch.mul, ~seen.view(*at.shape, 1)))
+        return rows["wte"] + rows["wpe"]
+
+    made = plain()
+    wrap(made.module, "embed", embed)
+    findings = held(made if float64_copy else without_float64_copy(made))
+    assert failed(findings) == ["embed"]
+    assert named(findings) == ["gradient-lookup-overwrites"]
 
 
 @pytest.mark.parametrize("float64_copy", [True, False], ids=["float64", "declared"])

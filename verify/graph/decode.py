@@ -41,6 +41,11 @@ def right_sources(before: Before, n: int) -> NDArray[np.bool_]:
     return np.tri(n, past + n, past, dtype=np.bool_)
 
 
+def joined(past: KeysValues, own: KeysValues) -> KeysValues:
+    """One after the other."""
+    return np.concatenate([past[0], own[0]], axis=1), np.concatenate([past[1], own[1]], axis=1)
+
+
 class HowDecoded(Protocol):
     """What may be done otherwise from piece to piece.
 
@@ -57,6 +62,7 @@ class HowDecoded(Protocol):
         in_layer: whether ``sources`` and ``kept`` are those of a layer; the others are right.
         elsewhere: what they see in the other layers.
         unbiased: of keys (0) and values (1), those that are cached without their bias.
+        joined: the cached keys and values, and those of a call, as one.
         skipped: whether a block is passed over.
     """
 
@@ -84,6 +90,8 @@ class HowDecoded(Protocol):
     def elsewhere(self) -> Sources: ...
     @property
     def unbiased(self) -> Sequence[int]: ...
+    @property
+    def joined(self) -> Callable[[KeysValues, KeysValues], KeysValues]: ...
     @property
     def skipped(self) -> Callable[[int], bool]: ...
 
@@ -163,7 +171,7 @@ class _Piece:
                 for part, x in enumerate(own)
             )
             own = k, v
-        every = _joined(self.past[layer], own) if self.past else own
+        every = self.how.joined(self.past[layer], own) if self.past else own
         return self.how.kept(every) if self.how.in_layer(layer) else every
 
     def _embed(self, call: Call) -> Array:
@@ -207,13 +215,9 @@ class _Piece:
     def _read(self, layer: int) -> KeysValues:
         """The keys and values that a layer attends to."""
         own = self.own[layer]
-        return _joined(self.past[self.how.layer(layer)], own) if self.past else own
+        return self.how.joined(self.past[self.how.layer(layer)], own) if self.past else own
 
 
 def _norm(normalise: Callable[[Array], Array], call: Call) -> Array:
     made: Array = call.own(0) * normalise(call.x) + call.own(1)
     return made
-
-
-def _joined(past: KeysValues, own: KeysValues) -> KeysValues:
-    return np.concatenate([past[0], own[0]], axis=1), np.concatenate([past[1], own[1]], axis=1)

@@ -21,6 +21,7 @@ from gpt_verify.graph.decode import (
     Positions,
     Sources,
     decode,
+    joined,
     right_positions,
     right_sources,
 )
@@ -60,6 +61,7 @@ class Way:
         in_layer: whether ``sources`` and ``kept`` are those of a layer; the others are right.
         elsewhere: what they see in the other layers.
         unbiased: of keys (0) and values (1), those that are cached without their bias.
+        joined: the cached keys and values, and those of a call, as one.
         skipped: whether a block is passed over.
         fault: the name of this mistake in the catalogue of faults, where it has one.
         quantising: it rounds in steps that are far above the noise, not always to the same side.
@@ -78,6 +80,7 @@ class Way:
     in_layer: Callable[[int], bool] = lambda layer: True
     elsewhere: Sources = right_sources
     unbiased: tuple[int, ...] = ()
+    joined: Callable[[KeysValues, KeysValues], KeysValues] = joined
     skipped: Callable[[int], bool] = lambda layer: False
     fault: str = ""
     quantising: bool = False

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gpt_verify.diagnosis.forms.form import Array, Evidence, Fitted, Form
+from gpt_verify.diagnosis.forms.form import Array, Evidence, Fitted, Form, listed
 from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
 from gpt_verify.reference.weights import QKV, tensor_table
+from gpt_verify.sites import sites
 
 #: Positions on which matrices are tried.
 PROBED = 4
@@ -57,12 +59,64 @@ def inputs(e: Evidence) -> Iterator[Fitted]:
             if other == name or value.shape != e.shown[name].shape:
                 continue
             reading = _Reading(name, other)
-            tried.append(
-                (e.distance(reading(e.call)), reading, f"reads {other} in place of {name}")
-            )
+            words = f"reads {other} in place of {name}{_as_if(e, name, other)}"
+            tried.append((e.distance(reading(e.call)), reading, words))
     if tried:
         _, act, words = min(tried, key=lambda one: one[0])
         yield e.alone(act, words)
+        yield from _in_part(e, tried)
+
+
+def _as_if(e: Evidence, name: str, other: str) -> str:
+    """What may have been left out between the two."""
+    made, instead = sites(e.config)[name], sites(e.config)[other]
+    if made.layer is None or not made.is_sum or made.kind != "resid_post":
+        return ""
+    before = "embed" if made.layer == 0 else f"h.{made.layer - 1}.resid_post"
+    return f", as if block {made.layer} were left out" if instead.name == before else ""
+
+
+def _in_part(e: Evidence, tried: Sequence[tuple[float, Override, str]]) -> Iterator[Fitted]:
+    """Another site at some positions, and the correct one at the others."""
+    budget = e.expected.budget
+    if e.got.ndim != 2 or budget is None or not np.isfinite(e.got).all():
+        return
+    right_T = np.sum(((e.got - e.right) / budget) ** 2, axis=-1)
+    found: list[tuple[float, Override, str]] = []
+    for _, act, words in tried:
+        left_T = np.sum(((e.got - act(e.call)) / budget) ** 2, axis=-1)
+        at = np.flatnonzero(left_T < right_T)
+        if 0 < len(at) < len(right_T):
+            left = float(np.minimum(left_T, right_T).sum())
+            where = _places(at, len(right_T))
+            found.append((left, _At(at, act), f"at {where}, {words}"))
+    if found:
+        _, act, words = min(found, key=lambda one: one[0])
+        yield e.alone(act, words)
+
+
+def _places(at: NDArray[np.integer], length: int) -> str:
+    """Positions: how many, if they are no stretch."""
+    if len(at) == length - 1:
+        left = (set(range(length)) - set(at.tolist())).pop()
+        return "all tokens but the last" if left == length - 1 else f"all positions but {left}"
+    if len(at) == 1:
+        return f"position {at[0]}"
+    if at[-1] - at[0] + 1 == len(at):
+        return f"positions {at[0]} … {at[-1]}"
+    return f"positions {listed(at)}"
+
+
+class _At:
+    """Another operation at these positions, the correct one at the others."""
+
+    def __init__(self, positions: NDArray[np.integer], act: Override) -> None:
+        self._positions, self._act = positions, act
+
+    def __call__(self, call: Call) -> Array:
+        made = np.array(right(call))
+        made[self._positions] = self._act(call)[self._positions]
+        return made
 
 
 class _Value:

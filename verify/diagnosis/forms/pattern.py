@@ -32,9 +32,9 @@ def cut(e: Evidence) -> Iterator[Fitted]:
     if e.site.kind not in ("attn.pattern", "attn.mix") or not np.isfinite(e.got).all():
         return
     if e.site.kind == "attn.pattern":
-        act_of, should = _after, e.right
+        act_of, should = after, e.right
     elif e.site.inputs[0] in e.shown:
-        act_of, should = _before, e.call.x
+        act_of, should = before, e.call.x
     else:
         return
     length = should.shape[-1]
@@ -66,12 +66,12 @@ def _apart(e: Evidence, made: Callable[[Change], Array], change: Change) -> floa
     return float(np.sum(error * error))
 
 
-def _after(change: Change) -> Callable[[Call], Array]:
+def after(change: Change) -> Callable[[Call], Array]:
     """Of the operation that makes a pattern."""
     return lambda call: change(right(call))
 
 
-def _before(change: Change) -> Callable[[Call], Array]:
+def before(change: Change) -> Callable[[Call], Array]:
     """Of the operation that reads it."""
 
     def act(call: Call) -> Array:

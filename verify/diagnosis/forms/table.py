@@ -23,6 +23,7 @@ from gpt_verify.diagnosis.forms import (
     sums,
     support,
     through,
+    tiles,
     turned,
     waves,
 )
@@ -56,6 +57,7 @@ OF_SITES: tuple[Form, ...] = (
     hidden.SINKS,
     queries.NORMED,
     pattern.DIVIDED,
+    tiles.FORM,
     activation.FORM,
     gates.FORM,
     norm.FORM,

@@ -310,8 +310,9 @@ class SiteComparison:
         return Finding(law, status, message, name, worst.score, worst.limit, details)
 
     def cascaded_findings(self, law: str) -> list[Finding]:
-        """One finding for each site: the error in noise floors."""
-        found = []
+        """One finding for each site: the error in noise floors. Of the first that fails, which
+        operations before it are hidden: what is wrong first may be one of these."""
+        found: list[Finding] = []
         for name, scores in self.cascade.items():
             if not scores.seen:
                 why = self.wrong_shape.get(name, NOT_SHOWN)
@@ -320,8 +321,22 @@ class SiteComparison:
             floors = scores.floors()
             status = Status.PASSED if floors <= LIMIT_FLOORS else Status.FAILED
             message = f"{name}: RMS error since the tokens is {floors:.3g} noise floors"
+            first = not any(finding.status is Status.FAILED for finding in found)
+            if first and status is Status.FAILED and (hidden := self._hidden_before(name)):
+                message += f"; what is wrong first is this or a site that is {NOT_SHOWN}: {hidden}"
             found.append(Finding(law, status, message, name, floors, LIMIT_FLOORS))
         return found
+
+    def _hidden_before(self, name: str) -> str:
+        """The sites between one that nothing judges by itself and those that are shown."""
+        waiting = [name] if name in self.hidden_input else []
+        between: set[str] = set()
+        while waiting:
+            for before in self._sites[waiting.pop()].inputs:
+                if not self.cascade[before].seen and before not in between:
+                    between.add(before)
+                    waiting.append(before)
+        return ", ".join(site for site in self._sites if site in between)
 
 
 def bits_of(value_TV: Floats) -> int:

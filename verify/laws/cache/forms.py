@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import permutations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_verify.graph.decode import Before, KeysValues, right_sources
+from gpt_verify.graph.decode import Before, KeysValues, joined, right_sources
 from gpt_verify.laws.cache.positions_used import NAME as POSITIONS
 from gpt_verify.laws.cache.positions_used import SUMMARY as OF_POSITIONS
 from gpt_verify.laws.decoding import Way
@@ -29,9 +30,13 @@ NAMES = {
     "cache-sight": "lets a call with a cache see other tokens",
     "cache-rounded": "keeps keys and values in another format",
     "cache-without-bias": "caches keys or values without their bias",
+    "cache-layout": "reads the memory of its cache in another layout than it has",
+    "cache-clipped": "clips keys or values to what the cache holds already",
     "cache-rows": "reads the cache of another row",
     POSITIONS: OF_POSITIONS,
 }
+#: What is kept, and its places in the pair of keys and values.
+WHICH = (("keys and values", (0, 1)), ("keys", (0,)), ("values", (1,)))
 #: Slots, steps back and unfilled slots that are tried.
 SLOTS, BACK, EMPTY, MULTIPLES = 4, 4, 9, (4, 8, 16, 32, 64, 128)
 #: Slots of a page, and pages that are tried one by one.
@@ -43,6 +48,7 @@ BLOCKS = 12
 def forms(n_layer: int, n_ctx: int) -> Iterator[Way]:
     """All of them, those of all blocks first."""
     yield from (*_unfilled(n_ctx), *_zeros(), *_unseen(), *_unbiased(), *_pages(n_ctx), *_rounded())
+    yield from (*_layouts(), *_clipped())
     if n_layer > 1:
         for layer in dict.fromkeys((*range(min(n_layer, BLOCKS)), n_layer - 1)):
             for way in _in_one_block():
@@ -56,7 +62,7 @@ def _is(layer: int, other: int) -> bool:
 
 def _zeros() -> Iterator[Way]:
     """Slots that are zeros when the next call reads them."""
-    for which, of in (("keys and values", (0, 1)), ("keys", (0,)), ("values", (1,))):
+    for which, of in WHICH:
         for n in range(1, SLOTS + 1):
             slots = "slot 0 holds" if n == 1 else f"slots 0 … {n - 1} hold"
             yield _kept(f"{slots} zeros for {which}", partial(_zeroed, of, slice(0, n)))
@@ -82,9 +88,46 @@ def _read_from(size: int, page: int, kept: KeysValues) -> KeysValues:
 
 def _unbiased() -> Iterator[Way]:
     """What is cached before its bias is added, which a later call does not add."""
-    for which, of in (("keys and values", (0, 1)), ("keys", (0,)), ("values", (1,))):
+    for which, of in WHICH:
         words = f"{which} are cached without their bias"
         yield Way(words, unbiased=of, fault="cache-without-bias")
+
+
+def _layouts() -> Iterator[Way]:
+    """Memory that has one order of axes and is read in another, whenever a call ends."""
+    names = ("heads", "tokens", "channels")
+    for which, of in WHICH:
+        for axes in permutations(range(3)):
+            if axes != (0, 1, 2):
+                kept = ", ".join(names[axis] for axis in axes)
+                words = f"{which} are kept as [{kept}], read as [{', '.join(names)}]"
+                yield replace(_kept(words, partial(_laid_out, of, axes)), fault="cache-layout")
+
+
+def _laid_out(of: tuple[int, ...], axes: tuple[int, ...], kept: KeysValues) -> KeysValues:
+    k, v = (x.transpose(axes).reshape(x.shape) if part in of else x for part, x in enumerate(kept))
+    return k, v
+
+
+def _clipped() -> Iterator[Way]:
+    """What a call adds is cut off at the largest that the cache has, as by scales that were
+    measured on the prompt."""
+    limits = {"channel of a head": (1,), "head": (1, 2), "channel": (0, 1), "block": None}
+    for which, of in WHICH:
+        for of_what, axes in limits.items():
+            words = f"{which} of a call are cut off at the largest that each {of_what} had before"
+            yield Way(words, joined=partial(_held, of, axes), fault="cache-clipped")
+
+
+def _held(
+    of: tuple[int, ...], axes: tuple[int, ...] | None, past: KeysValues, own: KeysValues
+) -> KeysValues:
+    limits = (np.max(np.abs(x), axis=axes, keepdims=True) for x in past)
+    k, v = (
+        np.clip(x, -limit, limit) if part in of else x
+        for part, (x, limit) in enumerate(zip(own, limits, strict=True))
+    )
+    return joined(past, (k, v))
 
 
 def _kept(words: str, change: Callable[[KeysValues], KeysValues]) -> Way:
@@ -183,7 +226,7 @@ def _rounded() -> Iterator[Way]:
         "each token of each head": (2,),
         "each channel": (1,),
     }
-    for which, of in (("keys and values", (0, 1)), ("keys", (0,)), ("values", (1,))):
+    for which, of in WHICH:
         for bits in (8, 4):
             for of_what, axes in scales.items():
                 words = f"{which} are kept in {bits} bits, one scale for {of_what}"

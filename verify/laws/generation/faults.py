@@ -39,6 +39,14 @@ def _counted(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
     return self(ids, attention_mask=mask, position_ids=at)["logits"][:, -1]
 
 
+def _new_hidden(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
+    if mask is None or not made:
+        return right(ids, mask, made)
+    real = mask.clone()
+    real[:, -made:] = 0
+    return right(ids, real, made)
+
+
 def _prompt_counted(model: Any, layers: Sequence[int]) -> None:
     def generate(self: Any, right: Any, ids: Any, max_new_tokens: int, **more: Any) -> Any:
         return right(ids, max(0, max_new_tokens - ids.shape[1]), **more)
@@ -90,6 +98,12 @@ FAULTS = (
         "padded",
         "counts the padding in positions where it generates",
         _in_next(_counted),
+    ),
+    _generation(
+        "tokens-as-padding",
+        "padded",
+        "marks the tokens that it generates as padding, by zeros that lengthen a mask",
+        _in_next(_new_hidden),
     ),
     _generation(
         "past-end",

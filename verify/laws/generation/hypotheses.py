@@ -12,7 +12,7 @@ from gpt_verify.findings import Named, naming
 from gpt_verify.laws.agreement import logits_of
 from gpt_verify.laws.explain import explain
 from gpt_verify.laws.subject import Subject
-from gpt_verify.port import GENERATE, PADDED_AT, STEP, Prompt
+from gpt_verify.port import GENERATE, PADDED, PADDED_AT, STEP, Prompt
 
 #: A form whose words are read off the tokens.
 CHOICE = "generation-choice"
@@ -219,6 +219,30 @@ def _counted(evidence: Evidence) -> bool:
     return evidence.by(of)
 
 
+def _new_hidden(evidence: Evidence) -> bool:
+    """What was generated is hidden like padding, at positions that go on or that the mask says."""
+    how, mask = evidence.subject.offers.get(PADDED), evidence.prompt.mask
+    at = evidence.subject.offers.get(PADDED_AT)
+    if how is None or mask is None or evidence.got.shape[1] < 2:
+        return False
+
+    def masked(row: int, prompt_T: Tokens, before: Tokens) -> tuple[Tokens, Tokens]:
+        whole = np.concatenate([prompt_T, before])[None]
+        return whole, np.concatenate([mask[row], np.zeros_like(before)])[None]
+
+    def of_mask(row: int, prompt_T: Tokens, before: Tokens) -> Floats:
+        return _last(how(*masked(row, prompt_T, before))[0])
+
+    def going_on(row: int, prompt_T: Tokens, before: Tokens) -> Floats:
+        assert at is not None
+        whole, real = masked(row, prompt_T, before)
+        first = int(np.flatnonzero(mask[row])[0])
+        places = np.maximum(np.arange(whole.shape[1]) - first, 0)[None]
+        return _last(at(whole, real, places)[0])
+
+    return evidence.by(of_mask) or (at is not None and evidence.by(going_on))
+
+
 def _prompt_counted(evidence: Evidence) -> bool:
     due = max(0, evidence.prompt.new - evidence.prompt.tokens.shape[1])
     return bool(evidence.got.shape[1] == due)
@@ -236,4 +260,7 @@ _MISTAKES = (
     ),
     _Mistake("generation-ignores-mask", "padding is read like any token", _without_mask),
     _Mistake("generation-positions-counted", "positions count the padding", _counted),
+    _Mistake(
+        "generation-tokens-as-padding", "what was generated is hidden like padding", _new_hidden
+    ),
 )

@@ -152,6 +152,7 @@ OTHERS: Mapping[str, Mapping[str, Rule]] = {
 NAMES = {
     "gradient-clipped": "clips the elements of a gradient",
     "gradient-cut": "lets nothing of the gradient past some operation, back to the tokens",
+    "gradient-lookup-overwrites": "keeps one gradient of a row that is looked up several times",
     "gradient-of-sigmoid-gelu": "takes the derivative of x sigmoid(1.702 x) for that of GELU",
     "gradient-of-silu": "takes the derivative of x sigmoid(x) for that of GELU",
     "gradient-of-relu": "takes the derivative of ReLU for that of GELU",
@@ -344,10 +345,54 @@ def _clipped(evidence: Evidence) -> bool:
     return most > 0 and len(held) >= _FEWEST
 
 
+def _overwritten(evidence: Evidence) -> bool:
+    """Of a row that is looked up several times, one gradient is kept, the last or the first, where
+    all should be added."""
+    embed = next(iter(sites(evidence.config)))
+    ends = [c for c in evidence.compared if embed in c.direction.sites]
+    if any(c.wrong and c not in ends for c in evidence.compared):
+        return False
+    read = next(r for r in evidence.backward().right if r.site == embed)
+    for names in (
+        {c.direction.tensor for c in ends if c.wrong},
+        {c.direction.tensor for c in ends},
+    ):
+        for last in (True, False):
+            kept = {name: _kept_once(read.tensors[name], last) for name in names}
+            expected = {
+                c: c.expected + (_moved(read, kept, c) if c.direction.tensor in kept else 0.0)
+                for c in ends
+            }
+            if all(_is(c, value) for c, value in expected.items()):
+                return True
+    return False
+
+
+def _kept_once(pulled: Sequence[Pulled], last: bool) -> list[Pulled]:
+    """Of each row of a table the last place, or the first, of the whole batch alone."""
+    ids = [p.rows for p in pulled if p.rows is not None]
+    every = np.concatenate(ids)
+    order = every[::-1] if last else every
+    first = np.unique(order, return_index=True)[1]
+    keeps = np.zeros(len(every), np.bool_)
+    keeps[len(every) - 1 - first if last else first] = True
+    parts = np.split(keeps, np.cumsum([len(rows) for rows in ids])[:-1])
+    return [
+        Pulled(p.rows, p.columns * keep[:, None]) for p, keep in zip(pulled, parts, strict=True)
+    ]
+
+
+def _moved(read: Read, kept: Mapping[str, Sequence[Pulled]], c: Comparison) -> float:
+    """By how much a derivative then differs."""
+    left = sum(pulled.along(c.direction) for pulled in kept[c.direction.tensor])
+    return left - read.along(c.direction)
+
+
 #: What is told by the port's numbers alone.
 READ_OFF: Mapping[str, Callable[[Evidence], bool]] = {
     "frozen": _frozen,
     "counted-twice": _counted_twice,
     "scaled": _scaled,
     "clipped": _clipped,
+    "lookup-overwrites": _overwritten,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ NAMES = {
     "loss-pairs": "compares predictions with other tokens than those that follow",
     "loss-function": "averages another function of the probability of each token",
     "loss-added": "adds something to the loss",
+    "loss-chunks": "loses or misweighs what does not fill a chunk",
 }
 #: Exponents of a focal loss between which it is looked for, and how often the stretch is halved.
 LEAST, LARGEST, HALVINGS = -1.0, 16.0, 60
@@ -52,6 +54,9 @@ def forms(cases: Sequence[Case]) -> Iterator[Found]:
     for words, loss in PAIRS.items():
         if all(case.fits(loss(case)) for case in cases):
             yield Found("loss-pairs", words)
+    for words, loss in CHUNKS.items():
+        if all(case.fits(loss(case)) for case in cases):
+            yield Found("loss-chunks", words)
     if len(cases) < 2 or not all(_nats(case).size for case in cases):
         return
     yield from _focal(cases)
@@ -115,6 +120,44 @@ PAIRS: dict[str, Callable[[Case], float]] = {
     "only the last token of each row is predicted": _last_alone,
     "only the first row of a batch counts": _first_row,
     "the last prediction of each row is left out": _not_between_rows,
+}
+
+
+# Which part
+
+
+def _by_chunk(size: int, case: Case) -> tuple[list[Floats], Floats]:
+    """Of rows that are flattened, the nats of each whole chunk, and of what is left."""
+    predicted = _predicted(case)[:, :-1].ravel()
+    nats = case.losses.nats[1][:, :-1].ravel()
+    whole = predicted.size // size * size
+    chunks = [nats[at : at + size][predicted[at : at + size]] for at in range(0, whole, size)]
+    return chunks, nats[whole:][predicted[whole:]]
+
+
+def _whole_chunks(size: int, case: Case) -> float:
+    chunks, left = _by_chunk(size, case)
+    return _mean(np.concatenate(chunks) if chunks else left)
+
+
+def _mean_of_chunks(size: int, case: Case) -> float:
+    chunks, left = _by_chunk(size, case)
+    return _mean(np.array([_mean(chunk) for chunk in (*chunks, left) if chunk.size]))
+
+
+#: Sizes of chunks.
+SIZES = tuple(2**n for n in range(1, 15))
+CHUNKS: dict[str, Callable[[Case], float]] = {
+    **{
+        f"tokens that do not fill a chunk of {size} are left out": partial(_whole_chunks, size)
+        for size in SIZES
+    },
+    **{
+        f"it is the mean over chunks of {size} tokens of each chunk's mean": partial(
+            _mean_of_chunks, size
+        )
+        for size in SIZES
+    },
 }
 
 
