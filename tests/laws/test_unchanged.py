@@ -94,6 +94,7 @@ def test_what_a_port_writes_itself_is_a_finding_about_it(most: float) -> None:
     (state,) = (f for f in report.findings if f.id == "determinism.state")
     assert state.fault == "weights-written"
     assert "its calls write to its weights: " in state.message and "wte" in state.message
+    assert f"rows that are longer than {most:g} are shortened to it" in state.message
     assert "weights-written" in report.explained_by
     why = {f.message for f in report.findings if f.id.startswith("symmetry.")}
     assert any("its own calls write to its weights" in words for words in why), why

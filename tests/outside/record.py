@@ -18,7 +18,7 @@ from outside.gpt2 import GPT2, filled
 
 AREAS = (
     *("embedding", "attention", "block", "weights", "head", "cache", "masks", "state", "logits"),
-    *("porting", "serving"),
+    *("porting", "serving", "engines"),
 )
 
 

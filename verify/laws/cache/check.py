@@ -282,6 +282,9 @@ def _limited(subject: Subject, long: Decoded) -> tuple[str, Named | None]:
     windows = (window(first - i) for i in range(min(first, FEWEST)))
     tried = [*windows, last_clipped(subject.config.n_ctx)]
     found = recognise(subject, [case], tried)
+    if not found.fitting:
+        one_by_one = long.case(subject)
+        found = recognise(subject, [one_by_one], forms(1, subject.config.n_ctx))
     return _explained(found, f"the first {first} tokens are decoded as they should be")
 
 

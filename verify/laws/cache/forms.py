@@ -46,7 +46,7 @@ BLOCKS = 12
 
 
 def forms(n_layer: int, n_ctx: int) -> Iterator[Way]:
-    """All of them, those of all blocks first."""
+    """All of them, those of all blocks first; these alone where one layer is asked for."""
     yield from (*_unfilled(n_ctx), *_zeros(), *_unseen(), *_unbiased(), *_pages(n_ctx), *_rounded())
     yield from (*_layouts(), *_clipped())
     if n_layer > 1:

@@ -59,6 +59,8 @@ _DROPS = ("dropout", "bernoulli")
 _NOISE = ("normal", "randn")
 #: Random states that torch neither seeds nor draws from.
 _FOREIGN = {"NumPy's random state", "Python's random state"}
+#: Lengths of rows that differ by no more than this part are one.
+_ALIKE = 1e-3
 #: A form: what no catalogue lists, and what happens shows.
 WRITES = "weights-written"
 #: Name → sentence that completes "the port …".
@@ -325,13 +327,34 @@ def check_state(subject: Subject) -> list[Finding]:
     if told:
         named = _fault_of_state(changer, calls)
     if subject.written:
-        told.append(f"its calls write to its weights: {listing(subject.written, NAMED)}")
-        named = naming(WRITES) if len(told) == 1 else None
+        words = _written(subject)
+        told.append(f"its calls write to its weights: {words}")
+        named = naming(WRITES, words=words) if len(told) == 1 else None
     if told:
         return [Finding(STATE, Status.FAILED, "; ".join(told), named=named, details=details)]
     loaded = "loading it and its" if subject.loading is not None else "its"
     message = f"{loaded} calls of {', '.join(done)} leave the settings as they were"
     return [Finding(STATE, Status.PASSED, message, details=details)]
+
+
+def _written(subject: Subject) -> str:
+    """What the port's calls have written to, and what they have done there, if that is plain."""
+    words, places = listing(subject.written, NAMED), subject.matching
+    written = [p for p in subject.parameters if p.name in subject.written]
+    if len({p.storage for p in written}) > 1 or places is None:
+        return words
+    read, names = written[0].read, {p.name for p in written}
+    placement = next((p for p in places.placements if p.parameter in names), None)
+    if placement is None or placement.part is not None:
+        return words
+    should = placement.of(subject.weights[placement.tensor])
+    got = placement.layout.to_checkpoint_layout(read())
+    if got.shape != should.shape or got.ndim != 2:
+        return words
+    length_V = np.linalg.norm(got[(got != should).any(axis=-1)], axis=-1)
+    if not length_V.size or np.ptp(length_V) > _ALIKE * length_V.max():
+        return words
+    return f"{words}: rows that are longer than {length_V.max():.3g} are shortened to it (max_norm)"
 
 
 def _fault_of_state(
