@@ -205,7 +205,7 @@ CACHES: dict[str, tuple[Any, str, str]] = {
     "second-page-of-16-is-first": (
         cached(_page_from_the_first(16, 1)),
         "cache-slots",
-        "slots 16 … 31 are read from those of page 0 (pages of 16)",
+        "read from those of page 0",
     ),
     "values-in-4-bits": (
         cached(lambda k, v: (k, _in_4_bits(v))),
