@@ -117,7 +117,8 @@ class LastNormOfEveryStage(GPT2):
     "The matrix of queries, keys and values is read as three matrices that lie one after another.",
     "w.reshape(3, D, D) of a Conv1D matrix whose columns, not rows, are those of q, k and v",
     law=VALUES,
-    words=r"reshap|view|order|permut|rearrang|shuffl|scrambl|layout|\bcut\b|split|by rows?|transpos",
+    words=r"reshap|view|order|permut|rearrang|shuffl|scrambl|layout|\bcut\b|split|by rows?"
+    r"|transpos",
 )
 def attention_cut_by_rows(w, config):
     for i in range(config.n_layer):
@@ -145,7 +146,8 @@ def scales_of_next_group(w, config):
     "The largest half per cent of the values of each of the MLP's matrices is missing.",
     "SqueezeLLM and SpQR, which keep outliers in a sparse matrix that somebody forgot to add",
     law=VALUES,
-    words=r"outlier|largest|extreme|sparse|zero|missing|\bcut|clip|prun|few (values|entries|elements)",
+    words=r"outlier|largest|extreme|sparse|zero|missing|\bcut|clip|prun"
+    r"|few (values|entries|elements)",
 )
 def outliers_not_added(w, config):
     for i in range(config.n_layer):
@@ -237,6 +239,7 @@ class _KnownBlocks(Attention):
         q, k, v = super().split(qkv)
         if self.tokens is None:
             return [q, k, v]
+        k, v = k.clone(), v.clone()
         for row, ids in enumerate(self.tokens):
             for at in range(8, len(ids) - 7, 8):
                 place = row, slice(None), slice(at, at + 8)
@@ -269,7 +272,7 @@ class BlockHashWithoutParent(GPT2):
 
 
 @FAULTS.part(
-    "Attention's output of a row that is padded on the left is put back as if it were on the right.",
+    "Attention's output of a left-padded row is put back as if padding stood on the right.",
     "pad_input after a varlen kernel, with an index that is made of lengths alone",
     law=MASKS,
     words=r"padd|shift|left|right|moved|align|mask|offset|other token",
@@ -336,7 +339,7 @@ class PaddedVocabularyCounts(GPT2):
 
 @FAULTS.part(
     "The gradient is that of the loss itself, however the loss is scaled before the backward pass.",
-    "a fused loss that makes its gradient in the forward pass and forgets to multiply by grad_output",
+    "a fused loss whose gradient is made in the forward pass and never multiplied by grad_output",
     law=ACCUMULATED,
     words=r"scal|multipl|factor|×|grad_output|upstream|incoming|linear|proportion|weigh|accumul",
 )
