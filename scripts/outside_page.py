@@ -34,8 +34,8 @@ from gpt_verify.judging.made_with import made_with
 from gpt_verify.judging.run import environment
 
 RESULT = ROOT / RESULTS / "outside.json"
-#: The last faults that were written, as they were judged for the first time.
-UNSEEN = ROOT / RESULTS / "outside-unseen.json"
+#: Faults as they were judged for the first time, those of each date by themselves.
+UNSEEN = tuple(ROOT / RESULTS / f"outside-unseen{more}.json" for more in ("", "-2"))
 PAGE = ROOT / "docs" / "outside.md"
 TEXT = """# Faults from outside
 
@@ -60,8 +60,7 @@ A name drawn from the catalogue would have had one of the words in {chance:.0%} 
 
 Whatever a fault showed to be missing was mended, as a class, so that the table above says more of
 these faults than of those that nobody has seen yet. The {new} that were written last were judged
-once before anything was mended for them ([`results/{unseen}`](results/{unseen}), code of commit
-`{commit}`):
+once, before anything was mended for them, in two parts:
 
 <!-- figures: {unseen} -->
 
@@ -177,18 +176,18 @@ def by_area(result: Mapping[str, Any]) -> str:
     return table(rows)
 
 
-def first(result: Mapping[str, Any]) -> str:
+def first(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Faults that were judged before anything was mended for them."""
-    faults, made = every(), result["faults"]
-    found = [set(flags(faults[name][1], made[name])) for name in made if name in faults]
+    faults = every()
     counted = ("detected", "placed", "named", "wrong", "also")
-    numbers = [sum(flag in each for each in found) for flag in counted]
-    return table(
-        [
-            ["", "faults", "detected", "placed", "named", "wrongly named", "also"],
-            ["unseen", str(len(found)), *(f"{n} ({100 * n // len(found)}%)" for n in numbers)],
-        ]
-    )
+    rows = [["", "faults", "detected", "placed", "named", "wrongly named", "also"]]
+    for name, result in results.items():
+        made = result["faults"]
+        found = [set(flags(faults[fault][1], made[fault])) for fault in made if fault in faults]
+        numbers = [sum(flag in each for each in found) for flag in counted]
+        of = f"[`{name}`](results/{name}), code of `{result['commit']}`"
+        rows.append([of, str(len(found)), *(f"{n} ({100 * n // len(found)}%)" for n in numbers)])
+    return table(rows)
 
 
 def each(result: Mapping[str, Any]) -> str:
@@ -215,11 +214,10 @@ def page() -> str:
     if mended:
         each_of = "; ".join(f"`{name}`: {fault.mended}" for name, fault in mended)
         words = f"Of {len(mended)}, what was expected was mended afterwards: {each_of}."
-    unseen = json.loads(UNSEEN.read_text(encoding="utf-8"))
+    unseen = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in UNSEEN}
     text = TEXT.format(
-        new=len(unseen["faults"]),
-        unseen=UNSEEN.name,
-        commit=unseen["commit"],
+        new=sum(len(one["faults"]) for one in unseen.values()),
+        unseen=" ".join(unseen),
         first=first(unseen),
         written=len(every()),
         count=len(result["faults"]),
