@@ -139,6 +139,7 @@ class Lesson:
         share: factor of its loss, where gradients of several batches are added up.
         items: how many predictions all these batches have together, where the port's own loss is
             to be divided by that; None for the mean over the batch.
+        plain: the loss is the mean cross entropy of the port's logits, whatever its own code is.
     """
 
     tokens: Tokens
@@ -147,6 +148,7 @@ class Lesson:
     positions: Tokens | None = None
     share: float = 1.0
     items: int | None = None
+    plain: bool = False
 
 
 @dataclass(frozen=True)

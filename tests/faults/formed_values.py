@@ -145,6 +145,34 @@ def _last_block_for_the_last_token(model: Any) -> None:
     wrap(model.h[2], "wire", wire)
 
 
+def _statistics_of_the_first_stream(model: Any) -> None:
+    """Of the second norm of block 1: mean and deviation before attention was added."""
+    block = model.h[1]
+
+    def forward(norm: Any, right: Any, x: Any) -> Any:
+        before = block.stream
+        root = (before.var(-1, keepdim=True, correction=0) + 1e-5).rsqrt()
+        return (x - before.mean(-1, keepdim=True)) * root * norm.weight + norm.bias
+
+    def wire(own: Any, right: Any, x: Any, attend: Any) -> Any:
+        block.stream = x
+        return right(x, attend)
+
+    wrap(block, "wire", wire)
+    wrap(block.ln_2, "forward", forward)
+
+
+def _last_norm_before(layer: int) -> Inject:
+    def inject(model: Any) -> None:
+        wrap(
+            model.h[layer],
+            "wire",
+            lambda own, right, x, attend: right(model.ln_f(x), attend),
+        )
+
+    return inject
+
+
 def _last_block_twice(model: Any) -> None:
     wrap(model.h[2], "wire", lambda own, right, x, attend: right(right(x, attend), attend))
 
@@ -266,6 +294,14 @@ FORMED = {
         "input-elsewhere",
         "at all tokens but the last, reads h.1.resid_post in place of h.2.resid_post, as if block "
         "2 were left out",
+    ),
+    "statistics-before-the-sum": Formed(
+        _statistics_of_the_first_stream,
+        "norm-of-another",
+        "with the mean and deviation of h.0.resid_post",
+    ),
+    "last-norm-between-blocks": Formed(
+        _last_norm_before(2), "norm-added", "reads h.1.resid_post after it has passed ln_f"
     ),
     "pattern-in-4-bits": Formed(
         patterned(lambda p: torch.round(p * 15) / 15), "values-on-a-grid", "in 5 bits"

@@ -31,6 +31,7 @@ from gpt_verify.laws.gradient.hypotheses import NAMES as OF_GRADIENTS
 from gpt_verify.laws.loss.forms import NAMES as OF_LOSSES
 from gpt_verify.laws.padding.forms import NAMES as OF_PADDING
 from gpt_verify.laws.resizing.forms import NAMES as OF_RESIZING
+from gpt_verify.laws.training.check import NAMES as OF_TRAINING
 from gpt_verify.ports.callable import CallablePort
 from gpt_verify.ports.torch.module import TorchModule
 
@@ -69,7 +70,7 @@ def test_no_form_has_the_name_of_a_fault() -> None:
 
 def test_every_form_was_planted() -> None:
     of_laws = {*OF_RESIZING, *OF_CACHES, *OF_GRADIENTS, *OF_LOSSES, *OF_PADDING}
-    of_laws |= {*OF_GENERATION, *OF_STATE}
+    of_laws |= {*OF_GENERATION, *OF_STATE, *OF_TRAINING}
     # Of operations that GPT-2 has not: test_forms_of_families.py.
     of_families = {turned.FORM.name, experts.FORM.name}
     of_families |= {form.name for form in (hidden.VALUES, hidden.GAINS, hidden.SUMS, hidden.SINKS)}

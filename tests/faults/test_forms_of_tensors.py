@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -114,6 +115,86 @@ def interpolated(apart: int) -> Change:
 )
 def test_it_is_named_in_words(tensor: str, change: Change, name: str, words: str) -> None:
     assert named(tensor, change) == (name, words)
+
+
+def scales_of_the_next(size: int, levels: int) -> Change:
+    """On a grid by groups of rows, multiplied by the scales of the group after."""
+
+    def change(x: Any) -> Any:
+        groups = x.reshape(-1, size, x.shape[1])
+        scales = np.abs(groups).max(1, keepdims=True) / levels
+        return (np.rint(groups / scales) * np.roll(scales, -1, 0)).reshape(x.shape)
+
+    return change
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(8, 127), (4, 7), (8, 128)])
+def test_scales_of_another_group(bits: int, levels: int) -> None:
+    name, words = named(FC, scales_of_the_next(8, levels))
+    assert name == "weight-on-a-grid"
+    words_of = f"in {bits} bits, one scale for each 8 rows of a column"
+    assert words == f"{words_of}, and another scale to multiply with: that of the one after it"
+
+
+@given(st.integers(0, 2**31), st.sampled_from((8, 16, 32)), st.sampled_from((0, 1)))
+@settings(max_examples=20, deadline=None)
+def test_factors_by_group(seed: int, size: int, axis: int) -> None:
+    """Of rows of a column, or of columns of a row."""
+    rng = np.random.default_rng(seed)
+
+    def change(x: Any) -> Any:
+        x = x if axis == 0 else x.T
+        groups = x[: len(x) // size * size].reshape(-1, size, x.shape[1])
+        if len(groups) * size < len(x) or len(groups) < 2:
+            return x if axis == 0 else x.T
+        factors = rng.uniform(0.5, 1.5, (len(groups), 1, x.shape[1])).astype(np.float32)
+        made = (groups * factors).reshape(x.shape)
+        return made if axis == 0 else made.T
+
+    rows = CONFIG.n_embd if axis == 0 else 4 * CONFIG.n_embd
+    name, words = named(FC, change)
+    if rows % size or rows == size:
+        assert name == ""
+        return
+    assert name == "weight-scaled"
+    unit = "rows of a column" if axis == 0 else "columns of a row"
+    assert re.search(rf"a number of each group of \d+ {unit}", words), words
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x, t: np.where(np.abs(x) >= t, 0, x), "are zeros"),
+        (lambda x, t: np.clip(x, -t, t), "are cut off"),
+    ],
+    ids=["zeros", "cut off"],
+)
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_the_largest_elements(axis: int | None, change: Any, words: str) -> None:
+    def largest(x: Any) -> Any:
+        return change(x, np.quantile(np.abs(x), 0.9, axis=axis, keepdims=True).astype(np.float32))
+
+    name, note = named(FC, largest)
+    assert name == "weight-outliers"
+    of = {None: "", 0: " of a column", 1: " of a row"}[axis]
+    assert note.startswith(f"the largest elements{of}, ") and note.endswith(words), note
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["in, out", "out, in"])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((3, 24, 24), (1, 0, 2)), ((24, 3, 24), (1, 0, 2)), ((24, 4, 18), (2, 0, 1))],
+)
+def test_memory_read_by_other_axes(
+    shape: tuple[int, int, int], axes: tuple[int, int, int], stored: bool
+) -> None:
+    def change(x: Any) -> Any:
+        x = np.ascontiguousarray(x.T) if stored else x
+        made = x.reshape(shape).transpose(axes).reshape(x.shape)
+        return made.T if stored else made
+
+    name, _ = named(QKV, change)
+    assert name in ("weight-rearranged", "weights-heads-interleaved", "part-equal")
 
 
 @given(st.integers(0, 2**31), st.integers(1, 4), st.floats(1e-3, 1.0))

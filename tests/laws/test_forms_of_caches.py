@@ -103,6 +103,32 @@ def _page_from_the_first(size: int, page: int) -> Any:
     return change
 
 
+def _averaged_tiles(size: int) -> Any:
+    def softmax(attn: Any, right: Any, scores: Any) -> Any:
+        n, length = scores.shape[-2:]
+        if n == length or length <= size:
+            return right(scores)
+        tiles = scores.split(size, -1)
+        each = [tile.softmax(-1) * (tile.amax(-1, keepdim=True) > -1e3) for tile in tiles]
+        return torch.cat(each, -1) / len(tiles)
+
+    return softmax
+
+
+def _written_too_early(attn: Any, right: Any, past: Any, k: Any, v: Any) -> Any:
+    """A token that begins a page of 4 lies in the last slot of the page before."""
+    found = right(past, k, v)
+    if past is None:
+        return found
+    both = [x.clone() for x in found]
+    for x in both:
+        for at in range(4, x.shape[2], 4):
+            if at >= past[0].shape[2]:
+                x[:, :, at - 1] = x[:, :, at]
+                x[:, :, at] = 0
+    return tuple(both)
+
+
 def _values_re_read(attn: Any, right: Any, past: Any, k: Any, v: Any) -> Any:
     """The values of a cache lie as [H, K, S], and are read as [H, S, K]."""
     if past is not None:
@@ -181,6 +207,16 @@ CACHES: dict[str, tuple[Any, str, str]] = {
         _without_bias(0, 1),
         "cache-without-bias",
         "keys and values are cached without their bias",
+    ),
+    "tiles-averaged": (
+        attending("softmax", _averaged_tiles(4)),
+        "cache-tiles",
+        "with a cache, tiles of 4 sources are averaged",
+    ),
+    "token-over-the-one-before": (
+        attending("extend", _written_too_early),
+        "cache-slots",
+        "a token that begins a page of 4 is written over the one before it, and leaves zeros",
     ),
     "values-re-read": (
         attending("extend", _values_re_read),

@@ -77,6 +77,12 @@ LOSSES: dict[str, tuple[Callable[[Any, Any], Any], str, str, str]] = {
         "loss-chunks",
         "it is the mean over chunks of 4 tokens of each chunk's mean",
     ),
+    "logits-of-zero": (
+        lambda logits, labels: F.cross_entropy(*_pairs(F.pad(logits, (0, 27)), labels)),
+        "loss.value",
+        "loss-function",
+        "27 logits of 0 count beside those of the vocabulary",
+    ),
     "constant": (_with_a_constant, "loss.ignored", "loss-added", "0.125 is added to the loss"),
 }
 

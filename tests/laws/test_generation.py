@@ -120,6 +120,78 @@ def test_a_rule_by_which_tokens_are_chosen_is_read_off(rule: Any, words: str) ->
     assert re.search(words, finding.message), finding.message
 
 
+def of_a_part_of_the_vocabulary(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
+    """The number of the likeliest within its half."""
+    logits = right(ids, mask, made)
+    half = (logits.shape[-1] + 1) // 2
+    return torch.nn.functional.one_hot(logits.argmax(-1) % half, logits.shape[-1]).float()
+
+
+def at_the_count(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
+    """The first token is read where it would be if padding stood on the right."""
+    if mask is None or made:
+        return right(ids, mask, made)
+    logits = self(ids, attention_mask=mask)["logits"]
+    return logits[torch.arange(len(ids)), mask.sum(1) - 1]
+
+
+def averaged(attn: Any, right: Any, scores: Any) -> Any:
+    """With a cache, the mean of the softmaxes of tiles of 4."""
+    if scores.shape[-2] > 1 or scores.shape[-1] <= 4:
+        return right(scores)
+    each = [tile.softmax(-1) for tile in scores.split(4, -1)]
+    return torch.cat(each, -1) / len(each)
+
+
+@pytest.mark.parametrize(
+    ("law", "rule", "words"),
+    [
+        (
+            "generation.greedy",
+            of_a_part_of_the_vocabulary,
+            f"is counted from {(CONFIG.n_vocab + 1) // 2} on in that part of the vocabulary",
+        ),
+        (
+            "generation.padded",
+            at_the_count,
+            "the first token of a padded prompt is read at the number of its real tokens",
+        ),
+    ],
+)
+def test_a_place_at_which_tokens_are_read_or_counted(law: str, rule: Any, words: str) -> None:
+    made = plain()
+    wrap(made.module, "next_logits", rule)
+    finding = one(law, made)
+    assert finding.status is Status.FAILED, finding.message
+    assert finding.fault == "generation-choice"
+    assert words in finding.message
+
+
+def by_padded_steps(self: Any, right: Any, ids: Any, mask: Any, made: int) -> Any:
+    """The same of padded rows: the first call has the prompt, each other one a token."""
+    at, cache = ids.shape[1] - made, None
+    for end in range(at, ids.shape[1] + 1):
+        found = self(
+            ids[:, 0 if cache is None else end - 1 : end],
+            attention_mask=None if mask is None else mask[:, :end],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache = found["past_key_values"]
+    return found["logits"][:, -1]
+
+
+def test_what_a_cache_gets_wrong_of_padded_rows_has_no_name_of_generation() -> None:
+    made = plain()
+    for block in made.module.h:
+        wrap(block.attn, "softmax", averaged)
+    wrap(made.module, "next_logits", by_padded_steps)
+    finding = one("generation.padded", made)
+    assert finding.status is Status.FAILED, finding.message
+    assert finding.fault is None
+    assert finding.message.endswith("its steps with a cache say the same: see cache")
+
+
 def test_wrong_logits_give_no_name_to_what_is_generated() -> None:
     made = plain()
     wrap(made.module, "next_logits", by_rank)

@@ -48,6 +48,59 @@ def test_a_fault_is_refuted_and_named(name: str) -> None:
     assert finding.fault == name, finding.message
 
 
+def _pushing(model: Any, right: Any, logits: Any, labels: Any, ignored: bool) -> Any:
+    """The loss, and with it the derivative of what the labels that are ignored, or all, push."""
+    chosen = (labels[:, 1:] == IGNORED) if ignored else torch.ones_like(labels[:, 1:]).bool()
+    pushed = logits[:, :-1][chosen].logsumexp(-1).sum()
+    return right(logits, labels) + 0.1 * (pushed - pushed.detach())
+
+
+@pytest.mark.parametrize(
+    ("ignored", "words"),
+    [
+        (True, "labels that are ignored have no part in its loss, and one in its derivative"),
+        (False, "its loss is right, and its derivative is that of another one"),
+    ],
+)
+def test_the_derivative_of_a_loss_is_that_of_its_value(ignored: bool, words: str) -> None:
+    made = plain(lambda model: wrap(model, "loss", lambda *args: _pushing(*args, ignored=ignored)))
+    assert one("loss.ignored", made).status is Status.PASSED
+    finding = one("training.accumulation", made)
+    assert finding.status is Status.FAILED
+    assert finding.fault == "loss-gradient"
+    assert words in finding.message
+
+
+def test_a_factor_of_a_loss_reaches_its_derivative() -> None:
+    def loss(model: Any, right: Any, logits: Any, labels: Any) -> Any:
+        found = right(logits, labels)
+        if found.requires_grad:
+            found.register_hook(torch.ones_like)
+        return found
+
+    finding = one("training.accumulation", plain(lambda model: wrap(model, "loss", loss)))
+    assert finding.status is Status.FAILED
+    assert finding.fault == "loss-gradient-unscaled"
+
+
+def test_gradients_of_some_tensors_that_overwrite_each_other() -> None:
+    def overwriting(model: Any) -> None:
+        for block in model.h:
+
+            def forward(linear: Any, right: Any, x: Any) -> Any:
+                seen = linear.weight.view_as(linear.weight)
+                if seen.requires_grad:
+                    weight = linear.weight
+                    seen.register_hook(lambda d: d if weight.grad is None else d - weight.grad)
+                return x @ seen + linear.bias
+
+            wrap(block.mlp.c_fc, "forward", forward)
+
+    finding = one("training.accumulation", plain(overwriting))
+    assert finding.status is Status.FAILED
+    assert finding.fault == "training-gradients-zeroed"
+
+
 def test_it_is_refuted_after_its_derivatives_were_taken() -> None:
     """What took those away was once left behind: zeros were then compared with zeros."""
     made = faulty("training-detached")

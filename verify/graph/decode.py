@@ -63,6 +63,7 @@ class HowDecoded(Protocol):
         elsewhere: what they see in the other layers.
         unbiased: of keys (0) and values (1), those that are cached without their bias.
         joined: the cached keys and values, and those of a call, as one.
+        softmax: of scores, -∞ where nothing is seen, [H, n, past + n].
         skipped: whether a block is passed over.
     """
 
@@ -90,6 +91,8 @@ class HowDecoded(Protocol):
     def elsewhere(self) -> Sources: ...
     @property
     def unbiased(self) -> Sequence[int]: ...
+    @property
+    def softmax(self) -> Callable[[Before, Array], Array]: ...
     @property
     def joined(self) -> Callable[[KeysValues, KeysValues], KeysValues]: ...
     @property
@@ -204,7 +207,7 @@ class _Piece:
             seen = self.how.elsewhere(self.before, n)
         x = np.where(seen, call.x, -np.inf)
         if not (empty := self.how.empty(self.before, n)):
-            return ops.softmax(x)
+            return self.how.softmax(self.before, x)
         return ops.softmax(np.concatenate([x, np.zeros_like(x[..., :1]).repeat(empty, -1)], -1))[
             ..., :-empty
         ]

@@ -30,6 +30,7 @@ from gpt_verify.laws.explain import Explained, explain
 from gpt_verify.laws.subject import Subject
 from gpt_verify.numerics.draws import FOR_POSITIONS, draws, perturbations
 from gpt_verify.numerics.weights import Widened
+from gpt_verify.reference import ops
 from gpt_verify.reference.weights import parameter_count
 
 Tokens = NDArray[np.int64]
@@ -62,6 +63,7 @@ class Way:
         elsewhere: what they see in the other layers.
         unbiased: of keys (0) and values (1), those that are cached without their bias.
         joined: the cached keys and values, and those of a call, as one.
+        softmax: of scores, -∞ where nothing is seen.
         skipped: whether a block is passed over.
         fault: the name of this mistake in the catalogue of faults, where it has one.
         quantising: it rounds in steps that are far above the noise, not always to the same side.
@@ -81,6 +83,7 @@ class Way:
     elsewhere: Sources = right_sources
     unbiased: tuple[int, ...] = ()
     joined: Callable[[KeysValues, KeysValues], KeysValues] = joined
+    softmax: Callable[[Before, Floats], Floats] = lambda before, x: ops.softmax(x)
     skipped: Callable[[int], bool] = lambda layer: False
     fault: str = ""
     quantising: bool = False

@@ -7,4 +7,4 @@ said.
 """
 
 VERSION = 6
-SOURCE = "71a2adb8ec7482f7753188a129cacfb5acafb15017c4a12201a19734e9a64f55"
+SOURCE = "b743a3cc72cc3393f5d30bbcd51c046fdd146609b54b2daad9db32bad9062cfa"

@@ -18,7 +18,7 @@ from gpt_verify.diagnosis.forms.form import Array, Evidence, Fitted, Form, liste
 from gpt_verify.graph.call import Call, Override
 from gpt_verify.graph.run import right
 from gpt_verify.reference.weights import QKV, tensor_table
-from gpt_verify.sites import sites
+from gpt_verify.sites import Site, sites
 
 #: Positions on which matrices are tried.
 PROBED = 4
@@ -137,6 +137,40 @@ class _Reading:
 
     def __call__(self, call: Call) -> Array:
         return right(replace(call, values=_Values(call.values, self._name, self._other)))
+
+
+def normed(e: Evidence) -> Iterator[Fitted]:
+    """One of the sites that it reads, after a norm that has no place there: that which leaves
+    least."""
+    width = e.config.n_embd
+    norms = [
+        site
+        for site in sites(e.config).values()
+        if site.operation in ("layer_norm", "rms_norm") and not site.heads
+    ]
+    tried: list[tuple[float, Override, str]] = []
+    for name in dict.fromkeys(e.site.inputs):
+        if name in e.shown and e.shown[name].ndim == 2 and e.shown[name].shape[-1] == width:
+            for norm in norms:
+                after = _AfterNorm(name, norm)
+                words = f"reads {name} after it has passed {norm.name}"
+                tried.append((e.distance(after(e.call)), after, words))
+    if tried:
+        _, act, words = min(tried, key=lambda one: one[0])
+        yield e.alone(act, words)
+
+
+class _AfterNorm:
+    """The operation, one of whose inputs is normed first."""
+
+    def __init__(self, name: str, norm: Site) -> None:
+        self._name, self._norm = name, norm
+
+    def __call__(self, call: Call) -> Array:
+        x = call.values[self._name]
+        made = right(replace(call, site=self._norm, values={self._norm.inputs[0]: x}))
+        values = {name: call.values[name] for name in call.site.inputs}
+        return right(replace(call, values={**values, self._name: made}))
 
 
 def tensors(e: Evidence) -> Iterator[Fitted]:
@@ -289,6 +323,7 @@ def _few(words: Sequence[str]) -> str:
     return ", ".join(words[:MOST]) + more
 
 
+NORMED = Form("norm-added", "norms a value that has no norm there", normed)
 INPUTS = Form("input-elsewhere", "reads something else than it should", inputs)
 TENSORS = Form("tensor-elsewhere", "computes with another tensor", tensors)
 PARTS = Form("part-equal", "has one part, head or bias in the place of another", parts)

@@ -76,6 +76,45 @@ def fits(e: Evidence) -> Iterator[Fitted]:
     yield e.alone(partial(_made, centre, lambda x: by.astype(x.dtype)), words)
 
 
+def of_another(e: Evidence) -> Iterator[Fitted]:
+    """The mean, the deviation or both are those of another site, as of a state before the last sum
+    was added; that which leaves least."""
+    if e.site.operation not in ("layer_norm", "rms_norm") or e.site.heads:
+        return
+    if not np.isfinite(e.got).all() or len(e.got) < FEWEST or e.config.keys.norm.plus_one:
+        return
+    centres = e.site.operation == "layer_norm"
+    tried: list[tuple[float, _Of, str]] = []
+    for name, value in e.shown.items():
+        if name == e.site.inputs[0] or value.shape != e.call.x.shape:
+            continue
+        for mean, by in ((True, True), (True, False), (False, True)):
+            if centres or not mean:
+                act = _Of(name, mean, by, centres)
+                divisor = "deviation" if centres else "root mean square"
+                which = " and ".join(["mean"] * mean + [divisor] * by)
+                tried.append((e.distance(act(e.call)), act, f"with the {which} of {name}"))
+    if tried:
+        _, act, words = min(tried, key=lambda one: one[0])
+        yield e.alone(act, words)
+
+
+class _Of:
+    """A norm with statistics of another site."""
+
+    def __init__(self, name: str, mean: bool, by: bool, centres: bool) -> None:
+        self._name, self._mean, self._by, self._centres = name, mean, by, centres
+
+    def __call__(self, call: Call) -> Array:
+        x, other = call.x, call.values[self._name].astype(call.dtype)
+        centred = x - (other if self._mean else x).mean(axis=-1, keepdims=True)
+        of = other if self._by else x
+        square = _variance(of) if self._centres else _square(of)
+        epsilon = call.dtype(call.config.keys.norm.epsilon)
+        made: Array = call.own(0) * (centred if self._centres else x) / np.sqrt(square + epsilon)
+        return made + call.own(1) if len(call.site.weights) > 1 else made
+
+
 def _lines(x: Array, y: Array) -> tuple[Array, Array]:
     """The straight line y = factor · x + offset of each position, by least squares."""
     mean_x, mean_y = x.mean(axis=-1, keepdims=True), y.mean(axis=-1, keepdims=True)
@@ -123,3 +162,4 @@ def _made(centre: float, divisor: Divisor, call: Call) -> Array:
 
 
 FORM = Form("norm-form", "norms by other statistics", fits)
+OTHER = Form("norm-of-another", "norms by the statistics of another site", of_another)

@@ -36,6 +36,7 @@ from gpt_verify.laws.gradient.hypotheses import NAMES as OF_GRADIENTS
 from gpt_verify.laws.loss.forms import NAMES as OF_LOSSES
 from gpt_verify.laws.padding.forms import NAMES as OF_PADDING
 from gpt_verify.laws.resizing.forms import NAMES as OF_RESIZING
+from gpt_verify.laws.training.check import NAMES as OF_TRAINING
 
 #: Tried in this order at a site that is wrong, where no fault of the catalogue fits.
 OF_SITES: tuple[Form, ...] = (
@@ -61,8 +62,10 @@ OF_SITES: tuple[Form, ...] = (
     activation.FORM,
     gates.FORM,
     norm.FORM,
+    norm.OTHER,
     blocks.FORM,
     instead.INPUTS,
+    instead.NORMED,
     instead.TENSORS,
     instead.PARTS,
     heads.FORM,
@@ -95,4 +98,5 @@ FORMS: dict[str, str] = {
     **OF_PADDING,
     **OF_RESIZING,
     **OF_STATE,
+    **OF_TRAINING,
 }

@@ -8,6 +8,7 @@ and columns than that; steps of a grid. A tensor has far more numbers than any o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ NAMES = {
     "weight-scaled": "multiplies a tensor by rows or by columns, or adds a constant to it",
     "weight-low-rank": "adds a matrix of few ranks to a matrix",
     "weight-bytes": "reads the bytes of each number of a tensor in the other order",
+    "weight-outliers": "has lost the largest elements of a tensor",
     "weight-on-a-grid": "rounds a tensor to steps of a grid",
     "weight-interpolated": "has rows of a tensor between others that are made of these",
 }
@@ -32,7 +34,7 @@ Tried = tuple[str, str, Array]
 #: Ranks at most, and how many times as many rows and columns must differ.
 RANKS, SPREAD = 8, 4
 #: Bits of a grid, and rows that share a scale.
-BITS, GROUPS = range(2, 9), (16, 32, 64, 128)
+BITS, GROUPS = range(2, 9), (8, 16, 32, 64, 128)
 #: Rows from one that is right to the next.
 STRIDES = (2, 3, 4, 8)
 #: Pieces that are named, and columns that a piece has at least, on the average.
@@ -49,7 +51,9 @@ def of_tensor(
     yield from _pieces(name, got, expected, config)
     yield from _rows(got, expected)
     yield from _between(got, expected)
+    yield from _reread(got, expected, config)
     yield from _beside(name, got, expected, config, lookup)
+    yield from _outliers(got, expected)
     yield from _scaled(got, expected)
     if expected.ndim == 2:
         yield from _grid(got, expected)
@@ -127,6 +131,32 @@ def _rows(got: Array, expected: Array) -> Iterator[Tried]:
             yield "weight-rearranged", words, np.moveaxis(should[order], 0, axis)
 
 
+def _reread(got: Array, expected: Array, config: Config) -> Iterator[Tried]:
+    """Memory that was read as if it had other axes, or these in another order."""
+    if expected.ndim != 2:
+        return
+    for stored in (False, True):
+        should = np.ascontiguousarray(expected.T if stored else expected)
+        is_ = got.T if stored else got
+        rows, columns = should.shape
+        for parts in dict.fromkeys((len(QKV), config.n_head, len(QKV) * config.n_head)):
+            shapes = {
+                (parts, rows // parts, columns): rows % parts == 0,
+                (rows, parts, columns // parts): columns % parts == 0,
+                (parts, rows, columns // parts): columns % parts == 0,
+            }
+            for shape in [shape for shape, whole in shapes.items() if whole]:
+                for axes in permutations(range(3)):
+                    made = should.reshape(shape).transpose(axes)
+                    if made.size == is_.size and np.array_equal(made.reshape(is_.shape), is_):
+                        order = ", ".join(str(shape[axis]) for axis in axes)
+                        words = f"memory of {list(should.shape)} read as {list(shape)}"
+                        words += f", its axes in the order [{order}]"
+                        whole = made.reshape(is_.shape)
+                        yield "weight-rearranged", words, whole.T if stored else whole
+                        return
+
+
 def _between(got: Array, expected: Array) -> Iterator[Tried]:
     """Every so many rows are right, and those between lie on straight lines from one to the next:
     a table that was made longer."""
@@ -184,6 +214,21 @@ def _beside(
     yield "part-equal", ", ".join(words[:MOST]) + more, made
 
 
+def _outliers(got: Array, expected: Array) -> Iterator[Tried]:
+    """The largest are zeros, or are cut off: of all, or of each row or column."""
+    changed, size = got != expected, np.abs(expected)
+    if changed.all() or not changed.any():
+        return
+    axes = {"": None, " of a column": 0, " of a row": 1} if expected.ndim == 2 else {"": None}
+    for of, axis in axes.items():
+        least = np.min(np.where(changed, size, np.inf), axis=axis, keepdims=True)
+        share = f"{np.mean(size >= least):.2g} of all"
+        words = f"the largest elements{of}, {share}, are "
+        yield "weight-outliers", f"{words}zeros", np.where(size >= least, 0, expected)
+        top = np.max(np.abs(got), axis=axis, keepdims=True)
+        yield "weight-outliers", f"{words}cut off", np.clip(expected, -top, top)
+
+
 def _scaled(got: Array, expected: Array) -> Iterator[Tried]:
     wide, should = np.asarray(got, np.float64), np.asarray(expected, np.float64)
     by = wide - should
@@ -201,6 +246,24 @@ def _scaled(got: Array, expected: Array) -> Iterator[Tried]:
         else:
             each = f"times a number of each {unit}: {listed(map(said, factor.ravel()), 4)}"
         yield "weight-scaled", each, should * factor
+    for axis, unit, across in ((0, "row", "column"), (1, "column", "row")):
+        for size in GROUPS:
+            if expected.shape[axis] % size == 0 and expected.shape[axis] > size:
+                factor = _of_groups(wide, should, axis, size)
+                words = f"times a number of each group of {size} {unit}s of a {across}"
+                yield "weight-scaled", words, should * factor
+
+
+def _of_groups(got: Array, should: Array, axis: int, size: int) -> Array:
+    """One factor of each group along an axis, by least squares."""
+    rows, columns = should.shape
+    shape = (rows // size, size, columns) if axis == 0 else (rows, columns // size, size)
+    within = 1 if axis == 0 else 2
+    x, y = should.reshape(shape), got.reshape(shape)
+    power = np.sum(x * x, axis=within, keepdims=True)
+    factor = np.sum(x * y, axis=within, keepdims=True) / np.where(power > 0, power, 1.0)
+    made: Array = np.broadcast_to(factor, shape).reshape(rows, columns)
+    return made
 
 
 def _grid(got: Array, expected: Array) -> Iterator[Tried]:
@@ -209,13 +272,13 @@ def _grid(got: Array, expected: Array) -> Iterator[Tried]:
     if distinct == got.size:
         return  # no two elements are alike, so that they lie on no grid
     wide = np.asarray(expected, np.float64)
-    rows, columns = wide.shape
     for bits in BITS:
         for levels in (2 ** (bits - 1) - 1, 2 ** (bits - 1)):
             for axis, unit in ((None, "for all"), (0, "for each column"), (1, "for each row")):
                 top = np.max(np.abs(wide), axis=axis, keepdims=True)
                 words = f"in {bits} bits, one scale {unit}"
                 yield "weight-on-a-grid", words, _stepped(wide, top, levels)
+                yield _other_scales(words, got, wide, top, levels, axis)
         for axis, unit in ((None, "for all"), (0, "for each column"), (1, "for each row")):
             words = f"in {bits} bits, one scale and one zero point {unit}"
             # As it is made: what the ends lose in float32 is more than the rounding of a number.
@@ -229,13 +292,19 @@ def _grid(got: Array, expected: Array) -> Iterator[Tried]:
                     by = f"the zero point {abs(off):.0f} too {'large' if off < 0 else 'small'}"
                     moved: Array = low + (number + off) * step
                     yield "weight-on-a-grid", f"{words}, {by}", moved
-            for size in GROUPS:
-                if rows % size == 0 and rows > size:
-                    groups = wide.reshape(-1, size, columns)
-                    top = np.max(np.abs(groups), axis=1, keepdims=True)
-                    words = f"in {bits} bits, one scale for each {size} rows of a column"
-                    made = _stepped(groups, top, levels).reshape(rows, columns)
-                    yield "weight-on-a-grid", words, made
+        for size, levels in product(GROUPS, (2 ** (bits - 1) - 1, 2 ** (bits - 1))):
+            if len(wide) % size == 0 and len(wide) > size:
+                yield from _in_groups(got, wide, bits, size, levels)
+
+
+def _in_groups(got: Array, wide: Array, bits: int, size: int, levels: int) -> Iterator[Tried]:
+    """One scale for each group of rows of a column, which may be that of another one."""
+    groups = wide.reshape(-1, size, wide.shape[-1])
+    top = np.max(np.abs(groups), axis=1, keepdims=True)
+    words = f"in {bits} bits, one scale for each {size} rows of a column"
+    yield "weight-on-a-grid", words, _stepped(groups, top, levels).reshape(wide.shape)
+    name, words, made = _other_scales(words, got.reshape(groups.shape), groups, top, levels, 1)
+    yield name, words, made.reshape(wide.shape)
 
 
 def _least_and_step(x: Array, axis: int | None, levels: int) -> tuple[Array, Array]:
@@ -248,6 +317,22 @@ def _stepped(x: Array, top: Array, levels: int) -> Array:
     step = np.where(top > 0, top / levels, 1.0)
     made: Array = np.clip(np.rint(x / step), -levels, levels) * step
     return made
+
+
+def _other_scales(
+    words: str, got: Array, x: Array, top: Array, levels: int, axis: int | None
+) -> Tried:
+    """On a grid, and multiplied by other scales than the grid was made with: by least squares."""
+    step = np.where(top > 0, top / levels, 1.0)
+    number: Array = np.clip(np.rint(x / step), -levels, levels)
+    power = np.sum(number * number, axis=axis, keepdims=True)
+    other: Array = np.sum(number * got, axis=axis, keepdims=True) / np.where(power > 0, power, 1.0)
+    whose = ""
+    for places, which in ((-1, "after"), (1, "before")):
+        moved = [np.roll(step, places, at) for at in range(step.ndim) if step.shape[at] > 1]
+        if any(np.allclose(other, one, rtol=1e-3) for one in moved):
+            whose = f": that of the one {which} it"
+    return "weight-on-a-grid", f"{words}, and another scale to multiply with{whose}", number * other
 
 
 def _low_rank(got: Array, expected: Array) -> Iterator[Tried]:

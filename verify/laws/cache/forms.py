@@ -20,6 +20,7 @@ from gpt_verify.laws.cache.positions_used import NAME as POSITIONS
 from gpt_verify.laws.cache.positions_used import SUMMARY as OF_POSITIONS
 from gpt_verify.laws.decoding import Way
 from gpt_verify.numerics.precision import BFLOAT16, FLOAT16
+from gpt_verify.reference import ops
 
 Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
@@ -31,6 +32,7 @@ NAMES = {
     "cache-rounded": "keeps keys and values in another format",
     "cache-without-bias": "caches keys or values without their bias",
     "cache-layout": "reads the memory of its cache in another layout than it has",
+    "cache-tiles": "puts the parts of a softmax over its cache together wrongly",
     "cache-clipped": "clips keys or values to what the cache holds already",
     "cache-rows": "reads the cache of another row",
     POSITIONS: OF_POSITIONS,
@@ -41,6 +43,8 @@ WHICH = (("keys and values", (0, 1)), ("keys", (0,)), ("values", (1,)))
 SLOTS, BACK, EMPTY, MULTIPLES = 4, 4, 9, (4, 8, 16, 32, 64, 128)
 #: Slots of a page, and pages that are tried one by one.
 PAGES, FEW = (4, 8, 16, 32), 4
+#: Sources of a tile.
+TILES = (4, 8, 16, 32, 64, 128, 256)
 #: Blocks that are tried one by one, beside the last.
 BLOCKS = 12
 
@@ -48,7 +52,7 @@ BLOCKS = 12
 def forms(n_layer: int, n_ctx: int) -> Iterator[Way]:
     """All of them, those of all blocks first; these alone where one layer is asked for."""
     yield from (*_unfilled(n_ctx), *_zeros(), *_unseen(), *_unbiased(), *_pages(n_ctx), *_rounded())
-    yield from (*_layouts(), *_clipped())
+    yield from (*_layouts(), *_clipped(), *_tiles(n_ctx))
     if n_layer > 1:
         for layer in dict.fromkeys((*range(min(n_layer, BLOCKS)), n_layer - 1)):
             for way in _in_one_block():
@@ -78,6 +82,68 @@ def _pages(n_ctx: int) -> Iterator[Way]:
         for page in range(1, min(-(-n_ctx // size), FEW)):
             words = f"slots {page * size} … {(page + 1) * size - 1} are read from those of page "
             yield _kept(f"{words}0 (pages of {size})", partial(_read_from, size, page))
+
+    for size in PAGES:
+        for left in ("zeros", "what was there"):
+            words = f"a token that begins a page of {size} is written over the one before it, and "
+            late = partial(_too_late, size, left == "zeros")
+            yield Way(f"{words}leaves {left} in its own slot", joined=late, fault="cache-slots")
+
+
+def _too_late(size: int, zeros: bool, past: KeysValues, own: KeysValues) -> KeysValues:
+    both = [x.copy() for x in joined(past, own)]
+    length = past[0].shape[1]
+    for at in range(size, both[0].shape[1], size):
+        for x in both if at >= length else ():
+            x[:, at - 1] = x[:, at]
+            x[:, at] = 0 if zeros else x[:, at]
+    return both[0], both[1]
+
+
+def _tiles(n_ctx: int) -> Iterator[Way]:
+    """The softmax over a cache is computed tile by tile, and put together otherwise."""
+    how = {
+        "are averaged": _averaged,
+        "are put together without scaling them anew": _not_rescaled,
+    }
+    for size in TILES:
+        if size >= n_ctx:
+            break
+        for words, softmax in how.items():
+            for single in (False, True):
+                where = "in a call of a single token, " if single else "with a cache, "
+                yield Way(
+                    f"{where}tiles of {size} sources {words}",
+                    softmax=partial(_in_tiles, softmax, size, single),
+                    fault="cache-tiles",
+                )
+
+
+def _in_tiles(
+    made: Callable[[list[Array]], list[Array]], size: int, single: bool, before: Before, x: Array
+) -> Array:
+    if not before or (single and x.shape[-2] > 1) or x.shape[-1] <= size:
+        return ops.softmax(x)
+    at = range(size, x.shape[-1], size)
+    found: Array = np.concatenate(made(np.split(x, list(at), axis=-1)), axis=-1)
+    return found
+
+
+def _averaged(tiles: list[Array]) -> list[Array]:
+    """Each by its own sum; one that nothing is seen of has no weights, and counts."""
+    seen = (np.isfinite(tile.max(axis=-1, keepdims=True)) for tile in tiles)
+    each = (
+        np.where(some, ops.softmax(np.where(some, tile, 0.0)), 0.0)
+        for some, tile in zip(seen, tiles, strict=True)
+    )
+    return [tile / len(tiles) for tile in each]
+
+
+def _not_rescaled(tiles: list[Array]) -> list[Array]:
+    """Each by the maximum so far, and the sum by that of all."""
+    tops = np.maximum.accumulate([tile.max(axis=-1, keepdims=True) for tile in tiles])
+    total = sum(np.exp(tile - tops[-1]).sum(axis=-1, keepdims=True) for tile in tiles)
+    return [np.exp(tile - top) / total for tile, top in zip(tiles, tops, strict=True)]
 
 
 def _read_from(size: int, page: int, kept: KeysValues) -> KeysValues:

@@ -12,7 +12,7 @@ from gpt_verify.findings import Named, naming
 from gpt_verify.laws.agreement import logits_of
 from gpt_verify.laws.explain import explain
 from gpt_verify.laws.subject import Subject
-from gpt_verify.port import GENERATE, PADDED, PADDED_AT, STEP, Prompt
+from gpt_verify.port import GENERATE, PADDED, PADDED_AT, STEP, STEP_PADDED, Prompt
 
 #: A form whose words are read off the tokens.
 CHOICE = "generation-choice"
@@ -119,6 +119,8 @@ def _chosen(evidence: Evidence) -> str:
     ranks = {len(likelier) for _, likelier in over}
     if len(ranks) == 1:
         return f"each is number {1 + ranks.pop()} of the likeliest"
+    if words := _numbered(evidence, over) or _first_elsewhere(evidence, over):
+        return words
     prompts = [row for row in evidence.rows for _ in range(evidence.prompt.new)]
     if all(np.isin(left, row).all() for row, (_, left) in zip(prompts, over, strict=True)):
         return "a token that the prompt has is passed over"
@@ -129,6 +131,40 @@ def _chosen(evidence: Evidence) -> str:
         tokens = "token" if len(never) == 1 else "tokens"
         listed = ", ".join(map(str, never))
         return f"{tokens} {listed} {'is' if len(never) == 1 else 'are'} passed over"
+    return ""
+
+
+def _numbered(evidence: Evidence, over: list[tuple[Tokens, Tokens]]) -> str:
+    """The likeliest, whose number is counted from another one: of a part of the vocabulary."""
+    got = evidence.got.ravel()
+    best = [int(np.argmax(evidence.logits(before)[-1])) for before, _ in over]
+    off = {b - int(g) for b, g in zip(best, got, strict=True) if b != g}
+    if len(off) != 1 or (by := off.pop()) <= 0:
+        return ""
+    if any((b >= by) != (b != g) for b, g in zip(best, got, strict=True)):
+        return ""
+    return f"the likeliest, whose number is counted from {by} on in that part of the vocabulary"
+
+
+def _first_elsewhere(evidence: Evidence, over: list[tuple[Tokens, Tokens]]) -> str:
+    """The first of a padded prompt is the likeliest at another position than the last, and those
+    that follow are right."""
+    how, mask = evidence.subject.offers.get(PADDED), evidence.prompt.mask
+    new = evidence.prompt.new
+    if how is None or mask is None or any(len(left) for i, (_, left) in enumerate(over) if i % new):
+        return ""
+    logits_BTV = how(evidence.prompt.tokens, mask)
+    width, count_B = mask.shape[1], mask.sum(axis=1)
+    places = {
+        "the number of its real tokens": count_B - 1,
+        "the first of its real tokens": width - count_B,
+        "the first position": np.zeros_like(count_B),
+        "the one before the last": np.full_like(count_B, width - 2),
+    }
+    for words, at_B in places.items():
+        read_B = np.argmax(logits_BTV[np.arange(len(mask)), at_B], axis=-1)
+        if np.array_equal(read_B, evidence.got[:, 0]):
+            return f"the first token of a padded prompt is read at {words}"
     return ""
 
 
@@ -147,12 +183,19 @@ def _differs_from_itself(evidence: Evidence) -> bool:
 
 def _as_its_steps_say(evidence: Evidence) -> bool:
     """Whether every token is the likeliest by the port's own steps with a cache."""
-    step, prompt = evidence.subject.offers.get(STEP), evidence.prompt
-    if step is None or prompt.mask is not None or prompt.new != evidence.got.shape[1]:
+    prompt, mask = evidence.prompt, evidence.prompt.mask
+    step, padded = evidence.subject.offers.get(STEP), evidence.subject.offers.get(STEP_PADDED)
+    if (step if mask is None else padded) is None or prompt.new != evidence.got.shape[1]:
         return False
     new, cache = prompt.tokens, None
     for expected in evidence.got.T:
-        logits_BNV, cache = step(new, cache)
+        if mask is None:
+            assert step is not None
+            logits_BNV, cache = step(new, cache)
+        else:
+            assert padded is not None
+            logits_BNV, cache = padded(new, cache, mask)
+            mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
         if not np.array_equal(np.argmax(logits_BNV[:, -1], axis=-1), expected):
             return False
         new = expected[:, None]

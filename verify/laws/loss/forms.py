@@ -27,6 +27,8 @@ NAMES = {
 }
 #: Exponents of a focal loss between which it is looked for, and how often the stretch is halved.
 LEAST, LARGEST, HALVINGS = -1.0, 16.0, 60
+#: Logits of zero, at most.
+MOST = 4096
 #: The largest deviation of a number from the short one that it stands for.
 SHORT = 1e-4
 
@@ -60,6 +62,7 @@ def forms(cases: Sequence[Case]) -> Iterator[Found]:
     if len(cases) < 2 or not all(_nats(case).size for case in cases):
         return
     yield from _focal(cases)
+    yield from _more_of_zero(cases)
     for words, each in ADDED.items():
         yield from _added(cases, words, [each(case) for case in cases])
 
@@ -182,6 +185,28 @@ def _focal(cases: Sequence[Case]) -> Iterator[Found]:
         yield Found(
             "loss-function", f"(1 - p)^γ times the loss of each token (focal), γ = {exponent:.6g}"
         )
+
+
+def _more_of_zero(cases: Sequence[Case]) -> Iterator[Found]:
+    """So many logits of 0 beside those of the vocabulary, as of a table that was made longer."""
+    totals = [case.losses.log_total[_predicted(case)] for case in cases]
+    case, total = cases[0], totals[0]
+
+    def made(more: float, of: Floats) -> float:
+        return _mean(np.log1p(more * np.exp(-of)))
+
+    low, high = 0.0, float(MOST)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if made(middle, total) < case.measured - case.expected else (low, middle)
+        )
+    count = round(low)
+    if 0 < count < MOST and _all_fit(
+        cases,
+        [one.expected + made(count, of) for one, of in zip(cases, totals, strict=True)],
+    ):
+        yield Found("loss-function", f"{count} logits of 0 count beside those of the vocabulary")
 
 
 # What is added

@@ -7,7 +7,7 @@ time in the backward pass, over parts of a batch, after it was frozen for a whil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -26,6 +26,7 @@ from gpt_verify.laws.training.learning import (
     padded_batch,
     plain_batch,
 )
+from gpt_verify.numerics.precision import FLOAT32
 from gpt_verify.port import DROPOUT, IGNORED, MODES, PARAMETERS, UNFROZEN, Lesson, TrainingMode
 
 Enter = Callable[[], AbstractContextManager[None]]
@@ -60,6 +61,13 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
     parts = [_rows(whole, slice(0, 1)), _rows(whole, slice(1, None))]
     shares = [replace(part, share=_predictions(part) / total) for part in parts]
     expected, comparison = learn(subject, [whole]), Comparison(subject)
+    if wrong := _of_own_loss(subject, comparison, whole, expected, every / total):
+        words = "its loss is right, and its derivative is that of another one"
+        batch = plain_batch(subject)
+        if not _of_own_loss(subject, comparison, batch, learn(subject, [batch]), 1.0):
+            words = "labels that are ignored have no part in its loss, and one in its derivative"
+        yield _failed(law, wrong, naming(OWN_LOSS, words=words), words)
+        return
     got = learn(subject, shares)
     what = f"{len(parts[0].tokens)} + {len(parts[1].tokens)} rows, added up"
     wrong = comparison.differences(what, got, expected, whole, every / total)
@@ -67,8 +75,7 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
         fault = None
         # Where a loss is wrong as well, or nothing is learnt at all, that is something else.
         if all(d.kind == "gradient" for d in wrong) and any(got.along.values()):
-            last = learn(subject, shares[1:])
-            fault = "training-gradients-zeroed" if last.along == got.along else None
+            fault = _of_parts(subject, parts, shares, got, {t for d in wrong for t in d.tensors})
         yield _failed(law, wrong, naming(fault), _WORDS.get(fault or "", ""))
         return
     try:
@@ -86,8 +93,47 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
     yield _passed(law, f"{what}, and by their shares: as the whole batch", comparison)
 
 
+def _of_parts(
+    subject: Subject,
+    parts: Sequence[Lesson],
+    shares: Sequence[Lesson],
+    got: Learnt,
+    tensors: Set[str],
+) -> str | None:
+    """What was done to the gradients of two parts, where they do not add up."""
+    made = {"training-gradients-zeroed": shares[1:], SHARES: parts}
+    for fault, lessons in made.items():
+        other = learn(subject, lessons)
+        along = {name: other.along[name] for name in tensors}
+        if not Comparison(subject).gradients("", got, replace(other, along=along), 1.0):
+            return fault
+    return None
+
+
+def _of_own_loss(
+    subject: Subject, comparison: Comparison, lesson: Lesson, own: Learnt, times: float
+) -> list[Difference]:
+    """What the port learns by its own loss, and not by the mean cross entropy of its logits, some
+    of whose labels are ignored; nothing where that loss has another value, which its own laws
+    see, or is computed in half precision."""
+    if subject.precision.u > FLOAT32.u:
+        return []
+    plain = learn(subject, [replace(lesson, plain=True)])
+    what = "a batch with ignored labels, by its own loss"
+    wrong = comparison.differences(what, own, plain, lesson, times)
+    return wrong if all(d.kind == "gradient" for d in wrong) else []
+
+
+#: Forms: what no catalogue lists.
+OWN_LOSS, SHARES = "loss-gradient", "loss-gradient-unscaled"
+#: Name → sentence that completes "the port …".
+NAMES = {
+    SHARES: "hands back the derivative of its loss however that is multiplied",
+    OWN_LOSS: "hands back another derivative of its loss than that of its value",
+}
 #: What is said of a fault that one comparison recognises.
 _WORDS = {
+    SHARES: "a factor of the loss does not reach the gradients",
     "training-gradients-zeroed": "the gradients of all parts but the last are lost",
     "training-accumulation-mean-of-means": (
         "num_items_in_batch is ignored: each part's mean counts as much"

@@ -291,7 +291,7 @@ FAULTS = (
     _training(
         "training-gradients-zeroed",
         "training.accumulation",
-        "forgets the gradients of the batches before when it is called",
+        "forgets the gradients of the batches before, where it should add to them",
         _zeroed_on_call,
     ),
     _training(

@@ -133,7 +133,7 @@ class Comparison:
         """
         found = self._logits(what, got.logits_BTV, expected.logits_BTV, lesson)
         found += self._loss(what, got, expected, lesson)
-        return found + self._gradients(what, got, expected, times)
+        return found + self.gradients(what, got, expected, times)
 
     def _logits(
         self, what: str, got_BTV: Floats, expected_BTV: Floats, lesson: Lesson
@@ -172,9 +172,8 @@ class Comparison:
         message = f"loss of {what} = {got.loss:.9g}, should be {expected.loss:.9g} ± {allowed:.2g}"
         return [Difference("loss", message, floors)]
 
-    def _gradients(
-        self, what: str, got: Learnt, expected: Learnt, times: float
-    ) -> list[Difference]:
+    def gradients(self, what: str, got: Learnt, expected: Learnt, times: float) -> list[Difference]:
+        """Of the tensors whose derivatives are expected, those that differ by more than noise."""
         if all(
             got.along[name] == value or (math.isnan(got.along[name]) and math.isnan(value))
             for name, value in expected.along.items()

@@ -103,12 +103,12 @@ class Training:
                 more["position_ids"] = self._tensor(lesson.positions)
         if lesson.items is not None:
             more |= self._items(lesson.items)
-        if "labels" in takes:
+        if "labels" in takes and not lesson.plain:
             output = module(ids, labels=labels, **more)
             loss, logits = member(output, "loss"), logits_of(output)
             if isinstance(loss, torch.Tensor) and isinstance(logits, torch.Tensor):
                 return loss, logits
-        own = self._targets is not None and self._targets.shifts is not None
+        own = self._targets is not None and self._targets.shifts is not None and not lesson.plain
         if own and not more and not (lesson.labels[:, 1:] == IGNORED).any():
             return self._by_targets(ids, labels)
         logits = logits_of(module(ids, **more)) if more else self._port.run(lesson.tokens)
