@@ -41,7 +41,8 @@ LAW = Law(
             check_accumulation,
             "gradients that are added up over two parts of a batch, each by its share of the "
             "predictions, are those of the whole; so is the loss where the port divides by "
-            "`num_items_in_batch`",
+            "`num_items_in_batch`. And the gradients by the port's own loss, some of whose labels "
+            "are ignored, are those of the mean cross entropy of its logits",
             needs=(LEARN, PARAMETERS),
             in_one_call=True,
             takes=every_gradient,
