@@ -116,6 +116,13 @@ class SiteDiagnosis:
             return
         assert expected.budget is not None, "an operation's result has a budget"
         before = _score(site, got, expected.value, expected.budget)
+        narrow = self._predict(site, {}, np.float32)
+        if (
+            narrow is not None
+            and not np.isfinite(self._squares(site)).all()
+            and _score(site, got, narrow, expected.budget) <= LIMIT_FLOORS
+        ):
+            return  # what it reads has left the range of float32: that is another's fault
         candidates = []
         if damage := self._damaged(site):
             score = self._leaves(site, {}, got, expected)
@@ -157,6 +164,12 @@ class SiteDiagnosis:
         )
         if not accepted:
             self._left[site.name] = got, expected, limit
+
+    def _squares(self, site: Site) -> Floats:
+        """In float32, of what an operation reads: those of a norm are added up."""
+        shown = [self._shown[name] for name in site.inputs if name in self._shown]
+        squares = [np.square(x, dtype=np.float32).ravel() for x in shown]
+        return np.concatenate([np.zeros(1, np.float32), *squares])
 
     def _fitted(
         self, evidence: Evidence, forms: Iterable[Form], limit: float

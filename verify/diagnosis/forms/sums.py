@@ -39,9 +39,11 @@ def _parallel(e: Evidence) -> Iterator[Fitted]:
     """Attention is added with the MLP, and not before it: what is shown between the two is the
     stream as it entered the block, which the MLP has read."""
     middle, attention = e.beside("resid_mid"), e.beside("attn.out")
-    if e.site.kind != "resid_post" or e.config.own is not None or middle is None:
+    if e.site.kind != "resid_post" or middle is None or middle not in e.site.inputs:
         return
-    entered = e.at(middle).site.inputs[0]
+    entered, *added = e.at(middle).site.inputs
+    if added != [attention]:
+        return
     if not {middle, attention, entered} <= e.shown.keys():
         return
     if np.array_equal(e.shown[middle], e.shown[entered]):

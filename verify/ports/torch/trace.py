@@ -329,6 +329,7 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
             for role in roles[1:]:
                 if role is not None and role.normalised is not None:
                     if self._begun(role.normalised):
+                        self._complete_unread(role.normalised, tensors[0])
                         self._hand_over(role.normalised, tensors[0])
                     break
         elif name in _MATMULS:
@@ -450,6 +451,12 @@ class SiteTrace(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follo
                 branch = output.rpartition(".")[0]
                 return any(seen.startswith(branch) for seen in (*self._done, *self._held))
         return True
+
+    def _complete_unread(self, site: str, read: torch.Tensor) -> None:
+        """A sum that nothing has read yet is the stream, and not what a norm reads in its place."""
+        for waiting in list(self._pending.values()):
+            if waiting.site == site and address(waiting.tensor) != address(read):
+                self._complete(waiting)
 
     def _rows(self, site: str) -> int:
         """The rows of the matrix that makes a site: the features that are summed over."""
