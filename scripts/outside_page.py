@@ -34,6 +34,9 @@ from gpt_verify.judging.made_with import made_with
 from gpt_verify.judging.run import environment
 
 RESULT = ROOT / RESULTS / "outside.json"
+#: Of what a result was made with, that which makes it another one. What could be read off is kept
+#: with each fault.
+OF_TODAY = ("laws", "numerics")
 #: Faults as they were judged for the first time, those of each date by themselves.
 UNSEEN = tuple(ROOT / RESULTS / f"outside-unseen{more}.json" for more in ("", "-2"))
 PAGE = ROOT / "docs" / "outside.md"
@@ -77,8 +80,9 @@ def stored() -> dict[str, Any]:
     here = environment()
     if RESULT.is_file():
         found: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
-        same = all(found["environment"][key] == here[key] for key in ("versions", "made_with"))
-        if same and found["base"] == base():
+        before = found["environment"]
+        same = all(before["made_with"][key] == here["made_with"][key] for key in OF_TODAY)
+        if same and before["versions"] == here["versions"] and found["base"] == base():
             known = every()
             found["faults"] = {
                 name: made
