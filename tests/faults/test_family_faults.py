@@ -73,10 +73,12 @@ UNSEEN = [
 #: A number of heads that is no power of two, which the small model of BLOOM has not.
 ELSEWHERE = {"alibi-naive"}
 #: Where torch's own norm reads something else than the sum before it; and where what a fault makes
-#: leaves the range of float32 before the last norm.
+#: leaves the range of float32 before the last norm; and where the stream is shown by the second of
+#: its two readers.
 BESIDE = [
     *(("residual-parallel", of) for of in ("opt", "bloom", "gpt_neo")),
     ("norm-2-missing", "gemma"),
+    ("norm-1-missing", "gpt_neox"),
 ]
 ACTING = [(name, of) for name, of in DEALT if CATALOGUE[name].law]
 ACTING += [pair for pair in BESIDE if pair not in ACTING]

@@ -156,8 +156,9 @@ class SiteComparison:
         return judged
 
     def _note_order(self, site: Site) -> None:
-        """A layer that is computed after a later one is in the wrong place."""
-        if site.layer is None:
+        """A layer that is computed after a later one is in the wrong place. The stream that the
+        next one reads may be shown by its second reader, where the first is no norm."""
+        if site.layer is None or (site.is_sum and site.layer == self._layer - 1):
             return
         if site.layer not in self.order:
             self.order.append(site.layer)
