@@ -291,7 +291,7 @@ FAULTS = (
     _training(
         "training-gradients-zeroed",
         "training.accumulation",
-        "forgets the gradients of the batches before, where it should add to them",
+        "forgets the gradients of the batches before in place of accumulating them",
         _zeroed_on_call,
     ),
     _training(
